@@ -1,10 +1,10 @@
-"""Does each of our algorithms train in a checkout of DomainBed or of a fork?
+"""Train each algorithm of this package in a checkout of DomainBed or of a fork.
 
     python benchmarks/checkout_methods.py CHECKOUT
 
-All of them, by the checkout's own lookup and in one process, on random images with the
-embedded CLIP: two steps, a prediction, and the losses of each are printed. Needs what the checkout
-itself imports, and this package installed. Exit status 1 if a loss is not finite.
+The algorithms are found by the checkout's lookup and trained in one process, on random images with
+the embedded CLIP model: two steps and a prediction, whose losses are printed. Install this package
+and the requirements of the checkout. Exits with status 1 if a loss is not finite.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from domainbed_carft.jobs.algorithms import ALGORITHMS
 def main() -> int:
     """Print a line for each algorithm; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkout", type=Path, help="the folder that contains domainbed/")
+    parser.add_argument("checkout", type=Path, help="folder that contains domainbed/")
     checkout = parser.parse_args().checkout.resolve()
     if not (checkout / "domainbed").is_dir():
         parser.error(f"expected a checkout of DomainBed in {checkout}")
@@ -33,17 +33,18 @@ def main() -> int:
     os.chdir(checkout)
     registry = importlib.import_module("domainbed.algorithms")
     if not Path(registry.__file__ or "").is_relative_to(checkout):
-        parser.error(f"{checkout} holds no domainbed; {registry.__file__} was imported")
-    good = True
+        parser.error(f"{checkout} does not contain domainbed; {registry.__file__} was imported")
+
+    all_finite = True
     for name in ALGORITHMS:
-        losses = trained(name, registry)
-        good &= all(map(math.isfinite, losses))
+        losses = train_two_steps(name, registry)
+        all_finite &= all(map(math.isfinite, losses))
         print(f"{name:24} loss " + ", ".join(f"{loss:.4f}" for loss in losses))
-    return 0 if good else 1
+    return 0 if all_finite else 1
 
 
-def trained(name: str, registry: Any) -> list[float]:
-    """The losses of two steps of the algorithm ``name`` on two environments of four images."""
+def train_two_steps(name: str, registry: Any) -> list[float]:
+    """Train an algorithm on two environments of four images, and return its losses."""
     hparams_registry = importlib.import_module("domainbed.hparams_registry")
     hparams = hparams_registry.default_hparams(name, "Debug28") | {"lp_steps": 0}
     torch.manual_seed(0)

@@ -1,16 +1,17 @@
-"""One job on DomainBed's own harness and on ours: splits and accuracies.
+"""Compare the accuracies of jobs on DomainBed's harness and on the included one.
 
     python benchmarks/parity.py --upstream CHECKOUT [--seeds 5] [--algorithms CLIPZeroShot CARFT]
 
-Each job runs twice with the same arguments: from a checkout of facebookresearch/DomainBed, so on
-its harness, and from an empty folder, so on ours. Both need this package and upstream's
-requirements. The data is EmojiStyles' images in PACS's folders; the seed is also the trial seed,
-and `art_painting` (here fluent3d) the test environment.
+Each job runs twice with the same arguments: in a checkout of facebookresearch/DomainBed, where
+Python imports DomainBed's harness, and in an empty folder, where it imports the included one.
+Install this package and upstream's requirements. The data is EmojiStyles' images in PACS's folders.
+The seed is also the trial seed, and `art_painting` (here fluent3d) is the test environment.
 
-- CLIPZeroShot, no augmentation, all 1,716 images: only the splits are random, so every accuracy
-  must be equal to the last digit. If one is not, the status is 1.
-- CARFT on the tiny CLIP: `--steps` steps of 3 x 16, up to 20 images of each class and environment.
-  Each harness draws batches in another order, so the differences have a mean and an interval.
+- CLIPZeroShot, no augmentation, all 1,716 images: only the splits are random, so all accuracies
+  must be equal to the last digit. Otherwise the exit status is 1.
+- CARFT on the tiny CLIP model: `--steps` steps of 3 x 16, up to 20 images per class and
+  environment. The two harnesses draw batches in different order, so the mean difference is printed
+  with its interval.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from domainbed_carft.data import emoji
 from domainbed_carft.results.comparisons import student_interval
 
 FOLDERS = {"art_painting": "fluent3d", "cartoon": "line", "photo": "noto", "sketch": "twemoji"}
-IMAGES = {"CLIPZeroShot": 1000, "CARFT": 20}  # of a class and environment, at most
+MAX_IMAGES = {"CLIPZeroShot": 1000, "CARFT": 20}  # per class and environment
 SPLITS = [f"env{env}_{part}_acc" for part in ("in", "out") for env in range(len(FOLDERS))]
-# `-c` finds domainbed as `-m` does. Upstream starts 8 loader processes for each of 11 loaders.
+# `-c` finds domainbed in the same way as `-m`. By default upstream starts 8 loader processes for
+# each of 11 loaders.
 JOB = """
 import runpy, sys
 from domainbed import datasets
@@ -49,7 +51,7 @@ Figures = dict[str, float]
 
 
 def lay_out(root: Path, n_images: int) -> list[str]:
-    """Link EmojiStyles' images, evenly spaced, as root/PACS; returns the classes."""
+    """Link EmojiStyles' images, evenly spaced, below root/PACS, and return the classes."""
     source = emoji.style_folders()
     classes = sorted(path.name for path in (source / "noto").iterdir())
     for environment, name in itertools.product(FOLDERS, classes):
@@ -63,7 +65,7 @@ def lay_out(root: Path, n_images: int) -> list[str]:
 
 
 def train(job: Path, harness: Path, words: Sequence[str]) -> Figures:
-    """Train a job on one of the harnesses; returns its last accuracies in percent and loss."""
+    """Train a job on one of the harnesses, and return its last accuracies in percent and loss."""
     folder = job.parent / "empty" if harness == HARNESS else harness
     done = subprocess.run(
         [sys.executable, "-c", JOB, str(harness), "--output_dir", str(job), *words],
@@ -83,8 +85,8 @@ def train(job: Path, harness: Path, words: Sequence[str]) -> Figures:
 
 
 def command(data: Path, algorithm: str, steps: int) -> list[str]:
-    """Lay out an algorithm's data; returns its command line but for seeds and output folder."""
-    classes = lay_out(data, IMAGES[algorithm])
+    """Lay out an algorithm's data, and return its command line without seeds and output folder."""
+    classes = lay_out(data, MAX_IMAGES[algorithm])
     steps = steps if algorithm == "CARFT" else 1
     hparams = {"clip_backbone": "tiny", "contexts": "emoji", "class_names": classes}
     hparams |= {"batch_size": 16, "lr": 3e-4, "warmup_steps": min(10, steps - 1)}
@@ -96,7 +98,7 @@ def command(data: Path, algorithm: str, steps: int) -> list[str]:
 
 
 def train_seeds(name: Path, harness: Path, words: list[str], seeds: int) -> list[Figures]:
-    """Train a job of each seed, two at a time."""
+    """Train a job for each seed, two jobs at a time."""
 
     def train_seed(seed: int) -> Figures:
         job = name.with_name(f"{name.name}-{seed}")
@@ -106,25 +108,26 @@ def train_seeds(name: Path, harness: Path, words: list[str], seeds: int) -> list
         return list(pool.map(train_seed, range(seeds)))
 
 
-def conclude(algorithm: str, upstream: Sequence[Figures], ours: Sequence[Figures]) -> bool:
-    """Print the comparison; returns whether all figures are equal."""
-    print(f"\n{algorithm}, {len(ours)} seeds: ours - upstream's, 95% interval by Student's t")
-    for name in ours[0]:
-        first, second = (np.array([each[name] for each in side]) for side in (upstream, ours))
+def compare(algorithm: str, upstream: Sequence[Figures], included: Sequence[Figures]) -> bool:
+    """Print the comparison, and return True if all figures are equal."""
+    print(f"\n{algorithm}, {len(included)} seeds: included - upstream, 95% interval (Student's t)")
+    for name in included[0]:
+        first = np.array([figures[name] for figures in upstream])
+        second = np.array([figures[name] for figures in included])
         low, high = student_interval(list(second - first))
         print(
             f"  {name:28}{first.mean():8.3f}{second.mean():8.3f}"
             f"{(second - first).mean():+8.3f} ({low:+.3f} to {high:+.3f})"
         )
-    return [*ours] == [*upstream]
+    return [*included] == [*upstream]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--upstream", type=Path, required=True, help="a checkout of DomainBed")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--algorithms", nargs="+", choices=IMAGES, default=list(IMAGES))
-    parser.add_argument("--steps", type=int, default=60, help="of CARFT (default: 60)")
+    parser.add_argument("--upstream", type=Path, required=True, help="checkout of DomainBed")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
+    parser.add_argument("--algorithms", nargs="+", choices=MAX_IMAGES, default=list(MAX_IMAGES))
+    parser.add_argument("--steps", type=int, default=60, help="steps of CARFT (default: 60)")
     arguments = parser.parse_args()
     upstream = arguments.upstream.resolve()
     if arguments.seeds < 2 or not (upstream / "domainbed" / "scripts" / "train.py").is_file():
@@ -140,7 +143,7 @@ def main() -> int:
                 train_seeds(work / f"{algorithm}-{harness.name}", harness, words, arguments.seeds)
                 for harness in (upstream, HARNESS)
             ]
-            is_equal[algorithm] = conclude(algorithm, *figures)
+            is_equal[algorithm] = compare(algorithm, *figures)
     return int(not is_equal.get("CLIPZeroShot", True))
 
 

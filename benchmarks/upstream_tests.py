@@ -1,12 +1,12 @@
-"""Do upstream's own tests pass on our harness, unmodified?
+"""Run upstream's unmodified tests on the included harness.
 
     python benchmarks/upstream_tests.py --upstream CHECKOUT
 
-The six test files of facebookresearch/DomainBed that need neither a GPU nor data, with the recorded
-sweep that two of them read, are copied beside a copy of our harness in a temporary folder, and run
-there by unittest, with the plugin switched off and on. DATA_DIR is set to an empty folder: without
-it upstream skips a launch, which reads no data. Needs `pip install parameterized`, which upstream's
-tests import. Exit status 1 if a test fails.
+The six test files of facebookresearch/DomainBed that need neither a GPU nor data, and the recorded
+sweep that two of them read, are copied next to a copy of the harness in a temporary folder, and run
+by unittest, with the plugin switched off and on. DATA_DIR is set to an empty folder; without it
+upstream skips a launch, although the launch reads no data. Install `parameterized`, which
+upstream's tests import. Exits with status 1 if a test fails.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ MODULES = (
 
 
 def main() -> int:
-    """Run them and print a line each; return the exit status."""
+    """Run the test files, print a line for each, and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--upstream", type=Path, required=True, help="a checkout of DomainBed")
+    parser.add_argument("--upstream", type=Path, required=True, help="checkout of DomainBed")
     upstream = parser.parse_args().upstream / "domainbed"
     if not (upstream / "scripts").is_dir():
         parser.error(f"expected a checkout of DomainBed in {upstream.parent}")
-    good = True
+    all_passed = True
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "domainbed"
         shutil.copytree(HARNESS, copy)
@@ -46,17 +46,19 @@ def main() -> int:
             shutil.copytree(upstream / name, copy / name)
         for plugin in ("off", "on"):
             for module in MODULES:
-                ran, skipped, words = run(Path(folder), module, plugin == "off")
-                print(f"plugin {plugin:3}  {module:28} {ran:3} run, {skipped} skipped: {words}")
-                good &= words == "OK"
-    return 0 if good else 1
+                n_run, n_skipped, status = run(Path(folder), module, plugin == "off")
+                print(
+                    f"plugin {plugin:3}  {module:28} {n_run:3} run, {n_skipped} skipped: {status}"
+                )
+                all_passed &= status == "OK"
+    return 0 if all_passed else 1
 
 
 def run(folder: Path, module: str, without_plugin: bool) -> tuple[int, int, str]:
-    """Tests run and skipped, and unittest's verdict."""
+    """Run a test file, and return the numbers of tests run and skipped, and the status."""
     data = folder / "data"
     data.mkdir(exist_ok=True)
-    # Upstream's tests call `python`, which has to be this one.
+    # Upstream's tests call `python`, which must be this interpreter.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     env = {**os.environ, "DATA_DIR": str(data), "PATH": path}
     if without_plugin:
@@ -67,8 +69,8 @@ def run(folder: Path, module: str, without_plugin: bool) -> tuple[int, int, str]
     skipped = re.search(r"skipped=(\d+)", done.stderr)
     if done.returncode or ran is None:
         print(done.stdout[-3000:], done.stderr[-3000:], sep="\n", file=sys.stderr)
-    words = "OK" if done.returncode == 0 and ran else f"failed, status {done.returncode}"
-    return int(ran[1]) if ran else 0, int(skipped[1]) if skipped else 0, words
+    status = "OK" if done.returncode == 0 and ran else f"failed, exit status {done.returncode}"
+    return int(ran[1]) if ran else 0, int(skipped[1]) if skipped else 0, status
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fixtures of the harness's tests."""
+"""Fixtures for the tests of the harness."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "upstream"
 
 @pytest.fixture
 def golden() -> Callable[[str], Any]:
-    """Reads a golden file: JSON as its value, anything else as text."""
+    """Return a function that reads a golden file: JSON as a value, other files as text."""
 
     def read(name: str) -> Any:
         text = (GOLDEN / name).read_text(encoding="utf-8")
@@ -31,13 +31,13 @@ def golden() -> Callable[[str], Any]:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise of three environments and two classes, five images of each."""
+    """Write noise images: three environments, two classes, five images of each."""
     return write_images(tmp_path_factory.mktemp("data") / "noise", 5)
 
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Registers the fake algorithms in this process, and hides what any plugin has added."""
+    """Register the fake algorithms in this process, and hide the algorithms of plugins."""
     for name, value in list(vars(algorithms).items()):
         if hasattr(value, "predict") and value is not algorithms.Algorithm:
             monkeypatch.delattr(algorithms, name)

@@ -1,4 +1,4 @@
-"""Small algorithms for trying out the harness, and what is done with jobs of them."""
+"""Small algorithms for tests of the harness, and helpers for jobs of these algorithms."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from domainbed.scripts import train
 
 
 class Still(algorithms.Algorithm):
-    """Learns nothing and draws no random number, so that its records depend on the data alone.
+    """Learns nothing and draws no random numbers, so its records depend on the data only.
 
-    The golden file train_run.json holds the records that upstream's train makes of it.
+    The golden file train_run.json contains the records of this algorithm from upstream's `train`.
     """
 
     def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
@@ -36,7 +36,7 @@ class Still(algorithms.Algorithm):
 
 
 class LinearSGD(algorithms.Algorithm):
-    """Logistic regression on the raw input, in training with noise on it."""
+    """Logistic regression on the raw input, with added noise in training."""
 
     def __init__(self, input_shape: Any, num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
@@ -67,12 +67,12 @@ ALL = (Still, LinearSGD)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run."""
+    """Read the records of a job."""
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
 def comparable_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run without what differs between any two."""
+    """Read the records of a job without values that differ between any two jobs."""
     comparable = records(folder)
     for record in comparable:
         del record["step_time"], record["evaluation_time"]
@@ -80,17 +80,19 @@ def comparable_records(folder: Path) -> list[dict[str, Any]]:
     return comparable
 
 
-def quick(folder: Path, *flags: str) -> list[str]:
-    """Arguments of a run of four records; `flags` go over them."""
+def quick_arguments(folder: Path, *flags: str) -> list[str]:
+    """Return arguments of `train` for a short job with four records; `flags` override them."""
     command = "--algorithm LinearSGD --dataset Debug28 --workers 0 --steps 7 --checkpoint_freq 2"
     return [*command.split(), "--hparams", '{"batch_size": 4}', "--output_dir", str(folder), *flags]
 
 
-def start(arguments: list[str], begin: Callable[[], object] = int, **variables: str) -> BaseProcess:
-    """A process of `train` that knows LinearSGD, with these variables, and calls `begin` first.
+def start_train(
+    arguments: list[str], begin: Callable[[], object] = int, **variables: str
+) -> BaseProcess:
+    """Start a process of `train` that has LinearSGD and these variables, and calls `begin` first.
 
-    It is a fork of a server that has taken no step: autograd refuses to work in the fork of a
-    process that has computed gradients on a device, as tests before may have.
+    The process is forked from a server that has taken no step: autograd does not work in the fork
+    of a process that has computed gradients on a device, as earlier tests can have done.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", "domainbed.scripts.train", "domainbed_carft.method"])
@@ -107,8 +109,8 @@ def _train(arguments: list[str], begin: Callable[[], object], environment: dict[
     sys.exit(train.main(arguments))
 
 
-def status(process: BaseProcess) -> int | None:
-    """The exit status of a process, once it has ended; None if it had to be killed."""
+def wait_for(process: BaseProcess) -> int | None:
+    """Wait for a process and return its exit status; after 300 s kill it and return None."""
     process.join(timeout=300)
     exit_status = process.exitcode
     process.kill()
@@ -117,7 +119,7 @@ def status(process: BaseProcess) -> int | None:
 
 @contextlib.contextmanager
 def before_step(number: int, action: Callable[[], object]) -> Iterator[None]:
-    """While this lasts, LinearSGD calls an action before its step of this number, from 1."""
+    """Call an action before LinearSGD's step of this number, counted from 1."""
     original = LinearSGD.update
     steps = itertools.count(1)
 
@@ -131,6 +133,6 @@ def before_step(number: int, action: Callable[[], object]) -> Iterator[None]:
         yield
 
 
-def stopped_in_step(number: int) -> contextlib.AbstractContextManager[None]:
-    """While this lasts, LinearSGD's process gets SIGTERM in its step of this number."""
+def stop_in_step(number: int) -> contextlib.AbstractContextManager[None]:
+    """Send SIGTERM to this process in LinearSGD's step of this number."""
     return before_step(number, lambda: os.kill(os.getpid(), signal.SIGTERM))

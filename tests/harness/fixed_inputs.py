@@ -1,8 +1,7 @@
 """Weights and batches that are the same on every machine.
 
-Both the golden files' generator and the tests use them, so that what upstream's networks make of
-them can be compared with what ours make. Numbers come from numpy's RandomState, whose streams are
-frozen.
+The generator of the golden files and the tests use them, to compare the outputs of upstream's
+networks and the included ones. Numbers are drawn by numpy's RandomState, whose streams are frozen.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ CLASSES = 7
 
 @functools.cache
 def normal(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Normally distributed numbers that depend on `name`; the same tensor each time."""
+    """Return normally distributed numbers that depend on `name`; the same tensor each time."""
     state = np.random.RandomState(zlib.crc32(name.encode()))
     return torch.from_numpy(state.standard_normal(shape).astype(np.float32))
 
 
 def set_weights(network: torch.nn.Module) -> None:
-    """Give every parameter and buffer of `network` values that depend on its name."""
+    """Set every parameter and buffer of `network` to values that depend on its name."""
     values = {name: _value(name, old) for name, old in network.state_dict().items()}
     network.load_state_dict(values)
 
 
 def _value(name: str, old: torch.Tensor) -> torch.Tensor:
-    if not old.is_floating_point():  # a count of batches
+    if not old.is_floating_point():  # the number of batches in batch normalisation
         return old
 
     noise = normal(name, tuple(old.shape))
@@ -45,7 +44,7 @@ def _value(name: str, old: torch.Tensor) -> torch.Tensor:
 
 
 def minibatches(shape: tuple[int, ...], step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Two items from each of three domains."""
+    """Return two items from each of three environments."""
     return [
         (normal(f"{step} {domain}", (2, *shape)), torch.tensor([domain, (step + 5) % CLASSES]))
         for domain in range(3)
@@ -53,5 +52,5 @@ def minibatches(shape: tuple[int, ...], step: int) -> list[tuple[torch.Tensor, t
 
 
 def digest_of_names(names: Iterable[str]) -> str:
-    """The MD5 of many names, in their order."""
+    """Return the MD5 of names, in their order."""
     return hashlib.md5("\n".join(names).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Sweeps that never ran: folders of made-up records, the same on every machine.
+"""Sweeps with random records that are the same on every machine.
 
-Both the golden files' generator and the tests write them, so that what upstream computed from
-them can be compared with what we compute.
+The generator of the golden files and the tests write them, to compare the tables of upstream and of
+this package.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def write_sweep(folder: Path, kind: str) -> None:
     """Write a sweep of one of the KINDS under `folder`.
 
     "complete" has every job that leave-one-domain-out needs, in two trials of three choices of
-    hyperparameters; "gaps" lacks a fifth of these jobs, and all of Mixup's on PACS with test
-    environment 2; "single" has the jobs with one test environment only.
+    hyperparameters. "gaps" lacks a fifth of these jobs, and all jobs of Mixup on PACS with test
+    environment 2. "single" has only the jobs with one test environment.
     """
     draw = random.Random(f"synthetic {kind}")
     for job in _jobs(kind):
@@ -63,7 +63,7 @@ def _jobs(kind: str) -> Iterator[dict[str, Any]]:
 
 
 def _record(job: dict[str, Any], step: int, draw: random.Random) -> dict[str, Any]:
-    """Accuracies are fractions of 20, so that ties occur and rules for ties are compared too."""
+    """Return a random record whose accuracies are multiples of 1/20, so that ties occur."""
     record: dict[str, Any] = {
         "args": job,
         "hparams": {"lr": 0.1 ** (1 + job["hparams_seed"])},

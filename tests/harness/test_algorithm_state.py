@@ -1,4 +1,4 @@
-"""An algorithm's state is taken out and put back; carft check does so with every method."""
+"""Capture and restore of an algorithm's state; carft check tests every method."""
 
 import io
 
@@ -12,7 +12,7 @@ from torch.utils import _pytree as trees
 
 
 class Stateful(algorithms.Algorithm):
-    """Keeps its state as algorithms of DomainBed do."""
+    """Has the kinds of state that algorithms of DomainBed have."""
 
     def __init__(self):
         super().__init__((3,), 2, 1, {"lr": 0.1})
@@ -46,8 +46,8 @@ class Stateful(algorithms.Algorithm):
         self.linear.bias.requires_grad_(len(self.queue) < 2)
 
 
-def captured(algorithm, initial_structure=None):
-    """The state, written and read."""
+def save_and_load_state(algorithm, initial_structure=None):
+    """Capture a state, write it to a file, and read it."""
     structure = initial_structure or algorithm_state.structure(algorithm)
     file = io.BytesIO()
     torch.save(algorithm_state.capture(algorithm, structure), file)
@@ -56,7 +56,7 @@ def captured(algorithm, initial_structure=None):
 
 
 def assert_equal(state, expected):
-    """Assert that two states are the same to the bit."""
+    """Assert that two states are bit-identical."""
     leaves, structure = trees.tree_flatten(state)
     expected_leaves, expected_structure = trees.tree_flatten(expected)
     assert structure == expected_structure
@@ -65,39 +65,35 @@ def assert_equal(state, expected):
         assert torch.equal(leaf, expected_leaf) if is_tensor else leaf == expected_leaf
 
 
-def test_a_restored_algorithm_trains_on_to_the_same_weights():
+def test_restored_algorithm_continues_to_the_same_weights():
     first = Stateful()
     initial_structure = algorithm_state.structure(first)
     for _ in range(3):
         first.step()
     second = Stateful()
-    algorithm_state.restore(second, captured(first, initial_structure))
+    algorithm_state.restore(second, save_and_load_state(first, initial_structure))
 
     for algorithm in (first, second):
         torch.manual_seed(7)
         for _ in range(3):
             algorithm.step()
-    assert_equal(captured(first, initial_structure), captured(second, initial_structure))
+    states = [save_and_load_state(algorithm, initial_structure) for algorithm in (first, second)]
+    assert_equal(*states)
     assert (second.number, second.linear.step_count, len(second.queue)) == (9, 6, 6)
     assert second.optimizer.param_groups[0]["params"][0] is second.linear.weight
     (temperature,) = second.temperature_optimizer.param_groups[0]["params"]
     assert temperature is second.temperature
 
 
-def set_attribute(name, value):
-    """Sets an attribute of an algorithm."""
-    return lambda algorithm: setattr(algorithm, name, value)
-
-
 @pytest.mark.parametrize(
     ("change", "description"),
     [
-        (set_attribute("last", iter([1])), r"last \(a list_iterator\)"),
-        (set_attribute("last", [torch.ones(1, requires_grad=True)]), r"last \(a list\)"),
+        (lambda a: setattr(a, "last", iter([1])), r"last \(a list_iterator\)"),
+        (lambda a: setattr(a, "last", [torch.ones(1, requires_grad=True)]), r"last \(a list\)"),
         (lambda a: a.register_buffer("late", torch.ones(2)), r"late \(changed since the start\)"),
     ],
 )
-def test_state_that_cannot_be_restored_is_refused_by_name(change, description):
+def test_capture_with_unrestorable_attribute_names_it(change, description):
     algorithm = Stateful()
     initial_structure = algorithm_state.structure(algorithm)
     change(algorithm)
@@ -105,8 +101,8 @@ def test_state_that_cannot_be_restored_is_refused_by_name(change, description):
         algorithm_state.capture(algorithm, initial_structure)
 
 
-class Answering(algorithms.Algorithm):
-    """Keeps an iterator, which cannot be stored, and answers for it once something was counted."""
+class Iterating(algorithms.Algorithm):
+    """Has an iterator, which cannot be stored, and stores its position by the hook."""
 
     next_number = None
 
@@ -122,17 +118,17 @@ class Answering(algorithms.Algorithm):
 
 
 @pytest.mark.parametrize(("next_number", "expected"), [(None, 0), (5, 5)])
-def test_an_algorithm_answers_for_attributes_that_cannot_be_stored(next_number, expected):
-    answering = Answering()
-    answering.next_number = next_number
-    restored = Answering()
-    algorithm_state.restore(restored, captured(answering))
+def test_training_state_hook_restores_unstorable_attribute(next_number, expected):
+    algorithm = Iterating()
+    algorithm.next_number = next_number
+    restored = Iterating()
+    algorithm_state.restore(restored, save_and_load_state(algorithm))
     assert next(restored.numbers) == expected
 
 
-def test_restored_tensors_return_to_the_device(device):
+def test_restored_tensor_in_a_list_returns_to_its_device(device):
     first = Stateful()
     second = Stateful()
     first.queue = [torch.ones(2, device=device)]
-    algorithm_state.restore(second, captured(first))
+    algorithm_state.restore(second, save_and_load_state(first))
     assert second.queue[0].device == first.queue[0].device

@@ -1,75 +1,51 @@
-"""k-shot training: `shots` images of each class and environment, drawn by the trial seed."""
+"""Few-shot training: `shots` images per class and environment, drawn by the trial seed."""
 
 import json
 
 import numpy as np
-import pytest
 import torch
-from domainbed import hparams_registry
-from domainbed.lib import few_shots, misc, preparation
-from domainbed.lib.process_group import ProcessGroup
+from domainbed.lib import few_shots, misc
 from domainbed.scripts import train
 from torch.utils.data import TensorDataset
 
-from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.splits import split_environments
 
 
 class Noise(list):
-    """Two environments of 40 items of 4 classes; a dataset as the harness has it."""
+    """A dataset of two environments, with 40 items of 4 classes each."""
 
     ENVIRONMENTS = ("first", "second")
     num_classes = 4
 
+    def __init__(self):
+        draw = torch.Generator().manual_seed(0)
+        labels = [torch.randint(4, (40,), generator=draw) for _ in range(2)]
+        super().__init__(TensorDataset(torch.arange(40.0), column) for column in labels)
 
-def noise(seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    labels = [torch.randint(4, (40,), generator=draw) for _ in range(2)]
-    return Noise(TensorDataset(torch.arange(40.0), column) for column in labels)
 
-
-def drawn(dataset, shots, trial_seed=0):
-    """The items trained on in each environment, as positions in it, with their labels."""
+def draw_items(shots, trial_seed=0):
+    """Return (position, label) of the items to train on in each environment."""
+    dataset = Noise()
     environments = split_environments(dataset, [], trial_seed, 0.2, 0.0, misc)
     hparams = {} if shots is None else {"shots": shots}
     splits = few_shots.training_splits(dataset, environments, [0, 1], hparams)
     return [[(int(item), int(label)) for item, label in split] for split in splits]
 
 
-def test_each_class_and_environment_has_so_many_images_of_the_in_split():
-    dataset = noise()
-    everything = drawn(dataset, None)
+def test_shots_are_drawn_per_class_from_the_in_split_by_the_trial_seed():
+    in_splits = draw_items(None)
     for shots in (1, 3):
-        for part, whole in zip(drawn(dataset, shots), everything, strict=True):
-            counts = np.bincount([label for _, label in part], minlength=4)
+        for items, in_split in zip(draw_items(shots), in_splits, strict=True):
+            counts = np.bincount([label for _, label in items], minlength=4)
             assert counts.tolist() == [shots] * 4
-            assert set(part) <= set(whole)
+            assert set(items) <= set(in_split)
+
+    assert draw_items(2) == draw_items(2) != draw_items(2, trial_seed=1)
+    for items, more_items in zip(draw_items(1), draw_items(3), strict=True):
+        assert set(items) < set(more_items)
 
 
-def test_the_trial_seed_draws_and_fewer_shots_are_among_more():
-    dataset = noise()
-    assert drawn(dataset, 2) == drawn(dataset, 2) != drawn(dataset, 2, trial_seed=1)
-    for few, more in zip(drawn(dataset, 1), drawn(dataset, 3), strict=True):
-        assert set(few) < set(more)
-
-
-def test_a_class_with_fewer_images_is_named():
-    with pytest.raises(
-        CarftError, match=r"shots is 39, but 'second' has fewer training images of .*3 \(\d+\)"
-    ):
-        drawn(noise(), 39)
-
-
-def test_a_job_trains_on_the_drawn_images_alone(images):
-    hparams = {**hparams_registry.default_hparams("ERM", "PACS"), "shots": 2}
-    args = train.build_parser().parse_args(["--dataset", str(images)])
-    job = preparation.prepare(args, hparams, memory_limit=0)
-    cpu = torch.device("cpu")
-    batches = job.batches({}, steps=1, checkpoint_freq=1, device=cpu, process_group=ProcessGroup())
-    assert [len(split) for split in batches.in_splits] == [4, 4]  # two sources of two classes
-
-
-def test_too_many_shots_end_the_job_before_it_trains(images, tmp_path, capsys):
+def test_job_with_too_many_shots_ends_before_training(images, tmp_path, capsys):
     hparams = json.dumps({"clip_backbone": "tiny", "contexts": "emoji", "shots": 100})
     arguments = ["--algorithm", "CLIPLinearProbe", "--dataset", str(images), "--steps", "3"]
     arguments += ["--test_envs", "0", "--hparams", hparams, "--output_dir", str(tmp_path / "job")]

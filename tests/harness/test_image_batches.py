@@ -1,23 +1,17 @@
-"""Jobs whose images are made in two stages, and those of upstream's transforms."""
+"""Images made in two stages, compared with upstream's transforms."""
 
 import dataclasses
 import json
 
-import pytest
 import torch
 from domainbed import datasets
 from domainbed.lib import image_batches
-from domainbed.scripts import train
 
-from domainbed_carft.images import stages
 from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
-from . import fakes
 
-
-def test_images_are_normalised_once_for_the_model(images):
-    # Any plugin's: ERM for one size and normalisation, against those of upstream's, undone.
+def test_images_for_a_model_equal_renormalised_upstream_images(images):
     model_input = (32, (0.5, 0.4, 0.3), (0.2, 0.1, 0.3))
     dataset = datasets.get_dataset_class(str(images))(None, [0], {"data_augmentation": True})
     plain = image_batches.choose(dataset, 0).source(dataset[0])
@@ -39,13 +33,3 @@ def test_images_are_normalised_once_for_the_model(images):
         )
     ]
     torch.testing.assert_close(*levels)
-
-
-@pytest.mark.usefixtures("registered")
-def test_a_processor_without_numba_is_told_once_to_install_it(
-    images, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(stages, "has_numba", lambda: False)
-    assert train.main(fakes.quick(tmp_path, "--dataset", str(images), "--steps", "1")) == 0
-    assert capsys.readouterr().out.count("pip install numba") == 1
-    assert fakes.records(tmp_path)[0]["images"] == "fast, jitter by torch"

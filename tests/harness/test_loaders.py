@@ -29,7 +29,7 @@ from . import fakes
 
 
 def numbered(start, size):
-    """A dataset of the numbers from `start` on, each its own label."""
+    """Return a dataset of consecutive numbers, which are also their labels."""
     numbers = torch.arange(start, start + size)
     return TensorDataset(numbers, numbers)
 
@@ -39,7 +39,7 @@ LARGE = numbered(100, 50)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_each_step_has_a_full_batch_of_each_dataset(workers):
+def test_step_has_a_full_batch_of_each_dataset(workers):
     steps = (loader.training_requests(1, [3, 50], [None, None], 16, step) for step in range(5))
     batches = loader.load_batches(
         [SMALL, LARGE], itertools.chain.from_iterable(steps), workers, Images()
@@ -50,43 +50,41 @@ def test_each_step_has_a_full_batch_of_each_dataset(workers):
         assert torch.equal(x_small, y_small)
 
 
-def test_infinite_and_fast_loaders_have_upstreams_interface(capsys):
+def test_infinite_and_fast_loaders_have_upstreams_interface():
     endless = InfiniteDataLoader(SMALL, None, 2, 0)
-    for _ in range(2):  # zipped with others, and asked again
+    loader_of_one_pass = FastDataLoader(LARGE, 16, 0)
+    for _ in range(2):
         ((x, y),) = (batch for batch, _ in zip(endless, range(1), strict=False))
         assert len(x) == 2 and torch.equal(x, y)
-    once = FastDataLoader(LARGE, 16, 0)
-    for _ in range(2):
-        assert [len(x) for x, _ in once] == [16, 16, 16, 2] and len(once) == 4
-    misc.print_separator()
-    assert capsys.readouterr().out == "=" * 80 + "\n"
+        assert [len(x) for x, _ in loader_of_one_pass] == [16, 16, 16, 2]
+        assert len(loader_of_one_pass) == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_signal_never_kills_a_loader_process(monkeypatch, number):
-    # SLURM signals all processes of a job, also before a loader has installed its handlers.
+def test_loader_process_survives_stop_signals(monkeypatch, number):
+    # SLURM signals all processes of a job, even before a loader process has installed its handlers.
     init_worker = stopping.init_worker
 
-    def signalled(worker_id: int) -> None:
+    def init_between_signals(worker_id: int) -> None:
         os.kill(os.getpid(), number)
         init_worker(worker_id)
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(stopping, "init_worker", signalled)
+    monkeypatch.setattr(stopping, "init_worker", init_between_signals)
     assert [len(x) for x, _ in FastDataLoader(numbered(0, 5), 2, 2)] == [2, 2, 1]
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(stopping.SIGNALS)
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_loader_processes_end_if_their_parent_was_killed_at_the_start(workers):
-    # Loader processes inherit the job's lock, so the job could not be resumed while they run.
+def test_loader_processes_end_if_their_parent_is_killed_during_the_start(workers):
+    # Loader processes inherit the job's lock, so the job cannot be resumed while they run.
     init_worker = stopping.init_worker
     reading, writing = os.pipe()
     trainer = os.fork()
     if trainer == 0:
         os.close(reading)
 
-        def late(worker_id: int) -> None:
+        def init_after_kill(worker_id: int) -> None:
             if worker_id == workers - 1:
                 os.kill(parent, signal.SIGKILL)
             while os.getppid() == parent:
@@ -94,7 +92,7 @@ def test_loader_processes_end_if_their_parent_was_killed_at_the_start(workers):
             init_worker(worker_id)
 
         parent = os.getpid()
-        stopping.init_worker = late
+        stopping.init_worker = init_after_kill
         list(FastDataLoader(numbered(0, 5), 2, workers))
         os._exit(0)
     os.close(writing)
@@ -106,7 +104,7 @@ def test_loader_processes_end_if_their_parent_was_killed_at_the_start(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_reads_every_item_once_in_batches_of_one_dataset(workers):
+def test_evaluation_reads_each_item_once_in_batches_of_one_dataset(workers):
     data = [SMALL, LARGE, numbered(200, 8)]
     requests = loader.evaluation_requests([3, 50, 8], 4, ())
     items = [x.tolist() for x, _ in loader.load_batches(data, requests, workers, Images())]
@@ -116,8 +114,9 @@ def test_evaluation_reads_every_item_once_in_batches_of_one_dataset(workers):
     assert items[14:] == [[200, 201, 202, 203], [204, 205, 206, 207]]
 
 
-# Where /dev/shm has 64 MiB, as a container's, and where it is read-only: batches of three domains,
-# 32 images of 224 px each, by each path; those of its loaders' processes equal its own.
+# With a /dev/shm of 64 MiB, as in a container, compares batches of this process and of loader
+# processes, for three environments, 32 images of 224 px and both ways to read images. Then mounts
+# /dev/shm read-only.
 WITH_LITTLE_SHARED_MEMORY = """
 import ctypes, subprocess, sys, torch
 from domainbed import datasets
@@ -126,7 +125,7 @@ from domainbed.lib import fast_data_loader as loader, image_batches
 def mount(options):
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", "/dev/shm"], check=True)
 
-assert ctypes.CDLL(None).unshare(0x20000) == 0  # CLONE_NEWNS: mounts of its own
+assert ctypes.CDLL(None).unshare(0x20000) == 0  # CLONE_NEWNS: private mounts
 subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 mount("size=64m")
 
@@ -143,9 +142,9 @@ ways = {"fast": image_batches.choose(dataset, 0), "pillow": image_batches.Images
 for path, images in ways.items():
     count = 0
     for pair in zip(batches(images, 0), batches(images, 2), strict=True):
-        ours, theirs = (batch.finish() if hasattr(batch, "finish") else batch for batch in pair)
-        assert ours[0].shape == (32, 3, 224, 224), ours[0].shape
-        assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
+        expected, batch = (x.finish() if hasattr(x, "finish") else x for x in pair)
+        assert batch[0].shape == (32, 3, 224, 224), batch[0].shape
+        assert all(torch.equal(*tensors) for tensors in zip(batch, expected))
         count += 1
     print(path, count, "batches")
 
@@ -158,7 +157,7 @@ except ValueError as error:
 
 
 @pytest.mark.slow
-def test_batches_need_no_large_shared_memory_and_read_only_one_is_named(images, tmp_path):
+def test_loaders_work_with_little_shared_memory_and_report_read_only_one(images, tmp_path):
     mounting = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/dev/shm"]
     attempt = subprocess.run(mounting, capture_output=True, text=True)
     if attempt.returncode:
@@ -168,75 +167,69 @@ def test_batches_need_no_large_shared_memory_and_read_only_one_is_named(images, 
     assert done.returncode == 0, done.stderr
     fast, pillow, read_only = done.stdout.splitlines()
     assert (fast, pillow) == ("fast 6 batches", "pillow 6 batches")
-    assert (
-        "; /dev/shm is read-only. Mount it writable, or load without processes: --wo" in read_only
-    )
+    assert "/dev/shm is read-only. Mount it writable" in read_only
 
 
-def test_a_batch_that_cannot_be_shared_is_reported_in_one_line(monkeypatch):
+def test_batch_that_cannot_be_shared_raises_passing_error(monkeypatch):
     def fail(*_):
         raise OSError(38, "Function not implemented")
 
     full = types.SimpleNamespace(f_bavail=0, f_blocks=1 << 20, f_frsize=64, f_flag=0)
     monkeypatch.setattr(os, "memfd_create", fail)
     monkeypatch.setattr(os, "statvfs", lambda path: full)
-    message = "no space for 400 bytes.*/dev/shm has 64 MiB, of which 0 are free.*--workers 0"
+    message = "no space for 400 bytes.*/dev/shm has 0 of 64 MiB free.*--workers 0"
     with pytest.raises(PassingError, match=message):
         list(FastDataLoader(numbered(0, 50), 50, 1))
 
 
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(
-    # After so many items: in a step, in an evaluation.
+    # The loader hangs after this many items: in a step, in an evaluation.
     ("number", "hang_after"),
     [(signal.SIGTERM, 4), (signal.SIGINT, 20)],
 )
-def test_a_signal_ends_a_job_that_waits_for_its_loaders(tmp_path, monkeypatch, number, hang_after):
+def test_signal_ends_job_that_waits_for_its_loaders(tmp_path, monkeypatch, number, hang_after):
     context = multiprocessing.get_context("fork")
     hanging, released = context.Event(), context.Event()
     n_items = context.Value("i", 0)
 
-    class Hanging(torch.utils.data.Dataset):
-        def __init__(self, environment):
-            self.environment = environment
-
-        def __len__(self):
-            return len(self.environment)
-
+    class Hanging(TensorDataset):
         def __getitem__(self, index):
             with n_items.get_lock():
                 n_items.value += 1
             if n_items.value > hang_after:
                 hanging.set()
                 released.wait()
-            return self.environment[index]
+            return super().__getitem__(index)
 
     def signal_and_release_later():
         assert hanging.wait(60)
-        time.sleep(1)  # until the job has handed out its next indices, and does nothing but wait
+        time.sleep(1)  # until the job has sent its next requests and only waits
         os.kill(os.getpid(), number)
         time.sleep(60)
         released.set()
 
     with monkeypatch.context() as patch:
-        patch.setattr(datasets.Debug28, "__iter__", lambda self: map(Hanging, self.datasets))
+        patch.setattr(
+            datasets.Debug28,
+            "__iter__",
+            lambda self: (Hanging(*environment.tensors) for environment in self.datasets),
+        )
         threading.Thread(target=signal_and_release_later, daemon=True).start()
-        assert train.main(fakes.quick(tmp_path, "--workers", "2")) == 75
+        assert train.main(fakes.quick_arguments(tmp_path, "--workers", "2")) == 75
     assert not released.is_set()
     assert f"stopped by {signal.Signals(number).name}" in (tmp_path / "err.txt").read_text()
     assert not multiprocessing.active_children()
 
-    assert train.main(fakes.quick(tmp_path)) == 0
-    assert train.main(fakes.quick(tmp_path / "undisturbed")) == 0
+    assert train.main(fakes.quick_arguments(tmp_path)) == 0
+    assert train.main(fakes.quick_arguments(tmp_path / "undisturbed")) == 0
     undisturbed = fakes.comparable_records(tmp_path / "undisturbed")
     assert fakes.comparable_records(tmp_path) == undisturbed
 
 
 @pytest.mark.parametrize("sampling", ["with-replacement", "passes"])
-def test_batches_from_a_later_step_on_are_those_of_the_whole_job(sampling):
-    # With passes, step 2 begins within a pass, after 6 of 8 items.
-
-    def batches(first):
+def test_batches_from_a_later_step_equal_those_of_the_complete_job(sampling):
+    def load_steps(first):
         torch.manual_seed(0)
         hparams = {"batch_size": 3, "class_balanced": False, "sampling": sampling}
         data = misc.SplitDataset(numbered(0, 8), range(8))
@@ -244,7 +237,7 @@ def test_batches_from_a_later_step_on_are_those_of_the_whole_job(sampling):
         loaded.begin(first, False, False, 0, Images())
         return [loaded.step_batches()[0][0].tolist() for _ in range(first, 6)]
 
-    whole = batches(0)
-    assert batches(2) == whole[2:]
-    items = list(itertools.chain(*whole))
+    batches = load_steps(0)
+    assert load_steps(2) == batches[2:]  # with passes, step 2 begins after 6 of 8 items of a pass
+    items = list(itertools.chain(*batches))
     assert (sorted(items[:8]) == [*range(8)]) == (sampling == "passes")

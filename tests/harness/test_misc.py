@@ -1,8 +1,7 @@
-"""Seeds, splits, weights, accuracy, printing."""
+"""Seeds, splits, weights and accuracy."""
 
 import hashlib
 import json
-import sys
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torchvision.datasets import ImageFolder
 from domainbed_carft.jobs import splits
 
 
-def test_seed_hash_equals_upstreams(golden):
+def test_seed_hash_equals_upstream(golden):
     for case in golden("seed_hashes.json"):
         assert misc.seed_hash(*case["args"]) == case["hash"]
 
@@ -22,14 +21,14 @@ MAX_LISTED = 50  # numbers
 
 
 def numbers(split):
-    """The numbers in a split, or if they are many their MD5, as in the golden file."""
+    """Return the numbers in a split, or the MD5 of a long list, as in the golden file."""
     values = [split[i][0] for i in range(len(split))]
     if len(values) <= MAX_LISTED:
         return values
     return hashlib.md5(json.dumps(values).encode()).hexdigest()
 
 
-def test_splits_equal_upstreams(golden):
+def test_splits_equal_upstream(golden):
     for case in golden("splits.json"):
         data = [[(number, 0) for number in range(size)] for size in case["sizes"]]
         environments = splits.split_environments(
@@ -47,36 +46,33 @@ def test_splits_equal_upstreams(golden):
         assert [numbers(split) for split in uda_splits if len(split)] == case["uda"]
 
 
-def test_labels_are_read_without_opening_images(tmp_path):
+def test_item_labels_are_read_without_opening_images(tmp_path):
     for name, count in (("cat", 1), ("dog", 3)):
         (tmp_path / name).mkdir()
         for i in range(count):
             (tmp_path / name / f"{i}.png").touch()
 
     folder = ImageFolder(str(tmp_path))
-    labels = [0, 1, 1, 1]
     with pytest.raises(Image.UnidentifiedImageError):
         folder[0]
-    assert misc.labels_of(folder) == labels
+    assert misc.item_labels(folder) == [0, 1, 1, 1]
 
-    first, second = misc.split_dataset(folder, 2, seed=1)
-    assert misc.labels_of(first) == [labels[i] for i in first.keys]
-    inner, _ = misc.split_dataset(second, 1, seed=1)
-    assert misc.labels_of(inner) == [labels[second.keys[inner.keys[0]]]]
+    inner = misc.SplitDataset(misc.SplitDataset(folder, [3, 0]), [1])
+    assert misc.item_labels(inner) == [0]
 
     weights = misc.make_weights_for_balanced_classes(misc.SplitDataset(folder, [3, 0, 1]))
     assert weights.tolist() == [0.25, 0.5, 0.25]
 
 
 class Echo(torch.nn.Module):
-    """Predicts its input, and demands to be in evaluation."""
+    """Predicts its input, and asserts evaluation mode."""
 
     def predict(self, x):
         assert not self.training and not torch.is_grad_enabled()
         return x
 
 
-def test_accuracy_counts_over_batches_of_different_size():
+def test_accuracy_is_averaged_over_items_not_batches():
     logits = torch.eye(3)
     batches = [(logits, torch.tensor([0, 1, 0])), (logits[:1], torch.tensor([0]))]
     network = Echo()
@@ -84,15 +80,3 @@ def test_accuracy_counts_over_batches_of_different_size():
     assert misc.accuracy(network, batches, None, "cpu") == 0.75
     assert misc.accuracy(network, batches, torch.tensor([0.5, 0.25, 0.125, 0.125]), "cpu") == 0.875
     assert network.training
-
-
-def test_stdout_and_stderr_go_to_the_screen_and_to_files(tmp_path, capsys):
-    (tmp_path / "out.txt").write_text("before\n")
-    with misc.tee_output(str(tmp_path)):
-        print("spoken")
-        print("complained", file=sys.stderr)
-        assert (tmp_path / "err.txt").read_text() == "complained\n"
-    print("afterwards")
-
-    assert (tmp_path / "out.txt").read_text() == "before\nspoken\n"
-    assert capsys.readouterr() == ("spoken\nafterwards\n", "complained\n")

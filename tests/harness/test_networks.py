@@ -1,4 +1,4 @@
-"""Networks and ERM, against what upstream's compute."""
+"""Networks and ERM, compared with upstream's outputs."""
 
 import functools
 import os
@@ -19,26 +19,26 @@ LARGE = (3, 224, 224)
 
 @functools.cache
 def random_weights(small: bool):
-    """The state of a ResNet-18 (small) or ResNet-50 with random weights."""
+    """Return the state dict of a ResNet-18 (small) or ResNet-50 with random weights."""
     with torch.random.fork_rng():
         return (models.resnet18 if small else models.resnet50)().state_dict()
 
 
 @pytest.fixture
 def requested_urls(monkeypatch):
-    """The URLs of the pretrained weights that a network loads; it gets random ones instead."""
+    """Collect the URLs of pretrained weights, and load random weights instead."""
     urls = []
 
-    def stand_in(url):
+    def fake_pretrained(url):
         urls.append(url)
         return random_weights(small=url == networks.RESNET18)
 
-    monkeypatch.setattr(networks, "pretrained", stand_in)
+    monkeypatch.setattr(networks, "pretrained", fake_pretrained)
     return urls
 
 
 def build(golden, name, **changed_hparams):
-    """Our ERM, built as golden_from_upstream.py builds upstream's, and its golden values."""
+    """Build ERM as golden_from_upstream.py does, and return it with its golden values."""
     expected = golden("networks.json")[name]
     shape = tuple(expected["input_shape"])
     defaults = hparams_registry.default_hparams("ERM", "Debug28" if 28 in shape else "PACS")
@@ -48,7 +48,7 @@ def build(golden, name, **changed_hparams):
     return algorithms.ERM(shape, fixed_inputs.CLASSES, 3, hparams), expected
 
 
-# And the pretrained weights of each: V1 of torchvision's ResNet-50, since V2 is 11ad3fa6.
+# Name -> files of pretrained weights. V1 of torchvision's ResNet-50 is 0676ba61, V2 is 11ad3fa6.
 NETWORKS = {
     "mnist, 1 channel": [],
     "mnist, 2 channels, nonlinear": [],
@@ -61,7 +61,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_each_network_has_upstreams_parameters_and_outputs(golden, requested_urls, capsys, name):
+def test_network_has_upstreams_parameters_and_outputs(golden, requested_urls, capsys, name):
     algorithm, expected = build(golden, name)
     next_random_number = torch.rand(1).item()
     assert [os.path.basename(url) for url in requested_urls] == NETWORKS[name]
@@ -70,7 +70,7 @@ def test_each_network_has_upstreams_parameters_and_outputs(golden, requested_url
     state = algorithm.state_dict()
     assert fixed_inputs.digest_of_names(state) == expected["all_names"]
     shapes = {key: "x".join(map(str, value.shape)) for key, value in state.items()}
-    # `network` is featurizer and classifier once more.
+    # `network` contains featurizer and classifier again.
     distinct = {key: shape for key, shape in shapes.items() if not key.startswith("network.")}
     assert distinct == expected["shapes"]
     assert algorithm.featurizer.n_outputs == expected["n_outputs"]
@@ -89,7 +89,7 @@ def test_each_network_has_upstreams_parameters_and_outputs(golden, requested_url
 
 @pytest.mark.parametrize("name", ["mnist, 1 channel", "mnist, 2 channels, nonlinear", "resnet18"])
 @pytest.mark.usefixtures("requested_urls")
-def test_erm_steps_equal_upstreams(golden, name):
+def test_erm_steps_equal_upstream(golden, name):
     expected = golden("erm_steps.json")[name]
     algorithm, network = build(golden, name, **expected["hparams"])
     fixed_inputs.set_weights(algorithm.network)
@@ -120,21 +120,21 @@ def test_freeze_bn_keeps_batch_norm_statistics(is_frozen):
     assert network.training and network.dropout.training
 
 
-def test_a_failed_download_of_weights_names_the_file(tmp_path, monkeypatch, capsys):
-    (tmp_path / "hub").touch()  # no folder can be made there, with or without a network
+def test_failed_download_of_weights_names_the_file(tmp_path, monkeypatch, capsys):
+    (tmp_path / "hub").touch()  # so that its folder cannot be created, with or without a network
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     arguments = ["--dataset", "Debug224", "--workers", "0", "--output_dir", str(tmp_path / "run")]
 
-    assert train.main(arguments) == 1  # a launcher tries again
+    assert train.main(arguments) == 1  # with this status a launcher retries
 
     err = capsys.readouterr().err
     path = f"{tmp_path}/hub/checkpoints/resnet50_ram-a26f946b.pth"
     assert f"the pretrained weights {path} are missing, and downloading them failed (" in err
-    assert f"Put {networks.RESNET50_AUGMIX} there; TORCH_HOME sets" in err
+    assert f"Put {networks.RESNET50_AUGMIX} there, or set TORCH_HOME" in err
     assert "Traceback" not in err
 
 
-def test_a_weights_file_loads_and_is_refused_for_another_network(tmp_path, monkeypatch):
+def test_pretrained_weights_of_another_network_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     path.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A user's own folder domain/class/image, from the command line to the table."""
+"""A user's own folder environment/class/image, from the command line to the table."""
 
 import json
 import re
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from data_trees import even, grow, jpeg
-from domainbed import datasets
 from domainbed.scripts import collect_results, sweep, train
 
 from . import fakes
@@ -18,41 +17,25 @@ HPARAMS = json.dumps({"batch_size": 2})
 
 @pytest.fixture
 def pets(tmp_path):
+    """Write a folder of two environments with two classes."""
     return grow(tmp_path / "own pets", even(["cat's", "dog"], ["city", "my village"], 5), jpeg())
 
 
 def run(output: Path, dataset: str, *flags: str) -> list[dict]:
-    """The records of two steps of Still on the dataset."""
+    """Train Still for two steps on the dataset, and return the records."""
     arguments = ["--algorithm", "Still", "--dataset", dataset, "--output_dir", str(output)]
     fixed = ["--steps", "2", "--checkpoint_freq", "1", "--workers", "0", "--hparams", HPARAMS]
     assert train.main([*arguments, *fixed, *flags]) == 0
     return fakes.records(output)
 
 
-def test_a_folder_can_be_given_as_the_dataset(pets, tmp_path):
-    dataset_class = datasets.get_dataset_class(str(pets))
-    assert dataset_class.ENVIRONMENTS == ["city", "my village"]
-    assert issubclass(dataset_class, datasets.MultipleEnvironmentImageFolder)
-
-    record = run(tmp_path / "job", str(pets), "--test_envs", "1")[-1]
-    assert record["environments"] == ["city", "my village"]
-    assert {"env0_in_acc", "env1_out_acc"} <= record.keys() and "env2_in_acc" not in record
-
-
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_an_image_that_cannot_be_read_is_named(pets, tmp_path, capsys, workers):
+def test_damaged_image_ends_the_job_with_its_path(pets, tmp_path, capsys, workers):
     damaged = pets / "my village" / "dog" / "3.jpg"
     content = damaged.read_bytes()
-    damaged.write_text("no image")
-    arguments = [
-        "--algorithm",
-        "Still",
-        "--dataset",
-        str(pets),
-        "--output_dir",
-        str(tmp_path / "j"),
-    ]
-    arguments += ["--steps", "2", "--workers", workers, "--hparams", HPARAMS]
+    damaged.write_text("not an image")
+    arguments = ["--algorithm", "Still", "--dataset", str(pets), "--steps", "2"]
+    arguments += ["--workers", workers, "--hparams", HPARAMS, "--output_dir", str(tmp_path / "job")]
 
     assert train.main(arguments) == 1
     (message,) = capsys.readouterr().err.splitlines()
@@ -71,9 +54,7 @@ def test_an_image_that_cannot_be_read_is_named(pets, tmp_path, capsys, workers):
         (lambda root: (root / "empty").mkdir(), r"empty has no sub-folders; expected a folder"),
     ],
 )
-def test_an_invalid_folder_tree_is_refused_before_anything_is_written(
-    pets, tmp_path, capsys, change_tree, message
-):
+def test_invalid_folder_tree_is_refused_before_launch(pets, tmp_path, capsys, change_tree, message):
     change_tree(pets)
     output = tmp_path / "sweep"
     arguments = ["launch", "--algorithms", "Still", "--datasets", str(pets), "--data_dir", "."]
@@ -86,10 +67,12 @@ def test_an_invalid_folder_tree_is_refused_before_anything_is_written(
     assert not output.exists()
 
 
-def test_tables_have_a_column_per_domain_wherever_the_folder_is(pets, tmp_path, capsys):
+def test_tables_have_a_column_per_environment_of_a_moved_folder(pets, tmp_path, capsys):
     results = tmp_path / "sweep"
     for test_env in (0, 1):
-        run(results / f"job{test_env}", str(pets), "--test_envs", str(test_env))
+        record = run(results / f"job{test_env}", str(pets), "--test_envs", str(test_env))[-1]
+        assert record["environments"] == ["city", "my village"]
+        assert {"env0_in_acc", "env1_out_acc"} <= record.keys() and "env2_in_acc" not in record
     pets.rename(tmp_path / "moved")
     capsys.readouterr()
 

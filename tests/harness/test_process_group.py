@@ -1,4 +1,4 @@
-"""Several processes train a job as one would: on the processor, with gloo."""
+"""Several processes train a job to the same results as a single one (on the CPU, with gloo)."""
 
 import dataclasses
 import itertools
@@ -38,34 +38,34 @@ def train_arguments(
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "contexts": "emoji", "total_steps": 5}
     hparams |= {"warmup_steps": 0, "lr": 1e-3, **(TERMS if algorithm == "CARFT" else {}), **changed}
     fixed = ("--algorithm", algorithm, "--steps", "5", "--hparams", json.dumps(hparams))
-    return fakes.quick(folder, *fixed, "--dataset", str(images))
+    return fakes.quick_arguments(folder, *fixed, "--dataset", str(images))
 
 
 def train_job(size: int, arguments: list[str], **begin) -> list[int]:
-    """The exit statuses of a job's processes, with the variables that torchrun sets.
+    """Train a job in several processes, with torchrun's variables, and return the exit statuses.
 
-    ``begin``: what the second process calls first.
+    The second process first calls the function `begin`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     shared |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     processes = [
-        fakes.start(
+        fakes.start_train(
             arguments, RANK=str(n), LOCAL_RANK=str(n), **shared, **(begin if n == 1 else {})
         )
         for n in range(size)
     ]
-    return [fakes.status(process) for process in processes]
+    return [fakes.wait_for(process) for process in processes]
 
 
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = torch.load(folder / "model.pkl", weights_only=True)
     return weights["model_dict"]
 
 
 def assert_same(folder: Path, alone: Path) -> None:
-    """Assert that two jobs have written the same, up to the rounding of sums."""
+    """Assert that two jobs have equal records and weights, up to the rounding of sums."""
     records = zip(fakes.comparable_records(folder), fakes.comparable_records(alone), strict=True)
     for record, expected in records:
         for facts in (record, expected):
@@ -78,11 +78,12 @@ def assert_same(folder: Path, alone: Path) -> None:
         assert numbers == pytest.approx(expected_numbers, rel=1e-3, abs=1e-5)
         assert {**record, **numbers} == {**expected, **numbers}
 
-    weights, expected_weights = weights_of(folder), weights_of(alone)
+    weights, expected_weights = load_weights(folder), load_weights(alone)
     assert [*weights] == [*expected_weights]
     for name, weight in weights.items():
         expected_weight = expected_weights[name]
-        if name.endswith("in_proj_bias"):  # Adam takes keys' biases, whose gradients are 0, for any
+        # The gradients of keys' biases are 0, and Adam amplifies their rounding errors.
+        if name.endswith("in_proj_bias"):
             for bias in (weight, expected_weight):
                 bias.view(3, -1)[1] = 0.0
         torch.testing.assert_close(weight, expected_weight, rtol=1e-3, atol=2e-5)
@@ -91,16 +92,16 @@ def assert_same(folder: Path, alone: Path) -> None:
 
 @pytest.fixture(scope="module")
 def alone(images, tmp_path_factory) -> Path:
-    """A job of one process, whose weights move far more than rounding does."""
+    """Train a job in one process; its losses differ by far more than rounding errors."""
     folder = tmp_path_factory.mktemp("runs") / "alone"
-    assert fakes.status(fakes.start(train_arguments(images, folder))) == 0
+    assert fakes.wait_for(fakes.start_train(train_arguments(images, folder))) == 0
     losses = [record["loss"] for record in fakes.records(folder)]
     assert max(losses) - min(losses) > 0.05
     return folder
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_batch_slices_of_all_processes_make_up_the_batches_of_one(images, size):
+def test_batch_slices_of_all_processes_add_up_to_the_batches_of_one(images, size):
     args = train.build_parser().parse_args(train_arguments(images, Path("unused")))
     hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
     _, environments = preparation.load_environments(args, hparams)
@@ -114,15 +115,16 @@ def test_batch_slices_of_all_processes_make_up_the_batches_of_one(images, size):
         loaded.begin(0, False, False, 0, image_batches.Images(plan))
         return [*loaded.step_batches(), *loaded.split_batches("a"), *loaded.split_batches("b")]
 
-    together = [batches(ProcessGroup(rank, size)) for rank in range(size)]
-    for batch, *parts in zip(batches(ProcessGroup()), *together, strict=True):
+    slices = [batches(ProcessGroup(rank, size)) for rank in range(size)]
+    for batch, *parts in zip(batches(ProcessGroup()), *slices, strict=True):
         for n in (0, 1):
             assert torch.equal(batch[n], torch.cat([part[n] for part in parts if part]))
-    assert sum(parts is None for parts in [environment[-1] for environment in together]) == size - 1
+    # The last batch has one image.
+    assert [process_slices[-1] for process_slices in slices].count(None) == size - 1
 
 
-def signal_in_third_step() -> None:
-    """Have this process get SIGUSR1 in its third step."""
+def send_signal_in_third_step() -> None:
+    """Make this process send itself SIGUSR1 in its third step."""
     original = CLIPAlgorithm.step_on_device
     steps = itertools.count(1)
 
@@ -134,9 +136,9 @@ def signal_in_third_step() -> None:
     CLIPAlgorithm.step_on_device = step_on_device
 
 
-def test_a_signal_to_one_process_stops_all_and_two_and_then_three_resume(images, alone, tmp_path):
+def test_signal_to_one_process_stops_all_and_more_processes_resume(images, alone, tmp_path):
     arguments = train_arguments(images, tmp_path / "job")
-    assert train_job(2, arguments, begin=signal_in_third_step) == [75, 75]
+    assert train_job(2, arguments, begin=send_signal_in_third_step) == [75, 75]
     message = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
     assert message == "train: stopped by SIGUSR1; to resume, rerun the command"
     assert train_job(3, arguments) == [0, 0, 0]
@@ -151,7 +153,7 @@ def test_a_signal_to_one_process_stops_all_and_two_and_then_three_resume(images,
         ("CLIPZeroShot", {}),
     ],
 )
-def test_two_processes_train_to_the_weights_of_one(images, tmp_path, algorithm, hparams):
+def test_two_processes_train_to_the_weights_of_one_process(images, tmp_path, algorithm, hparams):
     for size in (1, 2):
         arguments = train_arguments(images, tmp_path / str(size), algorithm, **hparams)
         assert train_job(size, arguments) == [0] * size
@@ -159,21 +161,21 @@ def test_two_processes_train_to_the_weights_of_one(images, tmp_path, algorithm, 
 
 
 @pytest.mark.gpu
-def test_two_gpus_train_to_the_weights_of_one(images, tmp_path):
-    # Within a tenth of the way of training: kernels of a GPU add up in any order.
+def test_two_gpus_train_to_the_weights_of_one_gpu(images, tmp_path):
     if devices.gpu_count() < 2:
-        pytest.skip("there is one GPU")
+        pytest.skip("needs two GPUs")
     for size in (1, 2):
         assert train_job(size, train_arguments(images, tmp_path / str(size))) == [0] * size
     one_step = [*train_arguments(images, tmp_path / "begun"), "--steps", "1"]
     assert train_job(1, one_step) == [0]
 
-    one, two, start = (weights_of(tmp_path / name) for name in ("1", "2", "begun"))
-    way, apart = (
+    one, two, start = (load_weights(tmp_path / name) for name in ("1", "2", "begun"))
+    change, difference = (
         sum(float((weights[name] - one[name]).square().sum()) for name in one)
         for weights in (start, two)
     )
-    assert apart <= 0.01 * way
+    # A tenth of the change by training: GPU kernels add up in any order.
+    assert difference <= 0.01 * change
 
 
 def change_facts() -> None:
@@ -189,25 +191,22 @@ def break_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "begin", "status", "message"),
+    ("begin", "status", "message"),
     [
-        ("FLYP", int, 2, "FLYP cannot be trained by 2 processes"),
-        ("CARFT", break_step, 1, "train: process 1 of 2: Traceback"),
-        ("CARFT", change_facts, 2, "process 1 of 2 has other settings than the first: amp is 'bf1"),
+        (break_step, 1, "train: process 1 of 2: Traceback"),
+        (change_facts, 2, "process 1 of 2 has other settings than the first: amp is 'bf1"),
     ],
 )
-def test_the_first_process_reports_why_another_has_failed(
-    images, tmp_path, algorithm, begin, status, message
-):
-    arguments = train_arguments(images, tmp_path / "job", algorithm)
+def test_first_process_reports_the_error_of_another(images, tmp_path, begin, status, message):
+    arguments = train_arguments(images, tmp_path / "job")
     assert train_job(2, arguments, begin=begin) == [status, status]
     err = (tmp_path / "job" / "err.txt").read_text()
     assert message in err
     assert err.endswith("\nRuntimeError: broken on purpose\n") == (begin is break_step)
 
 
-class OwnStep(CARFT):
-    """A user's, that knows nothing of slices."""
+class CustomStep(CARFT):
+    """Overrides the step without support for slices of batches."""
 
     def update(self, minibatches, unlabeled=None):
         return super().update(minibatches)
@@ -216,14 +215,12 @@ class OwnStep(CARFT):
 @pytest.mark.parametrize(
     ("algorithm_class", "batch_size", "reason"),
     [
-        (CARFT, 2, "batches of 2 cannot be trained by 3 processes; give them that many"),
+        (CARFT, 2, "batches of 2 images cannot be trained by 3 processes"),
         (StarFT, 4, "StarFT cannot be trained by 3 processes: its KL draws captions"),
-        (OwnStep, 4, "OwnStep cannot be trained by 3 processes: its step does not add up"),
+        (CustomStep, 4, "CustomStep cannot be trained by 3 processes: its step does not add up"),
     ],
 )
-def test_algorithms_and_batches_that_cannot_be_split_are_refused(
-    algorithm_class, batch_size, reason
-):
+def test_indivisible_algorithms_and_batches_are_refused(algorithm_class, batch_size, reason):
     hparams = hparams_registry.default_hparams("CARFT", "EmojiStyles")
     hparams |= {"clip_backbone": "tiny", "contexts": "emoji"}
     algorithm = algorithm_class((3, 48, 48), 10, 3, hparams)
@@ -232,8 +229,8 @@ def test_algorithms_and_batches_that_cannot_be_split_are_refused(
 
 
 def start_two(arguments: list[str]) -> tuple[BaseProcess, int]:
-    """A job of two processes, the first of which has started the second, and the second's id."""
-    first = fakes.start([*arguments, "--processes", "2"])
+    """Start a job with `--processes 2`; return its first process and the second one's id."""
+    first = fakes.start_train([*arguments, "--processes", "2"])
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
     wait_until(children.read_text)
     (second,) = map(int, children.read_text().split())
@@ -243,33 +240,33 @@ def start_two(arguments: list[str]) -> tuple[BaseProcess, int]:
 @pytest.mark.parametrize(
     ("killed", "status"), [("second", 1), pytest.param("first", -9, marks=pytest.mark.slow)]
 )
-def test_if_one_process_is_killed_all_end_and_resume(images, alone, tmp_path, killed, status):
+def test_killed_process_ends_all_and_the_job_resumes(images, alone, tmp_path, killed, status):
     arguments = train_arguments(images, tmp_path / "job")
     first, second = start_two(arguments)
     wait_until((tmp_path / "job" / "state.pt").exists)
     os.kill(first.pid if killed == "first" else second, signal.SIGKILL)
-    assert fakes.status(first) == status
+    assert fakes.wait_for(first) == status
 
     wait_until(lambda: not Path(f"/proc/{second}").exists())
     assert (tmp_path / "job" / "state.pt").exists()
     lines = (tmp_path / "job" / "err.txt").read_text().splitlines()
     assert lines.count("train: process 1 of 2 was killed by SIGKILL") == (killed == "second")
 
-    assert fakes.status(fakes.start(arguments)) == 0
+    assert fakes.wait_for(fakes.start_train(arguments)) == 0
     assert_same(tmp_path / "job", alone)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGKILL, 1)])
-def test_a_process_that_is_lost_while_they_join_ends_the_job(images, tmp_path, number, status):
+def test_process_killed_while_joining_ends_the_job(images, tmp_path, number, status):
     first, second = start_two(train_arguments(images, tmp_path / "job"))
     os.kill(second, number)
-    assert fakes.status(first) == status
+    assert fakes.wait_for(first) == status
     message = f"train: process 1 of 2 was killed by {number.name}\n"
     assert (tmp_path / "job" / "err.txt").read_text() == message
 
 
 @pytest.mark.slow
-def test_torchrun_trains_and_saves_when_stopped(images, alone, tmp_path):
+def test_job_of_torchrun_saves_its_state_when_stopped(images, alone, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     command += ["2", "-m", "domainbed.scripts.train", *train_arguments(images, tmp_path / "job")]
     process = subprocess.Popen(command)
@@ -284,19 +281,20 @@ def test_torchrun_trains_and_saves_when_stopped(images, alone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "variables, message",
+    ("variables", "message"),
     [
-        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2', expected a whole number of at least 1"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', expected a whole number of at least 1"),
-        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK is '-1', expected a whole number"),
+        ({"WORLD_SIZE": "-2"}, "is '-2', expected a whole number of at least 1"),
+        ({"WORLD_SIZE": "2", "RANK": "first"}, "is 'first', expected a whole number of at least 0"),
         (
             {"WORLD_SIZE": "2", "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "1"},
             "MASTER_ADDR 'nowhere.invalid' does not resolve",
         ),
     ],
 )
-def test_wrong_variables_of_torchrun_are_refused(tmp_path, monkeypatch, capsys, variables, message):
+def test_invalid_variables_of_torchrun_are_refused(
+    tmp_path, monkeypatch, capsys, variables, message
+):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert train.main(fakes.quick(tmp_path)) == 2
+    assert train.main(fakes.quick_arguments(tmp_path)) == 2
     assert message in capsys.readouterr().err

@@ -14,7 +14,7 @@ PEOPLE = Q(
 )
 
 
-def test_query_selects_and_groups_in_a_stable_order():
+def test_query_selects_and_groups_in_stable_order():
     assert make_selector_fn("name, job.pay")(PEOPLE[0]) == ("Ada", 3)
     assert make_selector_fn(lambda person: len(person["name"]))(PEOPLE[0]) == 3
     groups = PEOPLE.group("job.title").map(lambda title, people: (title, people.select("name")))

@@ -1,4 +1,4 @@
-"""What the training asks of an algorithm at a step and at a checkpoint."""
+"""Hooks of an algorithm at a step and at a checkpoint."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from . import fakes
 pytestmark = pytest.mark.usefixtures("registered")
 
 
-class Deferred(fakes.LinearSGD):
+class OnDevice(fakes.LinearSGD):
     """Leaves its values on the device."""
 
     def step_on_device(self, minibatches):
@@ -25,51 +25,47 @@ class Deferred(fakes.LinearSGD):
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
     def update(self, minibatches, unlabeled=None):
-        raise AssertionError("step_on_device should be called, which does not wait for the device")
+        raise AssertionError("train must call step_on_device")
 
 
-def test_values_left_on_the_device_reach_the_records_unchanged(tmp_path, monkeypatch):
-    assert train.main(fakes.quick(tmp_path / "plain")) == 0
-    monkeypatch.setattr(algorithms, "LinearSGD", Deferred)
-    assert train.main(fakes.quick(tmp_path / "deferred")) == 0
-
-    records = fakes.comparable_records(tmp_path / "plain")
-    assert len(records) == 4
-    assert fakes.comparable_records(tmp_path / "deferred") == records
-
-
-class Changed(Deferred):
-    """A subclass that knows nothing of `step_on_device`."""
+class OverridesUpdate(OnDevice):
+    """Overrides `update` only."""
 
     def update(self, minibatches, unlabeled=None):
         return {"loss": 7.0}
 
 
-def test_an_overridden_update_is_used_instead_of_an_inherited_step_on_device(tmp_path, monkeypatch):
-    monkeypatch.setattr(algorithms, "LinearSGD", Changed)
-    assert train.main(fakes.quick(tmp_path)) == 0
-    assert [record["loss"] for record in fakes.comparable_records(tmp_path)] == [7.0] * 4
+def test_step_on_device_reaches_the_records_unless_update_is_overridden(tmp_path, monkeypatch):
+    records = []
+    for algorithm in (fakes.LinearSGD, OnDevice, OverridesUpdate):
+        monkeypatch.setattr(algorithms, "LinearSGD", algorithm)
+        assert train.main(fakes.quick_arguments(tmp_path / algorithm.__name__)) == 0
+        records.append(fakes.comparable_records(tmp_path / algorithm.__name__))
+
+    expected, on_device, overridden = records
+    assert on_device == expected
+    assert [record["loss"] for record in overridden] == [7.0] * 4
 
 
 class Constant(fakes.LinearSGD):
-    """Learns nothing, and counts the items it predicts."""
+    """Learns nothing, and counts the predicted items."""
 
     is_constant = True
     item_count = 0
 
     def update(self, minibatches, unlabeled=None):
-        return {"loss": 0.1}  # which no float32 is
+        return {"loss": 0.1}  # not exact in float32
 
     def predict(self, x):
         type(self).item_count += len(x)
         return super().predict(x)
 
 
-def test_an_algorithm_that_never_changes_is_evaluated_once(tmp_path, monkeypatch):
+def test_constant_algorithm_is_evaluated_once(tmp_path, monkeypatch):
     monkeypatch.setattr(algorithms, "LinearSGD", Constant)
-    assert train.main(fakes.quick(tmp_path)) == 0
+    assert train.main(fakes.quick_arguments(tmp_path)) == 0
 
-    assert Constant.item_count == 3 * 16  # each item of Debug28's three environments
+    assert Constant.item_count == 3 * 16  # Debug28 has three environments of 16 items
     accuracies = [
         {name: value for name, value in record.items() if name.endswith("_acc")}
         for record in fakes.comparable_records(tmp_path)
@@ -80,10 +76,10 @@ def test_an_algorithm_that_never_changes_is_evaluated_once(tmp_path, monkeypatch
 
 
 class Choosing(fakes.LinearSGD):
-    """Predicts with its weights as they were at the last checkpoint."""
+    """Predicts with its weights at the last checkpoint."""
 
     uses_validation_loss = True
-    handed_over: ClassVar[list[tuple[float, torch.Tensor]]] = []
+    calls: ClassVar[list[tuple[float, torch.Tensor]]] = []
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -91,7 +87,7 @@ class Choosing(fakes.LinearSGD):
 
     def at_checkpoint(self, validation_loss):
         self.chosen.copy_(self.linear.weight.detach())
-        self.handed_over.append((validation_loss, self.linear.weight.detach().clone()))
+        self.calls.append((validation_loss, self.linear.weight.detach().clone()))
 
     def trained_logits(self, x):
         return self.linear(x.flatten(1))
@@ -101,16 +97,16 @@ class Choosing(fakes.LinearSGD):
 
 
 @pytest.fixture
-def handed_over(monkeypatch):
-    """What `Choosing`, in LinearSGD's place, has been handed over, with its weights then."""
+def calls(monkeypatch):
+    """Replace LinearSGD by `Choosing`, and collect each validation loss with the weights."""
     monkeypatch.setattr(algorithms, "LinearSGD", Choosing)
-    monkeypatch.setattr(Choosing, "handed_over", [])
-    return Choosing.handed_over
+    monkeypatch.setattr(Choosing, "calls", [])
+    return Choosing.calls
 
 
 def validation_loss(folder, weight, bias):
-    """The mean over the training environments 1 and 2 of the loss on each one's out-split."""
-    args = train.build_parser().parse_args(fakes.quick(folder))
+    """Compute the mean loss on the out-splits of the training environments 1 and 2, in float64."""
+    args = train.build_parser().parse_args(fakes.quick_arguments(folder))
     hparams = preparation.choose_hparams(args, {"batch_size": 4})
     preparation.seed_everything(0)  # Debug28 draws its images
     _, environments = preparation.load_environments(args, hparams)
@@ -123,61 +119,58 @@ def validation_loss(folder, weight, bias):
     return float(sum(losses) / 2)
 
 
-def test_the_validation_loss_of_the_trained_weights_comes_before_the_evaluation(
-    tmp_path, handed_over
-):
-    assert train.main(fakes.quick(tmp_path)) == 0
+def test_validation_loss_of_the_trained_weights_precedes_the_evaluation(tmp_path, calls):
+    assert train.main(fakes.quick_arguments(tmp_path)) == 0
 
     weights = torch.load(tmp_path / "model.pkl", weights_only=True)["model_dict"]
-    assert len(handed_over) == 4
-    last_loss, last_weight = handed_over[-1]
+    assert len(calls) == 4
+    last_loss, last_weight = calls[-1]
     assert torch.equal(weights["chosen"], last_weight)
     expected = validation_loss(tmp_path, last_weight, weights["linear.bias"])
     assert last_loss == pytest.approx(expected, rel=1e-5)
-    assert len({loss for loss, _ in handed_over}) == 4
+    assert len({loss for loss, _ in calls}) == 4
 
-    # The newest weights are the best of an algorithm that chooses by itself.
     best = torch.load(tmp_path / "model_best.pkl", weights_only=True)
     assert best["best_step"] == 6
     assert torch.equal(best["model_dict"]["chosen"], last_weight)
 
 
-def test_the_validation_loss_is_that_of_the_images_through_the_test_transform(
-    images, tmp_path, handed_over
-):
-    # With constant weights the loss is constant; accuracies are those of augmented images.
+def test_validation_loss_is_computed_without_augmentation(images, tmp_path, calls):
+    # Constant weights give a constant loss, but varying accuracies on augmented images.
     hparams = json.dumps({"batch_size": 4, "lr": 0})
-    command = fakes.quick(tmp_path / "job", "--dataset", str(images), "--hparams", hparams)
+    command = fakes.quick_arguments(
+        tmp_path / "job", "--dataset", str(images), "--hparams", hparams
+    )
     assert train.main(command) == 0
 
-    losses = [loss for loss, _ in handed_over]
+    losses = [loss for loss, _ in calls]
     assert len(losses) == 4 and len(set(losses)) == 1
     accuracies = {record["env1_in_acc"] for record in fakes.records(tmp_path / "job")}
     assert len(accuracies) > 1
 
 
 @pytest.mark.parametrize("interrupted", ["accuracies", "validation_loss"])
-def test_a_job_stopped_in_an_evaluation_gets_the_same_loss_once_more(
-    tmp_path, handed_over, monkeypatch, interrupted
+def test_job_stopped_in_an_evaluation_repeats_the_same_loss(
+    tmp_path, calls, monkeypatch, interrupted
 ):
-    assert train.main(fakes.quick(tmp_path / "whole")) == 0
-    expected = [loss for loss, _ in handed_over]
-    handed_over.clear()
+    assert train.main(fakes.quick_arguments(tmp_path / "whole")) == 0
+    expected = [loss for loss, _ in calls]
+    calls.clear()
 
     original = getattr(evaluation.Evaluator, interrupted)
-    calls = itertools.count(1)
+    evaluations = itertools.count(1)
 
     def stop(evaluator):
-        if next(calls) == 3:
+        if next(evaluations) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(evaluator)
 
     monkeypatch.setattr(evaluation.Evaluator, interrupted, stop)
-    assert train.main(fakes.quick(tmp_path / "stopped")) == 75
-    assert train.main(fakes.quick(tmp_path / "stopped")) == 0
+    assert train.main(fakes.quick_arguments(tmp_path / "stopped")) == 75
+    assert train.main(fakes.quick_arguments(tmp_path / "stopped")) == 0
 
     repeated = expected[2:3] if interrupted == "accuracies" else []
-    losses = [loss for loss, _ in handed_over]
+    losses = [loss for loss, _ in calls]
     assert losses == [*expected[:2], *repeated, *expected[2:]]
     assert fakes.comparable_records(tmp_path / "stopped") == fakes.comparable_records(
         tmp_path / "whole"

@@ -1,8 +1,8 @@
 """DomainBed's published interface, implemented from scratch.
 
-The contract is that of facebookresearch/DomainBed at commit b93c22a: same module names, splits,
-random hyperparameters, job identities, records, selection methods and tables. The code is our own.
+The contract is facebookresearch/DomainBed at commit b93c22a: the same module names, splits, random
+hyperparameters, job identities, records, selection methods and tables. No code is copied.
 """
 
-# By this `domainbed_carft` tells this harness from any other DomainBed.
+# `domainbed_carft` distinguishes this harness from any other DomainBed by this name.
 IS_CARFT_HARNESS = True

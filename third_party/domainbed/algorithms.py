@@ -1,4 +1,4 @@
-"""The base class of all algorithms, ERM, and how a name becomes a class.
+"""The base class of all algorithms, ERM, and the lookup of algorithms by name.
 
 Interface of upstream file domainbed/algorithms.py at b93c22a. A plugin registers an algorithm by
 putting its class into this module's globals and its name into ALGORITHMS.
@@ -39,10 +39,11 @@ NOT_INCLUDED = tuple(
 def get_algorithm_class(algorithm_name: str) -> type[Any]:
     """Return the class that this module's globals hold under `algorithm_name`.
 
-    Raises UnknownNameError, which lists the valid names or says what to use for upstream's others.
+    Raises:
+        UnknownNameError: There is no such algorithm; the message lists the valid names.
     """
     value = globals().get(algorithm_name)
-    # Imported helpers share the globals, so a class has to offer what train calls.
+    # Imported helpers share the globals, so a class must have the methods that `train` calls.
     is_trainable = hasattr(value, "update") and hasattr(value, "predict")
     is_public = value is not Algorithm and not algorithm_name.startswith("_")
     if isinstance(value, type) and is_trainable and is_public:
@@ -57,25 +58,31 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
 
 
 class Algorithm(torch.nn.Module):
-    """A way to learn from several domains. Subclasses implement `update` and `predict`.
+    """Base class of algorithms. Subclasses implement `update` and `predict`.
 
-    `hparams` are those that the dataset was built with and that every record holds. All other
-    methods and attributes here are hooks: `train` asks each algorithm for them, and what this
-    class answers suits an algorithm that knows nothing of them.
+    All other methods and attributes are hooks that `train` calls or reads. Their defaults suit an
+    algorithm that does not override them.
+
+    Attributes:
+        hparams: The hyperparameters that the dataset was built with and that every record holds.
+        is_constant: True if `update` never changes the predictions, so that one evaluation per job
+            is enough.
+        process_group: The processes that train the job together, each on its slice of every batch
+            (`lib.process_group`); None if there is one.
+        RESOLVED_HPARAMS: Names of hyperparameters whose value "auto" is resolved on the machine
+            where the job begins. The resolved value is recorded by `recorded_facts` under the same
+            name, and a job that is resumed elsewhere keeps it.
+        FURTHER_HPARAMS: Names that --hparams accepts in addition to the hyperparameters, such as
+            facts to pin.
+        uses_validation_loss: True if a validation loss decides which weights predict. `train` then
+            evaluates the out-splits once more, through the test transform, and calls
+            `at_checkpoint`. The newest weights count as the best ones.
     """
 
-    # Whether no `update` changes what it predicts: it is evaluated once a job.
     is_constant = False
-    # The job's processes if several (`lib.process_group`): each gets its slice of every batch.
     process_group: ProcessGroup | None = None
-    # Hparams whose value "auto" stands for what suits the machine where the job begins. What that
-    # is stands in `recorded_facts` under the same name; a job that is resumed elsewhere keeps it.
     RESOLVED_HPARAMS: tuple[str, ...] = ()
-    # What --hparams may hold beside the hyperparameters: facts that the job is to have.
     FURTHER_HPARAMS: tuple[str, ...] = ()
-    # Whether it chooses by a validation loss which weights predict. `at_checkpoint` is then called
-    # after one more evaluation of the out-splits, through the test transform. The newest weights
-    # count as the best ones.
     uses_validation_loss: bool = False
 
     def __init__(
@@ -88,9 +95,14 @@ class Algorithm(torch.nn.Module):
     def hparam_problems(
         cls, dataset: str, overrides: Mapping[str, Any]
     ) -> Sequence[str | HparamProblem]:
-        """Return the problems of `overrides`, a user's `--hparams`, before anything is loaded.
+        """Return the problems of a user's `--hparams`, before anything is loaded.
 
-        `dataset` is the dataset's name. `train` and `sweep` refuse the job if there are any.
+        Args:
+            dataset: Name of the dataset.
+            overrides: Values of `--hparams`.
+
+        Returns:
+            The problems. If there are any, `train` and `sweep` refuse the job.
         """
         return []
 
@@ -102,22 +114,32 @@ class Algorithm(torch.nn.Module):
         random_seed: int | None,
         steps: int | None = None,
     ) -> Hparams:
-        """Return hyperparameters that follow from `overrides`, a user's `--hparams`, or `steps`.
+        """Return hyperparameters that follow from a user's `--hparams` or the number of steps.
 
-        They replace the registry's defaults, or with a `random_seed` its draws. What the user sets
-        comes last. `steps`: how many the job trains, None if that is the dataset's default.
+        Args:
+            dataset: Name of the dataset.
+            overrides: Values of `--hparams`, which take precedence over the returned ones.
+            random_seed: Seed of the registry's random draws; None for its defaults.
+            steps: Number of training steps; None for the dataset's default.
+
+        Returns:
+            Values that replace the registry's.
         """
         return {}
 
     @classmethod
     def unread_hparams(cls, names: Sequence[str]) -> Sequence[str]:
-        """Return those of `names`, set by `--hparams`, that only other algorithms read."""
+        """Return the hyperparameters among `names` that only other algorithms read.
+
+        Args:
+            names: Names that `--hparams` sets.
+        """
         return []
 
     def recorded_facts(self) -> Mapping[str, Any]:
-        """Return what each record says beside the hyperparameters: what it found about its job.
+        """Return facts about the job's data, device and files, which are added to each record.
 
-        A job that resumes has to find the same.
+        A resumed job must find the same facts.
         """
         return {}
 
@@ -125,38 +147,55 @@ class Algorithm(torch.nn.Module):
     def image_format(
         cls, hparams: Hparams
     ) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
-        """Return how the model wants images, so that they are made that way at once.
+        """Return the image size and normalisation that the model expects.
 
-        The answer is pixels a side, then mean and standard deviation a channel, of values in
-        [0, 1]. None stands for the dataset's own size and normalisation.
+        Args:
+            hparams: The job's hyperparameters.
+
+        Returns:
+            Height and width in pixels, then mean and standard deviation per channel, of values in
+            [0, 1]. None for the dataset's own size and normalisation.
         """
         return None
 
     def single_process_reason(self) -> str:
-        """Return why `process_group` cannot each take the step of a slice; "" if they can.
+        """Return the reason why several processes cannot train this algorithm together.
 
         They can if the step sums its gradients by `process_group.all_reduce`, each slice weighted
-        by its share of the batch, and draws the same in each process.
+        by its share of the batch, and draws the same random numbers in each process.
+
+        Returns:
+            The reason, or "" if several processes can.
         """
         return "its step does not add up the gradients of several processes"
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> dict[str, float]:
-        """Take one optimisation step, on an (inputs, labels) pair of each training domain.
+        """Take one optimization step.
 
-        Return numbers to record, averaged by the caller over a checkpoint interval. `unlabeled`
-        inputs are those of upstream's domain adaptation.
+        Args:
+            minibatches: An (inputs, labels) pair of each training domain.
+            unlabeled: Inputs of upstream's domain adaptation.
+
+        Returns:
+            Numbers to record by name; the caller averages them over a checkpoint interval.
         """
         raise NotImplementedError
 
     def step_on_device(self, minibatches: Minibatches) -> Mapping[str, torch.Tensor]:
-        """Take the step of `update`, and return what it measured as tensors without a dimension.
+        """Take the step of `update` without waiting for the device; `train` calls this method.
 
-        `train` calls this in place of `update`. A subclass may leave the tensors on its device, so
-        that nobody has to wait for them, and must not change them later. Where a subclass overrides
-        `update` only, `train` calls this class's version, which returns float64 on the CPU.
+        If a subclass overrides `update` only, `train` calls the base class's version, which returns
+        float64 tensors on the CPU.
+
+        Args:
+            minibatches: An (inputs, labels) pair of each training domain.
+
+        Returns:
+            Numbers to record by name, as tensors of shape (). They can stay on the device and must
+            not be changed later.
         """
         values = self.update(minibatches, None)
-        # Python's own numbers first: an algorithm may go on changing a tensor that it returns.
+        # Converted to Python numbers first: an algorithm may later change a tensor it returned.
         return {
             name: torch.tensor(float(value), dtype=torch.float64) for name, value in values.items()
         }
@@ -166,36 +205,52 @@ class Algorithm(torch.nn.Module):
         raise NotImplementedError
 
     def trained_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what `predict` returns, but by the weights that are trained.
+        """Return logits of the weights being trained.
 
-        Override it where others predict, such as an average, and `uses_validation_loss` is set.
+        Override this method if `uses_validation_loss` is set and `predict` uses other weights, such
+        as an average.
+
+        Args:
+            x: Inputs of shape (batch, *input_shape).
+
+        Returns:
+            Logits of shape (batch, num_classes).
         """
         return self.predict(x)
 
     def at_checkpoint(self, validation_loss: float) -> None:
-        """Take the validation loss at a checkpoint, before anything is evaluated or saved.
+        """Handle the validation loss at a checkpoint, before anything is evaluated or saved.
 
-        `validation_loss`: cross-entropy in nats of `trained_logits`, averaged over the out-split of
-        each training environment, then over these. Images go through the test transform. `train`
-        calls this if `uses_validation_loss`, and once more at the checkpoint that an interrupted
-        job resumes in.
+        `train` calls this method if `uses_validation_loss` is set. A job that was interrupted in a
+        checkpoint calls it once more for this checkpoint.
+
+        Args:
+            validation_loss: Cross-entropy of `trained_logits` in nats, averaged over the out-split
+                of each training environment, then over these environments. The images go through
+                the test transform.
         """
 
     def training_state(self) -> Any:
-        """Return what a resumed run needs beside the attributes that `lib.algorithm_state` stores.
+        """Return the state that a resumed run needs and `lib.algorithm_state` cannot store.
 
-        A subclass returns numbers, texts, tensors, and lists, tuples and dicts of these. It then
-        answers for its other attributes. Without an override, `train` says of a run whose algorithm
-        has attributes that cannot be stored that it cannot be resumed.
+        Without this override, a run whose algorithm has attributes that cannot be stored prints a
+        warning and cannot be resumed. With it, such attributes are up to the subclass.
+
+        Returns:
+            Numbers, texts, tensors, and lists, tuples and dicts of these; or None.
         """
         return None
 
     def load_training_state(self, stored: Any) -> None:
-        """Take back what `training_state` returned in the interrupted run, unless it was None."""
+        """Restore the state that `training_state` returned in the interrupted run.
+
+        Args:
+            stored: The state; this method is not called if it is None.
+        """
         raise NotImplementedError
 
 
-# What a value is expected to be, and a check.
+# Name -> (expected value in words, check of a value).
 _MAX_FLOAT = sys.float_info.max
 _AMOUNT = ("a number of at least 0", lambda x: type(x) in (int, float) and 0 <= x <= _MAX_FLOAT)
 _VALID_VALUES = {
@@ -209,9 +264,11 @@ _VALID_VALUES = {
 def value_problems(
     hparams: Mapping[str, Any], valid_values: Mapping[str, tuple[str, Any]]
 ) -> list[HparamProblem]:
-    """Say which hyperparameters have a value that is not valid.
+    """Return a problem for each hyperparameter whose value is invalid.
 
-    `valid_values` maps a name to what its value is expected to be, and whether a value is.
+    Args:
+        hparams: Name -> value.
+        valid_values: Name -> (expected value in words, function that checks a value).
     """
     return [
         HparamProblem(name, hparams[name], expected)
@@ -221,23 +278,28 @@ def value_problems(
 
 
 class ERM(Algorithm):
-    """Empirical risk minimisation: cross-entropy over the batches of all domains together, Adam.
+    """Empirical risk minimization: cross-entropy over the batches of all domains, with Adam.
 
-    The network is chosen by the input's shape (`networks.Featurizer`). Raises CarftError for
-    hyperparameters and shapes without a network here, and for missing pretrained weights.
+    The network is chosen by the input's shape (`networks.Featurizer`).
+
+    Raises:
+        CarftError: There is no network for these hyperparameters or this input shape, or the
+            pretrained weights are missing.
     """
 
     @classmethod
     def hparam_problems(
         cls, dataset: str, overrides: Mapping[str, Any]
     ) -> list[str | HparamProblem]:
-        """Return the problems of ERM's hyperparameters; none for subclasses, which may have others.
+        """Return the problems of ERM's hyperparameters; none for subclasses, whose values differ.
 
-        Reads nothing but `overrides`.
+        Args:
+            dataset: Name of the dataset, which is not used.
+            overrides: Values of `--hparams`.
         """
         if cls is not ERM:
             return []
-        return [*networks.not_included(overrides), *value_problems(overrides, _VALID_VALUES)]
+        return [*networks.find_missing_parts(overrides), *value_problems(overrides, _VALID_VALUES)]
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: Hparams
@@ -247,14 +309,19 @@ class ERM(Algorithm):
         self.classifier = networks.Classifier(
             self.featurizer.n_outputs, num_classes, hparams["nonlinear_classifier"]
         )
-        # Both names for every weight, as in the state dicts of upstream.
+        # Every weight has two names, as in upstream's state dicts.
         self.network = torch.nn.Sequential(self.featurizer, self.classifier)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=hparams["lr"], weight_decay=hparams["weight_decay"]
         )
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> dict[str, float]:
-        """Take one step on all batches together; return their loss before it."""
+        """Take one step on all batches together and return the loss before the step.
+
+        Args:
+            minibatches: An (inputs, labels) pair of each training domain.
+            unlabeled: Not used.
+        """
         inputs, labels = (torch.cat(parts) for parts in zip(*minibatches, strict=True))
         loss = torch.nn.functional.cross_entropy(self.predict(inputs), labels)
         self.optimizer.zero_grad()

@@ -1,11 +1,11 @@
-"""Ways to run the jobs of a sweep.
+"""Launchers: functions that run the jobs of a sweep.
 
 Interface of upstream file domainbed/command_launchers.py at b93c22a: REGISTRY maps a name to a
-function of a list of command strings, which may return the jobs that failed.
+function of a list of command strings, which can return the failed jobs.
 
-`local` is upstream's: any command, whose output is this process's, and a failed one is not retried.
-The package's launchers (`carft sweep`, and `multi_gpu` here) run jobs: with locks, attempts and
-retries, in sessions of their own. Both share the fork server, and the cores of `machine.job_variables`.
+`local` is upstream's launcher: it runs any command, shares its output stream, and does not retry.
+The package's launchers (`carft sweep`, and `multi_gpu` here) run each job in a separate session,
+with a lock and retries. Both use the fork server, and the cores of `machine.job_variables`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ Launcher = Callable[[list[str]], Any]
 
 
 def local_launcher(commands: list[str]) -> list[str]:
-    """Run the commands one after another, continue after a failure, report failures at the end."""
+    """Run the commands one after another; continue after failures and report them at the end.
+
+    Args:
+        commands: Command lines, quoted for a shell.
+
+    Returns:
+        A description of each failed command.
+    """
     core_share = machine.job_variables(machine.cores(), bool(machine.gpus()), os.environ)
     environment = {**os.environ, **core_share}
     with ForkServer(detached=False) as fork_server:
@@ -42,19 +49,19 @@ def local_launcher(commands: list[str]) -> list[str]:
 
 
 def dummy_launcher(commands: list[str]) -> None:
-    """Run none of the commands."""
+    """Print the commands instead of running them."""
     for command in commands:
         print(f"Dummy launcher: {command}")
 
 
 def _run(command: str, environment: dict[str, str], fork_server: ForkServer) -> str | None:
-    """Run one command without a shell; if it fails, return how, and the job's last words."""
+    """Run one command without a shell; if it fails, return its exit status and last error line."""
     arguments = shlex.split(command)
     if arguments[0] == "python":
-        # The commands say so for upstream's sake; the jobs need what this interpreter can import.
+        # Upstream's commands begin with `python`; the jobs need the packages of this interpreter.
         arguments[0] = sys.executable
     try:
-        status = _status(arguments, environment, fork_server)
+        status = _run_process(arguments, environment, fork_server)
     except OSError as error:
         return f"exit status 127: {command}: {error}"
     if not status:
@@ -68,14 +75,14 @@ def _run(command: str, environment: dict[str, str], fork_server: ForkServer) -> 
     return f"exit status {status}: {label}: {message or 'no message in err.txt'}"
 
 
-def _status(arguments: list[str], environment: dict[str, str], fork_server: ForkServer) -> int:
-    """Run the words of a command, and return its exit status."""
+def _run_process(arguments: list[str], environment: dict[str, str], fork_server: ForkServer) -> int:
+    """Run a command and return its exit status."""
     process = fork_server.start(arguments, environment) or subprocess.Popen(
         arguments, env=environment
     )
     try:
         return process.wait()
-    except BaseException:  # the job got Ctrl-C, too
+    except BaseException:  # the job received Ctrl-C as well: give it time to end
         time.sleep(0.25)
         process.send_signal(signal.SIGKILL)
         raise
@@ -85,12 +92,12 @@ REGISTRY: dict[str, Launcher] = {"local": local_launcher, "dummy": dummy_launche
 
 
 def runs_here(name: str) -> bool:
-    """Whether a launcher's jobs run on this machine, so that the data has to be here."""
+    """Return True if a launcher's jobs run on this machine, so that they need the data here."""
     return name == "local" or getattr(REGISTRY.get(name), "runs_here", False)
 
 
 def problems(name: str, output_dir: str) -> list[str]:
-    """Return the problems of an unknown launcher `name`, or those that the launcher reports."""
+    """Return the problems of a launcher: an unknown name, or problems that the launcher reports."""
     if name not in REGISTRY:
         return [text.unknown("launcher", name, REGISTRY)]
     problems_of_launcher = getattr(REGISTRY[name], "problems", None)

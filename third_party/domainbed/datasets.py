@@ -1,4 +1,4 @@
-"""Datasets: a list of environments, each a torch dataset of (input, label).
+"""Datasets: lists of environments, each a torch dataset of (input, label) pairs.
 
 Interface, transforms and step counts of upstream file domainbed/datasets.py at b93c22a. A plugin
 puts a class into this module's globals and its name into DATASETS.
@@ -36,12 +36,17 @@ NOT_INCLUDED = (
 
 
 def get_dataset_class(dataset_name: str) -> type[Any]:
-    """Return the class that this module's globals hold under a name, or one made for a folder.
+    """Return the class that this module's globals hold under a name, or a new class for a folder.
 
-    A class that does not derive from MultipleDomainDataset is returned with it as a further base,
-    so that it has the hooks. Raises UnknownNameError, which lists the valid names and says what to
-    do for one of upstream's, and CarftError for a path to a missing folder, or to one without
-    environments.
+    A class that does not derive from MultipleDomainDataset receives it as a further base, and so
+    its hooks.
+
+    Args:
+        dataset_name: Name of a dataset, or path of a folder environment/class/image.
+
+    Raises:
+        UnknownNameError: There is no such dataset; the message lists the valid names.
+        CarftError: The folder is missing or has no environments.
     """
     dataset_class: Any = globals().get(dataset_name)
     is_public_class = isinstance(dataset_class, type) and not dataset_name.startswith("_")
@@ -62,24 +67,45 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
 
 @functools.cache
 def _with_hooks(dataset_class: type[Any]) -> type[Any]:
-    """The class with the base class of datasets behind its own."""
+    """Derive a class that has MultipleDomainDataset as a further base."""
     content = {"__module__": dataset_class.__module__, "__doc__": dataset_class.__doc__}
     return type(dataset_class.__name__, (dataset_class, MultipleDomainDataset), content)
 
 
 def num_environments(dataset_name: str) -> int:
-    """Return how many environments a dataset has. Raises as `get_dataset_class`."""
+    """Return the number of environments of a dataset.
+
+    Raises:
+        CarftError: The dataset is unknown, or its class does not list its environments.
+    """
     labels = get_dataset_class(dataset_name).ENVIRONMENTS
     if labels is None:
-        raise CarftError(f"the class {dataset_name} does not name its ENVIRONMENTS; it has to")
+        raise CarftError(
+            f"the dataset class {dataset_name} has no ENVIRONMENTS; set them to the list of their "
+            "names"
+        )
     return len(labels)
 
 
 class MultipleDomainDataset:
     """Base class of datasets. Subclasses are built with (root, test_envs, hparams).
 
-    They set `datasets`, `input_shape` and `num_classes`. From EVALUATED_SPLITS on, what is here are
-    hooks: `train` asks each dataset for them.
+    Subclasses set `datasets`, `input_shape` and `num_classes`. From EVALUATED_SPLITS on, the
+    attributes and `data_problems` are hooks.
+
+    Attributes:
+        N_STEPS: Default number of training steps.
+        CHECKPOINT_FREQ: Default number of steps between checkpoints.
+        N_WORKERS: Default number of loader processes.
+        ENVIRONMENTS: Names of the environments.
+        INPUT_SHAPE: Shape of the inputs, by upstream's name.
+        datasets: The environments, each a torch dataset of (input, label) pairs.
+        input_shape: Shape of an input, (C, H, W).
+        num_classes: Number of classes.
+        report: The data check made when the folder was listed; None if there was no listing.
+        EVALUATED_SPLITS: The kinds of splits, "in" and "out", whose accuracies are recorded.
+        data_edition: The copy of the data, for the records; "" is not recorded.
+        protocol: The protocol of the transforms, for the records; "" is not recorded.
     """
 
     N_STEPS = 5001
@@ -91,21 +117,21 @@ class MultipleDomainDataset:
     datasets: list[Any]
     input_shape: tuple[int, ...]
     num_classes: int
-    # What was found when the data's folder was listed; None if it has none, or nobody listed it.
     report: DataReport | None = None
 
-    # The kinds of splits that records have accuracies of.
     EVALUATED_SPLITS: Sequence[str] = splits.KINDS
-    # Which copy of the data this is, and the protocol of its transforms; each record has both,
-    # unless they are "".
     data_edition = ""
     protocol = ""
 
     @classmethod
     def data_problems(cls, root: str | None) -> Sequence[str]:
-        """Return what is wrong with the data below `root`, a user's `--data_dir`.
+        """Return the problems of the data, before anything is loaded.
 
-        `train` and `sweep` ask before anything is loaded, and refuse the job if there is something.
+        Args:
+            root: A user's `--data_dir`.
+
+        Returns:
+            The problems. If there are any, `train` and `sweep` refuse the job.
         """
         return []
 
@@ -120,7 +146,7 @@ class MultipleDomainDataset:
 
 
 class _Noise(MultipleDomainDataset):
-    """Three environments of 16 random inputs with random binary labels, for trying things out."""
+    """Three environments of 16 random inputs with random binary labels, for tests."""
 
     ENVIRONMENTS: Sequence[str] = ["0", "1", "2"]
     INPUT_SHAPE: tuple[int, ...]
@@ -147,10 +173,17 @@ class Debug224(_Noise):
 
 
 class MultipleEnvironmentImageFolder(MultipleDomainDataset):
-    """Images under root/environment/class/, environments and classes in sorted order.
+    """Images under root/environment/class/, with environments and classes in sorted order.
 
-    `augment`: whether to augment those that are no test environments. Raises CarftError if there
-    are no images, or the environments' classes differ, which makes labels ambiguous.
+    Args:
+        root: The folder.
+        test_envs: Numbers of the test environments.
+        augment: If True, all environments except the test environments are augmented.
+        hparams: Not used.
+
+    Raises:
+        CarftError: There are no images, or the environments have different classes, which would
+            make the labels ambiguous.
     """
 
     def __init__(
@@ -176,7 +209,7 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
 
 
 class _Benchmark(MultipleEnvironmentImageFolder):
-    """A published set; its folder and labels are those of `domainbed_carft.data.benchmarks`."""
+    """A published dataset, with the folder and labels of `domainbed_carft.data.benchmarks`."""
 
     CHECKPOINT_FREQ = 300
     FOLDER: str
@@ -194,7 +227,7 @@ class _Benchmark(MultipleEnvironmentImageFolder):
 
     @classmethod
     def data_problems(cls, root: str | None) -> list[str]:
-        """Say, without reading any, if the data is not where it has to be for `root`."""
+        """Return a problem if the dataset's folder is missing below `root`; no image is read."""
         if root is None:
             return [f"{cls.__name__} needs --data_dir, the folder that contains {cls.FOLDER}"]
         if absent := benchmarks.missing_data_dir(root):
@@ -206,14 +239,14 @@ class _Benchmark(MultipleEnvironmentImageFolder):
 
 
 class OwnData(_Benchmark):
-    """A user's own folder environment/class; made for each by `get_dataset_class`."""
+    """A user's own folder environment/class/image; `get_dataset_class` derives a class for each."""
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
         super().__init__(None, test_envs, hparams)
 
     @classmethod
     def data_problems(cls, root: str | None) -> list[str]:
-        """Say what is wrong with the names of environments and classes; no image is read."""
+        """Return the problems of the environments' and classes' names; no image is read."""
         return problems_of(image_folders.require_valid_folders, cls.FOLDER, cls.ENVIRONMENTS)
 
 
@@ -240,7 +273,7 @@ class DomainNet(_Benchmark):
 
 
 class SVIRO(_Benchmark):
-    """The rear seats of ten car models."""
+    """Rear seats of ten car models."""
 
     FOLDER = "sviro"
     ENVIRONMENTS = "aclass escape hilux i3 lexus tesla tiguan tucson x5 zoe".split()

@@ -1,7 +1,7 @@
-"""Hyperparameters: for each name a default and a random draw.
+"""Default and random values of the hyperparameters.
 
-Those of upstream file domainbed/hparams_registry.py at b93c22a for an algorithm without entries of
-its own, such as ERM. A plugin extends this by wrapping the two public functions in the module.
+Values of upstream file domainbed/hparams_registry.py at b93c22a for an algorithm without special
+entries, such as ERM. A plugin extends the registry by wrapping the module's two public functions.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Draw = Callable[[np.random.RandomState], Any]
 
 SMALL_IMAGES = ("Debug28",)
 
-# What --hparams may set for any algorithm and no default has: records of other jobs lack it.
-# `shots`: how many images of each class and environment to train on.
+# Names that --hparams can set for any algorithm, without a default: other jobs do not record them.
+# `shots`: number of images per class and environment to train on.
 OPTIONAL_HPARAMS = ("shots",)
 
 
@@ -33,7 +33,7 @@ def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
 def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
     """Return one random draw of every hyperparameter, the same for the same `seed`.
 
-    Each draw's seed has its name in it, and moves no other.
+    Each draw is seeded with its name, so an added hyperparameter changes no other draw.
     """
     hparams = default_hparams(algorithm, dataset)
     generator = np.random.RandomState()  # seeding one is much faster than making many
@@ -46,10 +46,10 @@ def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
 
 
 def _entries(dataset: str) -> dict[str, Any]:
-    """Name to default and how to draw it, or to what random search leaves alone.
+    """Map each name to (default, draw), or to a constant that random search does not change.
 
-    `train` itself reads data_augmentation and class_balanced; the others describe networks. Those
-    that nothing here reads are there because every record of upstream's holds them.
+    `train` reads data_augmentation and class_balanced; the others describe networks. Some are read
+    by no code of this harness and are kept because every record of upstream holds them.
     """
     dropout = (0.0, lambda state: state.choice((0.0, 0.1, 0.5)))
     entries = {
@@ -75,5 +75,5 @@ def _entries(dataset: str) -> dict[str, Any]:
 
 
 def _power(base: float, low: float, high: float, kind: type[Any] = float) -> Draw:
-    """Draw base ** uniform(low, high), an integer cut to one."""
+    """Draw base ** uniform(low, high), truncated if `kind` is int."""
     return lambda state: kind(base ** state.uniform(low, high))

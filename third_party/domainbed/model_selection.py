@@ -1,7 +1,7 @@
 """Selection of hyperparameters and checkpoints, and their accuracy on the test environment.
 
-Interface of upstream file domainbed/model_selection.py at b93c22a. The rules are those by which
-`carft collect` selects, but SWAD's last checkpoint, and those of diverged runs, are like any other.
+Interface of upstream file domainbed/model_selection.py at b93c22a. Uses the same rules as
+`carft collect`, but does not treat SWAD's last checkpoint and diverged runs in a special way.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from domainbed_carft.jobs.cost import Cost
 from domainbed_carft.jobs.job import Choice, Job
 from domainbed_carft.results import method_names, selection
 
-# The records that a rule gets are of one choice.
+# All records passed to a rule belong to one choice of hyperparameters.
 _CHOICE = Choice(hparams_seed=0)
 
 
 def get_test_records(records: Q) -> Q:
-    """The records of jobs with a single test environment."""
+    """Return the records of jobs with a single test environment."""
     return records.filter(lambda record: len(record["args"]["test_envs"]) == 1)
 
 
 class SelectionMethod:
-    """A rule of selection. Never built: everything is a class method. Subclasses give `run_acc`.
+    """A selection rule, used as a class without instances. Subclasses define `run_acc`.
 
-    An outcome is a dict: "val_acc", the accuracy that decides, and "test_acc", the one reported.
-    Records are all of one dataset, algorithm, trial and test environment.
+    All records passed to a rule belong to one dataset, algorithm, trial and test environment. An
+    outcome is a dict of "val_acc", the accuracy used for selection, and "test_acc", the reported
+    accuracy.
+
+    Attributes:
+        name: Name of the rule in tables.
     """
 
     name: str
@@ -42,12 +46,22 @@ class SelectionMethod:
 
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
-        """Return the outcome of one choice of hyperparameters, or None if it is unknown."""
+        """Return the outcome of one choice of hyperparameters.
+
+        Args:
+            run_records: Records of jobs with these hyperparameters.
+
+        Returns:
+            The outcome, or None if records are missing.
+        """
         raise NotImplementedError
 
     @classmethod
     def hparams_accs(cls, records: Q) -> list[tuple[dict[str, float], Q]]:
-        """(outcome, records) of every choice of hyperparameters, the best and later ones first."""
+        """Return (outcome, records) of every choice of hyperparameters, the best first.
+
+        Of equal choices, the one with the larger hparams_seed comes first.
+        """
         outcomes = records.group_map(
             "args.hparams_seed", lambda _, run_records: (cls.run_acc(run_records), run_records)
         )
@@ -63,37 +77,37 @@ class SelectionMethod:
 
 
 class OracleSelectionMethod(SelectionMethod):
-    """Looks at the test environment's out-split; always takes the last checkpoint."""
+    """Select by the test environment's out-split, at the last checkpoint."""
 
     name = "test-domain validation set (oracle)"
 
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
-        """The outcome of the last record; of several at its step, of the last of these."""
+        """Return the outcome of the last record of the last step."""
         return _outcome(method_names.ORACLE, get_test_records(run_records)[::-1])
 
 
 class IIDAccuracySelectionMethod(SelectionMethod):
-    """Looks at the mean accuracy over the training environments' out-splits."""
+    """Select by the mean accuracy over the training environments' out-splits."""
 
     name = "training-domain validation set"
 
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
-        """The best record's outcome, judged on the training environments' out-splits."""
+        """Return the outcome of the best record on the training environments' out-splits."""
         return _outcome(method_names.TRAINING_DOMAIN, get_test_records(run_records))
 
 
 class LeaveOneOutSelectionMethod(SelectionMethod):
-    """Looks at all jobs that leave out one more environment, at how they do on that one."""
+    """Select by jobs with a second test environment, and their accuracy on this environment."""
 
     name = "leave-one-domain-out cross-validation"
 
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
-        """The best step's outcome, judged by the jobs that leave out one more environment.
+        """Return the outcome of the best step in jobs with a second test environment.
 
-        Steps of which several records are judged do not count.
+        Steps with several records do not count.
         """
         singles = get_test_records(run_records)
         counts = Counter(singles.select("step"))
@@ -109,10 +123,12 @@ class LeaveOneOutSelectionMethod(SelectionMethod):
 def _outcome(
     rule: str, singles: Q, pairs: Mapping[frozenset[int], Q] | None = None
 ) -> dict[str, float] | None:
-    """The outcome by a rule of `selection`, if it has one, of these records.
+    """Return the outcome of a rule in `selection`, or None if it has none.
 
-    ``singles``: of jobs that left out the test environment alone; ``pairs``: both test
-    environments -> records of jobs that left out one more.
+    Args:
+        rule: Name of the rule.
+        singles: Records of jobs with one test environment.
+        pairs: Two test environments -> records of jobs with both.
     """
     if not singles:
         return None
@@ -132,7 +148,7 @@ def _outcome(
 
 
 def _run(records: Q) -> job_records.RecordedRun:
-    """The checkpoints in records of one job, or of one that was run twice, and nothing else."""
+    """Return the checkpoints in the records of a job, including repeated ones, as a run."""
     first: dict[str, Any] = records[0]
     count = next(i for i in itertools.count() if f"env{i}_out_acc" not in first)
     return job_records.RecordedRun(

@@ -1,7 +1,7 @@
 """Featurizers and classifiers, chosen by the shape of the input.
 
-Interface of upstream file domainbed/networks.py at b93c22a, as far as ERM needs it: the same
-shapes, parameter names and draws under the same seed of torch, and the same ImageNet weights.
+Interface of upstream file domainbed/networks.py at b93c22a, for the networks of ERM: the same
+shapes, parameter names, random draws for a given seed of torch, and ImageNet weights.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torchvision.models import ResNet18_Weights, ResNet50_Weights
 from domainbed_carft.errors import CarftError, PassingError, brief, raise_for
 from domainbed_carft.files import weights
 
-# Upstream's `pretrained=True` means V1, `handle_legacy_interface` in torchvision/models/_utils.py,
-# and not V2 as DEFAULT does; its augmix ResNet-50 is the file that timm/models/resnet.py names.
+# Upstream's `pretrained=True` is V1 (`handle_legacy_interface` in torchvision/models/_utils.py),
+# unlike DEFAULT, which is V2. The URL of its augmix ResNet-50 is in timm/models/resnet.py.
 RESNET18 = ResNet18_Weights.IMAGENET1K_V1.url
 RESNET50 = ResNet50_Weights.IMAGENET1K_V1.url
 RESNET50_AUGMIX = (
@@ -28,33 +28,38 @@ RESNET50_AUGMIX = (
     "resnet50_ram-a26f946b.pth"
 )
 
-# Upstream fetches the code of transformers from another repository; LARS is ERMPlusPlus's.
+# Upstream downloads the code of transformers from another repository; ERMPlusPlus uses LARS.
 _NOT_INCLUDED = {
     **dict.fromkeys(("vit", "dinov2", "vit_attn_tune"), "vision transformers (DINOv2) are"),
-    "lars": "the LARS optimiser is",
+    "lars": "the LARS optimizer is",
 }
 
 
 def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN | ResNet:
-    """Return the network from inputs to `n_outputs` features.
+    """Build the network from inputs to `n_outputs` features.
 
-    Raises CarftError for other than (channels, 28, 28) and (channels, 224, 224), and for hparams
-    that need a part that is not included.
+    Args:
+        input_shape: (channels, 28, 28) or (channels, 224, 224).
+        hparams: Hyperparameters.
+
+    Raises:
+        CarftError: There is no network for the shape, or the hyperparameters need a part that is
+            not included.
     """
-    raise_for(not_included(hparams))
+    raise_for(find_missing_parts(hparams))
     match tuple(input_shape):
         case (_, 28, 28):
             return MNIST_CNN(input_shape)
         case (_, 224, 224):
             return ResNet(input_shape, hparams)
     raise CarftError(
-        f"no network takes inputs of shape {tuple(input_shape)}, expected images of 28 x 28 or "
-        "224 x 224; resize them, or choose an algorithm with its own network"
+        f"there is no network for inputs of shape {tuple(input_shape)}, expected images of 28 x 28 "
+        "or 224 x 224 pixels; resize them, or choose an algorithm with another network"
     )
 
 
-def not_included(hparams: Mapping[str, Any]) -> list[str]:
-    """Say which hyperparameters need parts of upstream that are not included here."""
+def find_missing_parts(hparams: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each hyperparameter that needs a part that is not included."""
     return [
         f"hyperparameter {name}: {part} not included; set it to false, or use a checkout of "
         "facebookresearch/DomainBed"
@@ -64,7 +69,14 @@ def not_included(hparams: Mapping[str, Any]) -> list[str]:
 
 
 def Classifier(in_features: int, out_features: int, is_nonlinear: bool = False) -> nn.Module:
-    """Return the layers from features to logits: one, or three of which each halves the width."""
+    """Build the layers from features to logits.
+
+    Args:
+        in_features: Width of the features.
+        out_features: Number of classes.
+        is_nonlinear: If True, three linear layers with ReLU, each half as wide as the one before,
+            instead of one.
+    """
     if not is_nonlinear:
         return nn.Linear(in_features, out_features)
     widths = [in_features, in_features // 2, in_features // 4, out_features]
@@ -73,7 +85,7 @@ def Classifier(in_features: int, out_features: int, is_nonlinear: bool = False) 
 
 
 class Identity(nn.Module):
-    """Upstream's name for what returns what it gets."""
+    """Identity function, under upstream's name."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the input."""
@@ -105,9 +117,13 @@ class MNIST_CNN(nn.Module):
 class ResNet(nn.Module):
     """A ResNet pretrained on ImageNet, without its last layer.
 
-    With `resnet50_augmix`, which is upstream's default, it is a ResNet-50 that starts from timm's
-    weights `resnet50.ram_in1k`, whatever `resnet18` says: its layers and names are torchvision's.
-    With other than 3 channels the weights of the first layer are repeated. Raises as `pretrained`.
+    With `resnet50_augmix` (upstream's default) it is a ResNet-50 with timm's weights
+    `resnet50.ram_in1k`, regardless of `resnet18`; layers and parameter names are torchvision's. If
+    there are not 3 channels, the weights of the first layer are repeated.
+
+    Raises:
+        PassingError: The pretrained weights cannot be downloaded.
+        CarftError: The file of the pretrained weights cannot be read, or does not fit.
     """
 
     def __init__(self, input_shape: Sequence[int], hparams: dict[str, Any]) -> None:
@@ -129,7 +145,7 @@ class ResNet(nn.Module):
         return self.dropout(self.network(x))
 
     def train(self, mode: bool = True) -> ResNet:
-        """Set the mode; with `freeze_bn` batch normalisation stays as in evaluation."""
+        """Set the mode; with `freeze_bn`, batch normalisation remains in evaluation mode."""
         super().train(mode)
         if self.hparams["freeze_bn"]:
             for module in self.network.modules():
@@ -139,7 +155,11 @@ class ResNet(nn.Module):
 
 
 def _pretrained_resnet(hparams: dict[str, Any]) -> tuple[torchvision.models.ResNet, int]:
-    """The network without random draws beyond upstream's, and the width of its features."""
+    """Build the network with the same random draws as upstream.
+
+    Returns:
+        The network, and the width of its features.
+    """
     small = hparams["resnet18"]
     augmix = hparams["resnet50_augmix"]
     plain_url = RESNET18 if small else RESNET50
@@ -151,8 +171,8 @@ def _pretrained_resnet(hparams: dict[str, Any]) -> tuple[torchvision.models.ResN
             "ResNet-50. For a ResNet-18, set resnet50_augmix to false."
         )
     if augmix:
-        # Upstream builds and drops the other network first. Its random numbers have to be drawn
-        # for the classifier to start as upstream's does.
+        # Upstream first builds another network and drops it. The same random numbers must be
+        # drawn here so that the classifier starts with upstream's weights.
         _random_resnet(small)
 
     small = small and not augmix
@@ -160,7 +180,7 @@ def _pretrained_resnet(hparams: dict[str, Any]) -> tuple[torchvision.models.ResN
     state_dict = pretrained(url)
     try:
         network.load_state_dict(state_dict)
-    except Exception as error:  # RuntimeError for another network's, others for no state dict
+    except Exception as error:  # RuntimeError for another network; other errors for other contents
         raise CarftError(
             f"the pretrained weights {_cached_file(url)} do not fit this network ({brief(error)}). "
             f"Replace the file with {url}"
@@ -175,21 +195,26 @@ def _random_resnet(small: bool) -> torchvision.models.ResNet:
 
 
 def pretrained(url: str) -> dict[str, torch.Tensor]:
-    """Return the state dict in torch hub's cache under the URL's file name; download if need be.
+    """Load a state dict from torch hub's cache, and download it first if it is missing.
 
-    Raises PassingError if that fails, and CarftError if the file cannot be read.
+    Args:
+        url: Address of the file, whose name ends with the first digits of its SHA-256.
+
+    Raises:
+        PassingError: The download fails.
+        CarftError: The file cannot be read.
     """
     path = _cached_file(url)
     if not os.path.exists(path):
-        digits = os.path.splitext(url)[0].rpartition("-")[2]  # the first of the file's SHA-256
+        digits = os.path.splitext(url)[0].rpartition("-")[2]  # of the SHA-256
         print(f"Downloading {url} to {path}")
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             torch.hub.download_url_to_file(url, path, hash_prefix=digits, progress=False)
-        except Exception as error:  # no network, no room, another hash: many types, one hint
+        except Exception as error:  # of many types: no network, no space, another hash
             raise PassingError(
                 f"the pretrained weights {path} are missing, and downloading them failed "
-                f"({brief(error)}). Put {url} there; TORCH_HOME sets another folder"
+                f"({brief(error)}). Put {url} there, or set TORCH_HOME to another folder"
             ) from error
 
     try:
@@ -199,5 +224,5 @@ def pretrained(url: str) -> dict[str, torch.Tensor]:
 
 
 def _cached_file(url: str) -> str:
-    """Where torch hub keeps the file of a URL."""
+    """Return the path of a URL's file in torch hub's cache."""
     return os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))

@@ -1,11 +1,11 @@
-"""Capture and restore what training changes in an algorithm.
+"""Capture and restore the state that training changes in an algorithm.
 
-Stored are, of the algorithm and all its parts: parameters and buffers; attributes that have
-`state_dict` and `load_state_dict`, such as optimisers and schedules; and those that are plain:
-numbers, texts, tensors, and lists, tuples and dicts of these. Functions, classes, `hparams`, and
-other attributes of parts, are constants. If the algorithm itself keeps more, it is refused by the
-name of the attribute, instead of being stored in part; or it overrides the hooks `training_state`
-and `load_training_state` of `domainbed.algorithms.Algorithm`.
+Stored for the algorithm and all its submodules: parameters and buffers; attributes with
+`state_dict` and `load_state_dict`, such as optimizers and schedules; and plain attributes: numbers,
+texts, tensors, and lists, tuples and dicts of these. Functions, classes, `hparams`, and other
+attributes of submodules count as constants. An algorithm with any other attribute is not stored in
+part: capturing it fails with an error that names the attribute, unless the algorithm overrides the
+hooks `training_state` and `load_training_state` of `domainbed.algorithms.Algorithm`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _CONSTANTS = (
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType),
     *(type, functools.partial, torch.device, torch.dtype, ProcessGroup),
 )
-# What every module has: parameters, buffers and parts, which its state dict has, and hooks.
-_OF_MODULES = {*vars(torch.nn.Module()), "hparams"}
+# Not captured as attributes: parameters, buffers and submodules are in the state dict already.
+_MODULE_ATTRIBUTES = {*vars(torch.nn.Module()), "hparams"}
 
 
 class StateError(ValueError):
-    """An algorithm that cannot be stored, or that does not fit what was stored."""
+    """An algorithm cannot be stored, or does not fit the stored state."""
 
 
 def structure(algorithm: Any) -> dict[str, str]:
-    """What a newly built algorithm can take a state for: path to shape or type name."""
+    """Map the path of each tensor to its shape, and of each stateful attribute to its type name."""
     tensors = {name: str(tuple(tensor.shape)) for name, tensor in algorithm.state_dict().items()}
     stateful = {
         path: type(value).__name__ for path, value in _attributes(algorithm) if _has_state(value)
@@ -47,22 +47,27 @@ def structure(algorithm: Any) -> dict[str, str]:
 
 
 def capture(algorithm: Algorithm, initial_structure: Mapping[str, str]) -> dict[str, Any]:
-    """Return the state, of types that torch reads back without executing code, tensors not copied.
+    """Return the algorithm's state, in types that torch loads without executing code.
 
-    `initial_structure` is the algorithm's `structure` before the first step, which is that of the
-    one to restore. Raises StateError, naming what cannot be stored or put back.
+    Args:
+        algorithm: The algorithm, whose tensors are not copied.
+        initial_structure: The algorithm's `structure` before the first step, which is also the
+            structure of the algorithm to restore.
+
+    Raises:
+        StateError: Attributes cannot be stored or restored; the message names them.
     """
     changed = dict(structure(algorithm).items() ^ initial_structure.items())
     refused = [f"{path} (changed since the start)" for path in changed]
     attributes = {}
-    stores_more = type(algorithm).training_state is not Algorithm.training_state
+    overrides_hook = type(algorithm).training_state is not Algorithm.training_state
 
     for path, value in _attributes(algorithm):
         if _has_state(value):
             attributes[path] = value.state_dict()
         elif _is_plain(value):
             attributes[path] = value.detach() if isinstance(value, torch.Tensor) else value
-        elif "." not in path and not isinstance(value, _CONSTANTS) and not stores_more:
+        elif "." not in path and not isinstance(value, _CONSTANTS) and not overrides_hook:
             refused.append(f"{path} (a {type(value).__name__})")
 
     if refused:
@@ -83,7 +88,7 @@ def capture(algorithm: Algorithm, initial_structure: Mapping[str, str]) -> dict[
 
 
 def restore(algorithm: Algorithm, state: Mapping[str, Any]) -> None:
-    """Bring a newly built algorithm of the same arguments into the state that was captured."""
+    """Restore a captured state into a new algorithm that was built with the same arguments."""
     algorithm.load_state_dict(state["modules"])
     buffers = dict(algorithm.named_buffers())
     for name, buffer in state["buffers"].items():
@@ -100,7 +105,7 @@ def restore(algorithm: Algorithm, state: Mapping[str, Any]) -> None:
             value.load_state_dict(stored)
         elif isinstance(value, torch.Tensor) and getattr(stored, "shape", None) == value.shape:
             with torch.no_grad():
-                value.copy_(stored)  # in place: an optimiser may have it
+                value.copy_(stored)  # in place: an optimizer can hold a reference
         else:
             if path in state["on_gpu"]:
                 to_gpu = operator.methodcaller("to", devices.default_device())
@@ -112,15 +117,15 @@ def restore(algorithm: Algorithm, state: Mapping[str, Any]) -> None:
 
 
 def _attributes(algorithm: Any) -> Iterator[tuple[str, Any]]:
-    """All attributes of the algorithm and its parts that are not a module's own, by path."""
+    """Yield (path, value) of all attributes that not every torch module has."""
     for prefix, module in algorithm.named_modules():
         for name, value in list(vars(module).items()):
-            if name not in _OF_MODULES:
+            if name not in _MODULE_ATTRIBUTES:
                 yield f"{prefix}.{name}" if prefix else name, misc.plain(value)
 
 
 def _has_state(value: Any) -> bool:
-    """Whether it is an object that saves and loads a state, such as an optimizer."""
+    """Return True for an object that saves and loads a state, such as an optimizer."""
     methods = ("state_dict", "load_state_dict")
     return not isinstance(value, type) and all(
         callable(getattr(value, method, None)) for method in methods
@@ -128,7 +133,10 @@ def _has_state(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is data; in a collection no tensor may be trained: it is put back as another."""
+    """Return True for plain data.
+
+    A collection must not contain trained tensors, since it is restored with new tensors.
+    """
     if type(value) in (list, tuple, dict):
         items = [*value, *value.values()] if isinstance(value, dict) else value
         return all(_is_plain(item) and not getattr(item, "requires_grad", False) for item in items)

@@ -1,7 +1,7 @@
-"""The files of a run in its folder: records, weights, and the file `done`.
+"""The files in a job's folder: records, weights, and the file `done`.
 
-The state of a run (`resume`) contains the text of all records and is saved first. So whenever a
-process dies, the next one brings the files back in line with the state it resumes from.
+The state of a job (`resume`) contains the text of all records and is saved first. So if a process
+dies at any time, the next process rewrites the files to match the state from which it resumes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,23 @@ from domainbed_carft.jobs.records import is_broken_loss
 
 KEEP = ("both", "last", "best", "none")
 
-# The attributes of `Files` that a resumed run needs.
+# The attributes of `Files` that a resumed job needs.
 _STATE = ("_records", "_begins_at", "_step", "_best_step", "_best_accuracy", "diverged_at")
 
 
 class Files:
-    """The files of one run of `train` with these arguments.
+    """The files of one job.
 
-    `selected_by`: the accuracies by whose mean the best weights are chosen, training-domain
-    validation; `contents` makes what a file of weights holds. `newest_is_best`: whether instead the
-    newest weights are the best, of an algorithm that chooses by itself which weights predict.
+    Args:
+        args: The job's arguments.
+        selected_by: Names of the accuracies whose mean selects the best weights (training-domain
+            validation).
+        contents: Function that returns the contents of a weights file.
+        newest_is_best: If True, the newest weights are the best, because the algorithm itself
+            chooses which weights predict.
+
+    Attributes:
+        diverged_at: The step of the first loss that was not finite, or None.
     """
 
     def __init__(
@@ -49,16 +56,16 @@ class Files:
         self._keep = "none" if args.skip_model_save else args.keep_weights
         self._logs: scalar_logs.Logs | None = None
 
-        self._records = self._earlier_records(args)
-        self._begins_at = len(self._records)  # this run, in the records
+        self._records = self._read_earlier_records(args)
+        self._begins_at = len(self._records)  # offset of this job's records
         self._step = self._best_step = -1
         self._best_accuracy = -1.0
-        self.diverged_at: int | None = None  # the step of the first loss that was not finite
+        self.diverged_at: int | None = None
 
-    def _earlier_records(self, args: argparse.Namespace) -> str:
-        """The records of earlier runs in the folder, to which upstream appends.
+    def _read_earlier_records(self, args: argparse.Namespace) -> str:
+        """Return the records of earlier runs in the folder; upstream appends to these.
 
-        Those of this run itself are left out if it was interrupted and left no state.
+        Records of an interrupted job with the same arguments and without a state are dropped.
         """
         try:
             records = files.read_regular(self._folder.records_path).decode(errors="replace")
@@ -73,49 +80,50 @@ class Files:
         lines = records.splitlines(keepends=True)
         if self._folder.done:
             print(
-                "Warning: the run in this folder is done. It is trained once more, and as in "
-                "DomainBed its records are appended, so results.jsonl has each step again."
+                "Warning: the job in this folder is done. It is trained once more and, as in "
+                "DomainBed, its records are appended, so results.jsonl has each step again."
             )
         else:
             identity = resume.identity(vars(args))
-            lines = [line for line in lines if _identity_in(line) != identity]
+            lines = [line for line in lines if _parse_identity(line) != identity]
 
         text = "".join(lines)
         is_cut_off = bool(text) and not text.endswith("\n")
         return text + "\n" if is_cut_off else text
 
     def watch(self, step: int, name: str, value: float) -> None:
-        """Warn of the run's first loss that is not finite; later records are marked."""
+        """Warn about the first loss that is not finite; from then on records are marked."""
         if self.diverged_at is not None or not is_broken_loss(name, value):
             return
 
         self.diverged_at = step
-        if self._best_step == step - 1:  # whose own update broke the weights: no table has them
+        # The update of the previous step broke its weights, so no table has its record.
+        if self._best_step == step - 1:
             self._best_step = -1
             (self._folder.path / "model_best.pkl").unlink(missing_ok=True)
         print(
-            f"Warning: the training diverged: {name} is {value} at step {step}. Records from "
-            "here on are marked diverged_at; carft collect leaves out their accuracies."
+            f"Warning: the training diverged: {name} is {value} at step {step}. Records from this "
+            "step on are marked diverged_at, and carft collect ignores their accuracies."
         )
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take a record; `publish` writes it."""
+        """Add a record, which `publish` writes."""
         if self.diverged_at is not None:
             record = {**record, "diverged_at": self.diverged_at}
         self._records += json.dumps(record, sort_keys=True) + "\n"
         self._step = int(record["step"])
 
         accuracy = float(np.mean([record[name] for name in self._selected_by]))
-        # As carft collect selects: the earliest of equals, and no record of a diverged training.
+        # As in carft collect: the first of equal accuracies, and no records after divergence.
         is_best = accuracy > self._best_accuracy or self._newest_is_best
         if is_best and self.diverged_at is None:
             self._best_step = self._step
             self._best_accuracy = accuracy
 
     def publish(self, steps_done: int) -> None:
-        """Write the records, and the weights if the last record is theirs."""
+        """Write the records, and the weights if they belong to the last record."""
         path = self._folder.records_path
-        with resume.naming_failed_writes(path), files.replacing(path) as temporary:
+        with resume.explain_failed_writes(path), files.replacing(path) as temporary:
             temporary.write_text(self._records, encoding="utf-8")
         if self._logs is not None:
             self._logs.catch_up(self._records[self._begins_at :])
@@ -128,35 +136,35 @@ class Files:
             self._save("model_best.pkl", best_step=self._best_step)
 
     def log_to(self, logs: scalar_logs.Logs) -> None:
-        """Log the records of this run, those so far and all that are going to be published."""
+        """Log the existing records of this job, and from now on every published one."""
         logs.catch_up(self._records[self._begins_at :])
         self._logs = logs
 
     def finish(self) -> None:
-        """Write the last weights, and the file that says that the run is done; drop its state."""
+        """Write the last weights and the file `done`, and delete the state."""
         if self._keep in ("both", "last"):
             self._save("model.pkl")
         path = self._folder.path / "done"
-        with resume.naming_failed_writes(path):
+        with resume.explain_failed_writes(path):
             with files.replacing(path) as temporary:
                 temporary.write_text("done")
             self._folder.state_path.unlink(missing_ok=True)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on in another process."""
+        """Return the state that `restore` needs in another process."""
         return {name: getattr(self, name) for name in _STATE}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned; `publish` then brings the files in line with it."""
+        """Restore a state of `state`; the next `publish` rewrites the files to match it."""
         for name in _STATE:
             setattr(self, name, state[name])
 
-    def _save(self, filename: str, **more: Any) -> None:
-        resume.save_whole({**self._contents(), **more}, self._folder.path / filename)
+    def _save(self, filename: str, **extra: Any) -> None:
+        resume.save_atomically({**self._contents(), **extra}, self._folder.path / filename)
 
 
-def _identity_in(line: str) -> dict[str, Any] | None:
-    """The arguments that a record's result depends on; None for a line that is no record."""
+def _parse_identity(line: str) -> dict[str, Any] | None:
+    """Return the arguments that a record's results depend on; None if the line is not a record."""
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         return resume.identity(json.loads(line)["args"])
     return None

@@ -1,6 +1,6 @@
 """Checks of a command line before anything is loaded.
 
-Every check returns a list of problems, so that a command can report all of them in one message.
+Each check returns a list of problems, so that a command can report all of them in one message.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError
-from domainbed_carft.errors import problems_of as problems_of  # train's, too
+from domainbed_carft.errors import problems_of as problems_of  # imported by `train` as well
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.job import READ_BY_TRAIN
 
@@ -21,29 +21,29 @@ TASKS = ("domain_generalization", "domain_adaptation")
 
 
 def task_problems(task: str) -> list[str]:
-    """Say that a task of upstream's is not included."""
+    """Return a problem if the task is not included here."""
     if task == TASKS[0]:
         return []
     return [f"--task {task} is not included; use a checkout of facebookresearch/DomainBed"]
 
 
 def algorithm_problems(name: str) -> list[str]:
-    """Say that an algorithm is unknown."""
+    """Return a problem if the algorithm is unknown."""
     return problems_of(algorithms.get_algorithm_class, name)
 
 
 def dataset_problems(name: str) -> list[str]:
-    """Say that a dataset is unknown, or that a folder is not one."""
+    """Return a problem if the dataset is unknown, or if a folder is not a dataset."""
     return problems_of(datasets.num_environments, name)
 
 
 def data_problems(dataset: str, data_dir: str | None) -> list[str]:
-    """Say what the class of a known dataset finds wrong with the data below a folder."""
+    """Return the problems that the dataset's class reports for the data below a folder."""
     return [*datasets.get_dataset_class(dataset).data_problems(data_dir)]
 
 
 def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
-    """Say which test environments do not exist, come twice, or leave none to train on."""
+    """Return problems for unknown and repeated test environments, or if none is left to train."""
     labels = datasets.get_dataset_class(dataset).ENVIRONMENTS
     valid = ", ".join(f"{index} ({label})" for index, label in enumerate(labels))
     numbers = " ".join(map(str, test_envs))
@@ -57,19 +57,19 @@ def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
         problems.append(f"--test_envs {numbers} names an environment twice")
     if not problems and len(test_envs) == len(labels):
         problems.append(
-            f"--test_envs {numbers} leaves no environment of {dataset} to train on; --test_envs "
-            "without a number trains on all"
+            f"--test_envs {numbers} leaves no environment of {dataset} to train on; pass "
+            "--test_envs without a number to train on all environments"
         )
     return problems
 
 
 def parse_hparams(hparams: str | None) -> dict[str, Any]:
-    """Return what --hparams sets. Raises CarftError for anything but a JSON object."""
+    """Return the values of --hparams; raise CarftError if it is not a JSON object."""
     hparams = hparams or "{}"
     try:
         overrides = json.loads(hparams, object_pairs_hook=parsing.unique_keys)
     except ValueError as error:
-        # People write NAME=VALUE, or lose the quotes to their shell.
+        # Common mistakes: NAME=VALUE, and quotes that the shell removed.
         name, sign, value = hparams.partition("=")
         is_number = re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", value.strip())
         is_assignment = sign and name.strip().isidentifier() and is_number
@@ -81,7 +81,7 @@ def parse_hparams(hparams: str | None) -> dict[str, Any]:
 
     if not isinstance(overrides, dict):
         raise CarftError(
-            f'--hparams must be a JSON object such as {{"lr": 0.1}}, not: {hparams[:200]}'
+            f'--hparams must be a JSON object such as {{"lr": 0.1}}, not {hparams[:200]}'
         )
     return overrides
 
@@ -89,9 +89,13 @@ def parse_hparams(hparams: str | None) -> dict[str, Any]:
 def hparams_problems(
     overrides: Mapping[str, Any], algorithm: str, dataset: str, steps: int | None
 ) -> list[str]:
-    """Say what is wrong with the keys of --hparams, and with values that we or the class checks.
+    """Return the problems of the names and values in --hparams.
 
-    `steps`: those of the job, None for the dataset's.
+    Args:
+        overrides: Values of --hparams.
+        algorithm: Name of the algorithm, whose class checks its hyperparameters.
+        dataset: Name of the dataset.
+        steps: Number of training steps; None for the dataset's default.
     """
     problems = [*map(str, algorithms.value_problems(overrides, READ_BY_TRAIN))]
     if not overrides or algorithm_problems(algorithm) or dataset_problems(dataset):
@@ -109,17 +113,19 @@ def hparams_problems(
     return problems
 
 
-def range_problems(flag: str, value: float | None, least: int, below: float = 2**63) -> list[str]:
-    """Say that a number is outside [least, below); None, a flag that was not given, is fine."""
-    if value is None or least <= value < below:
+def range_problems(flag: str, value: float | None, minimum: int, below: float = 2**63) -> list[str]:
+    """Return a problem if a number is outside [minimum, below); None is valid (no flag)."""
+    if value is None or minimum <= value < below:
         return []
 
     limit = f" and less than {below}" if below < 2**63 or value >= below else ""
-    return [f"{flag} must be at least {least}{limit}, not {value}"]
+    return [f"{flag} must be at least {minimum}{limit}, not {value}"]
 
 
 def holdout_problems(value: float) -> list[str]:
-    """Say that the share held out is not in (0, 1)."""
+    """Return a problem if --holdout_fraction is not in (0, 1)."""
     if value == 0:
-        return ["--holdout_fraction must be more than 0: models are selected by the out-splits"]
+        return [
+            "--holdout_fraction must be more than 0: the out-splits are needed to select models"
+        ]
     return range_problems("--holdout_fraction", value, 0, 1)

@@ -1,4 +1,4 @@
-"""Shared by all scripts: errors without a traceback, and pipes that close early."""
+"""Helpers of all scripts: errors without a traceback, and pipes that close early."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from domainbed_carft.errors import CarftError, PassingError
 
 
 class UnknownNameError(CarftError, NotImplementedError):
-    """An unknown algorithm or dataset. Callers written for upstream catch the latter type."""
+    """An unknown algorithm or dataset. Code written for upstream catches NotImplementedError."""
 
 
 def print_error(script: str, error: CarftError) -> int:
-    """Print an error without a traceback; return 1 if retrying may help, else 2."""
+    """Print an error without a traceback; return exit status 1 if a retry can help, otherwise 2."""
     lines = map(text.printable, str(error).splitlines())
     print(f"{script}: " + "\n".join(lines), file=sys.stderr)
     return 1 if isinstance(error, PassingError) else 2
 
 
 def exit_status(script: str, run: Callable[[], int | None]) -> int:
-    """Run a script; return its exit status, 0 to 2, after printing a CarftError."""
+    """Run a script, print its CarftError if it raises one, and return the exit status (0 to 2)."""
     try:
         return run() or 0
     except CarftError as error:
@@ -33,12 +33,12 @@ def exit_status(script: str, run: Callable[[], int | None]) -> int:
 
 @contextlib.contextmanager
 def printed_at_once() -> Iterator[io.StringIO]:
-    """Print the block's output at its end; a closed pipe, as of `head` or a pager, is no error."""
+    """Print the block's output at its end, and ignore a closed pipe (`head`, or a pager)."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         yield printed
 
     try:
         print(printed.getvalue(), end="", flush=True)
-    except BrokenPipeError:  # else Python would flush the stream at exit, and fail again
+    except BrokenPipeError:  # otherwise Python flushes the stream at exit, and fails again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

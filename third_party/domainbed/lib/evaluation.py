@@ -1,4 +1,4 @@
-"""The evaluation at a checkpoint: validation loss, accuracies of splits, the printed row."""
+"""Evaluation at a checkpoint: validation loss, accuracies of splits, and the printed row."""
 
 from __future__ import annotations
 
@@ -23,24 +23,21 @@ COLUMN_WIDTH = 12
 
 @dataclass
 class Evaluator:
-    """Measures an algorithm's accuracies on splits, as often as `accuracies` is called.
-
-    `is_constant`: whether training changes no prediction, so that one evaluation is enough.
-    """
+    """Evaluates an algorithm on the splits of a job."""
 
     algorithm: Any
-    splits: Sequence[str]
+    splits: Sequence[str]  # names of the evaluated splits
     batches: JobBatches
     device: torch.device
     stop: stopping.StopSignals
     process_group: ProcessGroup
-    is_constant: bool
+    is_constant: bool  # training changes no prediction, so that one evaluation is enough
     _accuracies: dict[str, float] = field(default_factory=dict)
 
     def evaluate(self) -> tuple[dict[str, float], float]:
-        """Return what `accuracies` returns, and how many seconds the evaluation took.
+        """Return the accuracies and the duration of the evaluation in seconds.
 
-        Before, the algorithm gets the `validation_loss` if the batches are those of one.
+        If there are validation batches, the algorithm first receives the validation loss.
         """
         started = time.monotonic()
         if self.batches.validated:
@@ -49,18 +46,19 @@ class Evaluator:
         return accuracies, time.monotonic() - started
 
     def accuracies(self) -> dict[str, float]:
-        """Return the accuracy on each split, by its name in the records, such as env0_in_acc.
+        """Return the accuracy on each split by its name in the records, such as env0_in_acc.
 
-        Raises Stopped if a signal comes; the random generators are then as before the call.
+        Raises:
+            Stopped: A signal was received; the random generators are then as before the call.
         """
         if self.is_constant and self._accuracies:
             return self._accuracies
 
-        with _generators_kept_if_stopped():
+        with _restore_generators_if_stopped():
             self._accuracies = {
                 f"{name}_acc": misc.accuracy(
                     self.algorithm,
-                    self._unstopped(self.batches.split_batches(name)),
+                    self._check_signals(self.batches.split_batches(name)),
                     weights=None,
                     device=self.device,
                     all_reduce=self.process_group.all_reduce,
@@ -70,20 +68,22 @@ class Evaluator:
         return self._accuracies
 
     def validation_loss(self) -> float:
-        """Return the mean over the validated splits of each one's mean cross-entropy, in nats.
+        """Return the cross-entropy in nats, averaged over each validated split, then over splits.
 
-        By the weights that are trained, on images that are not augmented. Raises Stopped as
-        `accuracies` does.
+        It is computed with the weights being trained, on images without augmentation.
+
+        Raises:
+            Stopped: A signal was received; the random generators are then as before the call.
         """
-        with _generators_kept_if_stopped():
+        with _restore_generators_if_stopped():
             losses = [self._mean_loss(name) for name in self.batches.validated]
         return float(np.mean(losses))
 
     def _mean_loss(self, name: str) -> float:
-        sums = torch.zeros(2, dtype=torch.float64)  # of losses, and how many
+        sums = torch.zeros(2, dtype=torch.float64)  # sum of the losses, number of images
         self.algorithm.eval()
         with torch.no_grad():
-            for inputs, labels in self._unstopped(self.batches.validation_batches(name)):
+            for inputs, labels in self._check_signals(self.batches.validation_batches(name)):
                 logits = self.algorithm.trained_logits(inputs.to(self.device))
                 targets = labels.to(self.device)
                 loss = F.cross_entropy(logits.float(), targets, reduction="sum")
@@ -94,8 +94,8 @@ class Evaluator:
         self.process_group.all_reduce([sums])
         return float(sums[0] / sums[1])
 
-    def _unstopped(self, batches: Iterator[Batch | None]) -> Iterator[Batch]:
-        """This process's batches; raises Stopped if a signal comes between two."""
+    def _check_signals(self, batches: Iterator[Batch | None]) -> Iterator[Batch]:
+        """Yield this process's batches; raise Stopped after a signal."""
         for batch in batches:
             self.stop.check()
             if batch is not None:
@@ -103,8 +103,8 @@ class Evaluator:
 
 
 @contextlib.contextmanager
-def _generators_kept_if_stopped() -> Iterator[None]:
-    """Inside the block, Stopped leaves the random generators as they were before it."""
+def _restore_generators_if_stopped() -> Iterator[None]:
+    """Restore the random generators if the block raises Stopped."""
     generators = rng.get_states()
     try:
         yield
@@ -114,13 +114,13 @@ def _generators_kept_if_stopped() -> Iterator[None]:
 
 
 class RowPrinter:
-    """Prints a row for each checkpoint, under a head wherever the columns are new."""
+    """Prints a row for each checkpoint, with a header whenever the columns change."""
 
     def __init__(self) -> None:
         self._columns: list[str] = []
 
     def print(self, results: Mapping[str, Any]) -> None:
-        """Print the results by name, in the order of the names."""
+        """Print the results, sorted by name."""
         columns = sorted(results)
         if columns != self._columns:
             misc.print_row(columns, colwidth=COLUMN_WIDTH)

@@ -1,7 +1,7 @@
-"""Batches in the order in which a job asks for them, from one pool of worker processes.
+"""Batches in the order in which a job uses them, loaded by one pool of worker processes.
 
-A job has one pool for its training and all its evaluations; upstream's loaders (file
-domainbed/lib/fast_data_loader.py at b93c22a) start one for each environment and each split.
+A job has one pool for training and all evaluations. Upstream's loaders (file
+domainbed/lib/fast_data_loader.py at b93c22a) start a pool for each environment and each split.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from domainbed_carft.images.image_lists import Passes
 from domainbed_carft.machine import devices
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-# A dataset's number, a position in it, and the key of the random numbers drawn on the way.
+# The number of a dataset, a position in it, and the key that seeds the item's random numbers.
 Request = tuple[int, int, tuple[int, ...]]
 
 
 class _RequestedItems(Dataset[Any]):
-    """Items of several datasets, each read with random numbers that depend on its request alone.
+    """Items of several datasets, whose random numbers depend on the request only.
 
-    So neither the number of workers nor a restart changes an augmentation.
+    Neither the number of workers nor a restart changes an augmentation.
     """
 
     def __init__(self, datasets: Sequence[Any], images: Images) -> None:
@@ -41,12 +41,12 @@ class _RequestedItems(Dataset[Any]):
         self._sources = [images.source(dataset) for dataset in datasets]
 
     def __getitems__(self, requests: list[Request]) -> Any:
-        """Read a batch, as torch's loader calls it.
+        """Read a batch (called by torch's loader).
 
-        Returns a PassingError instead if one occurs: raised in a worker process, it would reach the
-        user as a traceback.
+        A PassingError is returned, not raised: torch would print an error of a worker process with
+        a traceback.
         """
-        source = self._sources[requests[0][0]]  # all are of one dataset
+        source = self._sources[requests[0][0]]  # a batch is of one dataset
         with rng.preserved_states():
             try:
                 return source.batch(requests) if source else list(map(self._item, requests))
@@ -59,7 +59,7 @@ class _RequestedItems(Dataset[Any]):
         return self._datasets[number][position]
 
 
-# How long worker processes may take to end by themselves; torch would wait 5 s for each in turn.
+# Time for worker processes to end by themselves; torch would wait 5 s for each in turn.
 _PATIENCE_S = 2.0
 
 
@@ -70,13 +70,23 @@ def load_batches(
     images: Images,
     pinned: bool = False,
 ) -> Generator[Any, None, None]:
-    """A batch for each list of requests, all of one dataset, from one pool of worker processes.
+    """Load a batch for each list of requests with one pool of worker processes.
 
-    They start with the first batch and read ahead, and have ended once the generator is closed.
-    Raises PassingError if data cannot be read, or shared memory is missing.
+    The worker processes start with the first batch, read ahead, and end when the generator is
+    closed.
+
+    Args:
+        datasets: The datasets, which requests refer to by number.
+        requests: Requests of a batch each, all of one dataset.
+        workers: Number of worker processes; 0 loads in this process.
+        images: The job's way to read images.
+        pinned: If True, the batches are in pinned memory.
+
+    Raises:
+        PassingError: Data cannot be read, or processes cannot share memory.
     """
-    # Without this generator, torch's loader would draw a seed, which nobody uses, from the global
-    # one, and change what training draws.
+    # Without this generator, torch's loader would draw an unused seed from the global generator,
+    # and change the random numbers of training.
     loader: DataLoader[Any] = DataLoader(
         _RequestedItems(datasets, images),
         batch_sampler=requests,
@@ -84,16 +94,16 @@ def load_batches(
         pin_memory=pinned,
         generator=torch.Generator(),
         worker_init_fn=stopping.init_worker,
-        collate_fn=shared_batches.collated,
+        collate_fn=shared_batches.collate_batch,
     )
-    with stopping.blocked_signals():
+    with stopping.block_signals():
         earlier_children = set(multiprocessing.active_children())
         try:
             if workers:
-                multiprocessing.Lock()  # fails alone, where torch would leave half an iterator
+                multiprocessing.Lock()  # fails here, where torch would leave half an iterator
             loaded = iter(loader)
-        except OSError as error:  # their locks are in /dev/shm
-            raise shared_batches.unshared(error) from None  # no full disk
+        except OSError as error:  # locks are in /dev/shm; without a cause, as no disk is full
+            raise shared_batches.sharing_error(error) from None
         processes = set(multiprocessing.active_children()) - earlier_children
 
     try:
@@ -103,24 +113,24 @@ def load_batches(
             yield batch
     finally:
         if processes:
-            _end(loaded, processes)
+            _end_workers(loaded, processes)
 
 
-def _end(loaded: Any, processes: Iterable[BaseProcess]) -> None:
-    """End the worker processes of a loader's iterator, also those that hang.
+def _end_workers(loaded: Any, processes: Iterable[BaseProcess]) -> None:
+    """End the worker processes of a loader's iterator, including hanging ones.
 
-    The iterator would end them once nobody refers to it, but an exception's traceback does.
+    Torch ends them when the iterator is deleted, but an exception's traceback can keep it alive.
     """
-    # After this time torch has told them to end, and needs nothing of them any more.
+    # By then torch has requested their end and does not use them any more.
     timer = threading.Timer(_PATIENCE_S, _terminate, [processes])
     timer.daemon = True
     timer.start()
-    with contextlib.suppress(RuntimeError):  # raised once more for a process that was killed
+    with contextlib.suppress(RuntimeError):  # raised again if a process was killed
         loaded._shutdown_workers()
     timer.cancel()
 
     for process in processes:
-        if process.is_alive():  # stopped, or it waits for a disk
+        if process.is_alive():  # stopped by a signal, or waiting for a disk
             process.kill()
 
 
@@ -129,11 +139,12 @@ def _terminate(processes: Iterable[BaseProcess]) -> None:
         process.terminate()
 
 
-def on_device(loaded: Iterator[Any], device: torch.device) -> Iterator[Batch]:
-    """The batches on a device. Each is copied to a GPU while the one before is being used.
+def copy_to_device(loaded: Iterator[Any], device: torch.device) -> Iterator[Batch]:
+    """Yield the batches on a device; each is copied to a GPU while the previous one is used.
 
-    ``loaded``: pairs of images and labels, in place of some maybe an UnfinishedBatch, as of a job
-    that began on a GPU.
+    Args:
+        loaded: (images, labels) pairs, or UnfinishedBatch objects.
+        device: The CPU or a GPU.
     """
     if not devices.is_gpu(device):
         for batch in loaded:
@@ -153,13 +164,13 @@ def on_device(loaded: Iterator[Any], device: torch.device) -> Iterator[Batch]:
 
 @dataclass(frozen=True)
 class _CopiedBatch:
-    """A batch on its way to a GPU."""
+    """A batch that is being copied to a GPU."""
 
-    copies: devices.StartedCopies  # of the images and the labels
-    unfinished: UnfinishedBatch | None  # on the host, if the images still need a second stage
+    copies: devices.StartedCopies  # of images and labels
+    unfinished: UnfinishedBatch | None  # on the host, if the images still need the second stage
 
     def wait(self) -> Batch:
-        """The batch, for work on the current stream, which waits for the copy."""
+        """Make the current stream wait for the copy, and return the finished batch."""
         x, y = self.copies.wait()
         if self.unfinished is None:
             return x, y
@@ -174,7 +185,7 @@ def _start_copy(batch: Batch | UnfinishedBatch, stream: devices.CopyStream) -> _
 
 
 def draw_seed() -> int:
-    """A seed from the global generator, for `training_requests`."""
+    """Draw a seed for `training_requests` from the global generator."""
     return int(torch.empty((), dtype=torch.int64).random_())
 
 
@@ -186,11 +197,18 @@ def training_requests(
     step: int,
     passes: Sequence[Passes] = (),
 ) -> Iterator[list[Request]]:
-    """The requests of one step, a batch of each dataset, by its number from 0.
+    """Yield the requests of one step, a batch of each dataset.
 
-    Items are drawn with replacement, as upstream does, by a dataset's weights if it has some. With
-    `passes` these say instead which items a batch has. All draws are a function of seed, dataset,
+    Items are drawn with replacement, as in upstream. All draws are a function of seed, dataset,
     step and place in the batch.
+
+    Args:
+        seed: The seed of the job's training.
+        sizes: Number of items of each dataset.
+        weights: Weights of each dataset's items, or None for equal weights.
+        batch_size: Number of items of a batch.
+        step: The step's number.
+        passes: The passes of each dataset, which replace the draws; empty for none.
     """
     for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
         key = (seed, number, step)
@@ -208,10 +226,14 @@ def training_requests(
 def evaluation_requests(
     sizes: Sequence[int], batch_size: int, key: Sequence[int], first: int = 0
 ) -> Iterator[list[Request]]:
-    """The requests for every item of every dataset once, in order; no batch mixes two datasets.
+    """Yield requests for every item of every dataset, in order, in batches of one dataset.
 
-    The datasets, of these sizes, are numbered from `first` on. The random numbers depend on `key`,
-    the dataset's place among these and the item: upstream augments in evaluation as well.
+    Args:
+        sizes: Number of items of each dataset.
+        batch_size: Largest number of items of a batch.
+        key: Key that seeds the random numbers together with the dataset's place and the item:
+            upstream augments in evaluation as well.
+        first: Number of the first dataset.
     """
     for place, size in enumerate(sizes):
         for begin in range(0, size, batch_size):
@@ -222,7 +244,7 @@ def evaluation_requests(
 
 
 class InfiniteDataLoader:
-    """Endless batches of one dataset: upstream's name, which scripts and algorithms import."""
+    """Endless batches of one dataset, under upstream's name, for scripts and algorithms."""
 
     def __init__(
         self, dataset: Any, weights: torch.Tensor | None, batch_size: int, num_workers: int
@@ -240,7 +262,7 @@ class InfiniteDataLoader:
 
 
 class FastDataLoader:
-    """One pass over one dataset an iteration: upstream's name, as `InfiniteDataLoader` is."""
+    """One pass over a dataset per iteration, under upstream's name."""
 
     def __init__(self, dataset: Any, batch_size: int, num_workers: int) -> None:
         self._dataset = dataset

@@ -1,4 +1,4 @@
-"""Training on a few images of each class, by the hyperparameter `shots`; upstream has no such."""
+"""Few-shot training, by the hyperparameter `shots`, which upstream does not have."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ def training_splits(
     training_envs: Sequence[int],
     hparams: Mapping[str, Any],
 ) -> list[Any]:
-    """What is trained on: the in-splits, or of each the first `shots` images of each class.
+    """Return the data to train on: the in-splits, or the first `shots` images of each class.
 
-    An in-split is shuffled by the trial seed, so these are drawn by it, and fewer shots are a part
-    of more. Records still have the accuracy on the whole in-split.
+    In-splits are shuffled by the trial seed, so the trial seed draws the shots, and fewer shots are
+    a subset of more. Records still have the accuracy on the complete in-split.
 
-    Raises CarftError, with the names of all of them, for classes with fewer images.
+    Args:
+        dataset: The dataset.
+        environments: The splits of each environment.
+        training_envs: Numbers of the training environments.
+        hparams: The job's hyperparameters.
+
+    Raises:
+        CarftError: Classes have fewer images; the message names them.
     """
     in_splits = [environments[index].in_split for index in training_envs]
     shots = hparams.get("shots")
@@ -30,9 +37,9 @@ def training_splits(
         return in_splits
 
     problems = []
-    parts = []
+    shot_splits = []
     for index, in_split in zip(training_envs, in_splits, strict=True):
-        labels = misc.labels_of(in_split)
+        labels = misc.item_labels(in_split)
         counts = Counter(labels)
         lacking = [label for label in range(dataset.num_classes) if counts[label] < shots]
         if lacking:
@@ -42,24 +49,24 @@ def training_splits(
                 f"images of {', '.join(names)}; choose fewer shots, or a smaller "
                 "--holdout_fraction"
             )
-        parts.append(misc.SplitDataset(in_split, _first_positions(labels, shots)))
+        shot_splits.append(misc.SplitDataset(in_split, _first_positions(labels, shots)))
 
     raise_for(problems)
-    return parts
+    return shot_splits
 
 
 def _first_positions(labels: Sequence[int], shots: int) -> list[int]:
-    """The positions of the first `shots` items of each class."""
-    seen = Counter[int]()
+    """Return the positions of the first `shots` items of each class."""
+    counts = Counter[int]()
     positions = []
     for position, label in enumerate(labels):
-        seen[label] += 1
-        if seen[label] <= shots:
+        counts[label] += 1
+        if counts[label] <= shots:
             positions.append(position)
     return positions
 
 
 def _class_name(environment: Any, label: int) -> str:
-    """The name of a class's folder; its number where the dataset has no folders."""
+    """Return the name of a class's folder, or its number if the dataset has no folders."""
     names = getattr(environment, "classes", None)
     return str(names[label]) if names else str(label)

@@ -1,6 +1,7 @@
-"""Batches of images in two stages: each image in a loader process, then the batch.
+"""Batches of images in two stages: single images in a loader process, then the batch.
 
-For the environments that `image_folders` reads; equal by rounding to upstream's transforms.
+Used for environments that `image_folders` reads. The images equal those of upstream's transforms up
+to rounding.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from domainbed_carft.machine import devices
 
 
 class ModelInput(NamedTuple):
-    """The images that a model takes, in place of upstream's size and normalisation."""
+    """The image size and normalisation that a model expects, in place of upstream's."""
 
-    size: int  # px a side
-    mean: tuple[float, ...]  # of [0, 1], a channel
+    size: int  # height and width, px
+    mean: tuple[float, ...]  # per channel, of values in [0, 1]
     std: tuple[float, ...]
 
 
@@ -36,15 +37,15 @@ class UnfinishedBatch(NamedTuple):
 
     plan: ImagePlan
     images: torch.Tensor  # (N, S, S, 3), uint8
-    choices: torch.Tensor  # (N, 10), as `stages.first_stage` returns them
+    choices: torch.Tensor  # (N, 10), from `stages.first_stage`
     labels: torch.Tensor  # (N,)
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The images, (N, 3, S, S), float32 and normalised, and the labels, (N,)."""
+        """Return the normalised images, (N, 3, S, S) float32, and the labels, (N,)."""
         return stages.second_stage(self.plan, self.images, self.choices), self.labels
 
     def copy(self) -> UnfinishedBatch:
-        """The batch in memory of its own, not in what it shares with a loader process."""
+        """Copy the batch out of the memory that is shared with a loader process."""
         return self._replace(
             images=self.images.clone(),
             choices=self.choices.clone(),
@@ -52,45 +53,43 @@ class UnfinishedBatch(NamedTuple):
         )
 
     def pinned(self) -> UnfinishedBatch:
-        """The batch, of which what a GPU needs is in memory that it copies from by itself."""
+        """Return the batch with images and labels in pinned memory."""
         return self._replace(images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 @dataclass(frozen=True)
 class Images:
-    """How a job gets its images."""
+    """A job's way to read and transform images."""
 
-    # What all environments share, with the augmentation of those that have one; None if the
-    # dataset's own transforms make the images.
+    # Common to all environments, with the augmentation of the augmented ones; None if the dataset's
+    # transforms make the images.
     plan: ImagePlan | None = None
-    memory_limit: int = 0  # bytes of evaluation images that may stay in memory
-    # Whether the loader does the second stage, too; a GPU does its own.
-    finished_by_loader: bool = True
+    memory_limit: int = 0  # largest size of evaluation images in memory, bytes
+    finished_by_loader: bool = True  # False if a GPU does the second stage
 
     @property
     def description(self) -> str:
-        """The plan in words; "" if the dataset's own transforms make the images."""
+        """The plan in words; "" if the dataset's transforms make the images."""
         return self.plan.describe() if self.plan else ""
 
     @property
     def lacks_numba(self) -> bool:
-        """Whether a processor does the colour jitter without numba, slower than all of the rest."""
+        """True if a CPU does the colour jitter without numba, which makes it the slowest part."""
         augmentation = self.plan.augmentation if self.plan else None
         if augmentation is None or augmentation.jitter_ranges is None:
             return False
         return self.finished_by_loader and not stages.has_numba()
 
     def recorded_facts(self) -> dict[str, Any]:
-        """What records and files of weights say of the images."""
+        """Return facts about the images for records and weights files."""
         if self.plan is None:
             return {}
         return {"images": self.description, "image_plan": self.plan.as_json()}
 
     def jittered_as(self, description: str) -> Images:
-        """These images, with the jitter of a job whose images are described so.
+        """Return the images with the jitter of the described ones, if they differ only in this.
 
-        A job may resume on another device, whose jitter would differ by rounding. Images that
-        differ in more stay as they are.
+        A job can resume on another device, whose jitter would differ by rounding.
         """
         if self.plan is None:
             return self
@@ -99,25 +98,28 @@ class Images:
         return replace(self, plan=same_plan)
 
     def source(self, dataset: Any) -> ImageSource | None:
-        """How to read a dataset, or a part of one; None if its own transforms do that."""
+        """Return the source of a dataset or subset; None if its transforms make the images."""
         environment = dataset
         positions = None
         while isinstance(environment, Subset):
-            inner = environment.indices
-            positions = inner if positions is None else [inner[position] for position in positions]
+            indices = environment.indices
+            if positions is None:
+                positions = indices
+            else:
+                positions = [indices[position] for position in positions]
             environment = environment.dataset
 
-        own_plan = environment_plan(environment)
-        if self.plan is None or self.plan.mode != FAST or own_plan is None:
+        source_plan = environment_plan(environment)
+        if self.plan is None or self.plan.mode != FAST or source_plan is None:
             return None
-        plan = replace(own_plan, mode=FAST, jitter=self.plan.jitter)
+        plan = replace(source_plan, mode=FAST, jitter=self.plan.jitter)
         if self.plan.is_for_model:
             plan = plan.for_model(self.plan.size, self.plan.mean, self.plan.std)
         return ImageSource(environment, positions, plan, self.finished_by_loader)
 
 
 def environment_plan(environment: Any) -> ImagePlan | None:
-    """The plan of an environment's transform; None where only the transform itself can do it."""
+    """Return the plan of an environment's transform, or None for other transforms."""
     if not image_folders.is_image_folder(environment):
         return None
     return plan_of(environment.transform)
@@ -126,13 +128,17 @@ def environment_plan(environment: Any) -> ImagePlan | None:
 def choose(
     dataset: Any,
     memory_limit: int,
-    ask_model: Callable[[], Sequence[Any] | None] | None = None,
+    get_image_format: Callable[[], Sequence[Any] | None] | None = None,
 ) -> Images:
-    """How a job gets the images of its dataset.
+    """Choose the way to read the images of a dataset.
 
-    ``memory_limit``: the bytes of evaluation images that may stay in memory. ``ask_model``
-    returns the fields of a ModelInput, or None; it is called only if all environments can be read
-    so, and then changes the dataset's `input_shape`.
+    If the model expects another image size, the dataset's `input_shape` is changed.
+
+    Args:
+        dataset: The dataset.
+        memory_limit: Largest size of evaluation images in memory, in bytes.
+        get_image_format: Function that returns the fields of a ModelInput, or None; it is called
+            only if all environments can be read in two stages.
     """
     readable = [environment for environment in dataset if environment_plan(environment)]
     if not readable:
@@ -141,10 +147,12 @@ def choose(
     device = devices.default_device()
     jitter = stages.jitter_path(device)
     plan = replace(_common_plan(readable), mode=FAST, jitter=jitter)
-    wanted_input = ask_model() if ask_model and len(readable) == len(dataset) else None
-    if wanted_input:
-        model_input = ModelInput(*wanted_input)
-        # Another size than upstream's is the dataset's own choice.
+    image_format = None
+    if get_image_format and len(readable) == len(dataset):
+        image_format = get_image_format()
+    if image_format:
+        model_input = ModelInput(*image_format)
+        # A size other than upstream's was chosen by the dataset.
         size = model_input.size if plan.size == UPSTREAM_SIZE else plan.size
         plan = plan.for_model(size, model_input.mean, model_input.std)
         dataset.input_shape = (3, plan.size, plan.size)
@@ -152,7 +160,7 @@ def choose(
 
 
 def _common_plan(environments: Sequence[Any]) -> ImagePlan:
-    """The plan of the first environment that is augmented; of the first if none is."""
+    """Return the plan of the first augmented environment, or of the first if none is augmented."""
     plans = [*filter(None, map(environment_plan, environments))]
     augmented = [plan for plan in plans if plan.augmentation]
     return (augmented or plans)[0]
@@ -160,18 +168,25 @@ def _common_plan(environments: Sequence[Any]) -> ImagePlan:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """An environment, or a part of it, whose images are read by a plan."""
+    """An environment, or a subset of it, whose images are read by a plan."""
 
     folder: ImageFolder
-    positions: Sequence[int] | None  # of the part's items in the environment; None for all
+    positions: Sequence[int] | None  # of the subset's items in the environment; None for all
     plan: ImagePlan
     finished_by_loader: bool = True
 
     def batch(self, requests: Sequence[tuple[int, int, tuple[int, ...]]]) -> Any:
-        """Read a batch: images (N, 3, S, S) and labels (N,).
+        """Read a batch.
 
-        An UnfinishedBatch where a GPU does the second stage, and of a plan that draws nothing:
-        such images may stay in memory. Raises PassingError for an image that cannot be read.
+        Args:
+            requests: Requests of the loader (`fast_data_loader.Request`).
+
+        Returns:
+            Images (N, 3, S, S) and labels (N,). An UnfinishedBatch if a GPU does the second stage,
+            or if the plan draws no random numbers: such images can be kept in memory.
+
+        Raises:
+            PassingError: An image cannot be read.
         """
         load = functools.partial(loading.load, self.plan)
         squares = []
@@ -181,7 +196,7 @@ class ImageSource:
             if self.positions is not None:
                 position = self.positions[position]
             path, label = self.folder.samples[position]
-            if self.plan.draws:  # from this generator, as transforms do
+            if self.plan.draws:  # the generator that torchvision's transforms use
                 torch.default_generator.manual_seed(rng.seed_of(*key))
             square, square_choices = image_files.read_image(load, path)
             squares.append(square)

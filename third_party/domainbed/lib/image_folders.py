@@ -1,7 +1,7 @@
-"""Images under environment/class/: where they are, and how they become tensors.
+"""Datasets of images under environment/class/.
 
-Transforms of upstream file domainbed/datasets.py at b93c22a. Unlike upstream, the path of a user's
-own folder may be the name of a dataset.
+Uses the transforms of upstream file domainbed/datasets.py at b93c22a. Unlike upstream, the path of
+a user's own folder can be the name of a dataset.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ from domainbed_carft.data.comparison import STRAY, quoted_names
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.image_lists import ImageList, ListedFolder
 
-# Upstream reads cut-off images instead of failing on them; the splits count on it.
+# Upstream reads truncated images instead of failing; its splits contain them.
 ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 
 def subfolder_names(root: str, kind: str = "environment") -> list[str]:
-    """The sorted names of the folders in ``root``, each an environment or a class (``kind``).
+    """Return the sorted names of the folders in `root`.
 
-    Raises CarftError if there are none, or ``root`` cannot be read.
+    Args:
+        root: The folder.
+        kind: "environment" or "class", for messages.
+
+    Raises:
+        CarftError: There are no sub-folders, or `root` cannot be read.
     """
     try:
         entries = os.scandir(root) if os.path.isdir(root) else ()
@@ -40,16 +45,21 @@ def subfolder_names(root: str, kind: str = "environment") -> list[str]:
 
 
 def environment_names(root: str, kind: str = "environment") -> list[str]:
-    """The sorted names of the folders in a user's own folder, each an environment or a class.
+    """Return the sorted names of the folders in a user's own folder.
 
-    Raises CarftError if there are none, if ``root`` cannot be read, and for folders that unpackers
-    and notebooks leave behind, such as __MACOSX.
+    Args:
+        root: The folder.
+        kind: "environment" or "class", for messages.
+
+    Raises:
+        CarftError: There are no sub-folders, `root` cannot be read, or it contains folders that
+            unpackers and notebooks leave behind, such as __MACOSX.
     """
     names = subfolder_names(root, kind)
     stray = [name for name in names if STRAY.match(name)]
     if stray:
         raise CarftError(
-            f"{root} contains {', '.join(stray)}, which would count as one more {kind}; delete it "
+            f"{root} contains {', '.join(stray)}, which would count as another {kind}; delete it "
             "or move it away"
         )
     return names
@@ -65,18 +75,28 @@ def require_valid_folders(root: str, names: Sequence[str]) -> None:
 def read_environment(
     path: str, images: Mapping[str, Sequence[str]], transform: Any
 ) -> ListedFolder:
-    """The environment in a folder, by class -> listed images. CarftError if a class has none."""
+    """Build the dataset of an environment's folder.
+
+    Args:
+        path: The environment's folder.
+        images: Class -> listed images.
+        transform: Transform of the images.
+
+    Raises:
+        CarftError: A class has no images.
+    """
     try:
         return ListedFolder(path, images, transform=transform, loader=_image)
     except FileNotFoundError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise CarftError(
-            f"{path} lacks images; expected one sub-folder of images per class ({reason})"
+            f"{path} has classes without images; expected one sub-folder of images per class "
+            f"({reason})"
         ) from error
 
 
 def is_image_folder(dataset: Any) -> bool:
-    """Whether a dataset's items are as `read_environment` makes them."""
+    """Return True if a dataset reads its items in the same way as `read_environment`."""
     return type(dataset) is ImageList or (
         type(dataset) is ListedFolder
         and dataset.loader is _image
@@ -89,7 +109,7 @@ def _image(path: str) -> Any:
 
 
 def require_same_classes(environments: Sequence[str], classes: Sequence[Sequence[str]]) -> None:
-    """Raise CarftError for environments whose class folders are not those of the first."""
+    """Raise CarftError if an environment's class folders differ from the first environment's."""
     for environment, class_names in zip(environments, classes, strict=True):
         differing = sorted(set(class_names) ^ set(classes[0]))
         if differing:

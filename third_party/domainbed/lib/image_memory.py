@@ -1,8 +1,7 @@
-"""Evaluation images that a job keeps in memory, as bytes, from their first evaluation on.
+"""Evaluation images that a job keeps in memory as bytes after their first evaluation.
 
-The process that trains keeps them, as its loader processes delivered them. A loader process could
-keep only what it has read itself, while any of them may get a batch; and the images would have to
-be sent again each time.
+The training process keeps them. In a loader process they would have to be sent again each time, and
+any of the loader processes can receive a batch, so each would have to read all images.
 """
 
 from __future__ import annotations
@@ -15,62 +14,70 @@ from domainbed.lib.image_batches import UnfinishedBatch
 from domainbed_carft import machine, process_variables
 from domainbed_carft.errors import CarftError
 
-# Where a batch begins: its dataset's number, and its first position there.
-Beginning = tuple[int, int]
+# The key of a batch: the number of its dataset, and its first position there.
+BatchKey = tuple[int, int]
 
 
 class ImageMemory:
-    """Batches of evaluation images that are the same each time, as many as fit.
+    """As many batches of constant evaluation images as fit into memory.
 
-    ``image_bytes``: the bytes of an image of each dataset that may be kept, by its number.
-    ``limit``: the bytes of all images that are kept. The others are read each time.
+    Args:
+        image_bytes: Dataset number -> size of an image, for datasets whose images never change.
+        limit: Largest size of all images, in bytes; images beyond it are read each time.
+        pinned: If True, the batches are returned in pinned memory, for copies to a GPU.
     """
 
     def __init__(self, image_bytes: Mapping[int, int], limit: int, pinned: bool) -> None:
         self._image_bytes = image_bytes
         self._free_bytes = limit
-        self._pinned = pinned  # whether to hand batches on in memory from which a GPU copies
-        self._requested: set[Beginning] = set()
-        self._batches: dict[Beginning, UnfinishedBatch] = {}
+        self._pinned = pinned
+        self._requested: set[BatchKey] = set()
+        self._batches: dict[BatchKey, UnfinishedBatch] = {}
 
     def missing(self, requests: Iterator[Any]) -> Iterator[Any]:
-        """Those of the requests, each for a batch, that have to be loaded, in their order.
-
-        A loader asks for them ahead of `batches`.
-        """
+        """Yield the requests, each of a batch, that must be loaded; a loader reads them ahead."""
         for batch_requests in requests:
-            beginning = batch_requests[0][:2]
-            if beginning in self._requested:
+            key = batch_requests[0][:2]
+            if key in self._requested:
                 continue
 
-            size = len(batch_requests) * self._image_bytes.get(beginning[0], 0)
+            size = len(batch_requests) * self._image_bytes.get(key[0], 0)
             if size and size <= self._free_bytes:
                 self._free_bytes -= size
-                self._requested.add(beginning)
+                self._requested.add(key)
             yield batch_requests
 
     def batches(self, requests: Iterator[Any], loaded: Iterator[Any]) -> Iterator[Any]:
-        """The batch of each request, in order: from memory, else the next one of ``loaded``.
+        """Yield the batch of each request, in order, from memory or from the loader.
 
-        ``requests`` are those that `missing` gets, ``loaded`` what a loader makes of its result.
+        Args:
+            requests: The same requests that are passed to `missing`.
+            loaded: The loaded batches of the requests that `missing` yields.
         """
         for batch_requests in requests:
-            beginning = batch_requests[0][:2]
-            batch = self._batches.get(beginning)
+            key = batch_requests[0][:2]
+            batch = self._batches.get(key)
             if batch is not None:
                 yield batch.pinned() if self._pinned else batch
                 continue
 
             batch = next(loaded)
-            if beginning in self._requested:
-                self._batches[beginning] = batch.copy()
+            if key in self._requested:
+                self._batches[key] = batch.copy()
             yield batch
 
 
 def memory_limit(text: str | None) -> int:
-    """The bytes by ``--image_memory``, such as "8G" or "500M"; by default a share of the memory.
+    """Parse `--image_memory`.
 
-    Raises CarftError for other text.
+    Args:
+        text: A size such as "8G" or "500M"; None for the default, a share of the memory.
+
+    Returns:
+        The size in bytes.
+
+    Raises:
+        CarftError: The text is not a size.
     """
     if text is None:
         return machine.image_memory()
@@ -81,14 +88,14 @@ def memory_limit(text: str | None) -> int:
     if not size:
         raise CarftError(
             f"--image_memory is {text!r}, expected a size such as 8G or 500M, or 0 to keep "
-            f"nothing (by default it is ${process_variables.IMAGE_MEMORY.name})"
+            f"no images (the default is ${process_variables.IMAGE_MEMORY.name})"
         )
     return int(float(size[1]) * 1024 ** " KMGT".index(size[2].upper() or " "))
 
 
 def describe(limit: int) -> str:
-    """What a job keeps of its evaluation images, in words."""
+    """Describe the limit in words."""
     if not limit:
         return "evaluation images are read each time"
     size = f"{limit / 2**30:.1f}G" if limit >= 2**30 else f"{limit / 2**20:.0f}M"
-    return f"evaluation images stay in memory, at most {size}"
+    return f"evaluation images are kept in memory, at most {size}"

@@ -1,6 +1,6 @@
-"""All batches of a job, in the order in which it uses them: its steps and its evaluations.
+"""All batches of a job, of its steps and evaluations, in the order of their use.
 
-One pool of loader processes serves them, and reads ahead across the border between the two.
+One pool of loader processes loads them, and reads ahead from steps into evaluations and back.
 """
 
 from __future__ import annotations
@@ -25,27 +25,30 @@ from domainbed_carft.machine import devices
 
 EVALUATION_BATCH_SIZE = 64
 
-# On a GPU an evaluation batch has this many times a step's images, if that is more: it takes less
-# memory, since no activations are stored.
+# On a GPU an evaluation batch has up to this many times the images of a step, since evaluation
+# stores no activations.
 EVALUATION_FACTOR_ON_GPU = 4
 
 
 @dataclass
 class JobBatches:
-    """The batches of a job, to be used in order. Creating one draws the seed of its training."""
+    """The batches of a job, in the order of their use.
 
-    in_splits: Sequence[misc.SplitDataset]  # what is trained on
-    # What is evaluated at each checkpoint, by name; an empty list stands in for a split that is
-    # skipped, since what is drawn for an image depends on its split's place.
+    Creating an object draws the seed of the job's training.
+    """
+
+    in_splits: Sequence[misc.SplitDataset]  # data to train on
+    # Splits to evaluate at each checkpoint, by name. A skipped split is an empty list, since an
+    # image's random numbers depend on the place of its split.
     evaluated: Mapping[str, Any]
     hparams: Mapping[str, Any]
     steps: int
     checkpoint_freq: int
-    seed: int  # what the random numbers of an evaluation depend on, beside its step
-    device: torch.device  # where the batches are to be
-    process_group: ProcessGroup  # this one gets its slice of every batch
-    stop: stopping.StopSignals | None = None  # which end the wait for a loader process
-    # What a validation loss is measured on, by name, before each evaluation; nothing is drawn.
+    seed: int  # seeds the random numbers of evaluations, together with the step
+    device: torch.device  # device of the returned batches
+    process_group: ProcessGroup  # this process loads its slice of every batch
+    stop: stopping.StopSignals | None = None  # signals that end the wait for a loader process
+    # Splits of the validation loss, by name, loaded before each evaluation without random numbers.
     validated: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,15 +74,19 @@ class JobBatches:
         ]
 
     def begin(self, step: int, pending: bool, once: bool, workers: int, images: Images) -> None:
-        """Start loading at a step; `close` ends it.
+        """Start loading; `close` ends it.
 
-        `pending`: whether the evaluation after the previous step comes first; `once`: whether to
-        evaluate only once, for algorithms that training does not change.
+        Args:
+            step: The first step.
+            pending: If True, begin with the evaluation after the previous step.
+            once: If True, evaluate only once, for algorithms that training does not change.
+            workers: Number of loader processes.
+            images: The job's way to read images.
         """
         data = [*self.in_splits, *self.evaluated.values(), *self.validated.values()]
         full_batches = self._requests(step, pending, once)
         slices = (batch[self.process_group.get_slice(len(batch))] for batch in full_batches)
-        requests = filter(None, slices)  # this process may have no image of a small batch
+        requests = filter(None, slices)  # a small batch can have no image for this process
         loader_requests, all_requests = itertools.tee(requests)
 
         on_gpu = devices.is_gpu(self.device)
@@ -88,14 +95,13 @@ class JobBatches:
         self._loaded = loader.load_batches(
             data, memory.missing(loader_requests), workers, images, pinned=on_gpu
         )
-        self._batches = loader.copy_to_device(memory.batches(all_requests, self._loaded), self.device)
+        self._batches = loader.copy_to_device(
+            memory.batches(all_requests, self._loaded), self.device
+        )
         self._n_workers = workers
 
     def _constant_images(self, images: Images) -> dict[int, int]:
-        """The bytes of an image of each evaluated dataset of which nothing is drawn.
-
-        By the dataset's number in the requests.
-        """
+        """Map the numbers of evaluated datasets without random draws to bytes per image."""
         sizes = {}
         evaluated = [*self.evaluated.values(), *self.validated.values()]
         for number, dataset in enumerate(evaluated, start=len(self.in_splits)):
@@ -105,49 +111,55 @@ class JobBatches:
         return sizes
 
     def is_due(self, step: int) -> bool:
-        """Whether there is a checkpoint after the step."""
+        """Return True if there is a checkpoint after the step."""
         return step % self.checkpoint_freq == 0 or step == self.steps - 1
 
     def step_batches(self) -> list[Batch]:
-        """The batches of the next step, one of each in-split. Raises Stopped for a signal."""
-        with self._waiting():
+        """Return the batches of the next step, one of each in-split.
+
+        Raises:
+            Stopped: A signal was received while waiting for a batch.
+        """
+        with self._stop_while_waiting():
             return list(itertools.islice(self._batches, len(self.in_splits)))
 
     def split_batches(self, name: str) -> Iterator[Batch | None]:
-        """The batches of one of `evaluated`, which is what is evaluated next.
+        """Yield this process's slices of an evaluated split's batches, or None for an empty slice.
 
-        None where this process has no slice of one. Raises Stopped for a signal that comes while
-        this process waits for a batch.
+        Splits must be requested in their order.
+
+        Raises:
+            Stopped: A signal was received while waiting for a batch.
         """
         return self._slices(len(self.evaluated[name]))
 
     def validation_batches(self, name: str) -> Iterator[Batch | None]:
-        """The batches of one of `validated`, as `split_batches` returns those of a split."""
+        """Yield the batches of a split of the validation loss, in the same way."""
         return self._slices(len(self.validated[name]))
 
     def _slices(self, size: int) -> Iterator[Batch | None]:
-        """This process's slices of the next batches, of ``size`` images together."""
+        """Yield this process's slices of the next batches, which contain `size` images."""
         for begin in range(0, size, self._evaluation_batch_size):
             part = self.process_group.get_slice(min(self._evaluation_batch_size, size - begin))
             if part.start == part.stop:
                 yield None
                 continue
-            with self._waiting():
+            with self._stop_while_waiting():
                 batch = next(self._batches)
             yield batch
 
-    def _waiting(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, a signal raises Stopped at once, if this process waits for loader processes."""
+    def _stop_while_waiting(self) -> contextlib.AbstractContextManager[None]:
+        """Raise Stopped at once if a signal arrives while the block waits for loader processes."""
         if self.stop is None or not self._n_workers:
             return contextlib.nullcontext()
         return self.stop.waiting()
 
     def close(self) -> None:
-        """End the loader processes; there are no more batches."""
+        """End the loader processes."""
         self._loaded.close()
 
     def _requests(self, first: int, pending: bool, once: bool) -> Iterator[list[Request]]:
-        """The requests of all batches from a step on, each for all processes together."""
+        """Yield the requests of all batches from a step on, before they are sliced."""
         if pending:
             yield from self._evaluation(0 if once else first - 1)
 

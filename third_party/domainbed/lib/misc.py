@@ -1,6 +1,6 @@
 """Seeds, splits, accuracy, and printing.
 
-Interface of upstream file domainbed/lib/misc.py at b93c22a, as far as the scripts need it.
+Interface of upstream file domainbed/lib/misc.py at b93c22a, for the functions that the scripts use.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from domainbed_carft.jobs.job import seed_hash as seed_hash
 
 
 def plain(value: Any) -> Any:
-    """A numpy scalar as the Python value that JSON can hold; all else as it is."""
+    """Convert a numpy scalar to a Python value, which JSON can hold; return others unchanged."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 class SplitDataset(torch.utils.data.Subset[Any]):
-    """Some items of a dataset, with upstream's names for the dataset and the positions."""
+    """A subset of a dataset, with upstream's names for the dataset and the positions."""
 
     @property
     def underlying_dataset(self) -> Any:
-        """The whole dataset, by upstream's name."""
+        """The complete dataset, under upstream's name."""
         return self.dataset
 
     @property
     def keys(self) -> Sequence[int]:
-        """The positions in it, by upstream's name."""
+        """The positions of the items in the dataset, under upstream's name."""
         return self.indices
 
 
@@ -43,21 +43,21 @@ def split_dataset(dataset: Any, n: int, seed: int = 0) -> tuple[SplitDataset, Sp
     size = len(dataset)
     assert 0 <= n <= size, f"cannot take {n} of {size} items"
 
-    # RandomState.shuffle of a list: the draw that upstream's splits are defined by.
+    # Upstream's splits are defined by RandomState.shuffle of a list.
     order = list(range(size))
     np.random.RandomState(seed).shuffle(order)
     return SplitDataset(dataset, order[:n]), SplitDataset(dataset, order[n:])
 
 
 def make_weights_for_balanced_classes(dataset: Any) -> torch.Tensor:
-    """Return a weight for each item, summing to 1, the same total for each class present."""
-    labels = labels_of(dataset)
+    """Return a weight for each item; the sum is 1, and classes have equal sums."""
+    labels = item_labels(dataset)
     counts = Counter(labels)
     return torch.tensor([1 / (counts[label] * len(counts)) for label in labels])
 
 
-def labels_of(dataset: Any) -> list[int]:
-    """Return every item's label, without reading the items where the dataset keeps a list."""
+def item_labels(dataset: Any) -> list[int]:
+    """Return the label of every item; items are read only if the dataset has no list of labels."""
     labels = _listed_labels(dataset)
     if labels is None:
         labels = (label for _, label in dataset)
@@ -65,8 +65,8 @@ def labels_of(dataset: Any) -> list[int]:
 
 
 def _listed_labels(dataset: Any) -> Any:
-    """The labels of an ImageFolder, a TensorDataset or a part of one; else None."""
-    if type(dataset) in (SplitDataset, torch.utils.data.Subset):  # others may change labels
+    """Return the labels of an ImageFolder, a TensorDataset or a subset of these, or None."""
+    if type(dataset) in (SplitDataset, torch.utils.data.Subset):  # subclasses can change labels
         all_labels = _listed_labels(dataset.dataset)
         return None if all_labels is None else [all_labels[index] for index in dataset.indices]
 
@@ -87,9 +87,14 @@ def accuracy(
     device: str | torch.device,
     all_reduce: Callable[[list[torch.Tensor]], None] | None = None,
 ) -> float:
-    """Return the share of items that `network.predict` gets right, weighted by `weights` if given.
+    """Return the share of items that `network.predict` classifies correctly.
 
-    A single logit is a binary decision at 0. `all_reduce` sums tensors over processes, in place.
+    Args:
+        network: Object whose `predict` returns logits; a single logit is a binary decision at 0.
+        loader: Batches of inputs and labels.
+        weights: Weight of each item, or None for equal weights.
+        device: The network's device.
+        all_reduce: Function that sums tensors over the job's processes, in place.
     """
     correct = torch.zeros((), dtype=torch.float64)
     total = torch.zeros((), dtype=torch.float64)
@@ -118,25 +123,25 @@ def accuracy(
 
 
 def print_row(row: Iterable[Any], colwidth: int = 10, latex: bool = False) -> None:
-    """Print one row of a table, every cell filled up or cut to `colwidth` characters."""
+    """Print one row of a table, with every cell padded or cut to `colwidth` characters."""
     texts = (f"{v:.10f}" if isinstance(v, (float, np.floating)) else str(v) for v in row)
     cells = [text.ljust(colwidth)[:colwidth] for text in texts]
     separator = " & " if latex else "  "
     end = "\\\\" if latex else ""
-    print(separator.join(cells), end)  # so a text row ends in a blank, as upstream's
+    print(separator.join(cells), end)  # a text row ends in a blank, as in upstream
 
 
 def print_separator() -> None:
-    """Upstream's name, which scripts import."""
+    """Print a line of equals signs, under upstream's name."""
     print("=" * 80)
 
 
 class Tee:
-    """A text stream that writes to another one, standard output if None, and to a file at once."""
+    """A text stream that writes to another stream (default: standard output) and to a file."""
 
     def __init__(self, fname: str, mode: str = "a", stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
-        self._file = open(  # noqa: SIM115 - lives as long as we do
+        self._file = open(  # noqa: SIM115 - closed by close()
             fname, mode, encoding="utf-8", errors="backslashreplace", opener=files.open_itself
         )
 
@@ -144,7 +149,8 @@ class Tee:
         """Write to both; a full disk or a closed file is ignored."""
         self._stream.write(message)
         self._stream.flush()
-        # A logger may keep us after the run; and a full disk is reported by what matters.
+        # A logger can use this stream after the run. A full disk is reported when records or
+        # weights are written.
         if not self._file.closed:
             with contextlib.suppress(OSError):
                 self._file.write(message)
@@ -152,23 +158,23 @@ class Tee:
         return len(message)
 
     def flush(self) -> None:
-        """Flush the other stream; the file is flushed at each write."""
+        """Flush the stream; the file is flushed at each write."""
         self._stream.flush()
 
     def close(self) -> None:
-        """Close the file, not the other stream."""
+        """Close the file, but not the stream."""
         self._file.close()
 
     def __getattr__(self, name: str) -> Any:
-        # Libraries ask a stream for isatty, encoding and the like.
-        if name.startswith("_"):  # half made, as a copy is; not to be looked up in itself
+        # Libraries read isatty, encoding and other attributes of a stream.
+        if name.startswith("_"):  # avoids endless recursion in a copy, which has no _stream yet
             raise AttributeError(name)
         return getattr(self._stream, name)
 
 
 @contextlib.contextmanager
 def tee_output(folder: str) -> Iterator[None]:
-    """Inside the block, append what is printed to out.txt and err.txt in `folder`."""
+    """Append the block's output to out.txt and err.txt in `folder`."""
     with (
         contextlib.closing(Tee(os.path.join(folder, "out.txt"), stream=sys.stdout)) as out,
         contextlib.closing(Tee(os.path.join(folder, "err.txt"), stream=sys.stderr)) as err,

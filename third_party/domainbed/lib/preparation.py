@@ -1,6 +1,6 @@
-"""The preparation of a job: hyperparameters, seeds, the dataset, its splits and images.
+"""Preparation of a job: hyperparameters, seeds, the dataset, its splits and images.
 
-Follows upstream file domainbed/scripts/train.py at b93c22a, the splits to the item.
+Follows upstream file domainbed/scripts/train.py at b93c22a; the splits are identical.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from domainbed_carft.machine import devices
 
 @dataclass(frozen=True)
 class PreparedJob:
-    """What a job has before its algorithm is built; `prepare` makes it."""
+    """A job before its algorithm is built; created by `prepare`."""
 
     args: argparse.Namespace
-    hparams: dict[str, Any]  # those that the dataset was built with
+    hparams: dict[str, Any]  # the dataset was built with these
     dataset: Any
     environments: Sequence[EnvironmentSplits]
     images: Images
 
     @property
     def training_envs(self) -> list[int]:
-        """The numbers of the environments that are trained on."""
+        """Numbers of the training environments."""
         return [i for i in range(len(self.environments)) if i not in self.args.test_envs]
 
     def build_algorithm(self, hparams: Mapping[str, Any]) -> Any:
-        """The job's algorithm with these hyperparameters, on the processor."""
+        """Build the job's algorithm with these hyperparameters, on the CPU."""
         algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
         return algorithm_class(
             self.dataset.input_shape,
@@ -58,9 +58,14 @@ class PreparedJob:
         )
 
     def batches(self, evaluated: Mapping[str, Any], **options: Any) -> JobBatches:
-        """The batches of the job's steps and evaluations; draws the seed of its training.
+        """Create the batches of the job's steps and evaluations, and draw the seed of its training.
 
-        ``options``: the other fields of `JobBatches`. Raises CarftError for too few `shots`.
+        Args:
+            evaluated: Splits to evaluate at each checkpoint, by name.
+            options: The other fields of `JobBatches`.
+
+        Raises:
+            CarftError: A class has fewer images than `shots`.
         """
         in_splits = few_shots.training_splits(
             self.dataset, self.environments, self.training_envs, self.hparams
@@ -75,10 +80,14 @@ class PreparedJob:
 
 
 def choose_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults, or for a seed other than 0 a random draw, with `overrides` on top.
+    """Return the job's hyperparameters.
 
-    `overrides` are those of --hparams. In between comes what the algorithm's class takes as implied
-    by them.
+    These are the defaults, or for an --hparams_seed other than 0 a random draw, replaced by the
+    values that the algorithm's class implies from --hparams, and those replaced by --hparams.
+
+    Args:
+        args: Arguments of the job.
+        overrides: Values of --hparams.
     """
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
     unset = get_base_hparams(hparams_registry, algorithm_class, vars(args), overrides)
@@ -88,7 +97,7 @@ def choose_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> di
 def changed_hparams(
     args: argparse.Namespace, overrides: Mapping[str, Any], hparams: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Those of the chosen `hparams` that differ from the defaults of the algorithm and dataset."""
+    """Return the hyperparameters that differ from the defaults of the algorithm and dataset."""
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
     undrawn = {**vars(args), "hparams_seed": 0}
     defaults = get_base_hparams(hparams_registry, algorithm_class, undrawn, overrides)
@@ -100,13 +109,13 @@ def changed_hparams(
 
 
 def unread_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> Sequence[str]:
-    """Return the names among `overrides` that change nothing for the job's algorithm."""
+    """Return the names among `overrides` that do not affect the job's algorithm."""
     names = [name for name in overrides if name not in READ_BY_TRAIN]
     return algorithms.get_algorithm_class(args.algorithm).unread_hparams(names)
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, and make cuDNN repeatable."""
+    """Seed Python, numpy and torch, and make cuDNN deterministic."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -115,7 +124,17 @@ def seed_everything(seed: int) -> None:
 
 
 def share_cores(requested: int | None, dataset: Any, on_gpu: bool, processes: int = 1) -> int:
-    """Return the loader processes of each of the job's `processes`; torch gets the other cores."""
+    """Divide the cores between loader processes and torch's threads.
+
+    Args:
+        requested: The value of --workers, or None.
+        dataset: The dataset, with its default number of workers.
+        on_gpu: True if the job trains on a GPU.
+        processes: Number of the job's processes on this machine.
+
+    Returns:
+        Number of loader processes of each of the job's processes.
+    """
     cores = max(1, machine.job_cores() // processes)
 
     workers = requested
@@ -148,21 +167,21 @@ def evaluated_names(
     dataset: datasets.MultipleDomainDataset,
     skipped_environments: Collection[int],
 ) -> list[str]:
-    """The names of the splits that each record has, in their order."""
+    """Return the names of the splits that each record has, in their order."""
     kinds = dataset.EVALUATED_SPLITS
     return [split.name for split in select_evaluated(named_splits, kinds, skipped_environments)]
 
 
 def steps_per_epoch(environments: Sequence[EnvironmentSplits], batch_size: int) -> float:
-    """Upstream's count: the smallest in-split of all, test environments included."""
+    """Return upstream's count, from the smallest in-split (including test environments)."""
     return min(len(environment.in_split) for environment in environments) / batch_size
 
 
 def recorded_facts(dataset: datasets.MultipleDomainDataset) -> dict[str, Any]:
-    """What each record says of the dataset, beside upstream's keys.
+    """Return facts about the dataset, which are added to each record.
 
-    The labels of a user's own environments are recorded so that tables have their columns where
-    the folder is missing.
+    The names of a user's own environments are recorded so that tables can have their columns even
+    if the folder is missing.
     """
     known_facts = {"data_edition": dataset.data_edition, "protocol": dataset.protocol}
     facts: dict[str, Any] = {name: value for name, value in known_facts.items() if value}
@@ -174,9 +193,9 @@ def recorded_facts(dataset: datasets.MultipleDomainDataset) -> dict[str, Any]:
 def cost_facts(
     algorithm: torch.nn.Module, device: torch.device, n_processes: int
 ) -> dict[str, str | int]:
-    """What each record says beside times and memory: on which device, and how much is trained.
+    """Return the device's name and the number of trained parameters, for each record.
 
-    Times of jobs may be compared where the device's name is the same.
+    Times of jobs can be compared if the device's name is the same.
     """
     name = devices.gpu_facts().name if devices.is_gpu(device) else machine.get_cpu_name()
     trained = sum(value.numel() for value in algorithm.parameters() if value.requires_grad)
@@ -189,9 +208,10 @@ def cost_facts(
 def load_environments(
     args: argparse.Namespace, hparams: dict[str, Any]
 ) -> tuple[Any, list[EnvironmentSplits]]:
-    """Build the dataset and split it.
+    """Build the dataset and split its environments.
 
-    Raises CarftError if the data does not have the declared environments, or a split is empty.
+    Raises:
+        CarftError: The data does not have the declared environments, or a split is empty.
     """
     dataset = datasets.get_dataset_class(args.dataset)(args.data_dir, args.test_envs, hparams)
     labels = dataset.ENVIRONMENTS
@@ -209,10 +229,10 @@ def load_environments(
         uda_holdout_fraction=args.uda_holdout_fraction,
         host_functions=misc,
     )
-    # Every split is evaluated, and the accuracy on no items is not a number.
+    # Every split is evaluated, and the accuracy on an empty split would be nan.
     raise_for(
         f"environment {label!r} has {len(splits.in_split)} in-split and {len(splits.out_split)} "
-        f"out-split items; neither may be empty (--holdout_fraction {args.holdout_fraction})"
+        f"out-split items; neither can be empty (--holdout_fraction {args.holdout_fraction})"
         for label, splits in zip(labels, environments, strict=True)
         if not (len(splits.in_split) and len(splits.out_split))
     )
@@ -220,10 +240,15 @@ def load_environments(
 
 
 def prepare(args: argparse.Namespace, hparams: dict[str, Any], memory_limit: int) -> PreparedJob:
-    """Seed all random numbers, load the data and choose how its images are read.
+    """Seed all random numbers, load the data and choose the way to read its images.
 
-    ``hparams``: by `choose_hparams`. ``memory_limit``: the bytes of evaluation images that may
-    stay in memory. Raises what `load_environments` does.
+    Args:
+        args: Arguments of the job.
+        hparams: Hyperparameters from `choose_hparams`.
+        memory_limit: Largest size of evaluation images in memory, in bytes.
+
+    Raises:
+        CarftError: The data does not have the declared environments, or a split is empty.
     """
     seed_everything(args.seed)
     dataset, environments = load_environments(args, hparams)
@@ -231,6 +256,6 @@ def prepare(args: argparse.Namespace, hparams: dict[str, Any], memory_limit: int
     images = image_batches.choose(
         dataset,
         memory_limit,
-        ask_model=functools.partial(algorithm_class.image_format, hparams),
+        get_image_format=functools.partial(algorithm_class.image_format, hparams),
     )
     return PreparedJob(args, hparams, dataset, environments, images)

@@ -1,6 +1,6 @@
-"""The processes that train one job together, each with its slice of every batch.
+"""Processes that train one job together, each with its slice of every batch.
 
-All draw the same batches, and all-reduce what they compute of their slices, so that each has the
+All processes draw the same batches and all-reduce the sums over their slices, so each computes the
 weights of a single process. `process_start` starts them. Upstream has no equivalent.
 """
 
@@ -29,16 +29,16 @@ from domainbed_carft import text
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.jobs.folder import STOPPED, UNCOUNTED_STATUSES
 
-# The key, in the store that all processes share, of the reason why one of them ended.
+# Key of the error message of a failed process, in the store that all processes share.
 _FAILURE = "domainbed failure"
 
-# How long processes may take to end after another one has failed, or after the job.
+# Time for processes to end after another process has failed, or after the job.
 GRACE_SECONDS = 20.0
 
-# How long to wait for the reason why another process has ended.
+# Time to wait for the error message of another process.
 _REASON_PATIENCE = datetime.timedelta(seconds=3)
 
-# All-reduce is done for about so many numbers at a time: 64 MiB.
+# All-reduce is called for about this many numbers at a time (64 MiB).
 _BUCKET_SIZE = 2**24
 
 
@@ -48,29 +48,29 @@ class ProcessExitedError(PassingError):
 
 @dataclass(eq=False)
 class ProcessGroup:
-    """The processes of a job, as one of them sees them; without arguments a single process."""
+    """The processes of a job, seen from one of them; without arguments a single process."""
 
-    rank: int = 0  # this process's number
-    size: int = 1  # how many processes there are
-    local_size: int = 1  # how many of them share this machine
-    store: Any = None  # torch's, for messages between them
-    children: Sequence[subprocess.Popen[bytes]] = ()  # those that this process has started
+    rank: int = 0  # number of this process
+    size: int = 1  # number of processes
+    local_size: int = 1  # number of processes on this machine
+    store: Any = None  # torch's store, for messages between processes
+    children: Sequence[subprocess.Popen[bytes]] = ()  # processes that this process has started
 
     @property
     def is_leader(self) -> bool:
-        """Whether it is the first, which writes the job's files."""
+        """True for the first process, which writes the job's files."""
         return self.rank == 0
 
     def get_slice(self, count: int) -> slice:
-        """This process's slice of `count` items."""
+        """Return this process's slice of `count` items."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def sum_over_processes(self, number: int) -> int:
-        """The sum of a number over the processes; all have to call this together."""
+        """Return the sum of a number over the processes; all must call this together."""
         return self._all_reduce_number(number, dist.ReduceOp.SUM)
 
-    def max_of(self, number: int) -> int:
-        """The maximum of a number over the processes; all have to call this together."""
+    def max_over_processes(self, number: int) -> int:
+        """Return the maximum of a number over the processes; all must call this together."""
         return self._all_reduce_number(number, dist.ReduceOp.MAX)
 
     def _all_reduce_number(self, number: int, operation: Any) -> int:
@@ -82,7 +82,7 @@ class ProcessGroup:
 
     @torch.no_grad()
     def all_reduce(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replace tensors, of one device, by their sums over the processes."""
+        """Replace tensors on one device by their sums over the processes."""
         if self.size == 1:
             return
 
@@ -98,7 +98,7 @@ class ProcessGroup:
                 tensor.copy_(part.view_as(tensor))
 
     def require_same(self, facts: Mapping[str, Any]) -> None:
-        """Raise a CarftError that names what differs from the first process's."""
+        """Raise a CarftError that names the first fact that differs from the first process's."""
         gathered: list[Any] = [facts] * self.size
         if self.size > 1:
             with self._explained_failures():
@@ -109,32 +109,32 @@ class ProcessGroup:
                 value, expected = text.differences(gathered[rank].get(name), gathered[0][name])
                 raise CarftError(
                     f"process {rank} of {self.size} has other settings than the first: {name} is "
-                    f"{value}, expected {expected}. Give all the same "
-                    "arguments, output_dir, data and kind of GPU"
+                    f"{value}, expected {expected}. Start all with the same arguments, "
+                    "--output_dir, data and kind of GPU"
                 )
 
     @contextlib.contextmanager
     def _explained_failures(self) -> Iterator[None]:
-        """If communication in the block fails, raise why another process has ended instead."""
+        """Replace a failed communication in the block by the error of the process that ended."""
         try:
             yield
         except RuntimeError as error:
             raise self.exit_error() from error
 
     def exit_error(self) -> CarftError:
-        """The error to raise if another process has ended, with its reason if it left one."""
-        with contextlib.suppress(RuntimeError):  # none was left, or the store's process has ended
+        """Return the error to raise after the end of another process, with its message if any."""
+        with contextlib.suppress(RuntimeError):  # no message, or the store's process has ended
             self.store.wait([_FAILURE], _REASON_PATIENCE)
             is_passing, message = json.loads(self.store.get(_FAILURE))
             return ProcessExitedError(message) if is_passing else CarftError(message)
 
         return ProcessExitedError(
-            f"one of the {self.size} processes of this job exited without an error message; it may "
-            "have run out of memory"
+            f"one of the {self.size} processes of this job exited without an error message; check "
+            "whether it ran out of memory"
         )
 
     def report_failure(self, error: Exception) -> None:
-        """Leave the reason why this process ends for the first one, which prints it."""
+        """Store the error that ends this process; the first process prints it."""
         if isinstance(error, CarftError):
             message = str(error)
             is_passing = isinstance(error, PassingError)
@@ -147,17 +147,21 @@ class ProcessGroup:
             self.store.set(_FAILURE, report)
 
     def end_with_child(self, rank: int, is_over: threading.Event) -> None:
-        """Wait for a process that this one has started; end this one if that has failed.
+        """Wait for a child process, and end this process if the child fails.
 
-        For this one may wait for that forever, as it does while they join. Leaves the reason for
-        all others if a signal killed it. Returns if `is_over` is set in time.
+        Otherwise this process could wait forever for the child, for example while they join. If a
+        signal killed the child, this is stored as the error message for all other processes.
+
+        Args:
+            rank: Number of the child process.
+            is_over: Event that keeps this process running if it is set within GRACE_SECONDS.
         """
         status = self.children[rank - 1].wait()
         if status in (0, STOPPED):
             return
 
-        with contextlib.suppress(RuntimeError):  # this process ends, too
-            # Not the connection of `self.store`, which torch locks while a thread waits for a key.
+        with contextlib.suppress(RuntimeError):  # this process ends as well
+            # A new connection: torch locks the one of `self.store` while a thread waits for a key.
             store = dist.TCPStore(self.store.host, self.store.port)
             if status < 0:
                 reason = (
@@ -178,19 +182,23 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 def attach_process_group(algorithm: Any, process_group: ProcessGroup, batch_size: int) -> None:
-    """Give an algorithm its process group, so that it can train on slices of batches.
+    """Set an algorithm's process group, so that it trains on slices of batches.
 
-    Raises CarftError if there are fewer images in a batch than processes, or if the algorithm
-    cannot sum its gradients over the processes.
+    Raises:
+        CarftError: A batch has fewer images than there are processes, or the algorithm cannot sum
+            its gradients over the processes.
     """
     problem = f"cannot be trained by {process_group.size} processes"
     if batch_size < process_group.size:
-        raise CarftError(f"batches of {batch_size} {problem}; give them that many images or more")
+        raise CarftError(
+            f"batches of {batch_size} images {problem}; use a batch_size of at least "
+            f"{process_group.size}, or fewer processes"
+        )
 
-    # A class that overrides the step has to override `single_process_reason` as well.
+    # A class that overrides the step must override `single_process_reason` as well.
     names = ("single_process_reason", "step_on_device", "update")
-    has_answer = "single_process_reason" in defining_class(algorithm, *names)
-    reason = (type(algorithm) if has_answer else Algorithm).single_process_reason(algorithm)
+    overrides_reason = "single_process_reason" in defining_class(algorithm, *names)
+    reason = (type(algorithm) if overrides_reason else Algorithm).single_process_reason(algorithm)
     if reason:
         raise CarftError(f"{type(algorithm).__name__} {problem}: {reason}. Use one process")
     algorithm.process_group = process_group

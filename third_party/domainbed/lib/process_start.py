@@ -1,6 +1,6 @@
-"""Starting the processes that train one job together, and joining them.
+"""Start and join the processes that train one job together.
 
-torchrun starts them, or the first of them does. Upstream has no equivalent.
+Either torchrun or the first process starts them. Upstream has no equivalent.
 """
 
 from __future__ import annotations
@@ -29,39 +29,46 @@ from domainbed_carft.machine import devices
 
 VARIABLE = machine.PROCESSES
 
-# How long gloo's threads get to free the tensors of the last collective.
+# Time for gloo's threads to free the tensors of the last collective.
 _LAST_COLLECTIVE_SECONDS = 0.1
 
 
-def _int_variable(name: str, default: int, least: int = 0) -> int:
-    """The number in a variable of torchrun's, or `default`; CarftError if it is below `least`."""
+def _int_variable(name: str, default: int, minimum: int = 0) -> int:
+    """Read a number from a variable of torchrun; raise CarftError if it is below the minimum."""
     value = os.environ.get(name) or str(default)
-    if value.isdecimal() and int(value) >= least:
+    if value.isdecimal() and int(value) >= minimum:
         return int(value)
     raise CarftError(
-        f"the variable {name} is {value!r}, expected a whole number of at least {least}, as "
-        "torchrun sets it; unset it to train in one process"
+        f"the environment variable {name}, which torchrun sets, is {value!r}, expected a whole "
+        f"number of at least {minimum}; unset it to train in one process"
     )
 
 
 def is_first() -> bool:
-    """Whether this is the first process of a job, or its only one, by torchrun's variables."""
-    return _int_variable("WORLD_SIZE", 1, least=1) < 2 or _int_variable("RANK", 0) == 0
+    """Return True for the first or only process of a job, according to torchrun's variables."""
+    return _int_variable("WORLD_SIZE", 1, minimum=1) < 2 or _int_variable("RANK", 0) == 0
 
 
 @contextlib.contextmanager
 def join_process_group(processes: int, arguments: Sequence[str]) -> Iterator[ProcessGroup]:
-    """Join the processes that torchrun has started, or start `processes` of train's `arguments`.
+    """Join the processes that torchrun has started, or start them.
 
-    On GPUs each has the GPU of its local rank. If the first process is killed, those that it has
-    started end with it. Raises CarftError if there are too few GPUs, or the processes cannot join.
+    On GPUs each process uses the GPU of its local rank. If the first process is killed, the
+    processes that it has started end with it.
+
+    Args:
+        processes: Number of processes to start without torchrun.
+        arguments: The command line of `train`, for the started processes.
+
+    Raises:
+        CarftError: There are too few GPUs, or the processes cannot join.
     """
-    size = _int_variable("WORLD_SIZE", processes, least=1)
+    size = _int_variable("WORLD_SIZE", processes, minimum=1)
     if size < 2:
         yield SINGLE_PROCESS
         return
 
-    local_size = _int_variable("LOCAL_WORLD_SIZE", size, least=1)
+    local_size = _int_variable("LOCAL_WORLD_SIZE", size, minimum=1)
     _require_gpus(local_size)
     is_over = threading.Event()
     process_group = SINGLE_PROCESS
@@ -72,12 +79,12 @@ def join_process_group(processes: int, arguments: Sequence[str]) -> Iterator[Pro
                 target=process_group.end_with_child, args=(rank, is_over), daemon=True
             ).start()
         _initialise_torch(process_group)
-    except (RuntimeError, ValueError) as error:  # ValueError: a variable of torchrun's is missing
+    except (RuntimeError, ValueError) as error:  # ValueError: a variable of torchrun is missing
         is_over.set()
         _wait_for(process_group.children)
         raise CarftError(
             f"the {size} processes of this job cannot join: {brief(error)}. Start them with "
-            "torchrun or --processes; for one process unset WORLD_SIZE"
+            "torchrun or --processes, or unset WORLD_SIZE to train in one process"
         ) from error
 
     try:
@@ -93,20 +100,21 @@ def join_process_group(processes: int, arguments: Sequence[str]) -> Iterator[Pro
 
 
 def _require_gpus(local_size: int) -> None:
-    """Raise CarftError if this machine has GPUs, but fewer than processes of the job."""
+    """Raise CarftError if this machine has GPUs, but fewer GPUs than processes of the job."""
     count = devices.gpu_count()
     if devices.is_gpu(devices.default_device()) and count < local_size:
         raise CarftError(
-            f"{local_size} processes need a GPU each, and there are {count}; start fewer"
+            f"{local_size} processes need a GPU each, but this machine has {count}; start fewer "
+            "processes"
         )
 
 
 def _create_process_group(size: int, local_size: int, arguments: Sequence[str]) -> ProcessGroup:
-    """The process group as this process sees it, which starts the others unless torchrun did."""
+    """Create the process group, and start the other processes unless torchrun did."""
     if "WORLD_SIZE" in os.environ:
         rank = _int_variable("RANK", 0)
         parent = process_variables.PARENT.read()
-        if parent:  # the first process; under torchrun there is none
+        if parent:  # the first process; not set by torchrun
             stopping.end_with_parent(int(parent))
         _require_address()
         store = next(dist.rendezvous("env://"))[0]
@@ -118,7 +126,7 @@ def _create_process_group(size: int, local_size: int, arguments: Sequence[str]) 
 
 
 def _require_address() -> None:
-    """Raise ValueError if the address of the first process is unknown; torch would ask for ever."""
+    """Raise ValueError if MASTER_ADDR does not resolve; torch would retry forever."""
     address = os.environ.get("MASTER_ADDR")
     try:
         if address:
@@ -128,7 +136,7 @@ def _require_address() -> None:
 
 
 def _initialise_torch(process_group: ProcessGroup) -> None:
-    """Initialise torch's own process group, on GPUs with NCCL; waits for all processes."""
+    """Initialise torch's process group, which waits for all processes."""
     if devices.is_gpu(devices.default_device()):
         devices.use_gpu(_int_variable("LOCAL_RANK", process_group.rank))
     dist.init_process_group(
@@ -140,19 +148,20 @@ def _initialise_torch(process_group: ProcessGroup) -> None:
 
 
 def _destroy_torch_process_group() -> None:
-    """End torch's own process group, once its threads have let go of the last collective.
+    """End torch's process group after its threads have freed the last collective.
 
-    Such a thread may be the last to hold a tensor, and needs Python's interpreter lock to free it.
-    Destroying the group waits for the thread with that lock held: a deadlock, seen on torch 2.1.
+    If such a thread holds the last reference to a tensor, it needs Python's interpreter lock to
+    free the tensor. Destroying the group holds this lock and waits for the thread, which was a
+    deadlock on torch 2.1.
     """
-    time.sleep(_LAST_COLLECTIVE_SECONDS)  # which leaves the lock to others
+    time.sleep(_LAST_COLLECTIVE_SECONDS)  # releases the interpreter lock
     dist.destroy_process_group()
 
 
 def _start_children(
     size: int, port: int, arguments: Sequence[str]
 ) -> list[subprocess.Popen[bytes]]:
-    """Start the processes 1, 2, ... of a job on this machine, with the variables of torchrun."""
+    """Start the processes 1, 2, ... of a job on this machine, with torchrun's variables."""
     command = [sys.executable, "-m", "domainbed.scripts.train", *arguments]
     children = []
     for rank in range(1, size):
@@ -171,7 +180,7 @@ def _start_children(
 
 
 def _wait_for(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait until processes have ended; kill those that take longer than GRACE_SECONDS."""
+    """Wait for processes to end, and kill each that takes longer than GRACE_SECONDS."""
     for child in children:
         try:
             child.wait(GRACE_SECONDS)

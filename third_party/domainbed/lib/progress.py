@@ -12,18 +12,15 @@ INTERVAL_SECONDS = 5.0
 
 @dataclass
 class ProgressPublisher:
-    """Publishes how many steps are done, at most every few seconds; without a lock nothing."""
+    """Publishes the number of finished steps, at most every few seconds."""
 
-    lock: Lock | None
+    lock: Lock | None  # None publishes nothing
     n_steps: int
     images_per_step: int
     _published_at: float = 0.0
 
     def publish(self, steps_done: int, at_once: bool = False) -> None:
-        """Publish the number of steps, unless the last time was less than 5 s ago.
-
-        `at_once`: however long ago that was.
-        """
+        """Publish the number of steps if INTERVAL_SECONDS have passed, or always if `at_once`."""
         now = time.time()
         if self.lock is None or not (at_once or now > self._published_at + INTERVAL_SECONDS):
             return

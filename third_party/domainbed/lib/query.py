@@ -1,4 +1,4 @@
-"""A list with queries: select, group, filter and the like, each returning a new list.
+"""A list with methods such as select, group and filter, which return a new list.
 
 Interface of upstream file domainbed/lib/query.py at b93c22a.
 """
@@ -21,7 +21,7 @@ Selector = str | Callable[[Any], Any]
 
 
 def make_selector_fn(selector: Selector) -> Callable[[Any], Any]:
-    """Return the function that text names: dots lead into dicts, commas make a tuple."""
+    """Return a function of an item: dots in the text index nested dicts, commas make a tuple."""
     if callable(selector):
         return selector
     if "," in selector:
@@ -32,7 +32,7 @@ def make_selector_fn(selector: Selector) -> Callable[[Any], Any]:
 
 
 def hashable(obj: Any) -> Any:
-    """Return `obj` if it can be a dictionary's key, otherwise JSON text that stands for it."""
+    """Return `obj` if it is hashable, otherwise its JSON text."""
     try:
         hash(obj)
     except TypeError:
@@ -41,7 +41,7 @@ def hashable(obj: Any) -> Any:
 
 
 class Q(UserList[Any]):
-    """A list of items, usually of record dicts. Selectors are as in `make_selector_fn`."""
+    """A list of items, usually of record dicts. `make_selector_fn` describes selectors."""
 
     def group(self, selector: Selector) -> Q:
         """Return (value, items with that value) pairs, sorted by value."""
@@ -58,7 +58,7 @@ class Q(UserList[Any]):
         return self.group(selector).map(fn)
 
     def map(self, fn: Callable[..., Any]) -> Q:
-        """Return fn(item) for each item, or fn(*item) where fn takes several arguments."""
+        """Return fn(item) for each item, or fn(*item) if fn takes several arguments."""
         takes_several = len(inspect.signature(fn).parameters) >= 2
         apply = itertools.starmap if takes_several else map
         return Q(list(apply(fn, self.data)))
@@ -84,11 +84,11 @@ class Q(UserList[Any]):
         return len(self.data)
 
     def mean(self) -> float:
-        """Return the mean of the items, nan without any."""
+        """Return the mean of the items, or nan for an empty list."""
         return float(np.mean(self.data)) if self.data else math.nan  # of which numpy would warn
 
     def std(self) -> float:
-        """Return the standard deviation (ddof 0), nan without any items."""
+        """Return the standard deviation (ddof 0), or nan for an empty list."""
         return float(np.std(self.data)) if self.data else math.nan
 
     def mean_std(self) -> tuple[float, float]:
@@ -117,7 +117,7 @@ class Q(UserList[Any]):
         return self.filter(lambda item: not np.isnan(item))
 
     def flatten(self) -> Q:
-        """Return the items of the items, each a collection."""
+        """Concatenate the items, each a collection."""
         return Q([inner for item in self.data for inner in item])
 
     def unique(self) -> Q:

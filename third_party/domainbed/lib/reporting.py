@@ -1,4 +1,4 @@
-"""Reading the records of a sweep.
+"""Read the records of a sweep.
 
 Interface of upstream file domainbed/lib/reporting.py at b93c22a.
 """
@@ -17,16 +17,19 @@ from domainbed_carft.jobs.folder import RECORDS
 
 
 def load_records(path: str) -> Q:
-    """Return the whole records of all results.jsonl files one folder below `path`.
+    """Return the records of all results.jsonl files one folder below `path`.
 
-    What is no whole record is named on the error stream; of several records of one step of one job
-    the last counts. Raises CarftError for a missing folder.
+    Broken lines are reported on the error stream. If a job has several records of one step, the
+    last one counts.
+
+    Raises:
+        CarftError: The folder is missing.
     """
     if not Path(path).is_dir():
         raise CarftError(f"--input_dir: no such folder: {path}")
 
     records: list[dict[str, Any]] = []
-    # Sorted: sums, and with them a mean that ends in an exact half, depend on the order.
+    # Sorted: the order changes sums, and the rounding of a mean that ends in an exact half.
     for file in sorted(Path(path).glob(f"*/{RECORDS}")):
         complete, warnings = job_records.read_file(file)
         records += complete
@@ -36,7 +39,10 @@ def load_records(path: str) -> Q:
 
 
 def get_grouped_records(records: Q) -> Q:
-    """Group by trial_seed, dataset, algorithm and test_env: a record of two belongs to both."""
+    """Group by trial_seed, dataset, algorithm and test_env.
+
+    A record with two test environments belongs to the groups of both.
+    """
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for record in records:
         args = record["args"]

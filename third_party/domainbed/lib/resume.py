@@ -1,4 +1,4 @@
-"""The file from which a run resumes: written whole or not at all, read without executing code."""
+"""The file from which a job resumes: written atomically, read without executing code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import JobFolder
 
-# Arguments that do not change the result, so that a run may resume with other values.
+# Arguments that do not change the result, so that a job can resume with other values.
 _IRRELEVANT_ARGUMENTS = {
     "output_dir",
     "data_dir",
@@ -27,7 +27,7 @@ _IRRELEVANT_ARGUMENTS = {
     "skip_training_in_splits",
 }
 
-# Of the state; a state with another number is not read.
+# Number of the state's format; states with another number are not read.
 FORMAT = 1
 _STATE_KEYS = {
     "format",
@@ -47,39 +47,48 @@ _STATE_KEYS = {
 
 
 class ResumeError(PassingError):
-    """The run cannot be saved, or its state read; the message says what to do."""
+    """The state of a job cannot be saved or read."""
 
 
 def load(folder: str) -> dict[str, Any] | None:
-    """Return the state of the run in `folder`, or None; raises CarftError if it is damaged."""
-    tidy_up(Path(folder))
+    """Return the state of the job in a folder, or None if there is no state.
+
+    Raises:
+        CarftError: The state is damaged.
+    """
+    delete_partial_files(Path(folder))
     path = JobFolder(folder).state_path
+
     try:
         state = weights.load_weights(path) if path.exists() else None
         if state is not None and not (isinstance(state, dict) and state.keys() >= _STATE_KEYS):
-            raise ValueError(f"{path} is not the state of a run")
+            raise ValueError(f"{path} is not the state of a job")
         if state is not None and state["format"] != FORMAT:
             raise ValueError(f"{path} has format {state['format']}, expected {FORMAT}")
         return state
-    except PassingError:  # too little memory: the file may be whole
+    except PassingError:  # too little memory: the file can still be good
         raise
     except ValueError as error:
         advice = "Replace the file with a good copy, or delete the folder to start over"
-        # A fault of the disk may pass.
-        kind = ResumeError if isinstance(error.__cause__, OSError) else CarftError
-        raise kind(f"{error}. {advice}") from error
+        # A retry can succeed after an error of the disk.
+        error_class = ResumeError if isinstance(error.__cause__, OSError) else CarftError
+        raise error_class(f"{error}. {advice}") from error
 
 
-def tidy_up(folder: Path) -> None:
-    """Delete half-written files of killed processes; the holder of the lock is alone here."""
+def delete_partial_files(folder: Path) -> None:
+    """Delete partial files of killed processes; the caller must hold the folder's lock."""
     for path in folder.glob(files.HALF_WRITTEN):
         path.unlink(missing_ok=True)
 
 
-def save_whole(contents: Any, path: Path) -> None:
-    """Write by torch.save: the file is complete or not there. Raises ResumeError if that fails."""
+def save_atomically(contents: Any, path: Path) -> None:
+    """Write a file with torch.save, atomically.
+
+    Raises:
+        ResumeError: Writing fails.
+    """
     with (
-        naming_failed_writes(path),
+        explain_failed_writes(path),
         files.replacing(path) as temporary,
         temporary.open("wb") as file,
     ):
@@ -89,30 +98,37 @@ def save_whole(contents: Any, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def naming_failed_writes(path: Path) -> Iterator[None]:
-    """Inside the block a failing write becomes a ResumeError that names the file and the reason."""
+def explain_failed_writes(path: Path) -> Iterator[None]:
+    """Replace a failed write in the block by a ResumeError with the file's path and the reason."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError for a full disk
         free = shutil.disk_usage(path.parent).free / 2**20
-        # torch hides the error of a write behind one of its own.
+        # torch replaces the error of a write by a less specific one.
         cause = error if isinstance(error, OSError) else error.__context__
         reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
         raise ResumeError(
-            f"{path} cannot be written: {reason}. {free:.0f} MiB are free; earlier saves are "
-            "untouched: free disk space, then rerun the command"
+            f"{path} cannot be written: {reason}. {free:.0f} MiB are free, and earlier files are "
+            "intact. Free disk space, then rerun the command"
         ) from error
 
 
 def identity(args: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that the result depends on."""
+    """Return the arguments that the results depend on."""
     return {name: value for name, value in args.items() if name not in _IRRELEVANT_ARGUMENTS}
 
 
 def require_same(path: Path, kind: str, stored: dict[str, Any], current: dict[str, Any]) -> None:
-    """Raise a CarftError that names each difference between the state at ``path`` and this run.
+    """Compare the values stored in a state with a job's values.
 
-    ``kind`` says what is compared: arguments, hyperparameters or data.
+    Args:
+        path: The state's file, for the message.
+        kind: What the values are, for the message: arguments, hyperparameters, facts or data.
+        stored: The values in the state.
+        current: The job's values.
+
+    Raises:
+        CarftError: Values differ; the message names each of them.
     """
     differing = []
     for name in sorted({*stored, *current}):
@@ -120,8 +136,8 @@ def require_same(path: Path, kind: str, stored: dict[str, Any], current: dict[st
             old, new = text.differences(stored.get(name), current.get(name))
             differing.append(f"{name}: {old} then, {new} now")
     if differing:
-        listed = "; ".join(differing)
         raise CarftError(
-            f"{path} is of a run with other {kind} ({listed}). Resume with its values, or start a "
-            "new run with another --output_dir; to start this one over, delete its folder."
+            f"{path} belongs to a job with other {kind} ({'; '.join(differing)}). Resume with its "
+            "values, or start a new job with another --output_dir; to start this job over, delete "
+            "its folder"
         )

@@ -1,7 +1,7 @@
-"""The scalars of the records, sent to TensorBoard and Weights & Biases during the run.
+"""Log the records' scalars to TensorBoard and Weights & Biases during training.
 
-After an interruption each library's own way of resuming completes the log: TensorBoard drops the
-steps that are rewritten, W&B resumes the run that has not ended. Upstream has no equivalent.
+After an interruption each library completes the log in its way: TensorBoard drops the steps that
+are rewritten, and W&B resumes the run that has not ended. Upstream has no equivalent.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ _COMPARED_BY = ("algorithm", "dataset", "test_envs", "trial_seed", "hparams_seed
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--log`, which no record and no job's identity has among its arguments."""
+    """Add `--log`, which is neither recorded nor part of a job's identity."""
     parser.add_argument(
         "--log",
         nargs="*",
         choices=KINDS,
         default=LOG.read().split(),
-        help=f"also log the records' scalars there (none: nowhere; for all jobs: ${LOG.name})",
+        help="also log the records' scalars to TensorBoard, to Weights & Biases, or to both; "
+        f"--log alone turns this off (to set it for all jobs: ${LOG.name})",
     )
 
 
 def problems(kinds: Sequence[str]) -> list[str]:
-    """Say which kinds are unknown, which libraries or logins are missing."""
+    """Return problems for unknown kinds of logs, missing libraries and missing logins."""
     sentences = []
     for kind in dict.fromkeys(kinds):
         spec = importlib.util.find_spec(kind) if kind in KINDS else None
         if kind not in KINDS:
             sentences.append(f"{LOG.name} has {kind!r}, expected names from {', '.join(KINDS)}")
-        elif spec is None or spec.origin is None:  # a mere folder of that name, as they leave them
+        elif spec is None or spec.origin is None:  # no origin: a folder of logs with this name
             sentences.append(f"--log {kind} needs {kind}: pip install {kind}")
         elif kind == "wandb":
             reason = _wandb_problem()
@@ -53,8 +54,8 @@ def problems(kinds: Sequence[str]) -> list[str]:
 
 
 def _wandb_problem() -> str:
-    """Why W&B cannot log, "" if it can."""
-    # By default W&B waits for its server without limit; what is not sent stays on disk.
+    """Return the reason why W&B cannot log, or "" if it can."""
+    # By default W&B waits for its server without limit. Unsent data remains on disk.
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "20")
     import wandb
 
@@ -62,23 +63,23 @@ def _wandb_problem() -> str:
         is_online = wandb.setup().settings.mode == "online"
         if is_online and not wandb.login(verify=False):
             return "you are not logged in"
-    except Exception as error:  # a setting that it refuses, or nobody to ask
+    except Exception as error:  # an invalid setting, or no terminal for the login
         reason = brief(error).rstrip(".")
-        # W&B's own advice would repeat ours.
+        # The caller's hint covers the login.
         return "you are not logged in" if "wandb login" in reason else reason
     return ""
 
 
-def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
-    """Make the jobs of a sweep log too, in W&B as a group named after its folder."""
+def set_job_variables(kinds: Sequence[str], sweep_output_dir: str) -> None:
+    """Set variables so that all jobs of a sweep log, in W&B as a group with the folder's name."""
     os.environ[LOG.name] = " ".join(kinds)
     if "wandb" in kinds:
         name = os.path.basename(os.path.abspath(sweep_output_dir))
         os.environ.setdefault("WANDB_RUN_GROUP", name)
 
 
-def name_of(args: Mapping[str, Any]) -> str:
-    """What a person calls a run, as a file may be called: CARFT_PACS_test0_trial1_hparams0."""
+def run_name(args: Mapping[str, Any]) -> str:
+    """Return a readable name that is valid for a file: CARFT_PACS_test0_trial1_hparams0."""
     environments = "+".join(map(str, args["test_envs"])) or "none"
     dataset = os.path.basename(str(args["dataset"]).rstrip("/"))
     seeds = f"trial{args['trial_seed']}_hparams{args['hparams_seed']}"
@@ -86,9 +87,15 @@ def name_of(args: Mapping[str, Any]) -> str:
 
 
 class Logs:
-    """The logs of one run, of some of KINDS; closed at the end of a `with` block.
+    """The logs of one job, closed at the end of a `with` block; later failures are warnings.
 
-    Raises PassingError if one cannot be opened; later failures are warnings.
+    Args:
+        kinds: Names among KINDS.
+        args: The job's arguments.
+        hparams: The job's hyperparameters.
+
+    Raises:
+        PassingError: A log cannot be opened.
     """
 
     def __init__(
@@ -103,12 +110,16 @@ class Logs:
                 raise PassingError(f"the {kind} log cannot be opened: {brief(error)}") from error
 
     def catch_up(self, records: str) -> None:
-        """Log what is new in the records of this run, which are given from the first on."""
-        new = [json.loads(line) for line in records[self._read :].splitlines()]
+        """Log the new records.
+
+        Args:
+            records: All records of this job so far, as JSON lines.
+        """
+        new_records = [json.loads(line) for line in records[self._read :].splitlines()]
         self._read = len(records)
         for kind, log in list(self._open.items()):
             try:
-                for record in new:
+                for record in new_records:
                     numbers = {k: v for k, v in record.items() if type(v) in (int, float)}
                     log.add(numbers.pop("step"), numbers)
             except Exception as error:
@@ -127,14 +138,14 @@ class Logs:
 
 
 class _TensorBoard:
-    """`JOB/tensorboard/NAME`: a run is called by its name wherever TensorBoard is pointed at."""
+    """A log in `JOB/tensorboard/NAME`, so that TensorBoard shows the name for any --logdir."""
 
     def __init__(self, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams as compared
 
-        folder = os.path.join(args["output_dir"], "tensorboard", name_of(args))
-        # All records of the run are logged again, replacing those of earlier processes.
+        folder = os.path.join(args["output_dir"], "tensorboard", run_name(args))
+        # All records of the job are logged again, and replace the ones of earlier processes.
         self._writer = SummaryWriter(folder, purge_step=0)
         values = {name: args[name] for name in _COMPARED_BY} | dict(hparams)
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
@@ -148,7 +159,7 @@ class _TensorBoard:
         self._writer.flush()
 
     def close(self, status: int) -> None:
-        """End the log; `status` is 0 unless the run failed."""
+        """Close the log; `status` is 0 unless the job failed."""
         self._writer.close()
 
 
@@ -160,14 +171,14 @@ class _WeightsAndBiases:
 
         self._run = wandb.init(
             project=wandb.setup().settings.project or "domainbed",
-            name=name_of(args),
+            name=run_name(args),
             dir=os.path.abspath(args["output_dir"]),
             config={"args": dict(args), "hparams": dict(hparams)},
             resume="auto",
             settings=wandb.Settings(console="off", quiet=True),
         )
-        # The server has what earlier processes logged. Offline every process logs all records:
-        # what `wandb sync` sends of a run replaces what it has sent of it before.
+        # Online, the server has the records of earlier processes. Offline, every process logs all
+        # records: `wandb sync` replaces the data of a run that it sent before.
         self._first = self._run.starting_step
         print(f"Weights & Biases: {self._run.url or os.path.dirname(self._run.dir)}")
 
@@ -177,7 +188,7 @@ class _WeightsAndBiases:
             self._run.log(dict(scalars), step=step, commit=True)
 
     def close(self, status: int) -> None:
-        """End the log; `status` is 0 unless the run failed."""
+        """Close the log; `status` is 0 unless the job failed."""
         self._run.finish(exit_code=status)
 
 

@@ -1,8 +1,9 @@
-"""Batches on their way from a loader's process, in memory that both processes share.
+"""Transfer of batches from loader processes through shared memory.
 
-Torch shares through /dev/shm, of which containers have 64 MB by default, and does so in a thread of
-its queue: if that fails, the batch is dropped and the job waits without end. Here the loader's main
-thread shares a batch, in memory that has no file system, and a failure comes in the batch's place.
+Torch shares tensors through /dev/shm, which has 64 MB in a container by default, and does so in a
+thread of its queue: if that fails, the batch is lost and the job waits forever. Here the loader's
+main thread puts a batch into anonymous shared memory, and returns an error instead of the batch if
+that fails.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SHARED_MEMORY = "/dev/shm"
 
 
 class SharedBatch:
-    """A batch as bytes that name its shared memory; unpickled, it is the batch again."""
+    """A batch as bytes that refer to its shared memory; unpickling it returns the batch."""
 
     def __init__(self, batch: Any) -> None:
         shared = pytree.tree_map_only(torch.Tensor, _in_shared_memory, batch)
@@ -35,41 +36,47 @@ class SharedBatch:
         return pickle.loads, (self._content,)
 
 
-def collated(items: Any) -> Any:
-    """A batch of items, or what is a batch or a failure already; shared in a loader's process.
+def collate_batch(items: Any) -> Any:
+    """Collate items into a batch, and share the batch if this is a loader process.
 
-    Where it cannot be shared, a PassingError that says why comes instead.
+    Args:
+        items: A list of items, a batch, or a PassingError.
+
+    Returns:
+        The batch. A PassingError if `items` is one, or if the batch cannot be shared.
     """
     if get_worker_info() is None:
         return default_collate(items) if isinstance(items, list) else items
     if isinstance(items, list):
-        # Torch's own function would stack tensors in /dev/shm.
+        # Torch's default function would stack tensors in /dev/shm.
         items = collate(items, collate_fn_map={**default_collate_fn_map, torch.Tensor: _stack})
     if isinstance(items, PassingError):
         return items
     try:
         return SharedBatch(items)
     except (OSError, RuntimeError) as error:
-        return unshared(error)
+        return sharing_error(error)
 
 
-def unshared(error: Exception) -> PassingError:
-    """What to raise where the processes of a job cannot share memory."""
+def sharing_error(error: Exception) -> PassingError:
+    """Return the error to raise if the processes of a job cannot share memory."""
     state = "cannot be read"
-    hint = "Give the container more shared memory (docker run --shm-size=1g)"
+    hint = "Increase the container's shared memory (docker run --shm-size=1g)"
+
     with contextlib.suppress(OSError):
         status = os.statvfs(SHARED_MEMORY)
         free, total = (
             count * status.f_frsize >> 20 for count in (status.f_bavail, status.f_blocks)
         )
-        state = f"has {total} MiB, of which {free} are free"
+        state = f"has {free} of {total} MiB free"
         if status.f_flag & os.ST_RDONLY:
             state = "is read-only"
             hint = "Mount it writable"
+
     reason = " ".join(str(error).split())
     return PassingError(
         f"loader processes cannot share memory with this job ({reason}); {SHARED_MEMORY} {state}. "
-        f"{hint}, or load without processes: --workers 0"
+        f"{hint}, or load without extra processes (--workers 0)"
     )
 
 
@@ -78,16 +85,18 @@ def _stack(tensors: list[torch.Tensor], **_: Any) -> torch.Tensor:
 
 
 def _in_shared_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in shared memory. Raises OSError, or RuntimeError, if there is none."""
+    """Copy a tensor into shared memory; raise OSError or RuntimeError if there is none."""
     is_plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
     if not is_plain or tensor.device != devices.CPU or not tensor.numel():
-        return tensor  # torch's own way
+        return tensor  # torch shares it
+
     size = tensor.numel() * tensor.element_size()
     try:
         descriptor = os.memfd_create("batch", os.MFD_CLOEXEC)
-    except OSError:  # a sandbox without it
+    except OSError:  # a sandbox without memfd_create
         _require_space(size)
         return tensor.share_memory_()
+
     try:
         os.posix_fallocate(descriptor, 0, size)
         untyped_storage: Any = torch.UntypedStorage  # whose stub lacks the method
@@ -100,7 +109,7 @@ def _in_shared_memory(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _require_space(size: int) -> None:
-    """Raise OSError if /dev/shm is too small: some torches find out when they are killed by it."""
+    """Raise OSError if /dev/shm is too small, which kills the process in some torch versions."""
     status = os.statvfs(SHARED_MEMORY)
     if status.f_bavail * status.f_frsize < size:
         raise OSError(f"no space for {size:,} bytes")

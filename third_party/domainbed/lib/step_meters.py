@@ -1,4 +1,4 @@
-"""What the steps since the last checkpoint have measured, and how long they took."""
+"""Values and durations of the steps since the last checkpoint."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from domainbed.algorithms import Algorithm
 
 
 def defining_class(algorithm: Any, *names: str) -> Mapping[str, Any]:
-    """The attributes of the first class, in method resolution order, to define one of `names`."""
+    """Return the attributes of the first class, in method resolution order, that defines a name."""
     return next(
         vars(cls) for cls in type(algorithm).__mro__ if not vars(cls).keys().isdisjoint(names)
     )
 
 
 def step(algorithm: Any, batches: Sequence[Any]) -> Mapping[str, torch.Tensor]:
-    """Take a step and return what it measured by name, as tensors without a dimension.
+    """Take a step and return its values by name, as tensors of shape ().
 
-    They are on the device, and nobody waits for them, unless a subclass has only changed `update`.
+    The tensors are on the device, without waiting for it, unless a subclass overrides `update`
+    only.
     """
     overrides_hook = "step_on_device" in defining_class(algorithm, "step_on_device", "update")
     algorithm_class = type(algorithm) if overrides_hook else Algorithm
@@ -32,9 +33,12 @@ def step(algorithm: Any, batches: Sequence[Any]) -> Mapping[str, torch.Tensor]:
 
 
 class Interval:
-    """The values of each step since the last checkpoint; `watch` is told step, name and value.
+    """The values of each step since the last checkpoint.
 
-    Those on a GPU stay there until someone asks: to fetch one, both would have to wait.
+    Values on a GPU remain there until `read`, since fetching a value makes CPU and GPU wait.
+
+    Args:
+        watch: Function that is called with the step, name and value of each value read.
     """
 
     def __init__(self, watch: Callable[[int, str, float], None]) -> None:
@@ -43,15 +47,21 @@ class Interval:
         self._unread: list[tuple[int, str, torch.Tensor]] = []
 
     def add(self, step: int, seconds: float, values: Mapping[str, Any]) -> None:
-        """Take what a step has measured: numbers, or tensors of one that nobody changes."""
+        """Add the values of a step.
+
+        Args:
+            step: The step's number.
+            seconds: Duration of the step.
+            values: Name -> number, or tensor with one element that is not changed later.
+        """
         self._values["step_time"].append(seconds)
         for name, value in values.items():
             if not isinstance(value, torch.Tensor):
-                value = torch.tensor(value, dtype=torch.float64)  # as exact as Python's numbers
+                value = torch.tensor(value, dtype=torch.float64)  # the precision of Python numbers
             self._unread.append((step, name, value))
 
     def read(self) -> dict[str, list[float]]:
-        """Return all values by name, in the order of the steps; this waits for the device."""
+        """Return all values by name, in the order of the steps, after waiting for the device."""
         if not self._unread:
             return dict(self._values)
 
@@ -62,7 +72,7 @@ class Interval:
             self._watch(step, name, number)
         self._unread.clear()
 
-        # A GPU still computes the last step here, so the wait is part of that step's time.
+        # A GPU can still be computing the last step, so the wait counts as that step's time.
         self._values["step_time"][-1] += time.monotonic() - started
         return dict(self._values)
 
@@ -71,6 +81,6 @@ class Interval:
         return {name: float(np.mean(values)) for name, values in self.read().items()}
 
     def begin(self, values: Mapping[str, list[float]] | None = None) -> None:
-        """Forget all; or go on from what `read` returned in an earlier process."""
+        """Start a new interval, or continue with values of `read` from an earlier process."""
         self._values.clear()
         self._values.update(values or {})

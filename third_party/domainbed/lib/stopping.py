@@ -1,4 +1,4 @@
-"""Stopping cleanly on SIGTERM, Ctrl-C, or SIGUSR1, SLURM's warning of its time limit."""
+"""Stop cleanly on SIGTERM, Ctrl-C, and SIGUSR1, SLURM's warning before its time limit."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-_PR_SET_PDEATHSIG = 1  # of prctl: the signal that a process gets when its parent ends
+_PR_SET_PDEATHSIG = 1  # prctl: the signal that a process receives when its parent ends
 
 
 class Stopped(BaseException):
-    """A signal stopped training. Not an Exception, so that no caller takes this for a failure."""
+    """A signal stopped training. Not an Exception, so that no caller treats it as a failure."""
 
 
 class StopSignals:
-    """Inside the block the signals do not end the process; `check` raises Stopped instead.
+    """Block in which signals do not end the process; `check` raises Stopped instead.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. All processes of the group stop if a signal
-    comes to one; each calls `check` equally often.
+    A second Ctrl-C raises KeyboardInterrupt at once. If one process of a group receives a signal,
+    all of them stop; each must call `check` equally often.
     """
 
     def __init__(self, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
@@ -35,7 +35,7 @@ class StopSignals:
         self._waits = False
 
     def __enter__(self) -> StopSignals:
-        # Only the main thread may handle signals.
+        # Only the main thread can handle signals.
         numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
         self._former = {number: signal.signal(number, self._receive) for number in numbers}
         return self
@@ -54,9 +54,9 @@ class StopSignals:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside, where this process waits for others, a signal raises Stopped at once.
+        """Raise Stopped at once if a signal arrives while the block waits for other processes.
 
-        But not in a job of several processes: those have to stop after the same step.
+        In a job of several processes this does nothing, since they must stop after the same step.
         """
         self._waits = self._process_group.size == 1
         try:
@@ -67,14 +67,14 @@ class StopSignals:
             self._waits = False
 
     def check(self) -> None:
-        """Raise Stopped, with the signal's name, if one has come to any process of the job."""
-        if received := self._process_group.max_of(self._received or 0):
+        """Raise Stopped, with the signal's name, if any process of the job received a signal."""
+        if received := self._process_group.max_over_processes(self._received or 0):
             raise Stopped(signal.Signals(received).name)
 
 
 @contextmanager
-def blocked_signals() -> Iterator[None]:
-    """Block the signals inside; worker processes that start there inherit this."""
+def block_signals() -> Iterator[None]:
+    """Block the signals in this process and in worker processes that are started in the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -83,30 +83,30 @@ def blocked_signals() -> Iterator[None]:
 
 
 def end_with_parent(pid: int | None) -> None:
-    """Have Linux kill this process when `pid`, which has started it, ends."""
+    """Make Linux kill this process when its parent ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != pid:  # it has ended already
+    if os.getppid() != pid:  # the parent has ended already
         os._exit(1)
 
 
 def init_worker(worker_id: int) -> None:
-    """Keep a worker process running for the last step when SLURM signals the whole job.
+    """Keep a worker process running for the last step when SLURM signals all processes of a job.
 
-    The process ends when its parent signals it, which only `sigwaitinfo` can distinguish, and when
-    its parent has died: while it runs, the job is locked. Torch alone would miss a parent that died
-    before the process began.
+    The process ends when its parent signals it, which only `sigwaitinfo` can distinguish. It also
+    ends with its parent, since the job is locked while it runs; torch alone would not notice a
+    parent that died before the process began.
     """
-    # Already blocked, unless a fork server from before `blocked_signals` made this process.
+    # Already blocked, unless this process was forked by a fork server older than `block_signals`.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     parent = multiprocessing.parent_process()
-    assert parent is not None, "to be called in a loader's process"
-    # A fork server of multiprocessing's ends with the process that it works for.
+    assert parent is not None, "must be called in a loader process"
+    # The fork server of multiprocessing ends together with the process that it serves.
     has_server = multiprocessing.get_start_method() == "forkserver"
     end_with_parent(os.getppid() if has_server else parent.pid)
 
-    def end_when_told() -> None:
+    def end_on_parent_signal() -> None:
         while signal.sigwaitinfo(SIGNALS).si_pid != parent.pid:
             continue
         os._exit(0)
 
-    threading.Thread(target=end_when_told, daemon=True).start()
+    threading.Thread(target=end_on_parent_signal, daemon=True).start()

@@ -1,6 +1,6 @@
-"""The command line of `sweep`: its flags, their defaults, and what is checked before it starts.
+"""The command line of `sweep`: flags, defaults, and checks before anything starts.
 
-Flags and defaults are those of upstream file domainbed/scripts/sweep.py at b93c22a.
+Flags and defaults equal those of upstream file domainbed/scripts/sweep.py at b93c22a.
 """
 
 from __future__ import annotations
@@ -20,30 +20,60 @@ DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="domainbed.scripts.sweep", description="Run a sweep")
+    add = parser.add_argument
 
-    parser.add_argument("command", choices=["launch", "delete_incomplete"])
-    parser.add_argument("--datasets", nargs="+", default=DATASETS, type=shortest_path)
-    parser.add_argument("--algorithms", nargs="+", default=algorithms_module.ALGORITHMS)
-    parser.add_argument("--task", default=checks.TASKS[0], choices=checks.TASKS)
-    parser.add_argument("--n_hparams_from", type=int, default=0, help="first hparams_seed")
-    parser.add_argument("--n_hparams", type=int, default=20, help="last hparams_seed plus one")
-    parser.add_argument("--output_dir", required=True, help="folder for the jobs' folders")
-    parser.add_argument("--data_dir", required=True, help="folder with the datasets' folders")
-    parser.add_argument("--seed", type=int, default=0, help="unused, as in upstream")
-    parser.add_argument("--n_trials", type=int, default=3, help="trials per cell (default: 3)")
-    parser.add_argument("--command_launcher", required=True, help="such as local, pool or slurm")
-    parser.add_argument("--steps", type=int, help="steps per job (0 or none: the dataset's own)")
-    parser.add_argument("--hparams", help="JSON object of hyperparameters to set in every job")
-    parser.add_argument("--holdout_fraction", type=float, default=0.2, help="share in out-splits")
-    parser.add_argument("--single_test_envs", action="store_true", help="leave out no pairs")
-    parser.add_argument("--skip_confirmation", action="store_true", help="do not ask")
+    add(
+        "command",
+        choices=["launch", "delete_incomplete"],
+        help="launch the jobs that have no folder, or delete the folders of incomplete jobs",
+    )
+    add(
+        "--datasets",
+        nargs="+",
+        default=DATASETS,
+        type=shortest_path,
+        help="names, or folders environment/class/image (default: all, except the debug datasets)",
+    )
+    add(
+        "--algorithms",
+        nargs="+",
+        default=algorithms_module.ALGORITHMS,
+        help="names (default: all algorithms)",
+    )
+    add(
+        "--task",
+        default=checks.TASKS[0],
+        choices=checks.TASKS,
+        help="only domain_generalization is included",
+    )
+    add("--n_hparams_from", type=int, default=0, help="first hparams_seed (default: 0)")
+    add("--n_hparams", type=int, default=20, help="last hparams_seed plus one (default: 20)")
+    add("--output_dir", required=True, help="folder for the jobs' folders")
+    add("--data_dir", required=True, help="folder that contains the datasets' folders")
+    add("--seed", type=int, default=0, help="not used, as in upstream")
+    add("--n_trials", type=int, default=3, help="number of trials per cell (default: 3)")
+    add("--command_launcher", required=True, help="launcher, such as local, pool or slurm")
+    add("--steps", type=int, help="training steps per job (default, or 0: the dataset's number)")
+    add("--hparams", help="JSON object of hyperparameters to set in every job")
+    add(
+        "--holdout_fraction",
+        type=float,
+        default=0.2,
+        help="share of each environment in its out-split (default: 0.2)",
+    )
+    add(
+        "--single_test_envs",
+        action="store_true",
+        help="hold out single environments only, no pairs",
+    )
+    add("--skip_confirmation", action="store_true", help="start without asking for confirmation")
     scalar_logs.add_flag(parser)
 
     return parser
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise a CarftError that lists all mistakes, when launching also those of every job."""
+    """Raise a CarftError that lists all mistakes; for `launch` this includes every job's."""
     problems: list[str] = []
     for algorithm in args.algorithms:
         problems += checks.algorithm_problems(algorithm)
@@ -55,8 +85,8 @@ def check(args: argparse.Namespace) -> None:
         if not dataset_problems:
             known_datasets.append(dataset)
     problems += [
-        f"{dataset} has 2 environments; these jobs need at least 3; with --single_test_envs 2 are "
-        "enough"
+        f"{dataset} has 2 environments, but jobs with two test environments need at least 3; pass "
+        "--single_test_envs to hold out single environments only"
         for dataset in known_datasets
         if datasets.num_environments(dataset) == 2 and not args.single_test_envs
     ]
@@ -75,14 +105,15 @@ def check(args: argparse.Namespace) -> None:
         problems += checks.holdout_problems(args.holdout_fraction)
         problems += scalar_logs.problems(args.log)
         problems += _hparams_problems(args)
-        if command_launchers.runs_here(args.command_launcher):  # else it may be where the jobs run
+        # The jobs of other launchers can run on machines that have the data.
+        if command_launchers.runs_here(args.command_launcher):
             for dataset in known_datasets:
                 problems += checks.data_problems(dataset, args.data_dir)
     raise_for(problems)
 
 
 def _hparams_problems(args: argparse.Namespace) -> list[str]:
-    """Say what is wrong with --hparams for each algorithm on each dataset."""
+    """Return the problems of --hparams for each algorithm on each dataset."""
     try:
         overrides = checks.parse_hparams(args.hparams)
     except CarftError as error:

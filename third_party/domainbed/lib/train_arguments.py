@@ -1,7 +1,8 @@
-"""The command line of `train`: its flags, their defaults, and what is checked before it loads.
+"""The command line of `train`: flags, defaults, and checks before anything is loaded.
 
-Flags and defaults are those of upstream file domainbed/scripts/train.py at b93c22a; those from
-`--workers` on are ours, but for the two of saving models.
+Flags and defaults up to `--uda_holdout_fraction`, and the flags `--skip_model_save` and
+`--save_model_every_checkpoint`, equal those of upstream file domainbed/scripts/train.py at b93c22a.
+The others are additions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from domainbed_carft import process_variables
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, raise_for
 
-# Flags that do not change what is trained, hence in no record.
+# Flags that do not change the results, so they are not recorded.
 UNRECORDED_FLAGS = ("log", "image_memory", "processes")
 
 
@@ -30,86 +31,116 @@ def build_parser() -> argparse.ArgumentParser:
         "--dataset",
         default="RotatedMNIST",
         type=shortest_path,
-        help="a name, or a folder of your own",
+        help="name of a dataset, or path of your own folder environment/class/image",
     )
-    add("--algorithm", default="ERM", help="name (default: ERM)")
-    add("--task", default=checks.TASKS[0], choices=checks.TASKS)
+    add("--algorithm", default="ERM", help="name of the algorithm (default: ERM)")
+    add(
+        "--task",
+        default=checks.TASKS[0],
+        choices=checks.TASKS,
+        help="only domain_generalization is included",
+    )
     add("--hparams", help="JSON object of hyperparameters to set")
-    add("--test_envs", type=int, nargs="*", default=[0], help="without a number: train on all")
-    add("--output_dir", default="train_output", help="folder for its files")
+    add(
+        "--test_envs",
+        type=int,
+        nargs="*",
+        default=[0],
+        help="numbers of the environments to hold out (default: 0); without a number, train on all",
+    )
+    add("--output_dir", default="train_output", help="folder for the job's files")
     add(
         "--hparams_seed",
         type=int,
         default=0,
-        help="seed of the random hyperparameters (0: the defaults)",
+        help="seed of random hyperparameters (default: 0, which uses the default hyperparameters)",
     )
     add(
         "--trial_seed",
         type=int,
         default=0,
-        help="seed of the splits and of the random hyperparameters",
+        help="seed of the splits and of random hyperparameters (default: 0)",
     )
-    add("--seed", type=int, default=0, help="seed of everything else")
-    add("--steps", type=int, help="steps to train (0 or none: the dataset's own)")
+    add("--seed", type=int, default=0, help="seed of all other random numbers (default: 0)")
+    add("--steps", type=int, help="number of training steps (default, or 0: the dataset's number)")
     add(
         "--checkpoint_freq",
         type=int,
-        help="steps between checkpoints (0 or none: the dataset's own)",
+        help="steps between checkpoints (default, or 0: the dataset's number)",
     )
-    add("--holdout_fraction", type=float, default=0.2, help="share in out-splits")
+    add(
+        "--holdout_fraction",
+        type=float,
+        default=0.2,
+        help="share of each environment in its out-split (default: 0.2)",
+    )
     add(
         "--uda_holdout_fraction",
         type=float,
         default=0,
-        help="share to take out of a test environment's in-split, as upstream's domain adaptation",
+        help="share to take out of a test environment's in-split, as in upstream's domain "
+        "adaptation (default: 0)",
     )
 
     add(
         "--workers",
         type=int,
-        help="processes that load data (default: the dataset's own number, at most one per CPU)",
+        help="number of loader processes (default: the dataset's number, at most one per CPU)",
     )
     add(
         "--processes",
         type=int,
         default=process_variables.PROCESSES.read("1"),
-        help="processes to train with, each on its slice of every batch and, if there are any, its "
-        f"own GPU (default: 1, for all jobs: ${process_variables.PROCESSES.name}, under torchrun "
-        "its number)",
+        help="number of processes that train together, each on its slice of every batch and, if "
+        "the machine has GPUs, on its own GPU (default: 1, or torchrun's number; to set it for all "
+        f"jobs: ${process_variables.PROCESSES.name})",
     )
     add(
         "--image_memory",
         metavar="SIZE",
         default=process_variables.IMAGE_MEMORY.read() or None,
-        help="how much memory evaluation images may stay in, those of which nothing is drawn, "
-        "such as 8G or 500M; 0 for none (default: a quarter of what the job may use; for all "
-        f"jobs: ${process_variables.IMAGE_MEMORY.name})",
+        help="memory for evaluation images that are not augmented, so that they are read only "
+        "once, such as 8G or 500M, or 0 to read them each time (default: a quarter of the job's "
+        f"memory; to set it for all jobs: ${process_variables.IMAGE_MEMORY.name})",
     )
     add(
         "--skip_training_in_splits",
         action="store_true",
         default=process_variables.SKIP_TRAINING_IN_SPLITS.read() == "1",
         help="skip accuracies on the training environments' in-splits, which take most of the "
-        "evaluation's time and which no selection uses (for all jobs: "
+        "evaluation time and are not used for selection (to set it for all jobs: "
         f"${process_variables.SKIP_TRAINING_IN_SPLITS.name}=1)",
     )
-    add("--skip_model_save", action="store_true", help="keep no weights")
-    add("--save_model_every_checkpoint", action="store_true")
+    add("--skip_model_save", action="store_true", help="do not save any weights")
+    add(
+        "--save_model_every_checkpoint",
+        action="store_true",
+        help="also save the weights of each checkpoint, as model_stepN.pkl",
+    )
     add(
         "--keep_weights",
         choices=checkpoints.KEEP,
         default=process_variables.KEEP_WEIGHTS.read(checkpoints.KEEP[0]),
-        help="last: model.pkl; best: model_best.pkl, selected by training-domain validation; "
-        f"both (default); or none (for all jobs: ${process_variables.KEEP_WEIGHTS.name})",
+        help="weights to save: last (model.pkl), best (model_best.pkl, selected by training-domain "
+        "validation), both (default), or none (to set it for all jobs: "
+        f"${process_variables.KEEP_WEIGHTS.name})",
     )
     scalar_logs.add_flag(parser)
     return parser
 
 
 def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]:
-    """Return what --hparams sets; raise a CarftError of everything wrong with the command line.
+    """Check a command line.
 
-    ``flags`` are UNRECORDED_FLAGS, ``args`` all others.
+    Args:
+        args: Values of the recorded flags.
+        flags: Values of UNRECORDED_FLAGS.
+
+    Returns:
+        Values of --hparams.
+
+    Raises:
+        CarftError: The command line has mistakes; the message lists all of them.
     """
     overrides: dict[str, Any] = {}
     unknown_dataset = checks.dataset_problems(args.dataset)
@@ -127,7 +158,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
     problems += checks.range_problems("--uda_holdout_fraction", args.uda_holdout_fraction, 0, 1)
 
     skip = process_variables.SKIP_TRAINING_IN_SPLITS
-    defaults = (  # of flags whose values argparse has checked
+    defaults = (  # argparse checks values of flags, but not defaults from variables
         (process_variables.KEEP_WEIGHTS, args.keep_weights, checkpoints.KEEP),
         (skip, skip.read() or "0", ("0", "1")),
     )
@@ -141,7 +172,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
     for flag in ("steps", "checkpoint_freq", "workers"):
         problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
     problems += checks.range_problems("--processes", flags.processes, 1)
-    problems += checks.range_problems("--seed", args.seed, 0, 2**32)  # numpy's
+    problems += checks.range_problems("--seed", args.seed, 0, 2**32)  # numpy's range
     problems += scalar_logs.problems(flags.log)
     raise_for(problems)
     return overrides

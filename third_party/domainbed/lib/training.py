@@ -1,6 +1,6 @@
-"""The training loop: one run of one algorithm on one dataset.
+"""The training loop of a job.
 
-Follows upstream file domainbed/scripts/train.py at b93c22a; resuming a run is ours.
+Follows upstream file domainbed/scripts/train.py at b93c22a, which cannot resume.
 """
 
 from __future__ import annotations
@@ -38,19 +38,22 @@ from domainbed_carft.machine import devices
 
 @dataclass
 class Trainer:
-    """One training: a dataset, its splits, an algorithm, and the folder that the records go to.
+    """Trains a job: its algorithm on its dataset, with records in its folder.
 
-    Building one draws the loaders' seeds and then builds the algorithm; `train` does the rest.
-    Raises CarftError if the state does not fit this run, or several processes cannot train it.
+    Creating an object draws the loaders' seed and then builds the algorithm.
+
+    Raises:
+        CarftError: The state does not belong to this job, or several processes cannot train its
+            algorithm.
     """
 
     job: PreparedJob
-    state: InitVar[dict[str, Any] | None]  # what an earlier process of the same run has saved
+    state: InitVar[dict[str, Any] | None]  # saved by an earlier process of the same job
     stop: stopping.StopSignals
-    lock: Lock | None  # where to publish the progress, in the first process
+    lock: Lock | None  # publishes the progress; None except in the first process
     process_group: ProcessGroup = SINGLE_PROCESS
 
-    _is_storable = True  # until the algorithm's state turns out to have no copy
+    _is_storable = True  # False after the algorithm's state could not be captured
 
     def __post_init__(self, state: dict[str, Any] | None) -> None:
         args = self.args = self.job.args
@@ -69,7 +72,7 @@ class Trainer:
 
         self.n_steps = args.steps or self.dataset.N_STEPS
         self.steps_done: int = state["steps_done"] if state else 0
-        # Whether the checkpoint that was due after the last step is recorded.
+        # False if the checkpoint after the last step was due and is not recorded yet.
         self.recorded: bool = state["recorded"] if state else True
 
         batch_size = self.hparams["batch_size"]
@@ -84,8 +87,8 @@ class Trainer:
         self.algorithm = self._build_algorithm(state)
         self.facts = dict(self.algorithm.recorded_facts())
         self._initial_structure = algorithm_state.structure(self.algorithm)
-        wants_loss = self.algorithm.uses_validation_loss
-        if wants_loss:
+        uses_loss = self.algorithm.uses_validation_loss
+        if uses_loss:
             self.batches.validated = {
                 f"env{i}_out": transforms.unaugmented(self.environments[i].out_split)
                 for i in training_envs
@@ -95,7 +98,7 @@ class Trainer:
         self.progress = ProgressPublisher(self.lock, self.n_steps, self.num_domains * batch_size)
 
         selected_by = [f"env{i}_out_acc" for i in training_envs or range(len(self.environments))]
-        self.files = checkpoints.Files(args, selected_by, self._model_contents, wants_loss)
+        self.files = checkpoints.Files(args, selected_by, self._model_contents, uses_loss)
         self.interval = step_meters.Interval(self.files.watch)
         self.state_path = JobFolder(args.output_dir).state_path
         if state:
@@ -142,10 +145,11 @@ class Trainer:
         return algorithm
 
     def train(self) -> None:
-        """Take the remaining steps, record each checkpoint, save the model, write `done`.
+        """Take the remaining steps, record each checkpoint, save the model, and write `done`.
 
-        Raises Stopped if a signal came, with the state saved, and ResumeError if something could
-        not be written; earlier saves stay as they are.
+        Raises:
+            Stopped: A signal was received; the state is saved.
+            ResumeError: A file cannot be written; earlier files are intact.
         """
         self.batches.begin(
             step=self.steps_done,
@@ -161,10 +165,11 @@ class Trainer:
                 if not self._save_state():
                     raise resume.ResumeError(
                         "stopped by a signal; this algorithm cannot be stored (see out.txt), so "
-                        "the next run starts over"
+                        "the job starts over when you rerun the command"
                     ) from None
-                self.progress.publish(self.steps_done, at_once=True)  # how much was saved
-                self.process_group.max_of(0)  # wait for all: torchrun ends them once one left
+                self.progress.publish(self.steps_done, at_once=True)
+                # Wait for all processes: torchrun kills the others when one has ended.
+                self.process_group.max_over_processes(0)
                 raise
 
         if self.process_group.is_leader:
@@ -188,7 +193,7 @@ class Trainer:
                 self._checkpoint(step)
 
     def _checkpoint(self, step: int) -> None:
-        """Evaluate, print a row, save the state with the new record in it, then the record."""
+        """Evaluate, print a row, and save the state with the new record, then the record."""
         peak_memory = devices.peak_memory(self.device)
         means = self.interval.means()
         accuracies, evaluation_seconds = self.evaluator.evaluate()
@@ -217,11 +222,11 @@ class Trainer:
             **self.facts,
             **preparation.recorded_facts(self.dataset),
             **preparation.cost_facts(self.algorithm, self.device, self.process_group.size),
-            **self.images.recorded_facts(),  # as in the files of weights
+            **self.images.recorded_facts(),
         }
 
     def _model_contents(self) -> dict[str, Any]:
-        """What a file of weights holds, as upstream's, with how the job got its images."""
+        """Return upstream's contents of a weights file, with facts about the job and its images."""
         return {
             **self.facts,
             **self.images.recorded_facts(),
@@ -235,7 +240,7 @@ class Trainer:
         }
 
     def _required_facts(self) -> dict[str, dict[str, Any]]:
-        """The values that a resumed run must share with its state, by their names in messages."""
+        """Return the values that must be equal in a resumed job, by their kind in messages."""
         arguments = {**resume.identity(vars(self.args)), "images": self.images.description}
         return {
             "arguments": arguments,
@@ -245,16 +250,17 @@ class Trainer:
         }
 
     def _shared_facts(self) -> dict[str, Any]:
-        """The values that all processes of the job must share, by name."""
+        """Return the values that must be equal in all processes of the job, by name."""
         facts: dict[str, Any] = {"steps_done": self.steps_done}
         for values in self._required_facts().values():
             facts |= values
         return facts
 
     def _save_state(self) -> bool:
-        """Save the state and return True; False if the algorithm cannot be stored.
+        """Save the state; return False if the algorithm cannot be stored.
 
-        Raises PassingError if the folder has been moved or removed.
+        Raises:
+            PassingError: The folder has been moved or removed.
         """
         if not self.process_group.is_leader:
             return True
@@ -264,7 +270,7 @@ class Trainer:
             algorithm = algorithm_state.capture(self.algorithm, self._initial_structure)
         except algorithm_state.StateError as error:
             if self._is_storable:
-                print(f"Warning: this run cannot be resumed after an interruption: {error}")
+                print(f"Warning: this job cannot be resumed after an interruption: {error}")
             self._is_storable = False
             return False
 
@@ -280,7 +286,7 @@ class Trainer:
             "cuda_generators": devices.generator_states(self.device),
             "algorithm": algorithm,
         }
-        resume.save_whole(state, self.state_path)
+        resume.save_atomically(state, self.state_path)
         return True
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -290,8 +296,8 @@ class Trainer:
             algorithm_state.restore(self.algorithm, state["algorithm"])
         except (ValueError, KeyError, RuntimeError, AttributeError) as error:
             raise CarftError(
-                f"{self.state_path} does not fit {self.args.algorithm}, whose code may have "
-                f"changed: {error}. To start over, delete the folder"
+                f"{self.state_path} does not fit {self.args.algorithm}; its code has probably "
+                f"changed ({error}). To start over, delete the folder"
             ) from error
 
         self.interval.begin(state["interval"])

@@ -1,1 +1,1 @@
-"""DomainBed's commands; each runs as `python -m domainbed.scripts.NAME`."""
+"""DomainBed's commands; run each with `python -m domainbed.scripts.NAME`."""

@@ -1,6 +1,6 @@
 """Print a sweep's tables: `python -m domainbed.scripts.collect_results --help`.
 
-To the byte those of upstream file domainbed/scripts/collect_results.py at b93c22a.
+The tables equal those of upstream file domainbed/scripts/collect_results.py at b93c22a to the byte.
 """
 
 from __future__ import annotations
@@ -29,12 +29,20 @@ SELECTION_METHODS: tuple[type[model_selection.SelectionMethod], ...] = (
 
 
 def format_mean(data: Iterable[float], latex: bool) -> tuple[Any, Any, str]:
-    """Return mean and standard error (ddof 0) in percent, and a cell's text, "X" without values."""
+    """Format a cell of a table.
+
+    Args:
+        data: Accuracies of the trials, as fractions.
+        latex: If True, the text is LaTeX.
+
+    Returns:
+        Mean and standard error (ddof 0) in percent, and the text; (None, None, "X") without data.
+    """
     accuracies = np.fromiter(data, dtype=float)
     if accuracies.size == 0:
         return None, None, "X"
 
-    # Divided before, not after: the last bit decides how a half is rounded.
+    # Divide before std(), as upstream does: the last bit decides how a half is rounded.
     shares = accuracies / accuracies.size**0.5
     mean = 100 * accuracies.mean()
     error = 100 * shares.std()
@@ -50,7 +58,16 @@ def print_table(
     colwidth: int = 10,
     latex: bool = True,
 ) -> None:
-    """Print a table with labels, those of columns with one for the column of row labels."""
+    """Print a table.
+
+    Args:
+        table: Rows of cells.
+        header_text: Title; not printed in LaTeX.
+        row_labels: Label of each row.
+        col_labels: Label of each column, beginning with the column of row labels.
+        colwidth: Width of a cell in characters.
+        latex: If True, print LaTeX instead of text.
+    """
     rows = [[label, *cells] for label, cells in zip(row_labels, table, strict=True)]
     print()
     if not latex:
@@ -69,11 +86,13 @@ def print_table(
     print("\\bottomrule\n\\end{tabular}}\n\\end{center}")
 
 
-def columns_of(records: Q) -> dict[str, list[str]]:
-    """Return dataset to environment labels for each that has tables, in the order of the tables.
+def labels_by_dataset(records: Q) -> dict[str, list[str]]:
+    """Map each dataset that has tables to its environments' names, in the order of the tables.
 
-    Those in DATASETS come first; then users' own data, whose records hold the labels. Raises
-    CarftError where these differ: one column would stand for several environments.
+    Datasets in DATASETS come first. Users' own datasets follow, whose names are in the records.
+
+    Raises:
+        CarftError: Jobs of one dataset have different environments, which need separate tables.
     """
     recorded = records.select("args.dataset").unique()
     result = {
@@ -81,6 +100,7 @@ def columns_of(records: Q) -> dict[str, list[str]]:
         for name in datasets.DATASETS
         if name in recorded and not checks.dataset_problems(name)
     }
+
     for record in records:
         name = record["args"]["dataset"]
         labels = record.get("environments")
@@ -103,11 +123,11 @@ def print_results_tables(
     )
     groups = tested.filter(lambda group: group["sweep_acc"] is not None)
 
-    # Upstream's in the order of its list, the others after them as they come.
+    # Upstream's algorithms in the order of upstream's list, then all others in order of appearance.
     recorded = records.select("args.algorithm").unique()
     order = dict.fromkeys(["ERM", *algorithms.NOT_INCLUDED, *algorithms.ALGORITHMS, *recorded])
     algorithm_names = [name for name in order if name in recorded]
-    columns = columns_of(records)
+    columns = labels_by_dataset(records)
     method = f"model selection method: {selection_method.name}"
 
     def accuracies(algorithm: str, dataset: str, test_env: int) -> Q:
@@ -138,7 +158,7 @@ def _trial_means(groups: Q, dataset: str, algorithm: str) -> Q:
 def _print_means(
     rows: Mapping[str, Sequence[Q]], header: str, columns: Sequence[str], width: int, latex: bool
 ) -> None:
-    """Print mean and error of each cell's accuracies, and each row's average."""
+    """Print mean and standard error of each cell's accuracies, and the average of each row."""
     table = []
     for row in rows.values():
         cells = [format_mean(cell, latex) for cell in row]
@@ -151,7 +171,7 @@ def _print_means(
 
 
 def print_report(records: Q, latex: bool) -> None:
-    """Print all that upstream prints."""
+    """Print the tables of every selection method, as upstream does."""
     if latex:
         print("\\documentclass{article}\n\\usepackage{booktabs}\n\\usepackage{adjustbox}")
         print("\\begin{document}\n\\section{Full DomainBed results}")
@@ -167,11 +187,14 @@ def print_report(records: Q, latex: bool) -> None:
 
 
 def run(folder: str, latex: bool) -> None:
-    """Read the records, print the report, and write it into the folder as well."""
+    """Read the records, print the report, and write it to a file in the folder."""
     records = reporting.load_records(folder)
-    columns_of(records)
+    labels_by_dataset(records)
     command = f"carft collect {shlex.quote(folder)}"
-    print(f"For missing jobs, and jobs that leave nothing out: `{command}`", file=sys.stderr)
+    print(
+        f"To see missing jobs, and jobs without a test environment, run `{command}`",
+        file=sys.stderr,
+    )
 
     with printed_at_once() as printed:
         print_report(records, latex)

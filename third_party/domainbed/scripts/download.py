@@ -1,6 +1,6 @@
 """Download datasets: `python -m domainbed.scripts.download --help`.
 
-Upstream's script has its calls in comments, so users edit the file; `--datasets` is ours.
+In upstream's script users uncomment calls; here they pass `--datasets`.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ NAMES = [name for name, benchmark in benchmarks.BENCHMARKS.items() if benchmark.
 
 
 def run(args: argparse.Namespace) -> None:
-    """Download the datasets one after another, and print the verdict on each."""
+    """Download the datasets one after another, and print the status of each."""
     raise_for(text.unknown("download", name, NAMES) for name in args.datasets if name not in NAMES)
     for name in args.datasets:
         print(f"{name}:")
         try:
             report = download(name, Path(args.data_dir))
-        except CarftError as error:  # rightly asked for
+        except CarftError as error:  # the command line is valid, and a retry can succeed
             raise PassingError(*error.problems) from error
-        print(f"{report.verdict}: {report.images:,} images in {report.root}")
+        print(f"{report.status}: {report.images:,} images in {report.root}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="domainbed.scripts.download", description="Download data")
     parser.add_argument("--data_dir", required=True, help="folder for the datasets' folders")
     parser.add_argument(
         "--datasets",
         nargs="+",
         metavar="NAME",
-        default=["TerraIncognita"],  # the one call that is not in a comment upstream
+        default=["TerraIncognita"],  # the only call that upstream's script does not comment out
         help=f"datasets to download (default: TerraIncognita); available: {', '.join(NAMES)}",
     )
     args = parser.parse_args(argv)

@@ -1,6 +1,7 @@
 """List the hyperparameters that each selection method ranks highest.
 
-Flags and printed layout of upstream file domainbed/scripts/list_top_hparams.py at b93c22a.
+Flags and printed layout equal those of upstream file domainbed/scripts/list_top_hparams.py at
+b93c22a.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from domainbed import model_selection
 from domainbed.lib import reporting
 from domainbed.lib.command_line import exit_status, printed_at_once
 from domainbed.lib.query import Q
-from domainbed.scripts.collect_results import SELECTION_METHODS, columns_of
+from domainbed.scripts.collect_results import SELECTION_METHODS, labels_by_dataset
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError
 
 
 def print_ranking(group: Q, method: type[model_selection.SelectionMethod]) -> None:
-    """Print, best first, outcome, sets of hyperparameters and their folders in one trial."""
+    """Print the outcomes of a trial, best first, with their hyperparameters and folders."""
     for outcome, records in method.hparams_accs(group):
         print(f"\t{outcome}")
         for hparams in records.select("hparams").unique():
@@ -37,14 +38,14 @@ def run(args: argparse.Namespace) -> None:
     names = "dataset,algorithm,test_env"
     cell = (args.dataset, args.algorithm, args.test_env)
     records = reporting.load_records(args.input_dir)
-    columns_of(records.filter_equals("args.dataset", args.dataset))
+    labels_by_dataset(records.filter_equals("args.dataset", args.dataset))
 
     groups = reporting.get_grouped_records(records)
     chosen = groups.filter_equals(names, cell).sorted(key=lambda group: group["trial_seed"])
     if not len(chosen):
         available = sorted(" ".join(map(str, group)) for group in groups.select(names).unique())
         raise CarftError(
-            f"{args.input_dir} has no record of {' '.join(map(str, cell))} (dataset, "
+            f"{args.input_dir} has no records of {' '.join(map(str, cell))} (dataset, "
             f"algorithm, test environment); available: {', '.join(available) or 'none'}"
         )
 
@@ -62,9 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="domainbed.scripts.list_top_hparams", description="List the best hyperparameters"
     )
     parser.add_argument("--input_dir", required=True, help="the sweep's --output_dir")
-    parser.add_argument("--dataset", required=True, type=shortest_path)
-    parser.add_argument("--algorithm", required=True)
-    parser.add_argument("--test_env", type=int, required=True)
+    parser.add_argument(
+        "--dataset", required=True, type=shortest_path, help="the dataset, as in the sweep"
+    )
+    parser.add_argument("--algorithm", required=True, help="name of the algorithm")
+    parser.add_argument(
+        "--test_env", type=int, required=True, help="number of the test environment"
+    )
     args = parser.parse_args(argv)
     with printed_at_once():
         return exit_status("list_top_hparams", lambda: run(args))

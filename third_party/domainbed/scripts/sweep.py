@@ -1,7 +1,7 @@
 """Launch the jobs of a sweep: `python -m domainbed.scripts.sweep --help`.
 
-As upstream file domainbed/scripts/sweep.py at b93c22a, but that jobs are launched in the order of
-the list: a local sweep cut short holds whole trials.
+Follows upstream file domainbed/scripts/sweep.py at b93c22a. Unlike upstream, it launches the jobs
+in the order of the list, so that an interrupted local sweep has complete trials.
 """
 
 from __future__ import annotations
@@ -24,15 +24,24 @@ from domainbed.lib.sweep_arguments import DATASETS as DATASETS
 from domainbed.lib.sweep_arguments import build_parser, check
 from domainbed_carft import questions
 from domainbed_carft.errors import CarftError, PassingError
-from domainbed_carft.jobs import job as jobs_room
+from domainbed_carft.jobs import job as job_module
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import HeldError, JobFolder, delete_claimed
 
 
 class Job:
-    """One call of train, in a folder named after its arguments, JSON values without output_dir.
+    """A job: one call of `train`, in a folder whose name is a digest of its arguments.
 
-    `state` is as it was when this object was built, and `command_str` is quoted for a shell.
+    Args:
+        train_args: Arguments of `train`, except output_dir, as JSON values.
+        sweep_output_dir: The sweep's folder.
+
+    Attributes:
+        output_dir: The job's folder.
+        train_args: Arguments of `train`.
+        command_str: The command line, quoted for a shell.
+        listed: The job's entry in the manifest.
+        state: The state when this object was created: NOT_LAUNCHED, INCOMPLETE or DONE.
     """
 
     NOT_LAUNCHED = "Not launched"
@@ -40,10 +49,10 @@ class Job:
     DONE = "Done"
 
     def __init__(self, train_args: dict[str, Any], sweep_output_dir: str) -> None:
-        self.output_dir = os.path.join(sweep_output_dir, jobs_room.get_folder_name(train_args))
+        self.output_dir = os.path.join(sweep_output_dir, job_module.get_folder_name(train_args))
         self.train_args = {**copy.deepcopy(train_args), "output_dir": self.output_dir}
-        self.command_str = shlex.join(jobs_room.command(self.train_args))
-        self.listed = jobs_room.Job(train_args, Path(self.output_dir))  # as in a manifest
+        self.command_str = shlex.join(job_module.command(self.train_args))
+        self.listed = job_module.Job(train_args, Path(self.output_dir))
         if JobFolder(self.output_dir).done:
             self.state = Job.DONE
         elif os.path.exists(self.output_dir):
@@ -58,7 +67,15 @@ class Job:
 
     @staticmethod
     def launch(jobs: Sequence[Job], launcher_fn: command_launchers.Launcher) -> list[Any]:
-        """Make the jobs' folders, run the launcher, and return the failures that it reports."""
+        """Make the jobs' folders and run the launcher.
+
+        Args:
+            jobs: The jobs to launch.
+            launcher_fn: A launcher of `command_launchers.REGISTRY`.
+
+        Returns:
+            The failures that the launcher reports.
+        """
         print("Launching...")
         print("Making job directories:")
         for job in jobs:
@@ -69,7 +86,7 @@ class Job:
 
     @staticmethod
     def delete(jobs: Sequence[Job]) -> None:
-        """Delete the jobs' folders, but those of jobs that run by now."""
+        """Delete the jobs' folders, except the folders of running jobs."""
         print("Deleting...")
         deleted = 0
         for job in jobs:
@@ -85,7 +102,7 @@ class Job:
 
 def all_test_env_combinations(n: int) -> Iterator[list[int]]:
     """Yield all choices of one or two of `n` environments: [0], [0, 1], ..., [1], [1, 2], ..."""
-    assert n >= 3, "two test environments at a time leave nothing to train on"
+    assert n >= 3, "with two test environments, fewer than three leave none to train on"
     choices = [itertools.combinations(range(n), size) for size in (1, 2)]
     yield from map(list, sorted(itertools.chain(*choices)))
 
@@ -103,7 +120,7 @@ def make_args_list(
     single_test_envs: bool,
     hparams: str | None,
 ) -> list[dict[str, Any]]:
-    """Return the train arguments of every job of the sweep, trial by trial."""
+    """Return the arguments of `train` for every job of the sweep, ordered by trial."""
     common: dict[str, Any] = {
         "data_dir": data_dir,
         "task": task,
@@ -133,9 +150,9 @@ def make_args_list(
 
 
 def _test_env_choices(dataset: str, single: bool) -> list[list[int]]:
-    """The --test_envs of a dataset's jobs; `single`: no pairs."""
+    """Return the values of --test_envs for a dataset's jobs, without pairs if `single`."""
     n = datasets.num_environments(dataset)
-    if n == 1:  # a user's own data: there is nothing to leave out
+    if n == 1:  # a user's own data, without an environment to hold out
         return [[]]
     if single:
         return [[index] for index in range(n)]
@@ -143,7 +160,7 @@ def _test_env_choices(dataset: str, single: bool) -> list[list[int]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """List the jobs, then launch or delete; return 1 if a launched job is known to have failed."""
+    """List the jobs, then launch or delete some; return 1 if a launched job failed."""
     check(args)
     args_list = make_args_list(
         n_trials=args.n_trials,
@@ -180,25 +197,25 @@ def run(args: argparse.Namespace) -> int:
 def _launch(
     jobs: Sequence[Job], chosen: Sequence[Job], incomplete: Sequence[Job], args: argparse.Namespace
 ) -> int:
-    """Launch the chosen of all jobs; return 1 if one of them is known to have failed."""
+    """Launch the chosen jobs; return 1 if one of them failed."""
     if incomplete:
         running = sum(JobFolder(job.output_dir).is_held() for job in incomplete)
         print(
             f"sweep: {len(incomplete)} incomplete jobs were not launched, {running} of them are "
-            "running; for the rest delete_incomplete, then launch",
+            "running; to launch the others, run delete_incomplete, then launch",
             file=sys.stderr,
         )
     _change_manifest(_list_jobs, jobs, args)
-    scalar_logs.hand_on(args.log, args.output_dir)
+    scalar_logs.set_job_variables(args.log, args.output_dir)
     try:
         failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
-    except CarftError as error:  # by now something has begun
+    except CarftError as error:  # jobs have started, so the command line is not at fault
         raise PassingError(*error.problems) from error
     return 1 if failed else 0
 
 
 def _delete(jobs: Sequence[Job], output_dir: Path) -> None:
-    """Delete the jobs' folders, and take the jobs out of the manifest."""
+    """Delete the jobs' folders, and remove the jobs from the manifest."""
     Job.delete(jobs)
     deleted = [Path(job.output_dir) for job in jobs if not os.path.exists(job.output_dir)]
     if deleted:
@@ -224,28 +241,35 @@ def _list_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
 
 
 def _change_manifest(change: Callable[..., object], *arguments: Any) -> None:
-    """Change the manifest; if that fails, warn, and the sweep goes on without it."""
+    """Change the manifest; if that fails, print a warning and continue."""
     for problem in checks.problems_of(change, *arguments):
         print(f"sweep: Warning: the list of jobs was not updated: {problem}", file=sys.stderr)
 
 
 def _confirm() -> None:
-    """Leave the program unless the user says yes."""
+    """Exit unless the user confirms."""
     try:
         questions.ask("Are you sure? (y/n) ", refusal="Nevermind!")
-    except (EOFError, RuntimeError):  # the latter where it was closed from the start
-        raise CarftError("standard input is closed; give --skip_confirmation") from None
+    except (EOFError, RuntimeError):  # RuntimeError if standard input was closed from the start
+        raise CarftError(
+            "cannot ask for confirmation, because standard input is closed; pass "
+            "--skip_confirmation"
+        ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, 1 after failed jobs, 2 after a wrong argument, 130 if stopped."""
+    """Run the command.
+
+    Returns:
+        0, 1 after failed jobs, 2 after an invalid argument, 130 after Ctrl-C.
+    """
     args = build_parser().parse_args(argv)
     try:
         return exit_status("sweep", lambda: run(args))
     except KeyboardInterrupt:
         print(
-            "sweep: interrupted by Ctrl-C; jobs that ran are incomplete: run delete_incomplete, "
-            "then launch again",
+            "sweep: interrupted by Ctrl-C; to restart the interrupted jobs, run delete_incomplete, "
+            "then launch",
             file=sys.stderr,
         )
         return 130

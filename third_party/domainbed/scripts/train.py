@@ -1,6 +1,6 @@
 """Train one algorithm on one dataset: `python -m domainbed.scripts.train --help`.
 
-Its printed text is that of upstream file domainbed/scripts/train.py at b93c22a.
+The printed text follows upstream file domainbed/scripts/train.py at b93c22a.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from domainbed_carft.errors import CarftError, is_no_space
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import HeldError, JobFolder, Lock
 
-# How long the lock is waited for: a killed run's loaders have it until they have ended, too.
+# Time to wait for the lock, which loader processes of a killed job hold until they end.
 PATIENCE_SECONDS = 5.0
 
 
@@ -45,9 +45,9 @@ def _run(
     flags: argparse.Namespace,
     process_group: ProcessGroup,
 ) -> None:
-    """Check, load, train; ``flags`` are UNRECORDED_FLAGS."""
+    """Check the command line, load the data, and train; `flags` are UNRECORDED_FLAGS."""
     with stopping.StopSignals(process_group) as stop:
-        overrides = check(args, flags)  # takes minutes where much data lies on a network
+        overrides = check(args, flags)  # can take minutes for data on a network
         stop.check()
         _print("Environment:", _versions().items())
         _print("Args:", sorted(vars(args).items()))
@@ -64,7 +64,10 @@ def _run(
         if job.images.plan:
             print(f"Images: {job.images.description}; {image_memory.describe(memory_limit)}")
         if job.images.lacks_numba:
-            print("Warning: without numba images load at a third of the speed: pip install numba")
+            print(
+                "Warning: without numba, images load at a third of the speed; to install it, run "
+                "pip install numba"
+            )
         trainer = training.Trainer(
             job=job, state=state, stop=stop, lock=lock, process_group=process_group
         )
@@ -95,19 +98,23 @@ def _print(title: str, values: Iterable[tuple[str, object]]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, 1 after a failure, 2 after a wrong argument, 73 if another process
-    trains this job, 74 if the disk is full, 75 if stopped by a signal with its state saved, 130 if
-    Ctrl-C came before it began or twice.
+    """Run the command.
+
+    Returns:
+        0, 1 after a failure, 2 after an invalid argument, 73 if another process trains this job, 74
+        if the disk is full, 75 after a signal with the state saved, 130 after Ctrl-C before the
+        start or twice.
     """
     command_line = sys.argv[1:] if argv is None else argv
     args, flags = _parse(command_line)
+
     try:
-        with _opened_folder(args) as lock:
+        with _open_folder(args) as lock:
             try:
                 _join_and_run(args, lock, flags, command_line)
             except BaseException as error:
                 return _report(error)  # while err.txt is open: a sweep reports its last line
-    except HeldError as error:  # not into the err.txt of the other
+    except HeldError as error:  # err.txt belongs to the other process
         print_error("train", error)
         return job_folder.HELD_ELSEWHERE
     except CarftError as error:
@@ -119,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(command_line: Sequence[str]) -> tuple[argparse.Namespace, argparse.Namespace]:
-    """The arguments that records have, and UNRECORDED_FLAGS."""
+    """Parse the command line into the recorded arguments and UNRECORDED_FLAGS."""
     args = build_parser().parse_args(command_line)
     flags = argparse.Namespace()
     for name in UNRECORDED_FLAGS:
@@ -128,11 +135,15 @@ def _parse(command_line: Sequence[str]) -> tuple[argparse.Namespace, argparse.Na
 
 
 @contextlib.contextmanager
-def _opened_folder(args: argparse.Namespace) -> Iterator[Lock | None]:
-    """Inside the block the job's folder is there and locked, and has what is printed.
+def _open_folder(args: argparse.Namespace) -> Iterator[Lock | None]:
+    """Create and lock the job's folder, and copy the block's output to its out.txt and err.txt.
 
-    Only the first process of a job does that; of the others nothing is printed. Raises HeldError,
-    CarftError, and OSError if the folder cannot be used.
+    Only the first process of a job locks and prints; the others print nothing.
+
+    Raises:
+        HeldError: Another process holds the lock.
+        CarftError: The lock cannot be used.
+        OSError: The folder cannot be used.
     """
     folder = JobFolder(args.output_dir)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -140,7 +151,7 @@ def _opened_folder(args: argparse.Namespace) -> Iterator[Lock | None]:
         with (
             open(os.devnull, "w") as silent,
             contextlib.redirect_stdout(silent),
-            contextlib.redirect_stderr(silent),  # the first tells what is wrong
+            contextlib.redirect_stderr(silent),  # the first process prints the error
         ):
             yield None
         return
@@ -163,10 +174,11 @@ def _join_and_run(
 
 
 def _report(error: BaseException) -> int:
-    """Print what went wrong on standard error; return the command's exit status."""
+    """Print an error on standard error, and return the command's exit status."""
     if isinstance(error, CarftError):
         status = print_error("train", error)
         return job_folder.NO_SPACE if is_no_space(error) else status
+
     if isinstance(error, stopping.Stopped):
         print(f"train: stopped by {error}; to resume, rerun the command", file=sys.stderr)
         return job_folder.STOPPED
@@ -176,6 +188,7 @@ def _report(error: BaseException) -> int:
             file=sys.stderr,
         )
         return 130
+
     if not isinstance(error, Exception):
         raise error
     if is_no_space(error):
