@@ -146,7 +146,7 @@ def launch(
         }
         if hparams:
             args["hparams"] = hparams
-        launched_job = job.Job(args, Path(folder) / job.identity(args))
+        launched_job = job.Job(args, Path(folder) / job.get_folder_name(args))
         jobs.append(launched_job)
         if run(args):
             recorded = {"hparams": hparams or None, "environments": list(LABELS[dataset])}

@@ -114,9 +114,9 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if request.param == "gpu":
         yield devices.default_device()
         return
-    if stand_in_device.unsupported():
-        pytest.skip(stand_in_device.unsupported())
-    with stand_in_device.installed() as stand_in:
+    if stand_in_device.describe_unsupported():
+        pytest.skip(stand_in_device.describe_unsupported())
+    with stand_in_device.install() as stand_in:
         yield stand_in
 
 

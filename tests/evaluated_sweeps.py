@@ -5,7 +5,7 @@ import json
 import numpy as np
 from runs_jobs import train_job, write_images
 
-from domainbed_carft.jobs.job import IDENTITY, identity
+from domainbed_carft.jobs.job import IDENTITY, get_folder_name
 from domainbed_carft.results import evaluations
 from domainbed_carft.results.evaluations import (
     EvaluatedRows,
@@ -26,7 +26,7 @@ def train_sweep(folder, algorithms, targets=(0, 1), trials=(0,)):
     for algorithm in algorithms:
         for trial in trials:
             for target in targets:
-                name = identity({"algorithm": algorithm, "trial": trial, "target": target})
+                name = get_folder_name({"algorithm": algorithm, "trial": trial, "target": target})
                 train_job(
                     output / name,
                     images,

@@ -16,7 +16,7 @@ from domainbed_carft.jobs.folder import JobFolder
 folder, fields = JobFolder(sys.argv[1]), json.loads(sys.argv[2])
 folder.path.mkdir(parents=True, exist_ok=True)
 with folder.claim():
-    holder = {**folder.holder()._asdict(), **fields}
+    holder = {**folder.get_holder()._asdict(), **fields}
     folder.lock_path.write_text(json.dumps(holder))
     print("ready", flush=True)
     sys.stdin.read()

@@ -70,7 +70,7 @@ def stat(pid: int) -> list[str]:
 
 
 def statuses(folder: Path) -> list[int | None]:
-    return [attempt.status for attempt in JobFolder(folder).attempts()]
+    return [attempt.status for attempt in JobFolder(folder).read_attempts()]
 
 
 def wait_until(

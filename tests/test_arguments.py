@@ -41,7 +41,7 @@ def test_a_host_that_cannot_split_batches_may_use_one_process_only(monkeypatch, 
         assert not problems()
 
     monkeypatch.setenv(name, "4")
-    in_checkout = foreign_jobs.in_foreign_host(CARFT, "domainbed.algorithms")
+    in_checkout = foreign_jobs.make_foreign_class(CARFT, "domainbed.algorithms")
     with pytest.raises(CarftError, match=f"{name} is 4, and this DomainBed trains a job in"):
         in_checkout((3, 32, 32), 2, 1, algorithms.hparam_values("CARFT", "PACS"))
 
@@ -66,5 +66,5 @@ def test_hparams_added_by_a_fork_pass_but_not_from_the_user(monkeypatch, argv):
 def test_hparams_of_the_hosts_registry_pass(monkeypatch):
     pass_by_hand(monkeypatch, made_up_by_the_host=True)
     assert len(problems({"made_up_by_the_host": True})) == 1
-    foreign_jobs.allow(["made_up_by_the_host"])
+    foreign_jobs.allow_keys(["made_up_by_the_host"])
     assert not problems({"made_up_by_the_host": True})

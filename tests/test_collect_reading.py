@@ -92,13 +92,16 @@ def test_several_runs_in_one_folder_are_separated(tmp_path):
     runs = records.read([first]).runs
     assert [list(run.steps) for run in runs] == [[0, 100, 200], [0, 100]]
     assert runs[1].setting["hparam lr"] == "1"
-    assert [[*records.run_records(run)] for run in runs] == [lines[:3], lines[3:]]
+    assert [[*records.read_run_records(run)] for run in runs] == [lines[:3], lines[3:]]
     assert records.read_file(first / "results.jsonl") == (lines, [])
 
     write_lines(first, [*lines, '{"step": 300, "ar'])
-    assert records.last_record(first) == lines[-1]
-    assert records.recorded_arguments(first) == lines[0]["args"]
-    assert records.last_record(tmp_path) is None and records.recorded_arguments(tmp_path) is None
+    assert records.read_last_record(first) == lines[-1]
+    assert records.read_recorded_arguments(first) == lines[0]["args"]
+    assert (
+        records.read_last_record(tmp_path) is None
+        and records.read_recorded_arguments(tmp_path) is None
+    )
 
 
 OF_HPARAMS = "hparams than the rest: lr_schedule, lr_schedumed"

@@ -9,7 +9,7 @@ import pytest
 from search_sweeps import LABELS, SEARCH, STAGES, parse, read_records, recorded, staged, validation
 
 from domainbed_carft.jobs import manifest
-from domainbed_carft.jobs.job import Role, identity
+from domainbed_carft.jobs.job import Role, get_folder_name
 from domainbed_carft.results import collection
 from domainbed_carft.results.collect import collect
 from domainbed_carft.sweep import launch, search
@@ -164,7 +164,7 @@ def test_a_single_source_has_a_table_of_its_targets(tmp_path, method):
 def write_three(folder, *targets, **facts):
     for test_envs in targets:
         facts |= {"dataset": "three", "environments": ["a", "b", "c"], "test_envs": test_envs}
-        collect_sweeps.write_job(folder, identity(facts), **facts)
+        collect_sweeps.write_job(folder, get_folder_name(facts), **facts)
 
 
 def test_two_of_three_left_out_is_a_pair_unless_the_manifest_says_a_single_source(tmp_path):

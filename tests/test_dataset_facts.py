@@ -43,7 +43,7 @@ def test_all_facts_that_hparams_demand_in_vain_are_listed_at_once(random_tiny):
 
 def test_in_a_foreign_host_the_constructor_adds_one_key(random_tiny):
     hparams = settings(random_tiny)
-    in_checkout = foreign_jobs.in_foreign_host(algorithms.CARFT, "domainbed.algorithms")
+    in_checkout = foreign_jobs.make_foreign_class(algorithms.CARFT, "domainbed.algorithms")
 
     algorithm = in_checkout((3, 28, 28), 3, 2, hparams)
 

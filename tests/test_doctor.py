@@ -42,15 +42,15 @@ def test_missing_packages_are_named_with_the_file_that_imports_them(bare, tmp_pa
     assert findings["domainbed"] == Finding("domainbed", OK, f"foreign: {host / 'domainbed'}")
     assert findings["hook"].state == OK
     found = f"ModuleNotFoundError: No module named 'wilds' ({host}/domainbed/datasets.py:1)"
-    remedy = "install what provides the module wilds"
-    assert findings["algorithms"] == Finding("algorithms", PROBLEM, found, remedy)
+    hint = "install what provides the module wilds"
+    assert findings["algorithms"] == Finding("algorithms", PROBLEM, found, hint)
     assert findings["device"].found.startswith("ModuleNotFoundError: No module named 'torch' (")
     assert findings["versions"].state == PROBLEM
-    assert findings["versions"].remedy == f"pip install {' '.join(doctor.REQUIRED)}"
+    assert findings["versions"].hint == f"pip install {' '.join(doctor.REQUIRED)}"
 
 
 @pytest.mark.parametrize(
-    ("variables", "found", "remedy"),
+    ("variables", "found", "hint"),
     [
         (
             {"DOMAINBED_CARFT_DISABLE": "yes"},
@@ -60,12 +60,12 @@ def test_missing_packages_are_named_with_the_file_that_imports_them(bare, tmp_pa
         ({}, "pth is missing or damaged in {site_packages}", f"-m pip install {REPO}"),
     ],
 )
-def test_a_hook_that_is_not_active_is_a_problem(bare, tmp_path, variables, found, remedy):
+def test_a_hook_that_is_not_active_is_a_problem(bare, tmp_path, variables, found, hint):
     (site_packages,) = bare.parent.parent.glob("lib/python3*/site-packages")
     findings = examine(bare, tmp_path, **variables)
     assert findings["hook"].state == findings["domainbed"].state == PROBLEM
     assert found.format(site_packages=site_packages) in findings["hook"].found
-    assert remedy in findings["hook"].remedy
+    assert hint in findings["hook"].hint
 
 
 # A train of two steps on no data; what it does can be replaced.
@@ -85,9 +85,9 @@ def test_doctor_shows_what_the_hosts_train_printed(tmp_path, monkeypatch, code, 
     monkeypatch.chdir(tmp_path)
     finding = doctor.train_two_steps()
     assert (finding.name, finding.state) == ("train", state)
-    assert all(detail in finding.found for detail in details), finding.found
+    assert all(detail in finding.detail for detail in details), finding.detail
     command = "python -m domainbed.scripts.train --algorithm CARFT --data_dir embedded --dataset "
-    assert (command in finding.remedy) == (state == PROBLEM)
+    assert (command in finding.hint) == (state == PROBLEM)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,11 @@ def test_the_harness_passes_all_checks_and_weights_are_noted(tmp_path, monkeypat
 
     missing = findings["backbone ViT-B/16"]
     assert missing.state == NOTE and missing.found.startswith(f"no {weights / 'ViT-B-16.pt'};")
-    assert "all datasets but EmojiStyles, " in missing.found and "downloads" in missing.remedy
+    assert "all datasets but EmojiStyles, " in missing.found and "downloads" in missing.hint
     damaged = findings["backbone RN50"]
     assert damaged.state == NOTE  # a job needs these weights only if its user names them
     assert openai.OPENAI_WEIGHTS["RN50"][1] in damaged.found
-    assert damaged.remedy.startswith("rm ") and "RN50.pt" in damaged.remedy
+    assert damaged.hint.startswith("rm ") and "RN50.pt" in damaged.hint
 
 
 @pytest.mark.slow

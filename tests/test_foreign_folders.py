@@ -120,7 +120,7 @@ def test_a_link_to_a_file_is_read_and_a_folder_is_not(tmp_path):
 def test_a_lock_that_is_no_file_is_held_by_nobody(make, tmp_path, impatient):
     folder = JobFolder(tmp_path)
     make(folder.lock_path)
-    assert not folder.is_held() and folder.holder() is None and folder.last_step() is None
+    assert not folder.is_held() and folder.get_holder() is None and folder.get_last_step() is None
     with pytest.raises(OSError, match="it is a|Is a directory"), folder.claim():
         pass
 

@@ -107,7 +107,7 @@ def test_killing_the_fork_server_loses_no_job_and_killing_a_guard_one_status(tmp
     statuses_by_job = [statuses(tmp_path / name) for name in "abcd"]
     assert statuses_by_job == [[97] * 3, [98] * 3, [-signal.SIGTERM, 99, 99, 99], [0]]
 
-    first, *_ = JobFolder(tmp_path / "c").attempts()
+    first, *_ = JobFolder(tmp_path / "c").read_attempts()
     assert first.ended - first.started > 2  # noted at the job's own end
 
 
@@ -145,7 +145,7 @@ def test_a_forked_job_trains_like_a_cold_one_even_if_resumed(tmp_path):
     stopped, cold = (Job(args, tmp_path / name) for name in ("stopped", "cold"))
     process = launch("pool", [stopped.line])
     wait_until(lambda: (stopped.folder / "results.jsonl").exists())
-    pid = JobFolder(stopped.folder).holder().pid
+    pid = JobFolder(stopped.folder).get_holder().pid
 
     assert fork_server.MODULE.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
 

@@ -100,7 +100,7 @@ def test_a_checkouts_train_on_a_full_disk_fails_no_job(small_disk):
     for _ in range(4):
         with pytest.raises(CarftError, match="no space left on the disk of"):
             run("pool", [job])
-    assert JobFolder(small_disk / "job").failed() is None
+    assert JobFolder(small_disk / "job").get_final_failure() is None
     grow(small_disk)
     assert run("pool", [job]) == []
 

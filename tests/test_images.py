@@ -282,7 +282,7 @@ def test_jittered_batches_are_the_same_on_a_device_and_the_processor(device):
     noise[:4] = noise[:4, :, :, :1]  # greys have no hue
     noise_plan = batch_jitter_plan()
     noise_on_device = noise.to(device)
-    with devices.refused_waits():
+    with devices.refuse_waits():
         on_device = stages.second_stage(noise_plan, noise_on_device, random_choices(24))
     assert on_device.device == noise_on_device.device
 

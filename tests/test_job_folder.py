@@ -11,7 +11,7 @@ import pytest
 from sweep_jobs import wait_until
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import UNKNOWN, Attempt, Held, JobFolder
+from domainbed_carft.jobs.folder import UNKNOWN, Attempt, HeldError, JobFolder
 
 CLAIM = """
 import subprocess, sys, time
@@ -35,31 +35,34 @@ def test_the_child_of_a_killed_process_holds_the_lock_until_it_ends(folder):
     words = [sys.executable, "-c", CLAIM, folder.path, "60"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
-    with pytest.raises(Held, match=rf"process {process.pid}, since 20") as raised, folder.claim():
+    with (
+        pytest.raises(HeldError, match=rf"process {process.pid}, since 20") as raised,
+        folder.claim(),
+    ):
         pass
 
-    assert str(folder.holder()) in str(raised.value)
+    assert str(folder.get_holder()) in str(raised.value)
 
     process.kill()
     process.wait()
-    assert folder.is_held() and folder.holder().pid == process.pid
-    assert folder.last_holder() is None
+    assert folder.is_held() and folder.get_holder().pid == process.pid
+    assert folder.get_last_holder() is None
 
     os.kill(child, signal.SIGKILL)
     wait_until(lambda: not folder.is_held(), 5)
-    stale = folder.last_holder()
+    stale = folder.get_last_holder()
 
-    assert folder.holder() is None and stale.pid == process.pid
+    assert folder.get_holder() is None and stale.pid == process.pid
 
     with folder.claim():  # a stale lock is taken over
-        assert folder.holder().pid == os.getpid()
+        assert folder.get_holder().pid == os.getpid()
 
 
 def test_only_one_of_many_processes_holds_a_lock_at_a_time(folder):
     """Each claims, lets go and claims again, so that opening and removing the file interleave."""
     code = """
 import os, sys, time
-from domainbed_carft.jobs.folder import Held, JobFolder
+from domainbed_carft.jobs.folder import HeldError, JobFolder
 folder, inside, won = JobFolder(sys.argv[1]), sys.argv[2], 0
 end = time.monotonic() + 0.5
 while time.monotonic() < end:
@@ -68,7 +71,7 @@ while time.monotonic() < end:
             os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
             os.unlink(inside)
             won += 1
-    except Held:
+    except HeldError:
         pass
 print(won)
 """
@@ -82,10 +85,10 @@ print(won)
 
 def test_a_launchers_lock_is_taken_over_and_publishes_progress(folder):
     with folder.claim() as launcher:
-        since = folder.holder().since
+        since = folder.get_holder().since
         with folder.claim(inherited=launcher.descriptor) as lock:
             lock.publish(step=3, steps=7)
-            holder = folder.holder()
+            holder = folder.get_holder()
             assert (holder.step, holder.steps, holder.since) == (3, 7, since)
         assert folder.is_held()
     assert not folder.lock_path.exists()
@@ -94,11 +97,11 @@ def test_a_launchers_lock_is_taken_over_and_publishes_progress(folder):
 @pytest.mark.parametrize("content", ["", '{"host": "a", "pid": 1, "sl', "[]", "\xff"])
 def test_a_damaged_lock_file_has_an_unknown_holder(folder, content):
     folder.lock_path.write_text(content, encoding="latin-1")
-    assert folder.last_holder() == UNKNOWN
+    assert folder.get_last_holder() == UNKNOWN
     with open(folder.lock_path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert folder.holder() == UNKNOWN
-        with pytest.raises(Held, match="by an unknown process"), folder.claim():
+        assert folder.get_holder() == UNKNOWN
+        with pytest.raises(HeldError, match="by an unknown process"), folder.claim():
             pass
 
 
@@ -114,7 +117,7 @@ def test_a_file_system_without_locks_is_named_with_what_to_do(folder, monkeypatc
 
 
 def test_attempts_are_kept_and_truncated_lines_skipped(folder):
-    assert folder.attempts() == []
+    assert folder.read_attempts() == []
 
     first = Attempt(1.0, 2.0, "host", None, 1, 'it\'s\na "word"')
     second = first._replace(slurm="1_2", status=-9)
@@ -123,7 +126,7 @@ def test_attempts_are_kept_and_truncated_lines_skipped(folder):
         file.write('{"started": 1.0, "en')
     folder.add_attempt(second)
 
-    assert folder.attempts() == [first, second]
+    assert folder.read_attempts() == [first, second]
     assert folder.attempts_path.read_text().count("\n") == 3
 
 
@@ -143,7 +146,7 @@ def test_attempts_are_kept_and_truncated_lines_skipped(folder):
 def test_a_job_has_failed_after_three_failures_and_stops_do_not_count(folder, statuses, hopeless):
     for number, status in enumerate(statuses):
         folder.add_attempt(Attempt(1.0, 2.0, "host", None, status, f"words {number}"))
-    failed = folder.failed()
+    failed = folder.get_final_failure()
 
     assert (failed is not None) is hopeless
 
@@ -151,4 +154,4 @@ def test_a_job_has_failed_after_three_failures_and_stops_do_not_count(folder, st
         assert failed.status not in (73, 75, 130, -15, -10)
     (folder.path / "done").touch()
 
-    assert folder.done and folder.failed() is None
+    assert folder.done and folder.get_final_failure() is None

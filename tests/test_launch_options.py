@@ -138,7 +138,7 @@ def test_a_job_has_several_gpus_and_a_process_on_each(monkeypatch, name, count):
 
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_threads_and_loaders_match_the_cores(on_gpu):
-    shares = {cores: machine.share(cores, on_gpu) for cores in range(1, 130)}
+    shares = {cores: machine.divide_cores(cores, on_gpu) for cores in range(1, 130)}
     assert all(min(share) >= 0 and share[0] >= 1 for share in shares.values())
     # What loads for a GPU runs while it computes.
     assert {n for n, share in shares.items() if sum(share) != n} == ({1} if on_gpu else set())

@@ -55,7 +55,7 @@ def test_jobs_run_and_shell_syntax_in_arguments_is_not_executed(name, tmp_path, 
     assert sorted(path.name for path in folder.iterdir()) == ["attempts.jsonl", "done", "story"]
     assert not list(folder.parent.glob("launches/*"))
 
-    (attempt,) = JobFolder(folder).attempts()
+    (attempt,) = JobFolder(folder).read_attempts()
     assert attempt.status == 0 and attempt.started < attempt.ended and attempt.slurm is None
 
 
@@ -160,7 +160,7 @@ def test_a_stopped_launcher_lets_its_jobs_save(tmp_path, monkeypatch, number, st
 
     for folder in running:
         assert events(folder) == ["start", "saved for SIGTERM"] and statuses(folder) == [75]
-        (attempt,) = JobFolder(folder).attempts()
+        (attempt,) = JobFolder(folder).read_attempts()
         assert (attempt.last_words == "stopped by Ctrl-C (SIGINT)") == (number == "SIGINT")
         assert not JobFolder(folder).lock_path.exists()
 
@@ -181,7 +181,7 @@ def test_jobs_of_a_killed_launcher_go_on_and_stay_locked(tmp_path, monkeypatch, 
     if not cold:
         wait_until(lambda: stat(starts[0]["imported_by"])[0] == "Z", 2)
 
-    assert all(folder.holder().pid == killed.pid for folder in running)
+    assert all(folder.get_holder().pid == killed.pid for folder in running)
 
     second = launch("pool", jobs, {"jobs": 2})
     out, err = second.communicate()
@@ -190,7 +190,7 @@ def test_jobs_of_a_killed_launcher_go_on_and_stay_locked(tmp_path, monkeypatch, 
     assert events(tmp_path / "job02") == ["start", "end"]
 
     wait_until(lambda: not any(folder.is_held() for folder in running), 10)
-    assert all(folder.last_holder().pid == killed.pid for folder in running)
+    assert all(folder.get_last_holder().pid == killed.pid for folder in running)
 
     if not cold:
         wait_until(lambda: all(stat(start["parent"])[0] == "Z" for start in starts), 2)

@@ -55,7 +55,7 @@ def test_steps_stay_on_the_device_and_never_wait(
         moved = [(x.to(device), y.to(device)) for x, y in batches]
         torch.manual_seed(seed)
         if seed:
-            with devices.refused_waits():
+            with devices.refuse_waits():
                 measurements = algorithm.step_on_device(moved)
         else:
             measurements = algorithm.step_on_device(moved)

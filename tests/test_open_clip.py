@@ -195,7 +195,7 @@ NO_PROJECTION = "needs an image encoder that ends in a linear projection; .* Set
 @pytest.mark.parametrize("kind", ["gelu", "pe-core", "siglip-2"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_moves_all_that_it_trains_or_is_refused(kind, name, folders, tmp_path):
-    remedy = {}
+    hint = {}
     if (kind, name) == ("siglip-2", "LipsumFT"):
         with pytest.raises(CarftError, match=WORDS_NOT_READ):
             make(folders[kind], name)
@@ -203,9 +203,9 @@ def test_a_method_moves_all_that_it_trains_or_is_refused(kind, name, folders, tm
     if (kind, name) == ("siglip-2", "CaRot"):
         with pytest.raises(CarftError, match=NO_PROJECTION):
             make(folders[kind], name)
-        remedy = {"carot_orthogonality": 0.0}
+        hint = {"carot_orthogonality": 0.0}
 
-    algorithm = make(folders[kind], name, **remedy)
+    algorithm = make(folders[kind], name, **hint)
     trained = {name: p for name, p in algorithm.named_parameters() if p.requires_grad}
     start = {name: p.detach().clone() for name, p in trained.items()}
     values = train(algorithm, 2)

@@ -90,7 +90,7 @@ def folder(tmp_path: Path) -> Path:
 def loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> OwnMethods:
     """The methods of anchor.py, loaded into this process."""
     monkeypatch.setenv(own_methods.VARIABLE, str(folder / "anchor.py"))
-    loaded = load(SHIPPED, own_methods.files())
+    loaded = load(SHIPPED, own_methods.find_files())
     for name, algorithm in loaded.classes.items():
         monkeypatch.setitem(algorithms.CLASSES, name, algorithm)
     return loaded
@@ -283,13 +283,13 @@ def test_a_file_that_cannot_be_used_is_named_with_its_problem(
     (folder / "other.py").write_text(text)
     monkeypatch.chdir(folder)
     monkeypatch.setenv(own_methods.VARIABLE, "anchor.py:other.py")
-    (problem,) = load(SHIPPED, own_methods.files()).problems
+    (problem,) = load(SHIPPED, own_methods.find_files()).problems
     assert problem.startswith(f"{folder}/other.py") and BROKEN[text] in problem
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(own_methods.VARIABLE, str(tmp_path / "missing.py"))
-    (problem,) = load(SHIPPED, own_methods.files()).problems
+    (problem,) = load(SHIPPED, own_methods.find_files()).problems
     assert problem.startswith(f"{own_methods.VARIABLE} names {tmp_path}/missing.py, which cannot")
 
 

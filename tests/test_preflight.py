@@ -81,7 +81,7 @@ def test_the_gate_warns_below_the_interval_and_fails_ten_points_below(points, st
     accuracy = published_accuracies("TerraIncognita")[0] - points
     rows = gate.published_rows("TerraIncognita", "ViT-B/16")
     row = gate.judge("Terra", measured(accuracy), rows, "")
-    assert row.state == state and bool(row.remedy) == (state != "pass")
+    assert row.state == state and bool(row.hint) == (state != "pass")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_the_command_rehearses_a_declared_sweep_and_writes_its_file(tmp_path, de
 
 
 @pytest.mark.parametrize(
-    ("measured", "found", "remedy"),
+    ("measured", "found", "hint"),
     [
         (RuntimeError("CUDA out of memory"), "does not fit into the memory of ", "micro_batch"),
         (MemoryError(), "does not fit into the memory of ", "micro_batch"),
@@ -299,7 +299,7 @@ def test_the_command_rehearses_a_declared_sweep_and_writes_its_file(tmp_path, de
     ],
 )
 def test_steps_that_do_not_fit_or_diverge_fail_and_have_no_hours(
-    tmp_path, declared, monkeypatch, measured, found, remedy
+    tmp_path, declared, monkeypatch, measured, found, hint
 ):
     monkeypatch.setattr(steps, "measure_steps", mock.Mock(side_effect=measured))
     assert cli.main(["preflight", str(declared), "--output_dir", str(tmp_path)]) == 1
@@ -307,7 +307,7 @@ def test_steps_that_do_not_fit_or_diverge_fail_and_have_no_hours(
     preflight = preflight_file.read(tmp_path)
     assert preflight.hours is None and preflight.costs == []
     (row,) = [row for row in preflight.rows if row.state == "failure"]
-    assert row.name == "CLIPFineTune" and found in row.found and remedy in row.remedy
+    assert row.name == "CLIPFineTune" and found in row.found and hint in row.hint
 
 
 def test_missing_data_fails_once_and_what_needs_it_is_skipped(tmp_path, capsys):

@@ -22,7 +22,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.images.transforms import PlanTransform
-from domainbed_carft.jobs.facts import hparams_and_facts
+from domainbed_carft.jobs.facts import get_hparams_and_facts
 from domainbed_carft.plugin import datasets
 from domainbed_carft.runs import export, saved
 
@@ -223,7 +223,7 @@ def test_the_model_card_states_files_original_and_run(files, trained):
     run_facts = facts["run"]
     for name in ("data_edition", "step", "prompts_digest", "clip_digest"):
         assert run_facts[name] == record[name]
-    assert run_facts["hparams"] == {**record["hparams"], **hparams_and_facts(record, {})}
+    assert run_facts["hparams"] == {**record["hparams"], **get_hparams_and_facts(record, {})}
     assert run_facts["test_environments"] == ["fluent3d"] and run_facts["test_envs"] == [0]
     assert run_facts["accuracies"]["fluent3d"]["in"] == record["env0_in_acc"]
     assert run_facts["accuracies"]["twemoji"]["out"] == record["env3_out_acc"]

@@ -154,7 +154,7 @@ def test_a_job_saves_at_its_time_limit_and_resumes_when_it_is_requeued(
     words = ["sh", cluster.folder / "submitted" / "07"]
     turn = subprocess.Popen(words)
     wait_until(lambda: story(job), 60)
-    os.kill(JobFolder(job).holder().pid, signal.SIGUSR2)
+    os.kill(JobFolder(job).get_holder().pid, signal.SIGUSR2)
     turn.wait(60)
 
     assert events(job) == ["start", "saved for SIGUSR1"]
@@ -163,7 +163,7 @@ def test_a_job_saves_at_its_time_limit_and_resumes_when_it_is_requeued(
     subprocess.run(words, check=True)
     assert events(job)[2:] == ["start", "end"]
     assert statuses(job) == [75, 0]
-    assert [attempt.slurm for attempt in JobFolder(job).attempts()] == ["7_0"] * 2
+    assert [attempt.slurm for attempt in JobFolder(job).read_attempts()] == ["7_0"] * 2
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_an_array_element_requeues_itself_while_its_job_is_held(tmp_path, cluste
         monkeypatch.setenv("SLURM_RESTART_COUNT", "5")
         with pytest.raises(CarftError, match=rf"process {os.getpid()}"):
             element()
-    assert cluster.calls.read_text().count("requeue") == 1 and not folder.attempts()
+    assert cluster.calls.read_text().count("requeue") == 1 and not folder.read_attempts()
 
     element()
     assert events(folder.path) == ["start", "end"]
@@ -325,14 +325,14 @@ def test_arrays_keep_the_cap_and_a_requeued_job_goes_on_in_a_real_slurm(tmp_path
     (ids,) = launched_in(sweep)
     try:
         wait_until(lambda: story(sweep / "long"), pause=1)
-        assert set(slurm.states(ids.values())) == set(ids.values())
+        assert set(slurm.get_states(ids.values())) == set(ids.values())
         subprocess.run(["scontrol", "requeue", ids["long"]], check=True)
         wait_until(lambda: statuses(sweep / "long"), pause=1)
         time.sleep(6)  # sooner, the node would not take it again
         # By itself SLURM waits two minutes before it starts a job again.
         now = ["scontrol", "update", f"jobid={ids['long']}", "starttime=now"]
         subprocess.run(now, check=True)
-        wait_until(lambda: not slurm.states(ids.values()), pause=1)
+        wait_until(lambda: not slurm.get_states(ids.values()), pause=1)
     finally:
         slurm.cancel(ids.values())
 

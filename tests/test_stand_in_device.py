@@ -13,7 +13,7 @@ from domainbed_carft.machine.stand_in_device import MixedDevicesError
 
 @pytest.fixture(autouse=True)
 def stand_in():
-    with stand_in_device.installed() as device:
+    with stand_in_device.install() as device:
         yield device
 
 
@@ -79,19 +79,19 @@ WAITS = {
 @pytest.mark.parametrize("operation", WAITS)
 def test_a_wait_is_recorded_by_its_operation(stand_in, operation):
     _, tensor = on_both(stand_in, 2, 2)
-    with stand_in_device.recorded_waits() as waits:
+    with stand_in_device.record_waits() as waits:
         WAITS[operation](tensor)
     assert operation in waits
 
 
 def test_computation_scalars_and_copies_that_do_not_block_are_no_waits(stand_in):
     plain, tensor = on_both(stand_in, 2, 2)
-    with stand_in_device.refused_waits():
+    with stand_in_device.refuse_waits():
         moved = plain.to(stand_in, non_blocking=True)
         result = torch.where(tensor > 0, tensor, moved * torch.tensor(3.0))
         tensor.copy_(result[torch.arange(2, device=stand_in)])
     with (
         pytest.raises(RuntimeError, match="a synchronizing CUDA operation: _to_copy"),
-        stand_in_device.refused_waits(),
+        stand_in_device.refuse_waits(),
     ):
         tensor.cpu()

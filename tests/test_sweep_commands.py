@@ -66,7 +66,7 @@ def test_cancelled_jobs_resume_where_they_were(tmp_path):
     folder = JobFolder(job["folder"])
     counts = look(out)["counts"]
     assert (counts["interrupted"], counts["not launched"]) == (1, 2)
-    (attempt,) = folder.attempts()
+    (attempt,) = folder.read_attempts()
     (stopped_job,) = [job for job in look(out)["jobs"] if job["state"] == "interrupted"]
     steps_done = load_weights(folder.state_path)["steps_done"]
     assert attempt.status == 75

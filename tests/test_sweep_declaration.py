@@ -284,8 +284,8 @@ def test_mistakes_are_found_before_any_folder_is_made(words, message, tmp_path, 
 def test_hparams_that_only_some_algorithms_have_belong_into_overrides():
     """ERM beside CLIP methods, with hyperparameters of CLIP."""
     text = MINIMAL_DECLARATION.replace("[CARFT]", "[ERM, CARFT, CLIPFineTune]")
-    remedy = "move it to overrides, with algorithms: [CARFT, CLIPFineTune]"
+    hint = "move it to overrides, with algorithms: [CARFT, CLIPFineTune]"
     assert problems(text + "hparams: {clip_backbone: tiny, contexts: emoji}\n") == [
-        f"4: hparams.{name}: no hyperparameter of ERM is called {name!r}; {remedy}"
+        f"4: hparams.{name}: no hyperparameter of ERM is called {name!r}; {hint}"
         for name in ("clip_backbone", "contexts")
     ]

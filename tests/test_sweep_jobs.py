@@ -8,7 +8,7 @@ from fake_checkout import REPO
 from sweep_folders import record
 
 from domainbed_carft.jobs import manifest
-from domainbed_carft.jobs.job import Job, identity
+from domainbed_carft.jobs.job import Job, get_folder_name
 from domainbed_carft.sweep import declaration_file
 
 GOLDEN = json.loads((REPO / "tests" / "golden" / "upstream" / "jobs.json").read_text())
@@ -26,7 +26,7 @@ def test_commands_equal_upstreams(case):
     jobs = declaration_file.parse(text, "x.yaml").jobs(upstream["data_dir"], Path("out dir"))
     if upstream["hparams"]:  # the folder goes by its text
         args = [{**job.args, "hparams": upstream["hparams"]} for job in jobs]
-        jobs = [Job(arguments, Path("out dir") / identity(arguments)) for arguments in args]
+        jobs = [Job(arguments, Path("out dir") / get_folder_name(arguments)) for arguments in args]
     assert sorted(job.line for job in jobs) == sorted(case["commands"])
 
 

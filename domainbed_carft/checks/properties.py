@@ -277,10 +277,10 @@ def state_dict(subject: Subject) -> None:
 
 def device(subject: Subject) -> None:
     """Steps and predictions on a device equal those on the CPU, and no operation mixes the two."""
-    skip_if(stand_in_device.unsupported())
+    skip_if(stand_in_device.describe_unsupported())
     algorithm, expected_algorithm = (subject.start(exact=True) for _ in range(2))
     images = target_images(torch.float64)
-    with float64(), stand_in_device.installed() as stand_in:
+    with float64(), stand_in_device.install() as stand_in:
         algorithm.to(stand_in)
         for seed in range(algorithm.lp_steps + 2):
             batches = minibatches(seed, torch.float64)
@@ -294,13 +294,13 @@ def device(subject: Subject) -> None:
 
 def device_state(subject: Subject) -> None:
     """A state saved on a device can be resumed on the CPU, and the reverse."""
-    skip_if(without_resuming() or stand_in_device.unsupported())
+    skip_if(without_resuming() or stand_in_device.describe_unsupported())
     from domainbed.lib import algorithm_state
 
     start = subject.start(exact=True)
     first, second = (minibatches(seed, torch.float64) for seed in (1, 2))
     measured = []
-    with stand_in_device.installed() as stand_in:
+    with stand_in_device.install() as stand_in:
         cpu = devices.CPU
         for places in ((cpu, cpu), (cpu, stand_in), (stand_in, cpu)):
             saved, resumed = (copy.deepcopy(start).to(place) for place in places)
@@ -317,13 +317,13 @@ def device_state(subject: Subject) -> None:
 
 def waits(subject: Subject) -> None:
     """A step makes the CPU wait for the device once, where `update` reads what it measured."""
-    skip_if(stand_in_device.unsupported())
+    skip_if(stand_in_device.describe_unsupported())
     algorithm = subject.start()
-    with stand_in_device.installed() as stand_in:
+    with stand_in_device.install() as stand_in:
         algorithm.to(stand_in)
         for seed in range(algorithm.lp_steps + 2):
             batches = moved(minibatches(seed), stand_in)
-            with stand_in_device.recorded_waits() as operations:
+            with stand_in_device.record_waits() as operations:
                 algorithm.update(batches)
             found = ", ".join(operations) or "no operation"
             is_once = len(operations) == 1 or seed == 0  # which makes the optimizer's state

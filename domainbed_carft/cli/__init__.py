@@ -161,9 +161,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
         return 1 if problems else 0
 
     for finding in findings:
-        first, *others = finding.found.splitlines()
+        first, *others = finding.detail.splitlines()
         print(printable(f"{finding.state:8} {finding.name:17} {first}"))
-        for line in [*others, *([f"-> {finding.remedy}"] if finding.remedy else [])]:
+        for line in [*others, *([f"-> {finding.hint}"] if finding.hint else [])]:
             print(printable(f"{'':8} {line}"))
     if problems:
         verdict = f"A training job cannot start: {quantity(problems, 'problem')}, see the arrows."

@@ -70,8 +70,8 @@ def _preflight(arguments: argparse.Namespace) -> int:
 
 def _print_row(row: PreflightRow) -> None:
     print(printable(f"{row.state:8} {row.section}, {row.name}: {row.found}"), flush=True)
-    if row.remedy:
-        print(printable(f"{'':8} -> {row.remedy}"), flush=True)
+    if row.hint:
+        print(printable(f"{'':8} -> {row.hint}"), flush=True)
 
 
 def conclusion(preflight: Preflight) -> str:

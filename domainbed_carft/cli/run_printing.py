@@ -79,11 +79,11 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _refuse_flags(arguments: argparse.Namespace, names: str, reason: str, remedy: str = "") -> None:
+def _refuse_flags(arguments: argparse.Namespace, names: str, reason: str, hint: str = "") -> None:
     """Raise CarftError for the first flag with one of the ``names`` that was given in vain."""
     for name in names.split():
         if getattr(arguments, name) is not None:
-            remedies = " or ".join(filter(None, [remedy, "leave the flag out"]))
+            remedies = " or ".join(filter(None, [hint, "leave the flag out"]))
             raise CarftError(f"--{name} {reason}; {remedies}")
 
 

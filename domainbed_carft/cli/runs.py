@@ -243,7 +243,7 @@ def _add_output_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(name: str, arguments: argparse.Namespace) -> int | None:
-    """Run a command; raises CarftError with a remedy where the memory is too small."""
+    """Run a command; raises CarftError with a hint where the memory is too small."""
     from domainbed_carft.cli import run_printing  # torch takes seconds to import
 
     try:

@@ -62,7 +62,7 @@ class Task:
         return "own split" if self.drawn else "official split"
 
     @property
-    def remedy(self) -> str:
+    def hint(self) -> str:
         """What to do if the data is missing."""
         if self.by_hand:
             return f"torchvision no longer downloads it: {self.by_hand}"
@@ -88,7 +88,7 @@ def read_split(task: Task, data_dir: str | Path, train: bool) -> ImageDataset:
         is_unlisted = isinstance(error, KeyError)
         reason = f"its lists have no entry {error}" if is_unlisted else brief(error)
         raise CarftError(
-            f"{task.name} cannot be read below {data_dir} ({reason}); {task.remedy}"
+            f"{task.name} cannot be read below {data_dir} ({reason}); {task.hint}"
         ) from error
 
     labels = {normalised_name(name): label for label, name in enumerate(task.class_names)}
@@ -197,7 +197,7 @@ def download(name: str, data_dir: Path) -> verifying.DataReport:
     """
     task = TASKS[name]
     if task.by_hand:
-        raise CarftError(f"{task.name}: {task.remedy} (in {data_dir / task.folder})")
+        raise CarftError(f"{task.name}: {task.hint} (in {data_dir / task.folder})")
 
     leftovers = data_dir / task.folder / "__MACOSX"  # in Caltech101's archive
     had_leftovers = leftovers.exists()

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from domainbed_carft.errors import CarftError, brief
-from domainbed_carft.jobs.algorithms import public_classes
+from domainbed_carft.jobs.algorithms import find_public_classes
 from domainbed_carft.jobs.own_methods import MethodFile
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
@@ -81,7 +81,7 @@ def _classes_in(file: MethodFile) -> list[type[CLIPAlgorithm]]:
         ) from error
 
     module = _run(file, file.path, content)
-    names = [node.name for node in public_classes(ast.parse(content))]
+    names = [node.name for node in find_public_classes(ast.parse(content))]
     classes = [
         value
         for value in map(vars(module).get, names)

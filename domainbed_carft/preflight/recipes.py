@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from domainbed_carft.jobs.job import Job, overrides
+from domainbed_carft.jobs.job import Job, parse_overrides
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.algorithms import CLASSES, hparams_of
 from domainbed_carft.method.hparams import DEMANDABLE
@@ -93,7 +93,7 @@ def _costly_hparams(job: Job) -> dict[str, Any]:
     costless = {name for name, hparam in known.items() if not hparam.changes_cost}
     costless |= {*DEMANDABLE} - {"preprocessing"}
     costly = {}
-    for name, value in overrides(job.args).items():
+    for name, value in parse_overrides(job.args).items():
         if name.endswith(_WEIGHT):
             costly[name] = bool(value)
         elif name not in costless:

@@ -74,7 +74,7 @@ def rehearse(plan: LaunchPlan, report: Callable[[PreflightRow], None]) -> Prefli
         declaration=preflight_file.digest(plan.declaration.text),
         written=time.time(),
         host=socket.gethostname(),
-        device=devices.gpu_facts().name if has_gpu else machine.processor_name(),
+        device=devices.gpu_facts().name if has_gpu else machine.get_cpu_name(),
         hours=hours if rehearsal.hours and math.isfinite(hours) else None,
         rows=rows,
         costs=rehearsal.job_costs,
@@ -205,8 +205,8 @@ def guarded(
     except (Exception, SystemExit) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         found = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-        remedy = "a job would stop here, too: report this error"
-        yield PreflightRow(section, name, "failure", found, remedy)
+        hint = "a job would stop here, too: report this error"
+        yield PreflightRow(section, name, "failure", found, hint)
 
 
 def _problem_of(verdict: DataVerdict) -> str | None:

@@ -180,7 +180,7 @@ def total_memory() -> int:
 
 def begin_peak() -> None:
     """Forget the memory used so far, for `peak_memory`."""
-    devices.begin_peak_memory(devices.default_device())
+    devices.reset_peak_memory(devices.default_device())
     with contextlib.suppress(OSError):
         _CLEAR.write_text(_RESET_PEAK)
 

@@ -84,7 +84,7 @@ def _drift_by_step(run: RecordedRun) -> dict[float, list[float]]:
     """Step -> the values of DRIFT, which the algorithm measured and ``run`` does not hold."""
     return {
         float(record["step"]): [_finite_or_nan(record.get(name)) for name in DRIFT]
-        for record in records.run_records(run)
+        for record in records.read_run_records(run)
     }
 
 

@@ -83,7 +83,7 @@ def figure_style() -> AbstractContextManager[None]:
 
 def styles_of(algorithms: Sequence[str]) -> dict[str, Style]:
     """Algorithm -> the style that it declares, else the next of the others' in the order given."""
-    known = own_methods.known()
+    known = own_methods.list_algorithms()
     styles = {}
     number = 0
     for name in algorithms:

@@ -18,7 +18,7 @@ from domainbed_carft.arguments import TEXTS, check
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, own_methods, records
-from domainbed_carft.jobs.algorithms import owners_of
+from domainbed_carft.jobs.algorithms import get_owners
 from domainbed_carft.jobs.job import Candidate, Choice, Job
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning, RunsAndWarnings
@@ -31,7 +31,7 @@ from domainbed_carft.jobs.setting import (
     SCHEDULE,
     UNKNOWN,
 )
-from domainbed_carft.jobs.setting import setting as setting_of
+from domainbed_carft.jobs.setting import get_setting as setting_of
 from domainbed_carft.paths import AnyPath, as_paths
 from domainbed_carft.results import job_roles, selection
 from domainbed_carft.results import rows as row_names
@@ -462,9 +462,9 @@ def _differences(
     )
     titles = benchmarks.dataset_titles(dataset for dataset, _ in settings_by_row)
     algorithm_of_row = {run.row: run.algorithm for run in runs}
-    known = own_methods.known()
+    known = own_methods.list_algorithms()
     for part in _parts(settings_by_row):
-        owners = owners_of(part.removeprefix(HPARAM), known) if part.startswith(HPARAM) else ()
+        owners = get_owners(part.removeprefix(HPARAM), known) if part.startswith(HPARAM) else ()
         rows_by_value: dict[str, dict[str, None]] = {}
         for (dataset, row), settings in settings_by_row.items():
             for setting in settings:

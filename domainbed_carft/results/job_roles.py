@@ -9,7 +9,7 @@ from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job
-from domainbed_carft.jobs.manifest import Search, Sweep, trials_phrase
+from domainbed_carft.jobs.manifest import Search, Sweep, format_trials
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.text import quantity
 
@@ -74,7 +74,7 @@ def _is_hidden(job: Job, search: Search) -> bool:
 def _note_on_stages(search: Search, jobs: Iterable[Job]) -> str:
     """How much was trained to choose the values, and how much with the chosen ones."""
     n_first = sum(job.role.stage == CHOOSE for job in jobs)
-    trials = trials_phrase(search.choose_on)
+    trials = format_trials(search.choose_on)
     if not search.chosen:
         return (
             f"The search has not chosen yet; the tables show its first stage, on {trials}. "
@@ -82,7 +82,7 @@ def _note_on_stages(search: Search, jobs: Iterable[Job]) -> str:
         )
 
     scope = "each target" if search.choose_by == "target" else "all targets of a dataset"
-    repeat_trials = trials_phrase(search.repeat_on)
+    repeat_trials = format_trials(search.repeat_on)
     return (
         f"Budget of the search: {quantity(n_first, 'job')} on {trials} chose by {search.method} "
         f"validation, one choice for {scope}; {quantity(search.repeats, 'job')} on "

@@ -15,7 +15,7 @@ from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM
-from domainbed_carft.jobs.setting import setting as setting_of
+from domainbed_carft.jobs.setting import get_setting as setting_of
 
 VARIANT = "variant"
 
@@ -84,7 +84,7 @@ def ordered_rows(names: Iterable[str], declared: Iterable[str] = ()) -> list[str
     the rows of their styles, then all others by name.
     """
     distinct = set(names)
-    order = dict.fromkeys((*declared, *own_methods.known(), *sorted(distinct)))
+    order = dict.fromkeys((*declared, *own_methods.list_algorithms(), *sorted(distinct)))
     return [name for name in order if name in distinct]
 
 

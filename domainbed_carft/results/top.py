@@ -11,7 +11,7 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.facts import NAMES
-from domainbed_carft.jobs.job import overrides
+from domainbed_carft.jobs.job import parse_overrides
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import selection
 from domainbed_carft.results.collection import Collection, Group, Sweeps, gathered
@@ -160,7 +160,7 @@ def _entry(
     outcome = selected.outcome
     run = outcome.runs[0]
 
-    hparams_set = overrides(run.job.args)
+    hparams_set = parse_overrides(run.job.args)
     is_drawn = outcome.hparams_seed != 0
     drawn_names = drawn[selected.dataset, run.job.args["algorithm"]] if is_drawn else ()
 

@@ -31,7 +31,7 @@ from domainbed_carft.images.protocols import PROTOCOLS
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
-from domainbed_carft.jobs.setting import printed_versions
+from domainbed_carft.jobs.setting import read_printed_versions
 from domainbed_carft.paths import AnyPath, as_path, as_text
 from domainbed_carft.results.formats import escape_markdown
 from domainbed_carft.runs.run import Run
@@ -389,7 +389,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "prompts_digest": run.hparams["prompts_digest"],
         "clip_digest": run.hparams["clip_digest"],
         "hparams": hparams,
-        "versions": printed_versions(run.path.parent) if record else {},
+        "versions": read_printed_versions(run.path.parent) if record else {},
         "command": None if is_soup else _command(run, arguments),
     }
 

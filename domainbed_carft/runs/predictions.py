@@ -63,7 +63,7 @@ def choose_device(name: str | None) -> torch.device:
     name = name or str(devices.default_device())
     try:
         device = torch.device(name)
-        reason = devices.refusal(device)
+        reason = devices.describe_unsupported(device)
         if not reason:
             device = torch.empty(1, device=device).device  # with its number
     except (RuntimeError, AssertionError, TypeError) as error:

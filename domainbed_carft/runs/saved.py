@@ -23,7 +23,7 @@ from domainbed_carft.clips import backbone, open_clip, openai
 from domainbed_carft.errors import CarftError, CarftWarning, brief, invalid
 from domainbed_carft.files import weights
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.facts import hparams_and_facts
+from domainbed_carft.jobs.facts import get_hparams_and_facts
 from domainbed_carft.jobs.folder import RECORDS, WEIGHTS
 from domainbed_carft.jobs.job import IDENTITY
 from domainbed_carft.jobs.records import RecordedRun
@@ -99,7 +99,7 @@ def choose_weights(path: Path, which: str | None) -> Path:
     best = path / WEIGHTS["best"]
     if which is None and os.path.isdir(path) and best.exists():
         # Without records the weights themselves say what was left out.
-        arguments: Mapping[str, Any] = records.recorded_arguments(path) or open_run(best).args
+        arguments: Mapping[str, Any] = records.read_recorded_arguments(path) or open_run(best).args
         which = "best" if arguments["test_envs"] else None
     return weights_file(path, which)
 
@@ -175,9 +175,9 @@ def _require_recorded(run: Run) -> None:
     file = run.path.parent / RECORDS
     if run.soup is not None or not file.is_file():
         return
-    jobs = dict(records.keyed_records(file, warnings=[])).values()  # a record of each
+    jobs = dict(records.read_keyed_records(file, warnings=[])).values()  # a record of each
     differences = [
-        _difference(run, record["args"], hparams_and_facts(record, record.get("hparams")))
+        _difference(run, record["args"], get_hparams_and_facts(record, record.get("hparams")))
         for record in jobs
     ]
     if differences and all(differences):

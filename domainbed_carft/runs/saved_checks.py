@@ -16,7 +16,7 @@ from typing import Any
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.jobs import own_methods
-from domainbed_carft.jobs.facts import hparams_and_facts
+from domainbed_carft.jobs.facts import get_hparams_and_facts
 from domainbed_carft.jobs.folder import WEIGHTS_FORMAT
 from domainbed_carft.method.algorithms import CLASSES, OWN_PROBLEMS
 from domainbed_carft.method.hparams import is_preprocessing
@@ -98,7 +98,7 @@ def with_facts_among_hparams(content: Any) -> Any:
     """
     with contextlib.suppress(Exception):  # of any type, by what the file has instead
         algorithm = CLASSES[content["args"]["algorithm"]]
-        stored = hparams_and_facts(content, content["model_hparams"])
+        stored = get_hparams_and_facts(content, content["model_hparams"])
         return {**content, "model_hparams": algorithm.complete_hparams(stored)}
     return content
 
@@ -121,7 +121,7 @@ def _hparams_fit(parts: Mapping[str, Any]) -> bool:
 
 def _require_own_method(parts: Mapping[str, Any], name: Any, path: Path) -> None:
     """Raise CarftError if ``parts`` are of a user's own method that this process does not have."""
-    facts = hparams_and_facts(parts, parts.get("model_hparams"))
+    facts = get_hparams_and_facts(parts, parts.get("model_hparams"))
     digest = facts.get("method_digest")
     is_of_own = type(name) is str and name.isidentifier()
     if not is_of_own or name in CLASSES or not re.fullmatch("[0-9a-f]{64}", str(digest)):

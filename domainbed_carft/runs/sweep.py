@@ -22,11 +22,11 @@ from domainbed_carft import launchers
 from domainbed_carft.clips import open_clip, openai
 from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.files.weights import cached_sha256
-from domainbed_carft.jobs.folder import RECORDS, WEIGHTS, last_line
+from domainbed_carft.jobs.folder import RECORDS, WEIGHTS, read_last_line
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.manifest import NAME as MANIFEST
 from domainbed_carft.jobs.records import DEPTH
-from domainbed_carft.launchers.attempt import Children, stopping
+from domainbed_carft.launchers.attempt import Children, stop_on_signals
 from domainbed_carft.results import collection
 from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.columns import figures_of
@@ -331,7 +331,7 @@ def run_in_pool(tasks: Sequence[Mapping[str, Any]], options: SweepOptions) -> li
             bar.update(n_runs[number])
 
     workers = ThreadPoolExecutor(max_workers=max(1, len(slots)))
-    with fork_server, stopping(children, "evaluate"), workers, bar:
+    with fork_server, stop_on_signals(children, "evaluate"), workers, bar:
         for _ in workers.map(work, slots):
             pass
     return ends
@@ -346,5 +346,5 @@ def run_process(command: Sequence[str], slot: Mapping[str, str], children: Child
             status = children.run(command, {**os.environ, **slot}, descriptor, stderr.file)
         finally:
             os.close(descriptor)
-        message = last_line(stderr.name) or f"the process ended with status {status}"
+        message = read_last_line(stderr.name) or f"the process ended with status {status}"
         return End(status, message)

@@ -23,7 +23,7 @@ from domainbed_carft.arguments import (
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.job import command
-from domainbed_carft.launchers.attempt import Children, describe_end, stopping
+from domainbed_carft.launchers.attempt import Children, describe_end, stop_on_signals
 from domainbed_carft.method.algorithms import CLASSES
 from domainbed_carft.method.host_lookup import in_our_harness
 from domainbed_carft.paths import AnyPath, as_list, as_path, as_text
@@ -144,7 +144,10 @@ def _run(arguments: Mapping[str, Any]) -> None:
         raise CarftError(f"hparams has a value that JSON cannot hold: {error}") from error
 
     children = Children()
-    with tempfile.TemporaryFile("w+", errors="replace") as stderr, stopping(children, "train"):
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as stderr,
+        stop_on_signals(children, "train"),
+    ):
         with (
             subprocess.Popen(
                 words,

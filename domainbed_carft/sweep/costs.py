@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.job import Job, overrides
+from domainbed_carft.jobs.job import Job, parse_overrides
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.sweep import host, preflight_file
 from domainbed_carft.sweep.preflight_file import Preflight
@@ -149,7 +149,9 @@ def job_cost(job: Job, facts: Dataset, skips: bool = False) -> JobsCost:
             count if index in job.key.test_envs else int(count * share)
             for index, count in enumerate(facts.images)
         )
-        if overrides(job.args).get("average") == "swad":  # evaluates the loss on out-splits first
+        if (
+            parse_overrides(job.args).get("average") == "swad"
+        ):  # evaluates the loss on out-splits first
             per_checkpoint += sum(
                 int(count * job.args["holdout_fraction"])
                 for index, count in enumerate(facts.images)
@@ -172,7 +174,7 @@ def _paces(
     """Recorded seconds per image trained on, of the jobs by dataset and algorithm."""
     paces: dict[tuple[str, str], list[float]] = {}
     for status, cost in zip(statuses, job_costs):
-        record = records.last_record(status.job.folder) or {}
+        record = records.read_last_record(status.job.folder) or {}
         step_seconds = record.get("step_time")
         # The first record is of the first step alone, which is slower than the others.
         if record.get("step") and isinstance(step_seconds, float):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from domainbed_carft.data import benchmarks, tasks, verify
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.job import Job, overrides
+from domainbed_carft.jobs.job import Job, parse_overrides
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.suites import imagenet_training
 from domainbed_carft.sweep import host
@@ -71,7 +71,7 @@ def _checks_data(job: Job) -> bool:
     from domainbed_carft.method.algorithms import CLASSES  # takes the seconds of importing torch
 
     is_ours = job.key.algorithm in CLASSES
-    return is_ours and overrides(job.args).get("data_edition") != UNCHECKED
+    return is_ours and parse_overrides(job.args).get("data_edition") != UNCHECKED
 
 
 def _verdict(name: str, folder: str | None, data_dir: str, is_checked: bool) -> DataVerdict:

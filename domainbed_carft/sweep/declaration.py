@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from domainbed_carft.data.benchmarks import shortest_path
-from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job, Role, identity, seed_hash
+from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job, Role, get_folder_name, seed_hash
 from domainbed_carft.jobs.manifest import ChosenValues, Dataset
 
 TASK = "domain_generalization"
@@ -484,4 +484,4 @@ class Declaration(Shape):
             role = replace(role, leaves_out_together=together)
         else:
             role = Role()
-        return Job(args, output / folder / identity(args), folder, role)
+        return Job(args, output / folder / get_folder_name(args), folder, role)

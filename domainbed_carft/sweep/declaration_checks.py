@@ -341,8 +341,8 @@ def _problems_of_draws_and_stages(shape: Shape) -> Iterator[_Problem]:
     has_values = any(len(shape.members(cell.dataset, cell.algorithm)) > 1 for cell in shape.cells())
 
     if not has_values and not search.draws:
-        remedy = "list at least two values under values, or give a number of draws"
-        yield (), f"the search has nothing to choose from; {remedy}"
+        hint = "list at least two values under values, or give a number of draws"
+        yield (), f"the search has nothing to choose from; {hint}"
     if search.draws and "hparams_seeds" in shape.model_fields_set:
         message = "draws and hparams_seeds both say how many draws there are"
         yield ("draws",), f"{message}; remove one of them"
@@ -360,8 +360,8 @@ def _problems_of_draws_and_stages(shape: Shape) -> Iterator[_Problem]:
     if overlap := sorted({*search.choose_on.seeds} & {*shape.trial_seeds}):
         trials = ", ".join(map(str, overlap))
         message = f"the search chooses on trials that it also repeats: {trials}"
-        remedy = f"choose on others, such as {{from: {max(shape.trial_seeds) + 1}, n: 1}}"
-        yield ("choose_on", "trials"), f"{message}; {remedy}"
+        hint = f"choose on others, such as {{from: {max(shape.trial_seeds) + 1}, n: 1}}"
+        yield ("choose_on", "trials"), f"{message}; {hint}"
     if len(shape.choices) > 1 or min(shape.choices) > 0:
         message = "draws differ from trial to trial, so that none can be repeated on others"
         yield ("choose_on",), f"{message}; list values instead"

@@ -11,7 +11,7 @@ from typing import Any
 from domainbed_carft.data import benchmarks, tasks
 from domainbed_carft.errors import CarftError, HparamProblem, raise_for
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.jobs.job import overrides, unset_hparams
+from domainbed_carft.jobs.job import get_base_hparams, parse_overrides
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.host_lookup import (
     evaluated_kinds,
@@ -66,10 +66,10 @@ def algorithm_class(name: str) -> Any:
 def job_hparams(args: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a job that has not run; ``args``: of ``train``."""
     registry = module("hparams_registry")
-    hparams_set = overrides(args)
+    hparams_set = parse_overrides(args)
     module("algorithms")
     implying_class = algorithm_class(args["algorithm"]) if in_our_harness() else None
-    return {**unset_hparams(registry, implying_class, args, hparams_set), **hparams_set}
+    return {**get_base_hparams(registry, implying_class, args, hparams_set), **hparams_set}
 
 
 def hparam_problems(

@@ -16,7 +16,7 @@ from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Search
 from domainbed_carft.launchers import Launcher
 from domainbed_carft.launchers.attempt import JobOutcome
-from domainbed_carft.launchers.slurm import Slurm, forget_own_job
+from domainbed_carft.launchers.slurm import Slurm, clear_job_variables
 from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import (
     costs,
@@ -261,7 +261,7 @@ def _submit(launch_plan: LaunchPlan) -> list[Status]:
             options=launch_plan.options,
             settings=launch_plan.settings,
             skips_training_in_splits=launch_plan.skips_training_in_splits,
-            method_variables=own_methods.variables(),
+            method_variables=own_methods.get_variables(),
         )
         search.submit(launcher, launch_plan.output, second_stage)
 
@@ -332,7 +332,7 @@ class SecondStage:
 
         Raises CarftError, which SLURM shows, if the first is not done or SLURM takes no more.
         """
-        forget_own_job()
+        clear_job_variables()
         os.environ.update(self.method_variables)
 
         launch_plan = plan(

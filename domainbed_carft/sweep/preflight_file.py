@@ -20,7 +20,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.text import printable, quantity
 
-NAME = manifest.REHEARSAL_FILE
+NAME = manifest.PREFLIGHT_FILE
 
 _VERDICT_PHRASES = {"passed": "passed", "warnings": "passed with warnings", "failed": "failed"}
 _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60))
@@ -28,13 +28,13 @@ _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60))
 
 @dataclass(frozen=True)
 class PreflightRow:
-    """A row of a rehearsal; ``remedy``: what to do about a warning or a failure."""
+    """A row of a rehearsal; ``hint``: what to do about a warning or a failure."""
 
     section: str
     name: str
     state: Literal["pass", "warning", "failure", "skipped"]
     found: str
-    remedy: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)

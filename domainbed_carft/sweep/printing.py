@@ -15,7 +15,7 @@ from tqdm import tqdm
 from domainbed_carft import process_variables
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import CHOOSE, REPEAT
-from domainbed_carft.jobs.manifest import ChosenValues, trials_phrase
+from domainbed_carft.jobs.manifest import ChosenValues, format_trials
 from domainbed_carft.launchers import slurm
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status, SweepState
@@ -112,12 +112,12 @@ def stage_lines(
     ``choose_on`` and ``repeat_on``: the trials of the first and of the second.
     """
     counted = f"{quantity(len(first), 'job')}: {counts_phrase(first)}."
-    lines = [f"First stage, {trials_phrase(choose_on)}: {counted}"]
+    lines = [f"First stage, {format_trials(choose_on)}: {counted}"]
 
     counted = f"{quantity(len(second), 'job')}: {counts_phrase(second)}."
     if waiting:
         counted = f"{quantity(waiting, 'job')} when the first is done."
-    return [*lines, f"Second stage, {trials_phrase(repeat_on)}: {counted}"]
+    return [*lines, f"Second stage, {format_trials(repeat_on)}: {counted}"]
 
 
 def _chosen_phrase(chosen: ChosenValues) -> str:

@@ -62,7 +62,7 @@ def queue_of(output: Path) -> Queue:
     slurm_states: Mapping[str, JobState] = {}
     note = ""
     try:
-        slurm_states = slurm.states(slurm_ids)
+        slurm_states = slurm.get_states(slurm_ids)
     except CarftError as error:
         note = str(error)
 
@@ -252,8 +252,8 @@ def status(job: Job, datasets: Mapping[str, Dataset], queue: Queue | None = None
     """The state of one job now, by the facts of a manifest and by where it waits."""
     folder = JobFolder(job.folder)
     steps = _declared_steps(job, datasets)
-    holder = folder.holder()
-    record = records.last_record(job.folder) or {}
+    holder = folder.get_holder()
+    record = records.read_last_record(job.folder) or {}
     if folder.done:  # asked after the lock: a job is done a little before it lets go
         return Status(job, DONE, steps or 0, steps, diverged=_has_diverged(record))
 
@@ -271,7 +271,7 @@ def status(job: Job, datasets: Mapping[str, Dataset], queue: Queue | None = None
             detail=str(holder),
         )
 
-    if failed := folder.failed():
+    if failed := folder.get_final_failure():
         detail = attempt.describe_end(failed.status, failed.last_words)
         return Status(job, FAILED, step, steps, attempt=failed, detail=detail)
     if queue and job.folder in queue.positions:
@@ -289,10 +289,10 @@ def status(job: Job, datasets: Mapping[str, Dataset], queue: Queue | None = None
 def _status_of_idle_job(job: Job, folder: JobFolder, step: int, steps: int | None) -> Status:
     """The state of a job that is not done, has not failed, and that nobody runs or will run."""
     interrupted = functools.partial(Status, job, INTERRUPTED, steps=steps)
-    if dead_holder := folder.last_holder():
+    if dead_holder := folder.get_last_holder():
         return interrupted(step=step, holder=dead_holder, detail=f"last run by {dead_holder}")
 
-    if attempts := folder.attempts():
+    if attempts := folder.read_attempts():
         last_attempt = attempts[-1]
         saved = max(step, last_attempt.step or 0)  # a job that stops saves what it has no record of
         detail = attempt.describe_end(last_attempt.status, last_attempt.last_words)

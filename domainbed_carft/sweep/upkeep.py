@@ -16,7 +16,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import (
     UNKNOWN,
-    Held,
+    HeldError,
     JobFolder,
     delete_claimed,
     delete_remains,
@@ -174,8 +174,8 @@ def _delete_job(path: Path, queue: Queue) -> bool:
         return path not in queue.positions
 
     folder = JobFolder(path)
-    with contextlib.suppress(Held, FileNotFoundError), folder.claim():
-        if folder.done or (path in queue.positions and not folder.failed()):
+    with contextlib.suppress(HeldError, FileNotFoundError), folder.claim():
+        if folder.done or (path in queue.positions and not folder.get_final_failure()):
             return False
         delete_claimed(folder)
         return True

@@ -33,7 +33,7 @@ def test_a_run_writes_upstreams_records_and_files(golden, tmp_path, capsys):
 
     records = fakes.comparable_records(tmp_path)
     for record in records:
-        assert record.pop("device") == machine.processor_name()
+        assert record.pop("device") == machine.get_cpu_name()
         assert record.pop("trained_parameters") == 0
         for name in ("keep_weights", "skip_training_in_splits"):
             del record["args"][name]

@@ -5,7 +5,7 @@ function of a list of command strings, which may return the jobs that failed.
 
 `local` is upstream's: any command, whose output is this process's, and a failed one is not retried.
 The package's launchers (`carft sweep`, and `multi_gpu` here) run jobs: with locks, attempts and
-retries, in sessions of their own. Both share the fork server, and the cores of `machine.variables`.
+retries, in sessions of their own. Both share the fork server, and the cores of `machine.job_variables`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from domainbed_carft import machine, text
-from domainbed_carft.jobs.folder import ERRORS, last_line
+from domainbed_carft.jobs.folder import ERRORS, read_last_line
 from domainbed_carft.jobs.fork_server import ForkServer
 
 Launcher = Callable[[list[str]], Any]
@@ -28,7 +28,7 @@ Launcher = Callable[[list[str]], Any]
 
 def local_launcher(commands: list[str]) -> list[str]:
     """Run the commands one after another, continue after a failure, report failures at the end."""
-    core_share = machine.variables(machine.cores(), bool(machine.gpus()), os.environ)
+    core_share = machine.job_variables(machine.cores(), bool(machine.gpus()), os.environ)
     environment = {**os.environ, **core_share}
     with ForkServer(detached=False) as fork_server:
         runs = (_run(command, environment, fork_server) for command in commands)
@@ -64,7 +64,7 @@ def _run(command: str, environment: dict[str, str], fork_server: ForkServer) -> 
     message = None
     if "--output_dir" in arguments[:-1]:
         label = arguments[arguments.index("--output_dir") + 1]
-        message = last_line(os.path.join(label, ERRORS))
+        message = read_last_line(os.path.join(label, ERRORS))
     return f"exit status {status}: {label}: {message or 'no message in err.txt'}"
 
 

@@ -186,7 +186,7 @@ def pretrained(url: str) -> dict[str, torch.Tensor]:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             torch.hub.download_url_to_file(url, path, hash_prefix=digits, progress=False)
-        except Exception as error:  # no network, no room, another hash: many types, one remedy
+        except Exception as error:  # no network, no room, another hash: many types, one hint
             raise PassingError(
                 f"the pretrained weights {path} are missing, and downloading them failed "
                 f"({brief(error)}). Put {url} there; TORCH_HOME sets another folder"

@@ -22,7 +22,7 @@ from domainbed.lib.image_batches import Images
 from domainbed.lib.job_batches import JobBatches
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.jobs.job import READ_BY_TRAIN, unset_hparams
+from domainbed_carft.jobs.job import READ_BY_TRAIN, get_base_hparams
 from domainbed_carft.jobs.splits import (
     EnvironmentSplits,
     NamedSplit,
@@ -81,7 +81,7 @@ def choose_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> di
     by them.
     """
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-    unset = unset_hparams(hparams_registry, algorithm_class, vars(args), overrides)
+    unset = get_base_hparams(hparams_registry, algorithm_class, vars(args), overrides)
     return {**unset, **overrides}
 
 
@@ -91,7 +91,7 @@ def changed_hparams(
     """Those of the chosen `hparams` that differ from the defaults of the algorithm and dataset."""
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
     undrawn = {**vars(args), "hparams_seed": 0}
-    defaults = unset_hparams(hparams_registry, algorithm_class, undrawn, overrides)
+    defaults = get_base_hparams(hparams_registry, algorithm_class, undrawn, overrides)
     return {
         name: value
         for name, value in hparams.items()
@@ -120,7 +120,7 @@ def share_cores(requested: int | None, dataset: Any, on_gpu: bool, processes: in
 
     workers = requested
     if workers is None:
-        workers = min(int(dataset.N_WORKERS), machine.share(cores, on_gpu)[1])
+        workers = min(int(dataset.N_WORKERS), machine.divide_cores(cores, on_gpu)[1])
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores - workers))
@@ -178,7 +178,7 @@ def cost_facts(
 
     Times of jobs may be compared where the device's name is the same.
     """
-    name = devices.gpu_facts().name if devices.is_gpu(device) else machine.processor_name()
+    name = devices.gpu_facts().name if devices.is_gpu(device) else machine.get_cpu_name()
     trained = sum(value.numel() for value in algorithm.parameters() if value.requires_grad)
     return {
         "device": f"{n_processes} x {name}" if n_processes > 1 else name,

@@ -56,7 +56,7 @@ def collated(items: Any) -> Any:
 def unshared(error: Exception) -> PassingError:
     """What to raise where the processes of a job cannot share memory."""
     state = "cannot be read"
-    remedy = "Give the container more shared memory (docker run --shm-size=1g)"
+    hint = "Give the container more shared memory (docker run --shm-size=1g)"
     with contextlib.suppress(OSError):
         status = os.statvfs(SHARED_MEMORY)
         free, total = (
@@ -65,11 +65,11 @@ def unshared(error: Exception) -> PassingError:
         state = f"has {total} MiB, of which {free} are free"
         if status.f_flag & os.ST_RDONLY:
             state = "is read-only"
-            remedy = "Mount it writable"
+            hint = "Mount it writable"
     reason = " ".join(str(error).split())
     return PassingError(
         f"loader processes cannot share memory with this job ({reason}); {SHARED_MEMORY} {state}. "
-        f"{remedy}, or load without processes: --workers 0"
+        f"{hint}, or load without processes: --workers 0"
     )
 
 

@@ -26,7 +26,7 @@ from domainbed_carft import questions
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.jobs import job as jobs_room
 from domainbed_carft.jobs import manifest
-from domainbed_carft.jobs.folder import Held, JobFolder, delete_claimed
+from domainbed_carft.jobs.folder import HeldError, JobFolder, delete_claimed
 
 
 class Job:
@@ -40,7 +40,7 @@ class Job:
     DONE = "Done"
 
     def __init__(self, train_args: dict[str, Any], sweep_output_dir: str) -> None:
-        self.output_dir = os.path.join(sweep_output_dir, jobs_room.identity(train_args))
+        self.output_dir = os.path.join(sweep_output_dir, jobs_room.get_folder_name(train_args))
         self.train_args = {**copy.deepcopy(train_args), "output_dir": self.output_dir}
         self.command_str = shlex.join(jobs_room.command(self.train_args))
         self.listed = jobs_room.Job(train_args, Path(self.output_dir))  # as in a manifest
@@ -78,7 +78,7 @@ class Job:
                 with folder.claim():
                     delete_claimed(folder)
                 deleted += 1
-            except Held as error:
+            except HeldError as error:
                 print(f"sweep: not deleted: {error}", file=sys.stderr)
         print(f"Deleted {deleted} jobs!")
 

@@ -33,7 +33,7 @@ from domainbed.lib.train_arguments import UNRECORDED_FLAGS, build_parser, check
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError, is_no_space
 from domainbed_carft.jobs import folder as job_folder
-from domainbed_carft.jobs.folder import Held, JobFolder, Lock
+from domainbed_carft.jobs.folder import HeldError, JobFolder, Lock
 
 # How long the lock is waited for: a killed run's loaders have it until they have ended, too.
 PATIENCE_SECONDS = 5.0
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _join_and_run(args, lock, flags, command_line)
             except BaseException as error:
                 return _report(error)  # while err.txt is open: a sweep reports its last line
-    except Held as error:  # not into the err.txt of the other
+    except HeldError as error:  # not into the err.txt of the other
         print_error("train", error)
         return job_folder.HELD_ELSEWHERE
     except CarftError as error:
@@ -131,7 +131,7 @@ def _parse(command_line: Sequence[str]) -> tuple[argparse.Namespace, argparse.Na
 def _opened_folder(args: argparse.Namespace) -> Iterator[Lock | None]:
     """Inside the block the job's folder is there and locked, and has what is printed.
 
-    Only the first process of a job does that; of the others nothing is printed. Raises Held,
+    Only the first process of a job does that; of the others nothing is printed. Raises HeldError,
     CarftError, and OSError if the folder cannot be used.
     """
     folder = JobFolder(args.output_dir)
@@ -146,7 +146,7 @@ def _opened_folder(args: argparse.Namespace) -> Iterator[Lock | None]:
         return
 
     with (
-        folder.claim(PATIENCE_SECONDS, job_folder.inherited()) as lock,
+        folder.claim(PATIENCE_SECONDS, job_folder.get_inherited_descriptor()) as lock,
         misc.tee_output(args.output_dir),
     ):
         yield lock
