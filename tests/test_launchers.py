@@ -218,7 +218,7 @@ def test_a_job_that_another_process_trains_is_left_to_it(tmp_path, capfd):
 
     assert (outcome.result, outcome.last_words) == ("held", "run by someone")
     assert statuses(folder.path) == [73] and "run by someone" in capfd.readouterr().err
-    assert launchers.Registered("pool", True)([job]) == []  # no failure to DomainBed's sweep
+    assert launchers.RegisteredLauncher("pool", True)([job]) == []  # no failure to DomainBed's sweep
 
 
 def test_a_job_whose_folder_is_moved_is_reported_and_not_begun_again(tmp_path):

@@ -252,7 +252,7 @@ def test_register_raises_errors_that_the_hook_only_warns_of(site, checkout):
 def test_numpy_values_of_a_hosts_registry_are_stored_as_pythons():
     """Upstream draws some by RandomState.choice; no restricted reader would read those back."""
     host_hparams = {"resnet_dropout": np.float64(0.1), "count": np.int64(3), "name": "x"}
-    draw = registry_functions.extended_function(
+    draw = registry_functions.wrap_function(
         lambda algorithm, dataset, seed: host_hparams,
         draws=True,
         host_names=registry_functions.HostNames(),

@@ -373,7 +373,7 @@ def _build_run(
         environments=environments,
         n_environments=count,
         steps=array("d", [record["step"] for record in records]),
-        accuracies=_collect_accuracies(records, count, broken_steps),
+        accuracies=collect_accuracies(records, count, broken_steps),
         setting=parts,
         recorded=get_hparams_and_facts(first, first.get("hparams")),
         diverged_at=min(broken_steps, default=None),
@@ -403,7 +403,7 @@ def _find_broken_steps(records: list[dict[str, Any]]) -> set[float]:
     }
 
 
-def _collect_accuracies(
+def collect_accuracies(
     records: Sequence[Mapping[str, Any]], count: int, broken_steps: Collection[float] = ()
 ) -> array[float]:
     """Collect the accuracies of a RecordedRun, with NaN for values outside [0, 1]."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS, SHIPPED
-from domainbed_carft.jobs.own_methods import files
+from domainbed_carft.jobs.own_methods import find_files
 from domainbed_carft.method import hparams, own_methods
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
@@ -76,5 +76,5 @@ def hparam_values(
 
 # A user's own methods, and why some cannot be used: then no job starts. Their files may import this
 # module.
-OWN, OWN_PROBLEMS = own_methods.load(CLASSES, files())
+OWN, OWN_PROBLEMS = own_methods.load(CLASSES, find_files())
 CLASSES.update(OWN)

@@ -141,7 +141,7 @@ def _run(records: Q) -> job_records.RecordedRun:
         environments=(),
         n_environments=count,
         steps=array("d", records.select("step")),
-        accuracies=job_records.accuracies(records, count),
+        accuracies=job_records.collect_accuracies(records, count),
         setting={},
         recorded={},
         diverged_at=None,
