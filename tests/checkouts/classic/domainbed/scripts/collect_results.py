@@ -1,4 +1,4 @@
-"""One line an algorithm: how many jobs, and the mean accuracy on the left-out environment."""
+"""Print the number of jobs and the mean accuracy on the target, per algorithm."""
 
 import argparse
 import json
