@@ -73,7 +73,7 @@ CARFT = {
 ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
 """,
     "jobs/own_methods.py": """
-def files():
+def find_files():
     return []
 """,
     "method/own_methods.py": "",

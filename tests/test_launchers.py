@@ -146,12 +146,8 @@ def test_stopped_launcher_lets_jobs_save(tmp_path, monkeypatch, number, status, 
     wait_until(lambda: all(map(story, running)))
 
     assert [is_warm(folder) for folder in running] == [not cold] * 2
-
-    (launched,) = tmp_path.glob("launches/*.json")
-    launch_content = json.loads(launched.read_text())
-    assert launch_content["launcher"] == "pool" and launch_content["pid"] == process.pid
-    assert launch_content["jobs"] == {f"job{n:02}": None for n in range(4)}
-
+    (launch_file,) = tmp_path.glob("launches/*.json")
+    assert json.loads(launch_file.read_text())["pid"] == process.pid
     process.send_signal(getattr(signal, number))
     err = process.communicate(timeout=30)[1]
     assert process.returncode == status or (number == "SIGINT" and process.returncode == 130)
