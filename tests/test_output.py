@@ -3,7 +3,6 @@
 import io
 import os
 import resource
-import stat
 import subprocess
 import sys
 
@@ -52,9 +51,7 @@ def test_characters_outside_terminal_encoding_are_escaped(sweep):
     assert done.returncode == 0 and r"N\xe4\xefve" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "words", ["collect {}", "sweep status {}", "predict {} x", "report {} -o x"]
-)
+@pytest.mark.parametrize("words", ["collect {}", "predict {} x"])
 def test_control_characters_in_errors_are_escaped(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     command = [word.format("no\x1b[31m\u202esuch") for word in words.split()]
@@ -95,14 +92,6 @@ def test_ctrl_c_prints_one_line(words, message, tmp_path, monkeypatch, capsys):
 def write(path, text):
     with files.stream(path) as out:
         out.write(text)
-
-
-def test_output_file_keeps_permissions(tmp_path):
-    (tmp_path / "table").write_text("old")
-    (tmp_path / "table").chmod(0o640)
-    write(tmp_path / "table", "new")
-    assert stat.S_IMODE((tmp_path / "table").stat().st_mode) == 0o640
-    assert os.listdir(tmp_path) == ["table"]
 
 
 def test_output_can_be_written_to_named_pipe(tmp_path):

@@ -73,8 +73,7 @@ def _step_counts(ordered: Sequence[Mapping[str, Any]]) -> list[float]:
 def _number(record: Mapping[str, Any], name: str) -> float | None:
     """Return a recorded number, or None unless it is finite and not negative."""
     value: Any = record.get(name)
-    is_number = type(value) in (int, float) and 0 <= value < math.inf
-    return float(value) if is_number else None
+    return float(value) if type(value) in (int, float) and 0 <= value < math.inf else None
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

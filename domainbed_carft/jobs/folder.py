@@ -82,7 +82,7 @@ class HeldError(CarftError):
 
 
 class Lock:
-    """The held lock of a job's folder, in whose file other processes can read the progress.
+    """The held lock of a job's folder. Its file contains the progress for other processes.
 
     A child that inherits the ``descriptor`` holds the lock too, in case this process is killed.
     The library filelock does not suit: it has no descriptor to pass on, and it leaves its file
@@ -209,8 +209,9 @@ class JobFolder:
             return None
 
         last_failure = failures[-1]
-        is_final = last_failure.status == WRONG_ARGUMENTS or len(failures) >= MAX_ATTEMPTS
-        return last_failure if is_final else None
+        if last_failure.status == WRONG_ARGUMENTS or len(failures) >= MAX_ATTEMPTS:
+            return last_failure
+        return None
 
     def _acquire_lock(self, patience: float) -> int:
         """Lock the lock file within ``patience`` seconds, and return its descriptor."""

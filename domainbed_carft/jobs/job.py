@@ -112,9 +112,10 @@ class Job:
             trial=self.args["trial_seed"],
             choice=self.args["hparams_seed"],
         )
-        # The exact types: to Python, ``true`` is a whole number, and equal to 1.
-        has_types = all(type(self.args[name]) is kind for name, kind in IDENTITY.items())
-        if not has_types or any(type(env) is not int for env in key.test_envs):
+        # Types are compared exactly, because Python's True is an integer equal to 1.
+        values = [(self.args[name], kind) for name, kind in IDENTITY.items()]
+        values += [(env, int) for env in key.test_envs]
+        if any(type(value) is not kind for value, kind in values):
             raise TypeError(f"{self}: expected two names, then whole numbers")
         return key
 

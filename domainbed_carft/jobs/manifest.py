@@ -176,7 +176,7 @@ def drop(output: Path, folders: Iterable[Path]) -> None:
 
 
 def reuse_folders(jobs: Sequence[Job], output: Path) -> list[Job]:
-    """Move each job to the folder in which it was started before, if there is one.
+    """Return the jobs with the folders in which they were started before, if there are any.
 
     A job whose own folder is missing is looked up by its arguments without the data folder, because
     moved data, or another spelling of its path, does not make a different job.

@@ -266,8 +266,7 @@ def _read_runs(folder: str, warnings: list[RecordWarning]) -> list[RecordedRun]:
         latest.setdefault(key, {})[record["step"]] = record
 
     warnings += file_warnings
-    has_no_accuracies = any(warning.kind == "no accuracies" for warning in file_warnings)
-    if not latest and not has_no_accuracies:
+    if not latest and "no accuracies" not in [warning.kind for warning in file_warnings]:
         warnings.append(RecordWarning("no records", folder, "no record"))
     runs = _drop_damaged(list(latest.values()), folder, warnings)
     return [_build_run(folder, list(steps.values()), warnings) for steps in runs]
@@ -412,6 +411,6 @@ def collect_accuracies(
     for record in records:
         for name in names:
             value: Any = None if record["step"] in broken_steps else record.get(name)
-            is_accuracy = type(value) in NUMBERS and 0 <= value <= _MAX_ACCURACY
-            rows.append(value if is_accuracy else math.nan)
+            valid = type(value) in NUMBERS and 0 <= value <= _MAX_ACCURACY
+            rows.append(value if valid else math.nan)
     return rows

@@ -233,8 +233,8 @@ def _attempt(
 def _is_disk_full(folder: Path, last_words: str) -> bool:
     """Return True if the disk of a folder is full, or a job ended because of a quota."""
     disk = os.statvfs(folder)
-    has_space = disk.f_bavail * disk.f_frsize >= MIN_FREE_SPACE
-    return not has_space or os.strerror(errno.EDQUOT) in last_words
+    free_space = disk.f_bavail * disk.f_frsize
+    return free_space < MIN_FREE_SPACE or os.strerror(errno.EDQUOT) in last_words
 
 
 def _last_error(folder: JobFolder, started: float) -> str:
@@ -328,8 +328,7 @@ def stop_on_signals(children: Children, name: str) -> Iterator[None]:
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        is_repeated = children.stopped_by is not None
-        if not is_repeated:
+        if children.stopped_by is None:
             print(f"{name}: stopping; waiting for the running jobs to save", file=sys.stderr)
             children.stop(number)
         else:

@@ -375,8 +375,9 @@ class _Element:
 def clear_job_variables() -> None:
     """Delete the variables of this process's SLURM job, which must not reach submitted jobs."""
     for name in list(os.environ):
-        is_of_cluster = name.startswith(("SLURM_CONF", "SLURM_CLUSTERS"))
-        if name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_")) and not is_of_cluster:
+        if name.startswith(("SLURM_CONF", "SLURM_CLUSTERS")):  # they select the cluster
+            continue
+        if name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_")):
             del os.environ[name]
 
 

@@ -26,8 +26,9 @@ def find_extended_spec(
     hook: object, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
     """Find a module by all finders except `hook`, and let its loader extend the module."""
-    is_relevant = name in HOST_MODULES or name.startswith(OWN_PREFIX)
-    if name in _IN_SEARCH or not is_relevant:
+    if name not in HOST_MODULES and not name.startswith(OWN_PREFIX):
+        return None
+    if name in _IN_SEARCH:
         return None
 
     other_finders = [finder for finder in sys.meta_path if finder is not hook]

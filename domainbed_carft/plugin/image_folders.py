@@ -76,7 +76,7 @@ def wrap_constructor(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def require_weights(hparams: Any) -> None:
-    """In a checkout, locate or download the CLIP checkpoint of a job before its data is read.
+    """Locate or download the CLIP checkpoint of a checkout's job before its data is read.
 
     Does nothing for other algorithms, and for the included harness and open_clip, which find the
     checkpoint themselves. Raises EndedJob if OpenAI's weights cannot be downloaded, or if the
@@ -89,12 +89,11 @@ def require_weights(hparams: Any) -> None:
     from domainbed_carft.method.host_lookup import in_our_harness
 
     name = hparams.get("clip_backbone")
-    is_file = isinstance(name, str) and not name.startswith(open_clip.PREFIX)
-    if not is_file or in_our_harness():
+    if not isinstance(name, str) or name.startswith(open_clip.PREFIX) or in_our_harness():
         return
 
     try:
-        openai.locate(str(name))
+        openai.locate(name)
     except CarftError as error:
         raise EndedJob(str(error)) from None
 
