@@ -56,21 +56,18 @@ class SlurmOptions:
 
     __pydantic_config__ = {"coerce_numbers_to_str": True}
 
-    partition: str | None = _option(None, "SLURM partition (default: the cluster's)")
-    account: str | None = _option(None, "SLURM account to charge")
-    qos: str | None = _option(None, "SLURM quality of service")
+    partition: str | None = _option(None, "partition of the jobs (default: the cluster's)")
+    account: str | None = _option(None, "account to charge for the jobs")
+    qos: str | None = _option(None, "quality of service (QOS) of the jobs")
     time: str = _option(
         "1-0",
-        "time limit after which a job is saved, requeued and resumed: minutes or D-HH:MM:SS "
-        "(default: 1-0)",
+        "time limit after which a job is saved, requeued and resumed: minutes or D-HH:MM:SS",
     )
     gpus: Annotated[int, Ge(0)] = _option(0, _GPUS)
-    cpus: Annotated[int, Ge(1)] = _option(
-        1, "CPU cores per job, for its threads and data loaders (default: 1)"
-    )
+    cpus: Annotated[int, Ge(1)] = _option(1, "CPU cores per job, for its threads and data loaders")
     memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")
     array_cap: Annotated[int, Ge(1)] = _option(
-        100, "maximum number of jobs that SLURM runs at a time (default: 100)"
+        100, "maximum number of jobs that SLURM runs at a time"
     )
     setup: tuple[str, ...] = _option(
         (), "shell command to run before each job, such as 'module load cuda'", repeated=True
