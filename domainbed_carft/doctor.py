@@ -1,7 +1,7 @@
-"""Whether a training job could start here, and how to fix what keeps it from starting.
+"""Check if a training job could start here, and suggest fixes.
 
-`diagnose` makes the checks in this process, which has to be a fresh interpreter, as that of a job
-is. If you want, it also takes two steps of training. No module is imported before its check.
+`diagnose` runs the checks in this process, which has to be a fresh interpreter like the process of
+a job. On request it also takes two training steps. No module is imported before its check.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from unittest import mock
 
 from domainbed_carft import machine, process_variables
 from domainbed_carft.jobs.job import command
-from domainbed_carft.plugin import SWITCH, Finder, switched_off
+from domainbed_carft.plugin import SWITCH, Finder, is_switched_off
 from domainbed_carft.version import __version__
 
 # The states of a finding.
 OK = "ok"
-NOTE = "note"  # a job starts, but something may surprise its user
-PROBLEM = "problem"  # no job starts, or its results do not count
+NOTE = "note"  # a job starts, but something could surprise its user
+PROBLEM = "problem"  # no job starts, or its results are not valid
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
-# Our dependencies; then those for CPUs, carft data download, --log twice, and clip_backbone
-# open_clip:... with SigLIP's tokenizer.
 REQUIRED = (
     "clip-anytorch pillow submitit numpy torch torchvision pandas matplotlib tqdm orjson pydantic "
     "ruamel.yaml tabulate jinja2"
 ).split()
+# For fast image decoding on CPUs, carft data download, --log (two packages), clip_backbone
+# open_clip:..., and SigLIP's tokenizer.
 OPTIONAL = "numba gdown tensorboard wandb open_clip_torch transformers".split()
 SAFE_TORCH = (2, 10)
 
-# What our algorithms need of a host, and most hosts' training scripts import.
+# Modules of the host that the package's algorithms and most training scripts import.
 HOST_MODULES = ("algorithms", "hparams_registry", "datasets")
 
-DEFAULT_BACKBONE = "ViT-B/16"  # of all datasets without a smaller CLIP of their own
+DEFAULT_BACKBONE = "ViT-B/16"  # of all datasets except the small ones
 DEFAULT_BACKBONE_SIZE = "345 MB"
 
-# The job of `train_two_steps`: its images and weights are in our package, its flags upstream's.
+# The job of `train_two_steps` uses upstream's flags, and images and weights of this package.
 STEP_JOB = {
     "algorithm": "CARFT",
     "dataset": "EmojiStyles",
@@ -57,75 +57,79 @@ STEP_JOB = {
     "test_envs": [0],
     "steps": 2,  # some forks evaluate after step 0 only
 }
-_MAX_LINES = 20  # of what a failed training printed last
+_MAX_LINES = 20  # of the end of a failed training's output
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of looking at one thing: ``state`` is OK, NOTE or PROBLEM."""
+    """The result of one check."""
 
     name: str
-    state: str
-    found: str
+    state: str  # OK, NOTE or PROBLEM
+    detail: str
     hint: str = ""
 
 
 def diagnose(with_training: bool = False) -> list[Finding]:
-    """Make all checks; the first finding says which domainbed was looked at.
+    """Run all checks; a check that fails becomes a finding.
 
-    ``with_training`` also takes two steps by the `train` of that domainbed, if no check finds a
-    problem. Raises nothing: what fails is a finding.
+    Args:
+        with_training: Also take two steps by the `train` of the domainbed in use, unless a check
+            finds a problem.
+
+    Returns:
+        The findings. The first one names the domainbed in use.
     """
     findings: list[Finding] = []
-    # The current folder comes first, as for python -m domainbed.scripts.train.
+    # python -m domainbed.scripts.train has the current folder first on its path.
     with mock.patch.object(sys, "path", [os.getcwd(), *sys.path]):
         for name, check in CHECKS.items():
             try:
                 findings.extend(check())
             except (Exception, SystemExit) as error:  # some modules exit when they are imported
-                findings.append(finding_of_error(name, error))
+                findings.append(describe_error(name, error))
     if with_training and not has_problem(findings):
         findings.append(train_two_steps())
     return findings
 
 
 def has_problem(findings: Iterable[Finding]) -> bool:
-    """Whether something keeps a job from starting, or its results from counting."""
+    """Return True if a job cannot start, or if its results would not be valid."""
     return any(finding.state == PROBLEM for finding in findings)
 
 
-def finding_of_error(name: str, error: BaseException) -> Finding:
-    """The finding of a check that raised an error, with the file where it was raised."""
+def describe_error(name: str, error: BaseException) -> Finding:
+    """Return the finding for a check that raised an error, with the file where it was raised."""
     traceback = error.__traceback__
     while traceback and traceback.tb_next:
         traceback = traceback.tb_next
     place = f" ({traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno})" if traceback else ""
-    found = " ".join(f"{type(error).__name__}: {error}".split())
+    message = " ".join(f"{type(error).__name__}: {error}".split())
     hint = ""
     if isinstance(error, ModuleNotFoundError) and error.name:
-        hint = f"install what provides the module {error.name}"
-    return Finding(name, PROBLEM, found + place, hint)
+        hint = f"install the package that provides the module {error.name}"
+    return Finding(name, PROBLEM, message + place, hint)
 
 
 def check_domainbed() -> Iterator[Finding]:
-    """Which domainbed is found, and whose it is."""
+    """Report which domainbed would be imported."""
     spec = find_spec("domainbed")
     if spec is None:
         hint = "activate the hook, which provides a harness, or start in your checkout's root"
-        yield Finding("domainbed", PROBLEM, f"none found from {os.getcwd()}", hint)
+        yield Finding("domainbed", PROBLEM, f"not found from {os.getcwd()}", hint)
         return
 
-    from domainbed_carft.plugin.finder import harness_folders
+    from domainbed_carft.plugin.finder import list_harness_folders
 
     path = os.path.abspath([*(spec.submodule_search_locations or ()), str(spec.origin)][0])
-    found = f"foreign: {path}"
-    if path in harness_folders():
-        found = f"ours, the harness: {path}; for a checkout run carft doctor in its root"
-    yield Finding("domainbed", OK, found)
+    detail = f"checkout: {path}"
+    if path in list_harness_folders():
+        detail = f"included harness: {path}; for a checkout run carft doctor in its root"
+    yield Finding("domainbed", OK, detail)
 
 
 def check_algorithms() -> Iterator[Finding]:
-    """Whether its modules can be imported, and have our CARFT; and the user's own methods."""
+    """Import the host's modules, and look up CARFT and the user's own methods there."""
     for module in HOST_MODULES:
         importlib.import_module(f"domainbed.{module}")
 
@@ -138,33 +142,33 @@ def check_algorithms() -> Iterator[Finding]:
         yield Finding("own methods", OK, ", ".join(OWN))
     carft = importlib.import_module("domainbed.algorithms").get_algorithm_class("CARFT")
     if any(base.__module__.startswith("domainbed_carft.") for base in carft.__mro__):
-        yield Finding("algorithms", OK, "CARFT is ours")
+        yield Finding("algorithms", OK, "CARFT is the class of domainbed-carft")
     else:
-        found = f"CARFT is the class of {carft.__module__}, not ours"
-        yield Finding("algorithms", PROBLEM, found, "rename the class of your domainbed")
+        detail = f"CARFT is the class of {carft.__module__}, not of domainbed-carft"
+        yield Finding("algorithms", PROBLEM, detail, "rename the class in your domainbed")
 
 
 def check_versions() -> Iterator[Finding]:
-    """Which interpreter, what is installed, what is missing, and what is too old to be safe."""
+    """Report the interpreter and the versions of packages: missing ones, and an unsafe torch."""
     versions = {name: _installed_version(name) for name in (*REQUIRED, *OPTIONAL)}
     listed = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
     python = f"Python {platform.python_version()}, {sys.executable}"
-    found = f"{python}; domainbed-carft {__version__}, {listed}"
+    detail = f"{python}; domainbed-carft {__version__}, {listed}"
     missing = [name for name in REQUIRED if not versions[name]]
     if missing:
-        yield Finding("versions", PROBLEM, found, f"pip install {' '.join(missing)}")
+        yield Finding("versions", PROBLEM, detail, f"pip install {' '.join(missing)}")
     else:
-        yield Finding("versions", OK, found)
+        yield Finding("versions", OK, detail)
 
     torch_version = re.match(r"(\d+)\.(\d+)", versions["torch"])
     if torch_version and (int(torch_version[1]), int(torch_version[2])) < SAFE_TORCH:
-        detail = "before torch 2.10 a malicious weights file may corrupt memory (CVE-2026-24747)"
+        detail = "before torch 2.10 a malicious weights file can corrupt memory (CVE-2026-24747)"
         hint = "open only files that you trust, or pip install 'torch>=2.10'"
         yield Finding("torch", NOTE, detail, hint)
 
 
 def _installed_version(distribution: str) -> str:
-    """The version of ``distribution``, "" if it is not installed."""
+    """Return the version of a distribution, or an empty string if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -172,10 +176,10 @@ def _installed_version(distribution: str) -> str:
 
 
 def check_hook() -> Iterator[Finding]:
-    """Whether this interpreter was hooked when it started; nothing here could have done so."""
+    """Report if the hook was installed when this interpreter started."""
     if any(isinstance(hook, Finder) for hook in sys.meta_path):
         yield Finding("hook", OK, "active")
-    elif switched_off():
+    elif is_switched_off():
         detail = f"not active: {SWITCH} is {process_variables.DISABLE.read()!r}"
         yield Finding("hook", PROBLEM, detail, f"unset {SWITCH}")
     else:
@@ -187,7 +191,7 @@ def check_hook() -> Iterator[Finding]:
 
 
 def check_device() -> Iterator[Finding]:
-    """GPUs with their memory and compute capability, and the driver; or the processor."""
+    """Report the GPUs, their memory, compute capability and driver, or else the CPU."""
     import torch
 
     from domainbed_carft.machine import devices
@@ -206,10 +210,7 @@ def check_device() -> Iterator[Finding]:
 
 
 def check_weights() -> Iterator[Finding]:
-    """OpenAI's weights that are here, and the default ones if they are missing.
-
-    Others are not missed: few jobs ask for them.
-    """
+    """Report OpenAI's weights on this machine, and the default weights if they are missing."""
     from domainbed_carft.clips import openai
     from domainbed_carft.files import weights
     from domainbed_carft.method.hparams import SMALL_DATASETS
@@ -221,19 +222,19 @@ def check_weights() -> Iterator[Finding]:
             yield Finding(label, OK, f"{path}, SHA-256 as published")
         elif path.exists():
             state = PROBLEM if name == DEFAULT_BACKBONE else NOTE
-            found = f"{path} is damaged, expected SHA-256 {checksum}"
-            hint = f"rm {shlex.quote(str(path))}, which the next job that needs it downloads"
-            yield Finding(label, state, found, hint)
+            detail = f"{path} is damaged, expected SHA-256 {checksum}"
+            hint = f"rm {shlex.quote(str(path))}; the next job that needs it downloads it again"
+            yield Finding(label, state, detail, hint)
         elif name == DEFAULT_BACKBONE:
-            found = (
-                f"no {path}; by default all datasets but {', '.join(SMALL_DATASETS)} need it "
-                f"({DEFAULT_BACKBONE_SIZE})"
+            detail = (
+                f"{path} is missing; by default all datasets except {', '.join(SMALL_DATASETS)} "
+                f"need it ({DEFAULT_BACKBONE_SIZE})"
             )
-            hint = "the first job that needs it downloads it; without a network copy it there"
-            yield Finding(label, NOTE, found, hint)
+            hint = "the first job that needs it downloads it; without a network, copy it there"
+            yield Finding(label, NOTE, detail, hint)
 
 
-# By the name that a finding has if the check fails.
+# Keys: the name of the finding if the check raises an error.
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "domainbed": check_domainbed,
     "versions": check_versions,
@@ -245,7 +246,7 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
 
 
 def train_two_steps() -> Finding:
-    """Whether `train` of the domainbed in use takes two steps; if not, what it printed last."""
+    """Take two steps by `train` of the domainbed in use; report its last output if it fails."""
     with tempfile.TemporaryDirectory(prefix="carft-doctor-") as temporary:
         job_folder, output = Path(temporary) / "job", Path(temporary) / "output"
         words = command({**STEP_JOB, "output_dir": str(job_folder)})
@@ -254,7 +255,7 @@ def train_two_steps() -> Finding:
         lines = output.read_text(encoding="utf-8", errors="replace").splitlines()[-_MAX_LINES:]
 
     if done.returncode == 0:
-        return Finding("train", OK, "two steps of CARFT on EmojiStyles by its own command")
-    found = "\n".join([f"ended with status {done.returncode}:", *lines])
-    by_hand = f"to see more, run {shlex.join(command({**STEP_JOB, 'output_dir': 'OUT'}))}"
-    return Finding("train", PROBLEM, found, by_hand)
+        return Finding("train", OK, "two steps of CARFT on EmojiStyles by domainbed's train")
+    detail = "\n".join([f"ended with status {done.returncode}:", *lines])
+    hint = f"to see more, run {shlex.join(command({**STEP_JOB, 'output_dir': 'OUT'}))}"
+    return Finding("train", PROBLEM, detail, hint)

@@ -1,22 +1,22 @@
-"""Stand-ins for the plugin's two sides, written to a folder and used in sub-processes.
+"""Checkouts of DomainBed and a package without torch, written to a folder for sub-processes.
 
-`write_checkout` makes every DomainBed checkout of the tests, in one of these shapes (folders of
-`tests/checkouts`, ours, written after DomainBed's contract and after what its forks make of it):
+`write_checkout` writes a checkout in one of these shapes (folders of `tests/checkouts`, written for
+this project after the interface of DomainBed and its forks):
 
-- `small`: the parts that the plugin meets, without torch; imports at once, trains nothing
-- `classic`: DomainBed as published, cut down to what trains; `usual_calls.py` holds its calls
-- `clip`: a fork whose datasets have CLIP's own transforms, and whose entry point replaces
+- `small`: the parts that the plugin extends, without torch; is imported quickly, and cannot train
+- `classic`: DomainBed as published, reduced to training; `usual_calls.py` contains its calls
+- `clip`: a fork whose datasets have CLIP's transforms, and whose entry point replaces
   `default_hparams`
-- `tables`: a fork that looks algorithms and their hparams up in tables, with a base class without
-  a number of domains, all by keyword
+- `tables`: a fork that looks up algorithms and their hparams in tables, passes all arguments by
+  keyword, and has a base class without a number of domains
 - `packages`: a fork whose modules are packages, without `domainbed/__init__.py`, and whose registry
-  hands on one generator, as older releases do
-- `parts`: a base class with places for the parts, constructors with more arguments, and a `train`
-  that asks for `train_acc` and averages the `network`
-- `harness`: a copy of our harness, as somebody else's checkout
+  passes on one generator, like older releases
+- `parts`: a base class with attributes for the parts, constructors with more arguments, and a
+  `train` that reads `train_acc` and averages the `network`
+- `harness`: a copy of the included harness, as a checkout
 
-`write_carft` makes our package with its real plugin but with modules that need no torch. The
-launchers' tests have `tests/stand_in`, which is no checkout: a `train` that needs no torch.
+`write_carft` writes the package with its real plugin, but with other modules that need no torch.
+The tests of launchers use `tests/stand_in`, which has a `train` without torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parent.parent
 _CHECKOUTS = REPO / "tests" / "checkouts"
 
-# The packages `domainbed` of each shape: the files of each go over those before it.
+# Layers of each shape. Files of later layers replace files of earlier ones.
 SHAPES = {
     name: [_CHECKOUTS / layer / "domainbed" for layer in layers]
     for name, layers in {
@@ -48,10 +48,10 @@ SHAPES = {
 
 OUR_ALGORITHMS = ["CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot"]
 
-# What default_hparams("CARFT", ...) returns if both sides are the stand-ins below.
+# The result of default_hparams("CARFT", ...) with the modules below.
 OUR_HPARAMS = {"lr": 5e-6, "kl_weight": 1.0, "class_balanced": False}
 
-# Modules of the package that need nothing but the standard library.
+# Modules of the package that need only the standard library.
 REAL_MODULES = (
     "__init__.py",
     "version.py",
@@ -73,7 +73,7 @@ CARFT = {
 ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
 """,
     "jobs/own_methods.py": """
-def files():
+def find_files():
     return []
 """,
     "method/own_methods.py": "",
@@ -151,7 +151,7 @@ def verify_folder(name, folder):
 
 
 def write_files(folder: Path, files: dict[str, str]) -> Path:
-    """Write `files`, by their relative paths, and return `folder`."""
+    """Write files by their relative paths, and return the folder."""
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def write_files(folder: Path, files: dict[str, str]) -> Path:
 
 
 def module_text(module: str, shape: str = "small") -> str:
-    """The text of a module in a checkout of this shape."""
+    """Return the text of a module in a checkout of this shape."""
     paths = [layer / f"{module}.py" for layer in SHAPES[shape]]
     *_, path = (path for path in paths if path.exists())
     return path.read_text()
@@ -169,9 +169,12 @@ def module_text(module: str, shape: str = "small") -> str:
 def write_checkout(
     folder: Path, shape: str = "small", modules: Mapping[str, str] | None = None
 ) -> Path:
-    """Write a checkout of DomainBed of a shape of SHAPES; return its root, `folder`.
+    """Write a checkout of DomainBed, and return its root.
 
-    `modules`: name -> text, of modules that are added or take the place of the shape's own.
+    Args:
+        folder: The root of the checkout.
+        shape: A shape of SHAPES.
+        modules: Text by name of modules that are added or replaced.
     """
     package = folder / "domainbed"
     for layer in SHAPES[shape]:
@@ -190,7 +193,7 @@ def write_checkout(
 
 
 def write_carft(folder: Path) -> Path:
-    """Write a `domainbed_carft` without torch, its harness a checkout named so, into `folder`."""
+    """Write a `domainbed_carft` without torch into a folder; its harness is a small checkout."""
     package = folder / "domainbed_carft"
     no_bytecode = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPO / "domainbed_carft" / "plugin", package / "plugin", ignore=no_bytecode)
@@ -206,7 +209,7 @@ def write_carft(folder: Path) -> Path:
 
 
 def write_start_hook(folder: Path) -> Path:
-    """Write a sitecustomize that does at interpreter start what our `.pth` line does."""
+    """Write a sitecustomize that installs the hook like the `.pth` file of the package."""
     hook = "from domainbed_carft.plugin import install\ninstall()\n"
     return write_files(folder, {"sitecustomize.py": hook})
 
@@ -218,9 +221,9 @@ def run_python(
     python: str | Path = sys.executable,
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run an interpreter with `path` as PYTHONPATH and these `variables`.
+    """Run an interpreter with `path` as PYTHONPATH and additional `variables`.
 
-    It inherits this process's variables, except those of Python and of our package.
+    It inherits the variables of this process, except variables of Python and this package.
     """
     return subprocess.run(
         [python, *arguments],
@@ -233,7 +236,7 @@ def run_python(
 
 
 def _variables(path: list[Path] | None, added: dict[str, str]) -> dict[str, str]:
-    """This process's variables except those of Python and of our package, then those `added`."""
+    """Add variables to the variables of this process, except those of Python and this package."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -244,7 +247,7 @@ def _variables(path: list[Path] | None, added: dict[str, str]) -> dict[str, str]
 
 
 class Site:
-    """An environment with our package and its start hook, as an installation would have it."""
+    """An environment with the package and its start hook, like an installation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -266,11 +269,11 @@ class Site:
         return run_python(*arguments, cwd=cwd or self.empty, path=paths, **variables)
 
     def train(self, name: str = "CARFT", **options: Any) -> Any:
-        """Run the fake `train` of whichever domainbed is found; return what it reports."""
+        """Run the fake `train` of the domainbed that is found, and return its report."""
         return self.json("-m", "domainbed.scripts.train", name, **options)
 
     def json(self, *arguments: str, **options: Any) -> Any:
-        """Run, demand success and an empty stderr, and return the JSON that was printed."""
+        """Run the interpreter, assert success and an empty stderr, and return the printed JSON."""
         done = self.run(*arguments, **options)
         assert (done.returncode, done.stderr) == (0, "")
         return json.loads(done.stdout)

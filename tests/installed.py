@@ -1,4 +1,4 @@
-"""Throwaway environments that borrow the dependencies of this one, and pip without an index."""
+"""Temporary environments that use the dependencies of this one, and pip without an index."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 PIP_OPTIONS = ("--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir", "--quiet")
 
-# The file that adds this environment's packages to another one.
+# The file that adds packages of this environment to another one.
 BORROWED = "_borrowed.pth"
 
-# What a working tree holds that is not the project's source.
+# Files of a working tree that are not source.
 NOT_SOURCE = shutil.ignore_patterns(
     ".git",
     ".venv",
@@ -28,14 +28,14 @@ NOT_SOURCE = shutil.ignore_patterns(
 
 
 class Environment:
-    """A fresh environment without pip, with this one's packages as last plain paths.
+    """A fresh environment without pip, which finds packages of this one last.
 
-    A plain path line does not process the `.pth` files of the folder it names, so nothing that
-    is installed here is hooked there.
+    Their folders are added as plain paths, so that their `.pth` files are not processed and no hook
+    of this environment is active there.
     """
 
     def __init__(self, folder: Path) -> None:
-        """The environment in this folder, made if it is not there."""
+        """Use the environment in a folder, and create it if it does not exist."""
         self.python = folder / "bin" / "python"
         self.empty = folder / "an empty folder"
         if not folder.exists():
@@ -44,20 +44,20 @@ class Environment:
             self.empty.mkdir()
 
         (self.site_packages,) = folder.glob("lib/python3*/site-packages")
-        # Several where this environment borrows packages itself.
+        # There are several if this environment uses packages of another one.
         borrowed = [path for path in sys.path if path.endswith("site-packages")]
         (self.site_packages / BORROWED).write_text("".join(f"{path}\n" for path in borrowed))
 
     def install(self, *requirements: str) -> None:
-        """Install these with pip: the path of a wheel, or "--editable" and a folder."""
-        # Bytecode is written as modules are imported, which most are not.
+        """Install with pip: the path of a wheel, or "--editable" and a folder."""
+        # Most modules are never imported, so their bytecode is not needed.
         options = [*PIP_OPTIONS, "--no-compile", "--ignore-installed"]
         pip("install", *options, *requirements, python=self.python)
 
     def run(
         self, *arguments: str, cwd: Path | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run its interpreter, which is also the shell's `python`, in `cwd` or an empty folder."""
+        """Run its interpreter, also called `python` in shells, in `cwd` or an empty folder."""
         path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
             [self.python, *arguments],
@@ -69,18 +69,18 @@ class Environment:
         )
 
     def files(self) -> set[str]:
-        """The names in its site-packages that an installation put there."""
+        """Return the names in site-packages added by an installation."""
         return {path.name for path in self.site_packages.iterdir()} - {BORROWED}
 
 
 def clean_variables() -> dict[str, str]:
-    """This process's variables without those of Python, pip and our package."""
+    """Return the variables of this process, except those of Python, pip and this package."""
     prefixes = ("PYTHON", "DOMAINBED_CARFT", "PIP_")
     return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
 def pip(*arguments: str, python: str | Path = sys.executable) -> None:
-    """Run pip for the interpreter `python`; AssertionError with its output if it fails."""
+    """Run pip for an interpreter, and raise AssertionError with its output if it fails."""
     command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, env=clean_variables(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

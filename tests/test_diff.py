@@ -1,4 +1,4 @@
-"""``carft diff``: what differs between two runs, and its exit status."""
+"""``carft diff``: differences between two runs, and its exit status."""
 
 import json
 
@@ -14,7 +14,7 @@ def write_run(folder, name="job", torch="2.6.0", **facts):
     return str(job)
 
 
-def test_runs_differ_in_settings_versions_data_and_prompts(tmp_path, capsys):
+def test_diff_lists_settings_versions_data_and_prompts(tmp_path, capsys):
     recorded = {"lr": 1e-3, "momentum": 1, "prompts_digest": "1" * 64}
     facts = {"recorded": recorded, "data_edition": "as published", "data_dir": "/data"}
     first = write_run(tmp_path, "first", **facts)
@@ -39,7 +39,7 @@ def test_runs_differ_in_settings_versions_data_and_prompts(tmp_path, capsys):
     assert ["hparam", "lr", "0.001", "0.0003"] in map(str.split, lines)
 
 
-def test_what_only_one_run_records_is_named_and_is_no_difference(tmp_path):
+def test_diff_ignores_keys_recorded_by_one_run(tmp_path):
     first = write_run(tmp_path, "first", recorded={"lr": 0.1, "new_one": 3})
     second = write_run(tmp_path, "second", recorded={"lr": 0.1})
     differences = diff(first, second)

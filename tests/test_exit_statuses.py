@@ -1,4 +1,4 @@
-"""The exit statuses of commands, as docs/reference/files-and-records.md lists them."""
+"""The exit statuses of commands, listed in docs/reference/files-and-records.md."""
 
 import collect_sweeps
 import numpy as np
@@ -47,5 +47,5 @@ def places(tmp_path, monkeypatch, pets):
         ("predict RUN broken/art/cat/1.png --workers 0", 1),
     ],
 )
-def test_a_command_ends_with_the_status_of_its_row(places, words, status):
+def test_commands_return_documented_exit_status(places, words, status):
     assert cli.main(words.split()) == status

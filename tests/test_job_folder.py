@@ -17,7 +17,7 @@ CLAIM = """
 import subprocess, sys, time
 from domainbed_carft.jobs.folder import JobFolder
 with JobFolder(sys.argv[1]).claim() as lock:
-    # Like a launcher: the child has the descriptor, and knows nothing of it.
+    # Like the child of a launcher, it inherits the descriptor without using it.
     child = subprocess.Popen(["sleep", sys.argv[2]], pass_fds=[lock.descriptor])
     print(child.pid, flush=True)
     child.wait()
@@ -31,13 +31,15 @@ def folder(tmp_path):
     return JobFolder(path)
 
 
-def test_the_child_of_a_killed_process_holds_the_lock_until_it_ends(folder):
+def test_child_of_killed_process_holds_lock_until_it_ends(folder):
     words = [sys.executable, "-c", CLAIM, folder.path, "60"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
-    with pytest.raises(HeldError, match=rf"process {process.pid}, since 20") as raised, folder.claim():
+    with (
+        pytest.raises(HeldError, match=rf"process {process.pid}, since 20") as raised,
+        folder.claim(),
+    ):
         pass
-
     assert str(folder.get_holder()) in str(raised.value)
 
     process.kill()
@@ -47,16 +49,13 @@ def test_the_child_of_a_killed_process_holds_the_lock_until_it_ends(folder):
 
     os.kill(child, signal.SIGKILL)
     wait_until(lambda: not folder.is_held(), 5)
-    stale = folder.get_last_holder()
-
-    assert folder.get_holder() is None and stale.pid == process.pid
-
+    assert folder.get_holder() is None and folder.get_last_holder().pid == process.pid
     with folder.claim():  # a stale lock is taken over
         assert folder.get_holder().pid == os.getpid()
 
 
-def test_only_one_of_many_processes_holds_a_lock_at_a_time(folder):
-    """Each claims, lets go and claims again, so that opening and removing the file interleave."""
+def test_lock_is_held_by_one_process_at_a_time(folder):
+    """Processes claim and release repeatedly, so that opening and removing the file interleave."""
     code = """
 import os, sys, time
 from domainbed_carft.jobs.folder import HeldError, JobFolder
@@ -80,7 +79,7 @@ print(won)
     assert sum(int(won) for won, _ in outputs) > 5
 
 
-def test_a_launchers_lock_is_taken_over_and_publishes_progress(folder):
+def test_inherited_lock_keeps_start_and_publishes_progress(folder):
     with folder.claim() as launcher:
         since = folder.get_holder().since
         with folder.claim(inherited=launcher.descriptor) as lock:
@@ -92,7 +91,7 @@ def test_a_launchers_lock_is_taken_over_and_publishes_progress(folder):
 
 
 @pytest.mark.parametrize("content", ["", '{"host": "a", "pid": 1, "sl', "[]", "\xff"])
-def test_a_damaged_lock_file_has_an_unknown_holder(folder, content):
+def test_damaged_lock_file_has_unknown_holder(folder, content):
     folder.lock_path.write_text(content, encoding="latin-1")
     assert folder.get_last_holder() == UNKNOWN
     with open(folder.lock_path) as file:
@@ -102,7 +101,7 @@ def test_a_damaged_lock_file_has_an_unknown_holder(folder, content):
             pass
 
 
-def test_a_file_system_without_locks_is_named_with_what_to_do(folder, monkeypatch):
+def test_file_system_without_locks_raises_error(folder, monkeypatch):
     def refused(descriptor, kind):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -128,7 +127,7 @@ def test_attempts_are_kept_and_truncated_lines_skipped(folder):
 
 
 @pytest.mark.parametrize(
-    "statuses, hopeless",
+    ("statuses", "is_final"),
     [
         ([], False),
         ([1, 1], False),
@@ -137,18 +136,16 @@ def test_attempts_are_kept_and_truncated_lines_skipped(folder):
         ([1, 2], True),
         ([75, 75, 75, 75, 130, -15, -10, 73], False),
         ([1, 75, 1, 73], False),
-        ([1, 75, 1, 130, 1, 75], True),  # stops in between are no successes
+        ([1, 75, 1, 130, 1, 75], True),  # stops in between are not successes
     ],
 )
-def test_a_job_has_failed_after_three_failures_and_stops_do_not_count(folder, statuses, hopeless):
+def test_job_fails_after_three_failures_without_counting_stops(folder, statuses, is_final):
     for number, status in enumerate(statuses):
         folder.add_attempt(Attempt(1.0, 2.0, "host", None, status, f"words {number}"))
-    failed = folder.get_final_failure()
+    failure = folder.get_final_failure()
+    assert (failure is not None) is is_final
+    if failure:
+        assert failure.status not in (73, 75, 130, -15, -10)
 
-    assert (failed is not None) is hopeless
-
-    if failed:
-        assert failed.status not in (73, 75, 130, -15, -10)
     (folder.path / "done").touch()
-
-    assert folder.done and folder.get_final_failure() is None
+    assert folder.get_final_failure() is None

@@ -1,4 +1,4 @@
-"""Options of launchers, the file they come from, and what a machine has."""
+"""Options of launchers, their file, and the resources of a machine."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from domainbed_carft.launchers.pool import Pool
 
 
 @pytest.fixture(autouse=True)
-def nothing_set(tmp_path, monkeypatch):
+def unset_variables(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(options.VARIABLE, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -34,15 +34,14 @@ def nothing_set(tmp_path, monkeypatch):
         ("dummy", {"gpus": 2}, ["no option of dummy is called 'gpus'. Valid: none"]),
     ],
 )
-def test_all_option_problems_are_listed_at_once_with_valid_values(name, wrong_options, problems):
+def test_invalid_options_raise_error_with_all_problems(name, wrong_options, problems):
     with pytest.raises(CarftError) as raised:
         launchers.make(name, wrong_options)
     assert all(problem in str(raised.value) for problem in problems)
     assert len(raised.value.problems) == len(problems)
 
 
-def test_options_become_parameters_of_submitit():
-    """SLURM's spellings of a time are SLURM's to read."""
+def test_slurm_options_become_parameters_of_submitit():
     slurm_options = {"partition": "gpu", "time": "2-0", "gpus": "1", "cpus": 4, "memory_gb": "7.5"}
     slurm_options["extra"] = ["constraint=a100|h100", "--mail-type=END", "exclusive"]
     parameters = launchers.make("slurm", slurm_options).parameters(after="17")
@@ -58,12 +57,12 @@ def test_options_become_parameters_of_submitit():
     }
 
 
-def test_options_of_a_file_are_for_domainbeds_own_sweep(tmp_path, monkeypatch, capsys):
+def test_options_file_is_read_for_domainbeds_sweep_only(tmp_path, monkeypatch, capsys):
     (tmp_path / "launchers.yaml").write_text("pool: {jobs: 3, jobs_per_gpu: 2}\nslurm:\n")
     pool_options = options.resolve("pool", options.read_file("pool"))
     assert pool_options == PoolOptions(jobs=3, jobs_per_gpu=2)
     assert capsys.readouterr().err == f"pool: options read from {tmp_path}/launchers.yaml\n"
-    assert launchers.make("pool").options == PoolOptions()  # of carft sweep
+    assert launchers.make("pool").options == PoolOptions()  # carft sweep does not read the file
 
     cluster_file = tmp_path / "a cluster's.yaml"
     cluster_file.write_text(
@@ -87,7 +86,7 @@ def test_options_of_a_file_are_for_domainbeds_own_sweep(tmp_path, monkeypatch, c
         (None, "launchers.yaml cannot be read: [Errno 2] No such file"),
     ],
 )
-def test_an_invalid_options_file_is_refused_in_one_line(tmp_path, monkeypatch, content, message):
+def test_invalid_options_file_is_problem_of_launcher(tmp_path, monkeypatch, content, message):
     monkeypatch.setenv(options.VARIABLE, "launchers.yaml")
     if content is not None:
         (tmp_path / "launchers.yaml").write_text(content)
@@ -107,14 +106,14 @@ def test_an_invalid_options_file_is_refused_in_one_line(tmp_path, monkeypatch, c
         ("", 100, {"jobs_per_gpu": 3}, 6),
     ],
 )
-def test_the_pool_is_as_wide_as_cores_and_gpus_allow(monkeypatch, gpus, jobs, pool_options, width):
+def test_pool_slots_depend_on_cores_and_gpus(monkeypatch, gpus, jobs, pool_options, width):
     monkeypatch.setattr(machine, "cores", lambda root=None: 6)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     assert len(Pool(PoolOptions(**pool_options)).slots(jobs)) == width
 
 
 @pytest.mark.parametrize(("name", "count"), [("pool", 2), ("local", 1)])
-def test_a_job_has_several_gpus_and_a_process_on_each(monkeypatch, name, count):
+def test_gpus_option_gives_job_several_gpus_with_one_process_each(monkeypatch, name, count):
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(machine, "cores", lambda root=None: 16)
@@ -128,24 +127,23 @@ def test_a_job_has_several_gpus_and_a_process_on_each(monkeypatch, name, count):
     assert "DOMAINBED_PROCESSES" not in launchers.make(name).slots(1)[0]
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("DOMAINBED_PROCESSES", "3")  # as is the way without GPUs
+    monkeypatch.setenv("DOMAINBED_PROCESSES", "3")  # set by users without GPUs
     assert launchers.make(name).slots(1)[0]["OMP_NUM_THREADS"] == "4"
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
-    with pytest.raises(CarftError, match=f"{name}: gpus is 2, expected at most the 1 of this mach"):
+    with pytest.raises(CarftError, match=f"{name}: gpus is 2, expected at most 1"):
         launcher([])
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_threads_and_loaders_match_the_cores(on_gpu):
+def test_threads_and_loaders_add_up_to_cores(on_gpu):
     shares = {cores: machine.divide_cores(cores, on_gpu) for cores in range(1, 130)}
     assert all(min(share) >= 0 and share[0] >= 1 for share in shares.values())
-    # What loads for a GPU runs while it computes.
+    # With one core, a loader and the thread of the GPU share it.
     assert {n for n, share in shares.items() if sum(share) != n} == ({1} if on_gpu else set())
 
 
-def test_cgroup_quotas_limit_the_cores_and_the_memory(tmp_path):
-    """Of the process's own group and those around it; version 2, as current systems have it."""
+def test_cgroup_quotas_limit_cores_and_memory(tmp_path):
     all_cores, all_memory = machine.cores(tmp_path), machine.memory(tmp_path)
     group = tmp_path / "sys/fs/cgroup/a/b"
     group.mkdir(parents=True)
@@ -160,7 +158,7 @@ def test_cgroup_quotas_limit_the_cores_and_the_memory(tmp_path):
     assert (machine.cores(tmp_path), machine.memory(tmp_path)) == (1, 1 << 20)
 
 
-def test_gpus_are_listed_by_the_variable_or_nvidia_smi(tmp_path, monkeypatch):
+def test_gpus_are_listed_by_variable_or_nvidia_smi(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-77,-1")
     assert machine.gpus() == ["2", "GPU-77"]
 

@@ -1,4 +1,4 @@
-"""Local, pool and dummy on real processes, and in DomainBed's registry."""
+"""The launchers local, pool and dummy, with real processes and in DomainBed's registry."""
 
 import json
 import shlex
@@ -30,14 +30,13 @@ HOSTILE = 'it\'s "one" $(touch pwned) `touch pwned`; #\n&& touch pwned'
 
 
 def python(code, *arguments):
-    """A command line of Python code, quoted for a shell."""
+    """Return a command line that runs Python code, quoted for a shell."""
     return " ".join(["python", "-c", shlex.quote(code), *map(shlex.quote, arguments)])
 
 
-def test_domainbeds_registry_has_the_launchers(tmp_path, monkeypatch):
-    """DomainBed's own `local` and `dummy` stay its own."""
+def test_registry_of_domainbed_has_launchers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("multi_gpu", "pool", "slurm"):  # the first is upstream's own where it has one
+    for name in ("multi_gpu", "pool", "slurm"):
         assert REGISTRY[name] is launchers.LAUNCHERS[name]
 
     assert REGISTRY["local"].__module__ == "domainbed.command_launchers"
@@ -46,7 +45,7 @@ def test_domainbeds_registry_has_the_launchers(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["local", "pool"])
-def test_jobs_run_and_shell_syntax_in_arguments_is_not_executed(name, tmp_path, monkeypatch):
+def test_shell_syntax_in_arguments_is_not_executed(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / HOSTILE.replace("/", "") / "job"
     assert run(name, [command(folder, hparams=HOSTILE)]) == []
@@ -59,8 +58,8 @@ def test_jobs_run_and_shell_syntax_in_arguments_is_not_executed(name, tmp_path, 
     assert attempt.status == 0 and attempt.started < attempt.ended and attempt.slurm is None
 
 
-def test_jobs_use_this_interpreter_and_their_own_variables(tmp_path):
-    """T3A's and DPLCLIP's sweeps write variables before their commands."""
+def test_jobs_use_this_interpreter_and_variables_of_command(tmp_path):
+    """The sweeps of T3A and DPLCLIP write variables before their commands."""
     code = (
         "import os, sys; open(sys.argv[2] + '/done', 'w')"
         ".write('|'.join([sys.executable, os.environ['A'], os.environ['B']]))"
@@ -76,16 +75,16 @@ def test_jobs_use_this_interpreter_and_their_own_variables(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["local", "pool"])
-def test_a_job_that_fails_three_times_is_given_up_with_its_reason(name, tmp_path, capfd):
+def test_job_is_not_retried_after_three_failures(name, tmp_path, capfd):
     bad = tmp_path / "bad"
     good = tmp_path / "good"
     wrong = tmp_path / "wrong"
-    words = "no \x1b]0;own flag"  # nothing for a terminal
+    words = "no \x1b]0;such flag"  # must be escaped on a terminal
     jobs = [command(bad, code="sys.exit(1)", words="no such image"), command(good)]
     (final,) = run(name, [command(wrong, code="sys.exit(2)", words=words)])
 
     assert (final.status, final.attempts, final.last_words) == (2, 1, words)
-    assert r"exit status 2: no \x1b]0;own flag" in capfd.readouterr().err
+    assert r"exit status 2: no \x1b]0;such flag" in capfd.readouterr().err
 
     (failed,) = run(name, jobs)
     assert failed == launchers.JobOutcome(bad, "failed", 1, 3, "no such image")
@@ -93,40 +92,36 @@ def test_a_job_that_fails_three_times_is_given_up_with_its_reason(name, tmp_path
     assert str(failed) in capfd.readouterr().err
     assert statuses(bad) == [1, 1, 1] and JobFolder(good).done
 
-    # A later launch tells it again, and tries it no more.
+    # A later launch reports the failure again without another attempt.
     assert run(name, jobs) == [failed]
     assert statuses(bad) == [1, 1, 1]
 
 
-def test_status_0_without_done_and_a_missing_program_are_failures(tmp_path):
+def test_status_0_without_done_and_missing_program_are_failures(tmp_path):
     jobs = [f"{python('pass')} --output_dir {tmp_path}/job"]
     failed, absent = run("local", [*jobs, f"no-such-program --output_dir {tmp_path}/job2"])
     assert failed.attempts == 3 and "wrote no file 'done'" in failed.last_words
     assert absent.status == 127 and "no-such-program" in absent.last_words
 
 
-def test_the_pool_divides_the_cores_among_its_jobs(monkeypatch):
+def test_pool_divides_cores_and_keeps_variables_of_user(monkeypatch):
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(machine, "cores", lambda root=None: 7)
     pool = launchers.make("pool", {"jobs": 2})
     share = {"OMP_NUM_THREADS": "3", "DOMAINBED_CORES": "3", "OMP_WAIT_POLICY": "PASSIVE"}
-    # On three cores a job loads its images itself.
-    assert [slot.items() >= share.items() for slot in pool.slots(3)] == [True, True]
+    assert all(slot.items() >= share.items() for slot in pool.slots(3))
 
-    # A job alone has more; what the user has set stays.
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.setenv("GOMP_SPINCOUNT", "9")
     (slot,) = pool.slots(1)
-    assert slot["DOMAINBED_CORES"] == "7" and not slot.keys() & {
-        "OMP_NUM_THREADS",
-        "OMP_WAIT_POLICY",
-    }
+    assert slot["DOMAINBED_CORES"] == "7"
+    assert not slot.keys() & {"OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
 
 
-def test_jobs_are_distributed_over_the_gpus(tmp_path, monkeypatch):
-    """Jobs that differ in this, and in their group, may be forks of one process."""
+def test_pool_distributes_jobs_over_gpus(tmp_path, monkeypatch):
+    """Jobs with different GPUs and groups can be forks of one process."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
     jobs = commands(tmp_path, 3, seconds=1)
     run("pool", [f"WANDB_RUN_GROUP={number} {job}" for number, job in enumerate(jobs)])
@@ -140,19 +135,15 @@ def test_jobs_are_distributed_over_the_gpus(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("number", "status", "cold"), [("SIGTERM", 143, ""), ("SIGHUP", 129, "1"), ("SIGINT", -2, "")]
 )
-def test_a_stopped_launcher_lets_its_jobs_save(tmp_path, monkeypatch, number, status, cold):
+def test_stopped_launcher_lets_jobs_save(tmp_path, monkeypatch, number, status, cold):
     monkeypatch.setenv(SWITCH, cold)
     process = launch("pool", commands(tmp_path, 4, seconds=30), {"jobs": 2})
     running = [tmp_path / "job00", tmp_path / "job01"]
     wait_until(lambda: all(map(story, running)))
 
     assert [is_warm(folder) for folder in running] == [not cold] * 2
-
-    (launched,) = tmp_path.glob("launches/*.json")
-    launch_content = json.loads(launched.read_text())
-    assert launch_content["launcher"] == "pool" and launch_content["pid"] == process.pid
-    assert launch_content["jobs"] == {f"job{n:02}": None for n in range(4)}
-
+    (launch_file,) = tmp_path.glob("launches/*.json")
+    assert json.loads(launch_file.read_text())["pid"] == process.pid
     process.send_signal(getattr(signal, number))
     err = process.communicate(timeout=30)[1]
     assert process.returncode == status or (number == "SIGINT" and process.returncode == 130)
@@ -168,8 +159,8 @@ def test_a_stopped_launcher_lets_its_jobs_save(tmp_path, monkeypatch, number, st
 
 
 @pytest.mark.parametrize("cold", ["", "1"])
-def test_jobs_of_a_killed_launcher_go_on_and_stay_locked(tmp_path, monkeypatch, cold):
-    """The process that they are forks of does not go on, nor do their guards without them."""
+def test_jobs_of_killed_launcher_continue_and_keep_locks(tmp_path, monkeypatch, cold):
+    """Their fork server ends with the launcher, and their guards with the jobs."""
     monkeypatch.setenv(SWITCH, cold)
     jobs = commands(tmp_path, 3, seconds=4)
     killed = launch("pool", jobs, {"jobs": 2})
@@ -194,13 +185,13 @@ def test_jobs_of_a_killed_launcher_go_on_and_stay_locked(tmp_path, monkeypatch, 
 
     if not cold:
         wait_until(lambda: all(stat(start["parent"])[0] == "Z" for start in starts), 2)
-    # They have ended by themselves meanwhile; a third launch has nothing left to do.
+    # The jobs have ended in the meantime, so a third launch has nothing to do.
     assert run("pool", jobs) == []
     assert [events(tmp_path / f"job0{n}") for n in range(3)] == [["start", "end"]] * 3
 
 
 def test_three_launchers_at_once_run_each_job_once(tmp_path):
-    """Whoever has a free slot takes the next job; nobody waits for what another one runs."""
+    """A free slot takes the next job, and never waits for a job of another launcher."""
     jobs = commands(tmp_path, 12, seconds=0.2)
     processes = [launch("pool", order, {"jobs": 2}) for order in (jobs, jobs, jobs[::-1])]
     outputs = [process.communicate() for process in processes]
@@ -210,18 +201,20 @@ def test_three_launchers_at_once_run_each_job_once(tmp_path):
     assert [statuses(tmp_path / f"job{n:02}") for n in range(12)] == [[0]] * 12
 
 
-def test_a_job_that_another_process_trains_is_left_to_it(tmp_path, capfd):
-    """Exit status 73: train found a lock that the launcher did not see, as over a network."""
+def test_job_held_elsewhere_is_not_a_failure(tmp_path, capfd):
+    """With exit status 73 train found a lock that the launcher did not see, as on a network."""
     folder = JobFolder(tmp_path / "job")
     job = command(folder.path, code="sys.exit(73)", words="run by someone")
     (outcome,) = run("local", [job])
 
     assert (outcome.result, outcome.last_words) == ("held", "run by someone")
     assert statuses(folder.path) == [73] and "run by someone" in capfd.readouterr().err
-    assert launchers.Registered("pool", True)([job]) == []  # no failure to DomainBed's sweep
+    assert (
+        launchers.RegisteredLauncher("pool", True)([job]) == []
+    )  # not a failure for DomainBed's sweep
 
 
-def test_a_job_whose_folder_is_moved_is_reported_and_not_begun_again(tmp_path):
+def test_job_with_moved_folder_fails_without_retry(tmp_path):
     folder, moved = tmp_path / "job", tmp_path / "moved"
     job = command(folder, code=f"os.rename({str(folder)!r}, {str(moved)!r}); sys.exit(1)")
     (outcome,) = run("pool", [job])

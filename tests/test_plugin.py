@@ -1,4 +1,4 @@
-"""The plugin beside small checkouts of DomainBed, each case in an interpreter of its own."""
+"""The plugin with small checkouts of DomainBed, each test in a new interpreter."""
 
 import json
 
@@ -20,14 +20,14 @@ def checkout(tmp_path):
 
 
 def algorithms_file(root):
-    """The file of domainbed.algorithms in the checkout at `root`."""
+    """Return the file of domainbed.algorithms in a checkout."""
     return str(root / "domainbed" / "algorithms.py")
 
 
-# Which domainbed is used
+# The domainbed in use
 
 
-def test_a_checkout_in_the_current_folder_is_extended(site, checkout):
+def test_checkout_in_current_folder_is_extended(site, checkout):
     assert site.train(cwd=checkout) == {
         "file": algorithms_file(checkout),
         "class": "CARFT",
@@ -46,14 +46,14 @@ def test_a_checkout_in_the_current_folder_is_extended(site, checkout):
 
 
 @pytest.mark.parametrize("place", ["pythonpath", "wheel", "source tree"])
-def test_a_checkout_wins_over_the_harness(site, checkout, place):
+def test_checkout_takes_precedence_over_harness(site, checkout, place):
     if place == "pythonpath":
         (site.empty / "domainbed").mkdir()  # does not hide it
         assert site.train(path=(checkout,))["file"] == algorithms_file(checkout)
         return
 
     harness = site.package / "harness"
-    if place == "source tree":  # has the harness beside the package
+    if place == "source tree":  # the harness is next to the package
         harness = harness.rename(site.folder / "site" / "third_party")
 
     report = site.train()
@@ -61,7 +61,7 @@ def test_a_checkout_wins_over_the_harness(site, checkout, place):
     assert report["algorithms"] == ["ERM", *OUR_ALGORITHMS]
 
 
-def test_a_finder_appended_after_ours_wins_over_the_harness(site, checkout):
+def test_finder_appended_later_takes_precedence_over_harness(site, checkout):
     code = """
 import json, sys
 from importlib.machinery import PathFinder
@@ -79,10 +79,10 @@ print(json.dumps([domainbed.algorithms.__file__, domainbed.algorithms.ALGORITHMS
     ]
 
 
-# The host stays what it was
+# The host does not change
 
 
-def test_hparams_of_the_hosts_algorithms_stay_and_ours_lie_over_them(site, checkout):
+def test_hparams_of_host_algorithms_do_not_change(site, checkout):
     code = """
 import json
 from domainbed import hparams_registry as registry
@@ -106,10 +106,8 @@ print(json.dumps([
         ("domainbed", ["host's", "host's"], "host"),
     ],
 )
-def test_facts_of_a_dataset_are_handed_on_by_its_name(
-    site, tmp_path, protocol, transforms, recorded
-):
-    """And the protocol of our hparams is followed; the host writes class names, as DPLCLIP does."""
+def test_facts_of_dataset_are_found_by_class_names(site, tmp_path, protocol, transforms, recorded):
+    """The transforms follow the protocol, although the host writes class names like DPLCLIP."""
     signature = "augment, hparams):\n"
     writing = signature + "        hparams['class_names'] = ['by', 'host']\n"
     text = module_text("datasets").replace(signature, writing)
@@ -148,7 +146,7 @@ print(json.dumps([
 @pytest.mark.parametrize(
     "module", ["method/algorithms", "jobs/facts", "plugin/datasets", "method/dataset_facts"]
 )
-def test_a_failing_plugin_warns_once_and_the_host_works(site, checkout, module):
+def test_failing_plugin_warns_once_without_breaking_host(site, checkout, module):
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")
 
     code = """
@@ -170,7 +168,7 @@ print(json.dumps([
     assert "DOMAINBED_CARFT_DISABLE=1 in the environment switches" in done.stderr
 
 
-def test_a_failing_host_import_is_shown_unchanged(site, tmp_path):
+def test_failing_import_of_host_raises_original_error(site, tmp_path):
     broken = write_checkout(tmp_path / "broken", modules={"algorithms": "import no_such_module\n"})
 
     done = site.run("-c", "import domainbed.algorithms", cwd=broken)
@@ -179,11 +177,11 @@ def test_a_failing_host_import_is_shown_unchanged(site, tmp_path):
     assert "domainbed-carft" not in done.stderr
 
 
-def test_what_the_host_has_by_a_name_of_ours_stays(site, tmp_path):
-    """Its own CARFT, or torchvision's CIFAR100. Datasets are warned of by jobs on them."""
-    own = "\nclass CARFT(Algorithm):\n    is_of_host = True\n"
+def test_names_in_use_by_host_are_not_replaced(site, tmp_path):
+    """Such as a CARFT of the host, or torchvision's CIFAR100. Only jobs warn about datasets."""
+    host_class = "\nclass CARFT(Algorithm):\n    is_of_host = True\n"
     imported = "from json import JSONDecoder as DTD\n"
-    modules = {"algorithms": module_text("algorithms") + own}
+    modules = {"algorithms": module_text("algorithms") + host_class}
     modules["datasets"] = imported + module_text("datasets")
     fork = write_checkout(tmp_path / "fork", modules=modules)
     code = """
@@ -202,15 +200,15 @@ print(json.dumps([
     names = ["ERM", *OUR_ALGORITHMS[1:]]
     done = site.run("-c", code, "Pets", cwd=fork)
     assert json.loads(done.stdout) == [True, names, 0.001, True, True, [5e-6]]
-    assert "domainbed.algorithms has its own CARFT, which stays in use" in done.stderr
+    assert "domainbed.algorithms has its own CARFT, which remains in use" in done.stderr
     assert "DTD" not in done.stderr and "unchanged" not in done.stderr  # others were added
 
     done = site.run("-c", code, "Pets", "DTD", "DTD", cwd=fork)
     assert json.loads(done.stdout)[-1] == [5e-6] * 3
-    assert done.stderr.count("domainbed.datasets has its own DTD, which stays in use") == 1
+    assert done.stderr.count("domainbed.datasets has its own DTD, which remains in use") == 1
 
 
-def test_our_modules_may_be_imported_first(site, checkout):
+def test_package_can_be_imported_before_host(site, checkout):
     code = """
 import json
 import domainbed_carft.method.algorithms, domainbed_carft.plugin.datasets
@@ -221,10 +219,9 @@ print(json.dumps([
     algorithms.ALGORITHMS + datasets.DATASETS,
 ]))
 """
-    is_ours, bases, names = site.json("-c", code, cwd=checkout)
+    is_subclass, bases, names = site.json("-c", code, cwd=checkout)
 
-    assert is_ours
-    # The host's base class is behind ours.
+    assert is_subclass
     assert bases == ["EmojiStyles", "EmojiStyles", "MultipleDomainDataset", "object"]
     assert names == ["ERM", *OUR_ALGORITHMS, "Pets", "EmojiStyles", "EmojiUnseen"]
 
@@ -232,7 +229,7 @@ print(json.dumps([
 # The switch, and registering
 
 
-def test_the_disable_variable_switches_the_plugin_off(site, checkout):
+def test_disable_variable_switches_plugin_off(site, checkout):
     off = {"DOMAINBED_CARFT_DISABLE": "YES"}
     assert site.train("ERM", cwd=checkout, **off)["algorithms"] == ["ERM"]
     done = site.run("-c", "import domainbed", **off)
@@ -242,17 +239,17 @@ def test_the_disable_variable_switches_the_plugin_off(site, checkout):
         assert site.train(cwd=checkout, DOMAINBED_CARFT_DISABLE=value)["class"] == "CARFT"
 
 
-def test_register_raises_errors_that_the_hook_only_warns_of(site, checkout):
+def test_register_raises_error_if_module_cannot_be_extended(site, checkout):
     (site.package / "method" / "algorithms.py").write_text("raise RuntimeError('planted')\n")
     code = "import domainbed.algorithms, domainbed_carft; domainbed_carft.register()"
     done = site.run("-c", code, cwd=checkout, DOMAINBED_CARFT_DISABLE="1")
     assert done.stderr.endswith("CarftError: domainbed.algorithms cannot be extended: planted\n")
 
 
-def test_numpy_values_of_a_hosts_registry_are_stored_as_pythons():
-    """Upstream draws some by RandomState.choice; no restricted reader would read those back."""
+def test_numpy_values_of_host_registry_become_python_values():
+    """Upstream draws some by RandomState.choice, which restricted readers reject."""
     host_hparams = {"resnet_dropout": np.float64(0.1), "count": np.int64(3), "name": "x"}
-    draw = registry_functions.extended_function(
+    draw = registry_functions.wrap_function(
         lambda algorithm, dataset, seed: host_hparams,
         draws=True,
         host_names=registry_functions.HostNames(),

@@ -1,4 +1,4 @@
-"""docs/reproduce.md: its commands, in their order, on made-up copies of the five datasets."""
+"""The commands of docs/reproduce.md, in order, with generated copies of the five datasets."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from domainbed_carft.data import benchmarks
 
 pytestmark = pytest.mark.slow
 DATASETS = ("VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet")
-# So small that it takes a minute: the embedded CLIP, two steps, one target of each set, one trial.
+# A minute of work: the embedded CLIP checkpoint, two steps, one target per dataset, one trial.
 SHORT = {
     "trials": 1,
     "test_environments": [0],
@@ -24,15 +24,15 @@ SHORT = {
 }
 
 
-def commands(beginning):
-    """The page's commands that begin so, as words without ``carft``."""
+def read_commands(beginning):
+    """Return commands of the page by their beginning, as words without ``carft``."""
     page = (REPO / "docs" / "reproduce.md").read_text(encoding="utf-8")
     lines = re.findall(rf"^carft ({beginning}.*)$", page, flags=re.MULTILINE)
     assert lines, f"the page has no {beginning}"
     return [shlex.split(line) for line in lines]
 
 
-def test_the_page_leads_from_the_data_to_the_verdicts(tmp_path, monkeypatch):
+def test_commands_of_page_run_from_data_to_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for dataset in DATASETS:
         benchmark = benchmarks.get(dataset)
@@ -48,16 +48,21 @@ def test_the_page_leads_from_the_data_to_the_verdicts(tmp_path, monkeypatch):
     def run(words):
         return cli.main(["domainbed.yaml" if word == "domainbed" else word for word in words])
 
-    (rehearsal,) = commands("preflight")
-    assert run(rehearsal) == 1
+    (preflight,) = read_commands("preflight")
+    assert run(preflight) == 1
     rows = json.loads(Path("OUT", "preflight.json").read_text())["rows"]
     failures = {row["section"] for row in rows if row["state"] == "failure"}
     assert failures == {"zero-shot gate"}, "noise is recognised by chance"
 
-    verifications = commands("data verify")
+    verifications = read_commands("data verify")
     assert [words[2] for words in verifications] == [*DATASETS]
-    launches = [words for words in commands("sweep launch domainbed") if "slurm" not in words]
-    for words in (*verifications, *launches, *commands("collect OUT"), *commands("report")):
+    launches = [words for words in read_commands("sweep launch domainbed") if "slurm" not in words]
+    for words in (
+        *verifications,
+        *launches,
+        *read_commands("collect OUT"),
+        *read_commands("report"),
+    ):
         assert run(words) == 0, words
     assert len([*Path("OUT").glob("*/done")]) == len(DATASETS)
     assert "tabular" in Path("table.tex").read_text()

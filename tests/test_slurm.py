@@ -1,4 +1,4 @@
-"""The slurm launcher: with stand-ins for SLURM's programs and, if slow, on a real SLURM."""
+"""The slurm launcher, with stand-ins for SLURM's programs and, if slow, with a real SLURM."""
 
 import json
 import os
@@ -52,7 +52,7 @@ class Cluster:
 
     Attributes:
         queue: Lines that squeue prints.
-        config: Lines that scontrol prints of the cluster.
+        config: Lines that scontrol prints about the cluster.
         refused: Number of the first job that sbatch refuses.
         calls: Calls of scancel, and other calls of scontrol.
     """
@@ -70,7 +70,7 @@ class Cluster:
             (folder / name).chmod(0o755)
 
     def scripts(self):
-        """The scripts that were submitted, by the number of their job."""
+        """Return the submitted scripts by the number of their job."""
         paths = sorted((self.folder / "submitted").iterdir())
         return {int(path.name): path.read_text() for path in paths}
 
@@ -83,20 +83,20 @@ def cluster(tmp_path, monkeypatch):
     return cluster
 
 
-def launched_in(sweep):
-    """The jobs of each launch and their SLURM ids."""
+def read_launches(sweep):
+    """Return the SLURM ids by job for each launch."""
     paths = sorted(Path(sweep).glob("launches/*.json"))
     return [json.loads(path.read_text())["jobs"] for path in paths]
 
 
-def submitted_function(sweep, job_id):
-    """What a submitted job calls."""
+def load_submitted_function(sweep, job_id):
+    """Load the function that a submitted job calls."""
     path = sweep / "launches" / "slurm-logs" / f"{job_id}_submitted.pkl"
     return DelayedSubmission.load(path).function
 
 
-def test_jobs_are_submitted_as_arrays_that_keep_the_cap_together(tmp_path, cluster, capsys):
-    """But for those that are done, failed or held."""
+def test_jobs_are_submitted_as_arrays_with_common_cap(tmp_path, cluster):
+    """Jobs that are done, failed or held are skipped."""
     cluster.config.write_text("MaxArraySize            = 3\n")
     jobs = commands(tmp_path, 8)
     folders = [JobFolder(tmp_path / f"job{number:02}") for number in range(8)]
@@ -114,10 +114,9 @@ def test_jobs_are_submitted_as_arrays_that_keep_the_cap_together(tmp_path, clust
     for flag in ("--requeue", "--time=1-0", "--signal=USR2@120", "--gpus-per-node=2"):
         assert f"#SBATCH {flag}\n" in scripts[8]
 
-    (ids,) = launched_in(tmp_path)
+    (ids,) = read_launches(tmp_path)
     assert ids == dict(zip([f"job{n:02}" for n in range(3, 8)], "7_0 7_1 7_2 8_0 8_1".split()))
-    assert "slurm: job 7 runs 3 of the sweep's 5 jobs" in capsys.readouterr().out
-    environment = submitted_function(tmp_path, "8_1").environment
+    environment = load_submitted_function(tmp_path, "8_1").environment
     assert environment["DOMAINBED_PROCESSES"] == "2" and environment["OMP_NUM_THREADS"] == "1"
 
     jobs_of_two_folders = [*commands(tmp_path / "a", 1), *commands(tmp_path / "b", 1)]
@@ -127,7 +126,7 @@ def test_jobs_are_submitted_as_arrays_that_keep_the_cap_together(tmp_path, clust
     assert are_chained == [False, True, False, False, False, True]
 
 
-def test_a_refused_submission_is_reported_and_earlier_arrays_stay(tmp_path, cluster):
+def test_refused_submission_keeps_earlier_arrays(tmp_path, cluster):
     cluster.config.write_text("MaxArraySize = 3\n")
     cluster.refused.write_text("8")
     jobs = commands(tmp_path, 5)
@@ -137,15 +136,12 @@ def test_a_refused_submission_is_reported_and_earlier_arrays_stay(tmp_path, clus
     with pytest.raises(CarftError, match=message):
         run("slurm", jobs)
 
-    # DomainBed's sweep would pass over jobs whose folders are there.
+    # DomainBed's sweep would skip jobs whose folders exist.
     assert sorted(path.name for path in tmp_path.glob("job*")) == ["job00", "job01", "job02"]
-    assert launched_in(tmp_path) == [{f"job0{number}": f"7_{number}" for number in range(3)}]
+    assert read_launches(tmp_path) == [{f"job0{number}": f"7_{number}" for number in range(3)}]
 
 
-def test_a_job_saves_at_its_time_limit_and_resumes_when_it_is_requeued(
-    tmp_path, cluster, monkeypatch
-):
-    """SLURM signals all processes of a job's step."""
+def test_job_saves_at_time_limit_and_resumes_after_requeue(tmp_path, cluster, monkeypatch):
     run("slurm", commands(tmp_path, 2, seconds=1))
     job = tmp_path / "job00"
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -176,15 +172,15 @@ def restored_handlers():
 
 
 @pytest.mark.usefixtures("restored_handlers")
-def test_an_array_element_requeues_itself_while_its_job_is_held(tmp_path, cluster, monkeypatch):
+def test_array_element_requeues_itself_while_job_is_held(tmp_path, cluster, monkeypatch):
     monkeypatch.setattr(slurm, "LOCK_PATIENCE", 0.1)
     run("slurm", commands(tmp_path, 2))
-    element = submitted_function(tmp_path, "7_0")
+    element = load_submitted_function(tmp_path, "7_0")
     folder = JobFolder(tmp_path / "job00")
     folder.path.mkdir()
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "4")  # as SLURM itself counts
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "4")  # set by SLURM
     with folder.claim():
         with pytest.raises(SystemExit) as exit_raised:
             element()
@@ -201,51 +197,46 @@ def test_an_array_element_requeues_itself_while_its_job_is_held(tmp_path, cluste
 
 
 @pytest.mark.usefixtures("restored_handlers")
-def test_an_array_element_tries_three_times_and_fails_in_slurm(tmp_path, cluster):
+def test_array_element_fails_after_three_attempts(tmp_path, cluster):
     run("slurm", [command(tmp_path / "job", code="sys.exit(3)", words="no such image")])
     with pytest.raises(CarftError, match="failed 3 times, exit status 3: no such image"):
-        submitted_function(tmp_path, "7")()
+        load_submitted_function(tmp_path, "7")()
     assert statuses(tmp_path / "job") == [3, 3, 3] and not cluster.calls.read_text()
 
 
-def test_a_sweep_in_slurms_queue_is_watched_cancelled_and_cleaned(tmp_path, cluster):
+def test_queued_sweep_can_be_watched_cancelled_and_cleaned(tmp_path, cluster):
     out = tmp_path / "out"
     words = [*declared(tmp_path), "--output_dir", out, "--launcher", "slurm"]
     cluster.queue.write_text(
         "7_0|PENDING|QOSMaxCpuPerJobLimit\n7_1|PENDING|JobHeldUser\n7_2|PENDING|Priority\n"
     )
     launched = carft("launch", *words)
-    assert launched.returncode == 0 and "Submitted. To watch the jobs" in launched.stdout
-    for reason in ("QOSMaxCpuPerJobLimit", "JobHeldUser"):
-        assert f"  1 job: {reason}. SLURM does not start" in launched.stdout
-    assert "Priority. SLURM does not" not in launched.stdout
-    assert "There is nothing to launch." in carft("launch", *words).stdout
+    assert launched.returncode == 0
+    reasons = ("QOSMaxCpuPerJobLimit", "JobHeldUser", "Priority")
+    assert all(reason in launched.stdout for reason in reasons)
+    assert [*map(slurm.is_lasting, reasons)] == [True, True, False]
+    assert carft("launch", *words).returncode == 0 and len(cluster.scripts()) == 1
 
     cluster.queue.write_text("7_0|RUNNING|None\n7_1|PENDING|JobHeldUser\n7_2|PENDING|Priority\n")
     status = look(out)
     assert status["counts"]["queued"] == 3
-    details = {job["detail"]: job["slurm_reason"] for job in status["jobs"]}
-    assert details == {
-        "SLURM job 7_0, RUNNING": None,
-        "SLURM job 7_1, PENDING (JobHeldUser)": "JobHeldUser",
-        "SLURM job 7_2, PENDING (Priority)": "Priority",
-    }
+    assert [job["slurm_reason"] for job in status["jobs"]] == [None, "JobHeldUser", "Priority"]
 
     cluster.queue.unlink()  # SLURM does not answer
     assert "squeue failed" in look(out)["note"]
     refused = carft("clean", out, "--incomplete")
     assert refused.returncode == 1 and "no job was deleted" in refused.stderr
-    assert launched_in(out)
+    assert read_launches(out)
 
     cluster.queue.write_text("7_0|RUNNING|None\n7_1|PENDING|JobHeldUser\n70_2|PENDING|Priority\n")
     assert "2 SLURM jobs cancelled" in carft("cancel", out, "--yes").stdout
     assert cluster.calls.read_text() == "scancel 7_0 7_1\n"
     cluster.queue.write_text("")
     assert look(out)["counts"]["not launched"] == 3
-    assert "1 leftover file deleted" in carft("clean", out).stdout and not launched_in(out)
+    assert "1 leftover file deleted" in carft("clean", out).stdout and not read_launches(out)
 
 
-def test_missing_programs_and_folders_that_slurm_cannot_name_are_refused(tmp_path, monkeypatch):
+def test_missing_programs_and_unsupported_folder_names_are_problems(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     out = tmp_path / "100% sure"
     words = [*declared(tmp_path), "--output_dir", out, "--launcher", "slurm"]
@@ -257,38 +248,36 @@ def test_missing_programs_and_folders_that_slurm_cannot_name_are_refused(tmp_pat
 
 
 def launch_second_stage():
-    """What the small job is to call."""
+    """Called by the job that launches the second stage."""
 
 
 @pytest.mark.parametrize(
-    ("queue", "small_jobs", "waits_for"),
+    ("queue", "waiting_jobs", "dependency"),
     [
         ("7_0|RUNNING|\n7_1|PENDING|\n10_0|PENDING|\n", [], "7:10"),
-        ("7_0|RUNNING|\n9|PENDING|\n", ["9"], None),  # it waits already
+        ("7_0|RUNNING|\n9|PENDING|\n", ["9"], None),  # already submitted
         ("7_0|RUNNING|\n9|PENDING|\n10_0|PENDING|\n", ["9"], "7:10"),
         ("", [], None),
         ("9|PENDING|\n", ["9"], None),
     ],
 )
-def test_a_small_job_waits_for_all_of_the_first_stage(
-    queue, small_jobs, waits_for, tmp_path, cluster
+def test_second_stage_job_depends_on_first_stage(
+    queue, waiting_jobs, dependency, tmp_path, cluster
 ):
     cluster.queue.write_text(queue)
     listed = {f"job{number}": name for number, name in enumerate(("7_0", "7_1", "10_0"))}
-    for name, jobs in [("", listed), *(("small", {search.NAME: job}) for job in small_jobs)]:
+    for name, jobs in [("", listed), *(("small", {search.NAME: job}) for job in waiting_jobs)]:
         entry = launch_file.begin("slurm", tmp_path, name)
         entry.jobs.update(jobs)
         entry.write()
 
     search.submit(launchers.make("slurm", {"gpus": 2}), tmp_path, launch_second_stage)
     scripts = "".join(cluster.scripts().values())
-    assert (f"--dependency=afterany:{waits_for}\n" in scripts) == bool(waits_for)
-    assert bool(scripts) == bool(waits_for) and "gpus" not in scripts
+    assert (f"--dependency=afterany:{dependency}\n" in scripts) == bool(dependency)
+    assert bool(scripts) == bool(dependency) and "gpus" not in scripts
 
 
-def test_the_small_job_submits_the_second_stage_once_the_first_is_done(
-    tmp_path, cluster, monkeypatch
-):
+def test_second_stage_job_launches_stage_after_first_is_done(tmp_path, cluster, monkeypatch):
     monkeypatch.setenv("DOMAINBED_CARFT_METHODS", "")
     cluster.queue.write_text("7_0|RUNNING|None\n")
     settings = launch.JobSettings(keep_weights="none")
@@ -298,7 +287,7 @@ def test_the_small_job_submits_the_second_stage_once_the_first_is_done(
 
     cluster.queue.write_text("")
     monkeypatch.setenv("SLURM_JOB_ID", "10")
-    second_stage = submitted_function(tmp_path, "10")
+    second_stage = load_submitted_function(tmp_path, "10")
     with pytest.raises(CarftError, match="the first stage is not done: 24 not launched"):
         second_stage()
 
@@ -306,15 +295,15 @@ def test_the_small_job_submits_the_second_stage_once_the_first_is_done(
         recorded(job, accuracies=lambda step: [0.5] * 8)
     second_stage()
     assert "\na b\n" in cluster.scripts()[11]
-    element = submitted_function(tmp_path, "11_0")
+    element = load_submitted_function(tmp_path, "11_0")
     assert element.environment["DOMAINBED_KEEP_WEIGHTS"] == "none"
     assert element.job.args["trial_seed"] in (0, 1)
     assert "SLURM_JOB_ID" not in os.environ
 
 
 @pytest.mark.slow
-def test_arrays_keep_the_cap_and_a_requeued_job_goes_on_in_a_real_slurm(tmp_path):
-    """Such as .ci/slurm starts, where an array may have 6 jobs; the cap holds over two arrays."""
+def test_real_slurm_keeps_cap_and_resumes_requeued_job(tmp_path):
+    """The SLURM of .ci/slurm allows 6 jobs per array, so the cap must hold over two arrays."""
     if missing := missing_slurm():
         pytest.skip(missing)
     sweep = tmp_path / 'the sweep\'s "$(touch pwned)" `touch pwned`; #x'
@@ -322,14 +311,14 @@ def test_arrays_keep_the_cap_and_a_requeued_job_goes_on_in_a_real_slurm(tmp_path
     jobs = [f"CUDA_VISIBLE_DEVICES='its own' {command(sweep / 'long', seconds=15)}"]
     jobs += commands(sweep, 7, seconds=0.5, hparams=hparams)
     run("slurm", jobs, array_cap=1, cpus=2, time=5)
-    (ids,) = launched_in(sweep)
+    (ids,) = read_launches(sweep)
     try:
         wait_until(lambda: story(sweep / "long"), pause=1)
         assert set(slurm.get_states(ids.values())) == set(ids.values())
         subprocess.run(["scontrol", "requeue", ids["long"]], check=True)
         wait_until(lambda: statuses(sweep / "long"), pause=1)
-        time.sleep(6)  # sooner, the node would not take it again
-        # By itself SLURM waits two minutes before it starts a job again.
+        time.sleep(6)  # earlier the node would refuse the job
+        # Otherwise SLURM waits two minutes before it restarts a job.
         now = ["scontrol", "update", f"jobid={ids['long']}", "starttime=now"]
         subprocess.run(now, check=True)
         wait_until(lambda: not slurm.get_states(ids.values()), pause=1)

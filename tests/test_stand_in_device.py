@@ -1,4 +1,4 @@
-"""The stand-in for a GPU: its values are the CPU's, and it finds what fails on a GPU."""
+"""The stand-in for a GPU: values equal to the CPU's, and detection of errors on a GPU."""
 
 import copy
 
@@ -22,7 +22,7 @@ def on_both(stand_in, *shape):
     return plain, plain.to(stand_in)
 
 
-def trained_network(device):
+def train_network(device):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LayerNorm(36), nn.Linear(36, 2))
     x = torch.randn(6, 3, 5, 5)
@@ -37,10 +37,10 @@ def trained_network(device):
     return network
 
 
-def test_training_gives_the_weights_of_the_cpu_to_the_bit(stand_in):
-    network = copy.deepcopy(trained_network(stand_in))
+def test_trained_weights_equal_cpu_weights_bitwise(stand_in):
+    network = copy.deepcopy(train_network(stand_in))
     assert {parameter.device.type for parameter in network.parameters()} == {"standin"}
-    expected = trained_network("cpu").state_dict()
+    expected = train_network("cpu").state_dict()
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor.cpu(), expected[name])
 
@@ -59,7 +59,7 @@ MIXTURES = {
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_an_operation_that_mixes_devices_fails(stand_in, mixture):
+def test_operation_with_mixed_devices_raises_error(stand_in, mixture):
     with pytest.raises(MixedDevicesError):
         MIXTURES[mixture](*on_both(stand_in, 2, 2))
 
@@ -77,14 +77,14 @@ WAITS = {
 
 
 @pytest.mark.parametrize("operation", WAITS)
-def test_a_wait_is_recorded_by_its_operation(stand_in, operation):
+def test_waiting_operation_is_recorded(stand_in, operation):
     _, tensor = on_both(stand_in, 2, 2)
     with stand_in_device.record_waits() as waits:
         WAITS[operation](tensor)
     assert operation in waits
 
 
-def test_computation_scalars_and_copies_that_do_not_block_are_no_waits(stand_in):
+def test_refused_waits_raise_error_except_for_non_blocking_copies(stand_in):
     plain, tensor = on_both(stand_in, 2, 2)
     with stand_in_device.refuse_waits():
         moved = plain.to(stand_in, non_blocking=True)

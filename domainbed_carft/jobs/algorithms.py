@@ -1,4 +1,4 @@
-"""Which algorithms of ours there are, and how figures and tables show them. No torch.
+"""The package's algorithms and their styles in figures and tables, without torch.
 
 Each method declares its `STYLE` in its own file. Commands that only read records need names and
 styles, and importing a method would load torch, so the styles are read from the source text.
@@ -14,14 +14,20 @@ from typing import Any, NamedTuple
 
 INK = "#1b1f24"
 PAPER = "#ffffff"
-METHODS = Path(__file__).parents[1] / "method"  # the folder of their files
+METHODS = Path(__file__).parents[1] / "method"
 
 
 class Style(NamedTuple):
-    """How an algorithm is shown: its row in tables, and its colour, marker and dash in figures.
+    """Row of an algorithm in tables, and its colour, marker and dash in figures.
 
-    All are different from those of the others. Colour is never the only distinction, and bars have
-    names. ``dash``: as matplotlib takes it; ``hollow``: whether the marker is.
+    Each algorithm has its own. Colour is never the only distinction.
+
+    Attributes:
+        row: Sort key of the row in tables.
+        colour: Colour of lines, markers and bars, for matplotlib.
+        marker: Marker of points, for matplotlib.
+        dash: Line style, for matplotlib.
+        hollow: True if the marker is not filled.
     """
 
     row: float
@@ -32,29 +38,25 @@ class Style(NamedTuple):
 
     @property
     def mark(self) -> dict[str, Any]:
-        """Keywords for ``Axes.plot``: the marker, and the colours of its face and edge."""
+        """Keyword arguments of ``Axes.plot`` for the marker and its colours."""
         if self.hollow:
             return {"marker": self.marker, "mfc": PAPER, "mec": self.colour, "mew": 1.3}
         return {"marker": self.marker, "mfc": self.colour, "mec": INK, "mew": 0.7}
 
 
 class DeclaredAlgorithm(NamedTuple):
-    """An algorithm of ours: the file of its class, and its style, None if that cannot be read.
-
-    ``bases``: names of the classes that its own is derived from; ``hparams``: those that it
-    declares by name, not those that it has in common with others.
-    """
+    """An algorithm as declared by the source text of its class."""
 
     file: Path
-    style: Style | None
-    bases: tuple[str, ...] = ()
-    hparams: frozenset[str] = frozenset()
+    style: Style | None  # None if it cannot be read without running the file
+    bases: tuple[str, ...] = ()  # names of the base classes
+    hparams: frozenset[str] = frozenset()  # names declared by this class, without inherited ones
 
 
 def find_algorithms(file: Path) -> Iterator[tuple[str, DeclaredAlgorithm]]:
-    """Name and algorithm of each class with a STYLE in a Python file, which is not run."""
+    """Iterate over name and algorithm of each class with a STYLE in a file, without running it."""
     source = file.read_bytes()
-    if b"STYLE" not in source:  # as in most files; parsing takes long
+    if b"STYLE" not in source:  # parsing is slow, and most files have no style
         return
 
     for node in find_public_classes(ast.parse(source)):
@@ -68,12 +70,15 @@ def find_algorithms(file: Path) -> Iterator[tuple[str, DeclaredAlgorithm]]:
                 assigned["HPARAMS"] = statement.value
         if "STYLE" in assigned:
             bases = tuple(map(ast.unparse, node.bases))
-            hparams = frozenset(_names(assigned.get("HPARAMS")))
-            yield node.name, DeclaredAlgorithm(file, _style(assigned["STYLE"]), bases, hparams)
+            hparams = frozenset(_declared_names(assigned.get("HPARAMS")))
+            yield (
+                node.name,
+                DeclaredAlgorithm(file, _parse_style(assigned["STYLE"]), bases, hparams),
+            )
 
 
-def _names(declarations: ast.expr | None) -> Iterator[str]:
-    """The names of hyperparameters such as ``positive("lr", ...)`` in source text."""
+def _declared_names(declarations: ast.expr | None) -> Iterator[str]:
+    """Iterate over the names of hyperparameters such as ``positive("lr", ...)`` in source text."""
     for declaration in getattr(declarations, "elts", ()):
         first = next(iter(getattr(declaration, "args", ())), None)
         if isinstance(first, ast.Constant) and isinstance(first.value, str):
@@ -81,7 +86,7 @@ def _names(declarations: ast.expr | None) -> Iterator[str]:
 
 
 def get_owners(hparam: str, algorithms: Mapping[str, DeclaredAlgorithm]) -> set[str]:
-    """The algorithms that declare a hyperparameter or inherit it; none of a common one."""
+    """Return the algorithms that declare or inherit a hyperparameter; empty for a common one."""
     owners = {name for name, declared in algorithms.items() if hparam in declared.hparams}
     while heirs := {
         name
@@ -93,13 +98,13 @@ def get_owners(hparam: str, algorithms: Mapping[str, DeclaredAlgorithm]) -> set[
 
 
 def find_public_classes(source: ast.Module) -> list[ast.ClassDef]:
-    """The class statements at the top level of a file whose names have no underscore in front."""
+    """Return the class statements at the top level of a file, except private ones."""
     classes = [node for node in source.body if isinstance(node, ast.ClassDef)]
     return [node for node in classes if not node.name.startswith("_")]
 
 
-def _style(call: ast.expr | None) -> Style | None:
-    """The style of ``Style(...)`` in source text; None if its arguments are no literals."""
+def _parse_style(call: ast.expr | None) -> Style | None:
+    """Evaluate ``Style(...)`` in source text; return None unless all arguments are literals."""
     if not isinstance(call, ast.Call):
         return None
     try:
@@ -111,7 +116,7 @@ def _style(call: ast.expr | None) -> Style | None:
 
 
 def sort_by_row(algorithms: Mapping[str, DeclaredAlgorithm]) -> dict[str, DeclaredAlgorithm]:
-    """The algorithms in the order of the tables' rows, those without a style last."""
+    """Sort algorithms as rows of tables, with algorithms without a style last."""
 
     def row(item: tuple[str, DeclaredAlgorithm]) -> float:
         return item[1].style.row if item[1].style else math.inf
@@ -119,7 +124,6 @@ def sort_by_row(algorithms: Mapping[str, DeclaredAlgorithm]) -> dict[str, Declar
     return dict(sorted(algorithms.items(), key=row))
 
 
-# Name -> algorithm of this package's algorithms, in the order of their rows.
+# Name -> algorithm, for the algorithms of this package in the order of table rows.
 SHIPPED = sort_by_row(dict(item for file in METHODS.glob("*.py") for item in find_algorithms(file)))
-# In the order of the rows of tables.
 ALGORITHMS = tuple(SHIPPED)

@@ -1,4 +1,4 @@
-"""What a job cost, from its records: time, memory, trained parameters, and on which device."""
+"""The cost of a job according to its records: time, memory, trained parameters, device."""
 
 from __future__ import annotations
 
@@ -7,34 +7,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# What the records of checkouts tell of the device: its memory.
-UNNAMED_GPU = "a GPU that the records do not name"
-UNNAMED_CPU = "a processor that the records do not name"
-UNKNOWN_DEVICE = "a device that the records do not tell"
+# Records of checkouts have only the memory of the device.
+UNNAMED_GPU = "an unnamed GPU"
+UNNAMED_CPU = "an unnamed CPU"
+UNKNOWN_DEVICE = "an unknown device"
 
 _SECONDS_PER_HOUR = 3600
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one run; None where its records do not have it.
+    """The cost of one run. Values that its records lack are None."""
 
-    ``device``: its name, the same for runs that may be compared, or one of UNNAMED_GPU,
-    UNNAMED_CPU and UNKNOWN_DEVICE. ``step_seconds``: the mean over all steps but those of the
-    first record, which are slower, unless there is no other. ``evaluation_hours`` and
-    ``training_hours`` are of all records; ``memory_gb``: the most memory of one GPU in use, in GiB.
-    """
-
+    # Equal for runs whose costs can be compared; UNNAMED_GPU, UNNAMED_CPU or UNKNOWN_DEVICE if the
+    # records have no name.
     device: str = UNKNOWN_DEVICE
+    # Mean without the steps of the first record, which are slower, unless it is the only record.
     step_seconds: float | None = None
     training_hours: float | None = None
     evaluation_hours: float | None = None
-    memory_gb: float | None = None
+    memory_gb: float | None = None  # peak memory of one GPU, in GiB
     trained_parameters: float | None = None
 
 
 def recorded_cost(records: Sequence[Mapping[str, Any]]) -> Cost:
-    """The cost of the run that wrote these records, one per step, at least one."""
+    """Return the cost of the run with these records, one per step and at least one."""
     ordered = sorted(records, key=lambda record: record["step"])
     memory = [_number(record, "mem_gb") for record in ordered]
     evaluations = _sum([_number(record, "evaluation_time") for record in ordered])
@@ -56,33 +53,32 @@ def recorded_cost(records: Sequence[Mapping[str, Any]]) -> Cost:
 
 
 def _device(record: Mapping[str, Any], memory: Sequence[float | None]) -> str:
-    """The recorded name of the device, else what its memory tells: torch counts that of GPUs."""
+    """Return the recorded name of the device, or else its kind: torch records memory of GPUs."""
     name = record.get("device")
     if isinstance(name, str) and name:
         return name
 
-    known = [value for value in memory if value is not None]
-    if not known:
+    recorded_memory = [value for value in memory if value is not None]
+    if not recorded_memory:
         return UNKNOWN_DEVICE
-    return UNNAMED_GPU if any(known) else UNNAMED_CPU
+    return UNNAMED_GPU if any(recorded_memory) else UNNAMED_CPU
 
 
 def _step_counts(ordered: Sequence[Mapping[str, Any]]) -> list[float]:
-    """How many steps each record's means are over: those since the record before it."""
+    """Return the number of steps since the previous record, over which a record averages."""
     steps = [record["step"] for record in ordered]
     return [step - before for before, step in zip([-1, *steps], steps)]
 
 
 def _number(record: Mapping[str, Any], name: str) -> float | None:
-    """A recorded number that is finite and not negative; None for all else."""
+    """Return a recorded number, or None unless it is finite and not negative."""
     value: Any = record.get(name)
-    is_number = type(value) in (int, float) and 0 <= value < math.inf
-    return float(value) if is_number else None
+    return float(value) if type(value) in (int, float) and 0 <= value < math.inf else None
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) if len(known) == len(values) else None
+    numbers = [value for value in values if value is not None]
+    return math.fsum(numbers) if len(numbers) == len(values) else None
 
 
 def _weighted_sum(values: Sequence[float | None], weights: Sequence[float]) -> float | None:

@@ -1,4 +1,4 @@
-"""In what two runs differ by their records: settings, versions, data editions and prompts."""
+"""Differences between the records of two runs: settings, versions, data editions, prompts."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import HPARAM, SCHEDULE
 from domainbed_carft.paths import AnyPath, as_path
 
-# Which job of its sweep it is, by the names of train's arguments.
+# Arguments of train that identify a job within its sweep.
 IDENTITY = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
-# Facts among the recorded hyperparameters that are settings by themselves.
-_SETTINGS_OF_THEIR_OWN = ("protocol", "data_edition", "method_digest")
+# Recorded facts that are settings of their own rather than hyperparameters.
+_SEPARATE_SETTINGS = ("protocol", "data_edition", "method_digest")
 
 
 @dataclass(frozen=True)
 class RunDifferences:
-    """What `diff` returns.
+    """Settings in which two runs differ, returned by `diff`.
 
-    ``differences``: setting, such as ``hparam lr`` or ``version of PyTorch`` -> its values in both
-    runs. ``only_in_first`` and ``only_in_second``: settings that just one run has recorded; they do
-    not count as differences.
+    Attributes:
+        first: Folder of the first job.
+        second: Folder of the second job.
+        differences: Setting, such as ``hparam lr`` or ``version of PyTorch``, to its values in the
+            first and the second run.
+        only_in_first: Settings recorded by the first run only. They do not count as differences.
+        only_in_second: Settings recorded by the second run only.
     """
 
     first: str
@@ -36,45 +40,53 @@ class RunDifferences:
 
     @property
     def is_equal(self) -> bool:
-        """Whether nothing differs that both runs have recorded."""
+        """True if all settings recorded by both runs are equal."""
         return not self.differences
 
     def as_dict(self) -> dict[str, Any]:
-        """What ``carft diff --json`` prints."""
+        """Return the fields as a dict, the content of ``carft diff --json``."""
         return asdict(self)
 
 
 def diff(first: AnyPath, second: AnyPath) -> RunDifferences:
-    """In what two runs differ, each given by its job's folder; neither accuracies nor paths count.
+    """Compare the settings of two runs, without their accuracies and paths.
 
-    Raises CarftError for a folder without the records of one run.
+    Args:
+        first: Folder of a job.
+        second: Folder of the job to compare it with.
+
+    Returns:
+        The settings that differ, and settings that only one of the runs has recorded.
+
+    Raises:
+        CarftError: If a folder does not contain the records of exactly one run.
     """
-    settings = _settings(_run_in(first))
-    other_settings = _settings(_run_in(second))
+    first_settings = _get_settings(_read_run(first))
+    second_settings = _get_settings(_read_run(second))
     return RunDifferences(
         first=str(first),
         second=str(second),
         differences={
-            name: (value, other_settings[name])
-            for name, value in settings.items()
-            if name in other_settings and not _is_same(value, other_settings[name])
+            name: (value, second_settings[name])
+            for name, value in first_settings.items()
+            if name in second_settings and not _is_same(value, second_settings[name])
         },
-        only_in_first=[name for name in settings if name not in other_settings],
-        only_in_second=[name for name in other_settings if name not in settings],
+        only_in_first=[name for name in first_settings if name not in second_settings],
+        only_in_second=[name for name in second_settings if name not in first_settings],
     )
 
 
-def _run_in(folder: AnyPath) -> RecordedRun:
+def _read_run(folder: AnyPath) -> RecordedRun:
     path = as_path(folder)
     runs = records.read([path]).runs if (path / RECORDS).is_file() else []
     if len(runs) != 1:
-        expected = f"a job's folder, with the records of one run in {RECORDS}"
+        expected = f"the folder of a job with the records of one run in {RECORDS}"
         raise CarftError(invalid("the folder to compare", str(folder), expected))
     return runs[0]
 
 
-def _settings(run: RecordedRun) -> dict[str, Any]:
-    """Setting -> value, those of IDENTITY first."""
+def _get_settings(run: RecordedRun) -> dict[str, Any]:
+    """Map settings to values, beginning with the settings of IDENTITY."""
     settings = {name: run.job.args[name] for name in IDENTITY}
     settings["test_envs"] = sorted(settings["test_envs"])
     for name, value in run.setting.items():
@@ -82,11 +94,11 @@ def _settings(run: RecordedRun) -> dict[str, Any]:
             settings[name] = value
 
     for name, value in run.recorded.items():
-        if value != "" and name not in _SETTINGS_OF_THEIR_OWN:
+        if value != "" and name not in _SEPARATE_SETTINGS:
             settings[HPARAM + name] = value
     return settings
 
 
 def _is_same(value: Any, other: Any) -> bool:
-    """Whether two values are equal, such as 1 and 1.0; True is not 1."""
+    """Return True for equal values such as 1 and 1.0, but not for True and 1."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)

@@ -1,7 +1,7 @@
-"""What a job found out about itself: which CLIP, prompts and data it had, and its precision.
+"""Facts of a job: its CLIP model, prompts, data and precision.
 
-Records and files of weights have these facts as keys of their own; in a foreign host, whose records
-hold nothing of ours but the hyperparameters, they are in the one hyperparameter ``facts``.
+Records and files of weights have a key for each fact. The `train` of a checkout records only
+hyperparameters, so there all facts are in the hyperparameter ``facts``.
 """
 
 from __future__ import annotations
@@ -9,29 +9,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# SHA-256 of the CLIP's file, the hub's revision of it, the prompt digest, the verdict on the data,
-# how datasets deliver images, the protocol that they follow, "bf16" or "off", and SHA-256 and
-# name of the file of a user's own method.
 NAMES = (
-    "clip_digest",
-    "clip_revision",
+    "clip_digest",  # SHA-256 of the CLIP checkpoint
+    "clip_revision",  # its revision on the hub
     "prompts_digest",
-    "data_edition",
-    "preprocessing",
-    "protocol",
-    "amp",
-    "method_digest",
-    "method_file",
+    "data_edition",  # status of the data check
+    "preprocessing",  # of the images from the datasets
+    "protocol",  # of the image transforms
+    "amp",  # "bf16" or "off"
+    "method_digest",  # SHA-256 of the file of a user's own method
+    "method_file",  # name of this file
 )
 
-FOREIGN = "facts"  # the hyperparameter of a foreign host's records
+FOREIGN = "facts"  # the hyperparameter with the facts in records of checkouts
 
 
 def get_hparams_and_facts(content: Mapping[str, Any], hparams: Any) -> dict[str, Any]:
-    """The hyperparameters and the facts of a job, by name, wherever the facts are.
+    """Merge the hyperparameters and the facts of a job, wherever the facts are recorded.
 
-    ``content``: of a record or a file of weights; ``hparams``: the hyperparameters in it. Of what
-    both have (``amp``, ``protocol``), the fact counts.
+    A fact replaces the hyperparameter of the same name (``amp``, ``protocol``).
+
+    Args:
+        content: The content of a record or of a file of weights.
+        hparams: The hyperparameters in it.
     """
     hparams = hparams if isinstance(hparams, Mapping) else {}
     added = hparams.get(FOREIGN)

@@ -1,4 +1,4 @@
-"""A job's folder: the names of its files, the holder of its lock, how its attempts ended."""
+"""The folder of a job: its file names, its lock, and its recorded attempts."""
 
 from __future__ import annotations
 
@@ -19,37 +19,36 @@ RECORDS = "results.jsonl"
 OUTPUT = "out.txt"
 ERRORS = "err.txt"
 DONE = "done"
-# Weights: after the last step, and of the step that was best in validation.
+# Files of the weights after the last step and of the step that was best in validation.
 WEIGHTS = {"last": "model.pkl", "best": "model_best.pkl"}
 WEIGHTS_FORMAT = 1
 STATE = "state.pt"
 
 MAX_ATTEMPTS = 3
 
-# Exit statuses of train: another process runs the job (EX_CANTCREAT of sysexits.h); the disk is
-# full (EX_IOERR); it was told to stop and has saved itself (EX_TEMPFAIL).
-HELD_ELSEWHERE = 73
-NO_SPACE = 74
-STOPPED = 75
-# These are not counted as failures of the job, nor are Ctrl-C and signals it did not catch.
+# Exit statuses of train, as in sysexits.h.
+HELD_ELSEWHERE = 73  # EX_CANTCREAT: another process runs the job
+NO_SPACE = 74  # EX_IOERR: the disk is full
+STOPPED = 75  # EX_TEMPFAIL: a signal stopped the job, which saved its state
+# Not counted as failures of the job; the last four are Ctrl-C and signals it did not catch.
 UNCOUNTED_STATUSES = (HELD_ELSEWHERE, NO_SPACE, STOPPED, 130, -15, -10, -2)
-WRONG_ARGUMENTS = 2  # trying again is useless
+WRONG_ARGUMENTS = 2  # retrying cannot help
 
-# By this variable a launcher hands the lock that it holds to the job that it starts.
+# A launcher passes the descriptor of its lock to the job in this variable.
 LOCK_VARIABLE = process_variables.LOCK_DESCRIPTOR.name
 
 
 class Holder(NamedTuple):
-    """The process that runs a job, and its progress: ``step`` of ``steps``."""
+    """The process that runs a job, and the progress of the job."""
 
     host: str
     pid: int
-    slurm: str | None
-    since: float
+    slurm: str | None  # its SLURM job id
+    since: float  # seconds since the epoch
     step: int | None = None
     steps: int | None = None
     images_per_step: int | None = None
-    updated: float | None = None
+    updated: float | None = None  # when the progress was published
 
     def __str__(self) -> str:
         if not self.pid:
@@ -64,18 +63,15 @@ UNKNOWN = Holder("?", 0, None, 0.0)
 
 
 class Attempt(NamedTuple):
-    """How one attempt at a job ended; the status is negative for a signal.
+    """An attempt at a job that has ended."""
 
-    ``step``: how many steps were saved, of a job that was told to stop.
-    """
-
-    started: float
+    started: float  # seconds since the epoch
     ended: float
     host: str
-    slurm: str | None
-    status: int
-    last_words: str
-    step: int | None = None
+    slurm: str | None  # its SLURM job id
+    status: int  # exit status, negative for a signal
+    last_words: str  # the last line of its errors
+    step: int | None = None  # the saved step, if the job was stopped
 
 
 class HeldError(CarftError):
@@ -86,26 +82,26 @@ class HeldError(CarftError):
 
 
 class Lock:
-    """The lock of a job's folder, while held; other processes can read the progress in it.
+    """The held lock of a job's folder. Its file contains the progress for other processes.
 
-    A child that is given the ``descriptor`` holds the lock too, in case this process is killed.
-    That is why it is no lock of the library filelock, which hands out no descriptor; and its file
-    would stay when the lock is released, as if the process had died.
+    A child that inherits the ``descriptor`` holds the lock too, in case this process is killed.
+    The library filelock does not suit: it has no descriptor to pass on, and it leaves its file
+    when the lock is released, as if the process had died.
     """
 
     def __init__(self, folder: JobFolder, descriptor: int, launcher: Holder | None = None) -> None:
         self._folder = folder
         self.descriptor = descriptor
 
-        # A launcher that has handed the lock on knows since when, and in which SLURM job.
-        holder = launcher or Holder("", 0, slurm_id(), time.time())
+        # The launcher that passed the lock on has recorded the start and the SLURM job.
+        holder = launcher or Holder("", 0, get_slurm_id(), time.time())
         self._holder = holder._replace(host=socket.gethostname(), pid=os.getpid())
         self.publish()
 
     def publish(self, **progress: Any) -> None:
-        """Let other processes read the progress: ``step``, ``steps``, ``images_per_step``."""
+        """Publish the progress for other processes: ``step``, ``steps``, ``images_per_step``."""
         self._holder = self._holder._replace(**{"updated": time.time(), **progress})
-        with contextlib.suppress(OSError):  # of a full disk: publishing is a courtesy
+        with contextlib.suppress(OSError):  # a full disk must not end the job
             os.truncate(self.descriptor, 0)
             os.pwrite(self.descriptor, json.dumps(self._holder._asdict()).encode() + b"\n", 0)
 
@@ -114,13 +110,13 @@ class Lock:
         if not self._folder.is_lock(self.descriptor):
             raise PassingError(
                 f"{self._folder.path} was moved or removed while this job ran there. The job ends, "
-                "because another process may run it there by now. To train it there, rerun the "
+                "because another process could be running it there. To train it there, rerun the "
                 "command; to resume a folder that you moved, pass its new path as --output_dir"
             )
 
 
 class JobFolder:
-    """The folder of one job. Every method reads the disk anew: nothing is cached."""
+    """The folder of one job. All methods read the disk; nothing is cached."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -131,64 +127,70 @@ class JobFolder:
 
     @property
     def done(self) -> bool:
-        """Whether the job has finished."""
-        return os.path.exists(self.path / DONE)  # False also where one may not look
+        """True if the job has finished."""
+        return os.path.exists(self.path / DONE)  # False also without permission to look
 
     def is_held(self) -> bool:
-        """Whether a process runs this job now.
+        """Return True if a process runs this job now.
 
-        Raises CarftError if the file system has no locks, as do the other methods that read them.
+        This and all other methods that read the lock raise CarftError if the file system has no
+        locks.
         """
         try:
             descriptor = files.open_itself(self.lock_path, os.O_RDONLY)
-        except PermissionError:  # another user's
+        except PermissionError:  # another user has locked it
             return True
-        except OSError:  # there is none, or what is there is no lock
+        except OSError:  # there is no lock file
             return False
         try:
             return not self._try_lock(descriptor, shared=True)
         finally:
             os.close(descriptor)
 
-    def holder(self) -> Holder | None:
-        """Who runs this job now; UNKNOWN if the lock cannot be read, None if nobody does."""
-        return (self._written_holder() or UNKNOWN) if self.is_held() else None
+    def get_holder(self) -> Holder | None:
+        """Return the process that runs this job, UNKNOWN for an unreadable lock, or None."""
+        return (self._read_holder() or UNKNOWN) if self.is_held() else None
 
-    def last_step(self) -> int | None:
-        """The progress that the last process to hold the lock published, if the lock is there."""
-        holder = self._written_holder()
+    def get_last_step(self) -> int | None:
+        """Return the step published in the lock file, or None if there is no file."""
+        holder = self._read_holder()
         return holder.step if holder else None
 
-    def last_holder(self) -> Holder | None:
-        """Who ran this job and died; None if the job is held, or its lock was released."""
+    def get_last_holder(self) -> Holder | None:
+        """Return the process that died while it ran this job, or None."""
         if not os.path.exists(self.lock_path) or self.is_held():
             return None
-        return self._written_holder() or UNKNOWN
+        return self._read_holder() or UNKNOWN
 
     @contextlib.contextmanager
     def claim(self, patience: float = 0.25, inherited: int | None = None) -> Iterator[Lock]:
-        """Hold the lock, and remove it at the end.
+        """Hold the lock inside the block, and remove it at the end.
 
-        Waits ``patience`` seconds for the holder: a process that only checks holds it for an
-        instant. ``inherited`` is the descriptor that the caller got from its launcher, which then
-        removes the lock; a descriptor of another file is ignored. Raises HeldError, naming the process
-        that runs this job, and OSError if the folder cannot be written.
+        Args:
+            patience: Seconds to wait for the current holder. Processes that only check the lock
+                hold it for an instant.
+            inherited: Descriptor of a lock that the launcher holds, and removes later. Ignored if
+                it belongs to another file.
+
+        Raises:
+            HeldError: If another process runs this job.
+            OSError: If the folder cannot be written.
         """
         if inherited is not None and self.is_lock(inherited):
-            yield Lock(self, inherited, launcher=self._written_holder())
+            yield Lock(self, inherited, launcher=self._read_holder())
             return
 
-        descriptor = self._acquire(patience)
+        descriptor = self._acquire_lock(patience)
         try:
             yield Lock(self, descriptor)
         finally:
-            # Where the folder was moved away, a lock in its place is another's.
+            # If the folder was moved away, a lock file in its place belongs to another process.
             if self.is_lock(descriptor):
                 self.lock_path.unlink(missing_ok=True)
             os.close(descriptor)
 
-    def attempts(self) -> list[Attempt]:
-        """The ended attempts, first to last, without lines cut by a full disk or a crash."""
+    def read_attempts(self) -> list[Attempt]:
+        """Return the ended attempts in order, without lines truncated by a full disk or a crash."""
         with contextlib.suppress(OSError):
             text = files.read_regular(self.attempts_path).decode(errors="replace")
             attempts = [_parse(line, Attempt) for line in text.splitlines()]
@@ -196,33 +198,34 @@ class JobFolder:
         return []
 
     def add_attempt(self, attempt: Attempt) -> None:
-        """Note how an attempt ended; raises OSError if that cannot be written."""
+        """Record an attempt that has ended. Raises OSError if the file cannot be written."""
         files.append_line(self.attempts_path, json.dumps(attempt._asdict()))
 
-    def failed(self) -> Attempt | None:
-        """The last attempt, if the job is not to be retried; None if the job may run."""
+    def get_final_failure(self) -> Attempt | None:
+        """Return the last failed attempt if the job must not be retried, or else None."""
         attempts = [] if self.done else self.read_attempts()
         failures = [attempt for attempt in attempts if attempt.status not in UNCOUNTED_STATUSES]
         if not failures:
             return None
 
         last_failure = failures[-1]
-        is_final = last_failure.status == WRONG_ARGUMENTS or len(failures) >= MAX_ATTEMPTS
-        return last_failure if is_final else None
+        if last_failure.status == WRONG_ARGUMENTS or len(failures) >= MAX_ATTEMPTS:
+            return last_failure
+        return None
 
-    def _acquire(self, patience: float) -> int:
-        """A descriptor of the locked lock file; waits ``patience`` seconds, then raises HeldError."""
+    def _acquire_lock(self, patience: float) -> int:
+        """Lock the lock file within ``patience`` seconds, and return its descriptor."""
         deadline = time.monotonic() + patience
         while True:
             try:
                 descriptor = files.open_itself(self.lock_path, os.O_RDWR | os.O_CREAT)
             except PermissionError:
-                if os.path.exists(self.lock_path) and self.is_held():  # by another user
+                if os.path.exists(self.lock_path) and self.is_held():  # held by another user
                     raise HeldError(self.path, self.get_holder() or UNKNOWN) from None
                 raise
 
             locked = self._try_lock(descriptor)
-            # The holder before may have removed the file before we had locked it.
+            # The previous holder could have removed the file before it was locked here.
             if locked and self.is_lock(descriptor):
                 return descriptor
 
@@ -232,14 +235,14 @@ class JobFolder:
             time.sleep(0 if locked else 0.02)
 
     def is_lock(self, descriptor: int) -> bool:
-        """Whether a descriptor belongs to the current lock file."""
+        """Return True if a descriptor belongs to the current lock file."""
         try:
             return os.path.samestat(os.lstat(self.lock_path), os.fstat(descriptor))
         except OSError:
             return False
 
     def _try_lock(self, descriptor: int, *, shared: bool = False) -> bool:
-        """Lock without waiting; False if another process has it."""
+        """Lock without waiting; return False if another process holds the lock."""
         try:
             return files.try_lock(descriptor, shared=shared)
         except OSError as error:
@@ -248,20 +251,20 @@ class JobFolder:
                 "with flock: a local disk, NFS version 4, or Lustre mounted with -o flock"
             ) from error
 
-    def _written_holder(self) -> Holder | None:
+    def _read_holder(self) -> Holder | None:
         with contextlib.suppress(OSError):
             return _parse(files.read_regular(self.lock_path).decode(errors="replace"), Holder)
         return None
 
 
-def inherited() -> int | None:
-    """The descriptor that a launcher has handed to this process."""
+def get_inherited_descriptor() -> int | None:
+    """Return the descriptor of the lock that a launcher passed to this process."""
     text = process_variables.LOCK_DESCRIPTOR.read()
     return int(text) if text.isdecimal() else None
 
 
 def read_last_line(path: str | os.PathLike[str]) -> str:
-    """The last line of a file's last 64 KiB that is not blank; "" if there is none."""
+    """Return the last line that is not blank in a file's last 64 KiB, or an empty string."""
     with contextlib.suppress(OSError), files.open_regular(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
         lines = file.read().decode(errors="replace").rstrip().splitlines()
@@ -269,8 +272,8 @@ def read_last_line(path: str | os.PathLike[str]) -> str:
     return ""
 
 
-def slurm_id() -> str | None:
-    """This process's SLURM job, an array's element as "123_4"."""
+def get_slurm_id() -> str | None:
+    """Return the SLURM job id of this process, such as "123" or "123_4" in an array."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     element = os.environ.get("SLURM_ARRAY_TASK_ID")
     if array and element:
@@ -279,30 +282,29 @@ def slurm_id() -> str | None:
 
 
 def _parse(line: str, kind: Any) -> Any:
-    """A line of JSON as a named tuple of this kind; None if the line was cut."""
+    """Parse a line of JSON as a named tuple, or return None if the line was truncated."""
     with contextlib.suppress(ValueError, TypeError):
         content = json.loads(line)
         return kind(**{name: content[name] for name in kind._fields if name in content})
     return None
 
 
-# How the name of a folder begins that is being deleted.
-_PREFIX = ".deleted-"
+# The beginning of the name of a folder that is being deleted.
+_DELETED_PREFIX = ".deleted-"
 
 
 def delete_claimed(folder: JobFolder) -> None:
-    """Delete a folder whose lock this process holds.
+    """Delete a folder whose lock this process holds. Raises OSError if it cannot be renamed.
 
-    First it gets another name: a launch from then on makes a new folder, with a lock of its own.
-    Raises OSError if that is impossible.
+    The folder is renamed first, so that a launch from then on makes a new one with its own lock.
     """
-    folder.records_path.unlink(missing_ok=True)  # no table has half a folder
-    moved = folder.path.with_name(f"{_PREFIX}{folder.path.name}-{os.getpid()}")
+    folder.records_path.unlink(missing_ok=True)  # so that no table has a partly deleted job
+    moved = folder.path.with_name(f"{_DELETED_PREFIX}{folder.path.name}-{os.getpid()}")
     folder.path.rename(moved)
     shutil.rmtree(moved)
 
 
 def delete_remains(output: Path) -> None:
-    """Delete what interrupted deletions have left in an output folder and its variants."""
-    for path in (*output.glob(f"{_PREFIX}*"), *output.glob(f"*/{_PREFIX}*")):
+    """Delete what is left of interrupted deletions in an output folder and its variants."""
+    for path in (*output.glob(f"{_DELETED_PREFIX}*"), *output.glob(f"*/{_DELETED_PREFIX}*")):
         shutil.rmtree(path, ignore_errors=True)

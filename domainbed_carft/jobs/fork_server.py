@@ -1,13 +1,13 @@
-"""A fork server: a process that has imported what jobs import, and is forked for each of them.
+"""A fork server: a process that has imported what jobs import, and forks itself for each job.
 
-What a job gets as arguments, and from the system, is what a process of its own would get. The
-launcher's side is `ForkServer`. The server itself is `python -m domainbed_carft.jobs.fork_server
-SOCKET MODULE`: it imports what the module imports, forks itself for each request on the socket, and
-ends with the process at the socket's other end.
+A job sees the arguments and the system as a newly started process would. `ForkServer` is the
+launcher's side. The server, `python -m domainbed_carft.jobs.fork_server SOCKET MODULE`, runs the
+imports of the module, forks itself for each request on the socket, and ends with the process at
+the other end of the socket.
 
-It is not multiprocessing's. There a job counts as ended when the server dies, though it runs on.
-The caller's main module is imported for each job, which a script without a guard does not survive.
-What a job has registered with atexit is not run, and a server with threads is forked all the same.
+The fork server of multiprocessing does not suit. If it dies, its jobs count as ended although they
+still run. It imports the caller's main module for each job, which breaks scripts without a main
+guard. It skips functions that jobs register with atexit, and it forks even with several threads.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ SWITCH = process_variables.COLD_START.name
 
 TRAIN = "domainbed.scripts.train"
 
-# What may differ from job to job, since nothing reads it while it is imported.
-VARIABLES_OF_JOBS = ("CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", LOCK_VARIABLE)
+# These can differ between jobs, because no import reads them.
+JOB_VARIABLES = ("CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", LOCK_VARIABLE)
 
-# Open where a GPU's driver has been started, which does not survive a fork.
+# Files that are open once the driver of a GPU has been started, which does not survive a fork.
 GPU_DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/dxg")
 
 _STREAMS = {"stdout": 1, "stderr": 2}
 
 _MAX_REQUEST = 1 << 20  # bytes
-_MAX_DESCRIPTORS = 4  # the pipe for the answers, and three of the process
-_THREADS_PATIENCE = 3.0  # seconds
+_MAX_DESCRIPTORS = 4  # the pipe for the answers, and three for the process
+_MAX_THREAD_WAIT = 3.0  # seconds
 
 
 class Request(NamedTuple):
@@ -57,29 +57,30 @@ class Request(NamedTuple):
 
     module: str
     arguments: list[str]
-    variables: dict[str, str]  # those that it has beside the server's
-    is_detached: bool  # whether it leads a session of its own
-    # What the descriptors are that come with the request: "stdout", "stderr", or the name of the
-    # variable by which the process learns the number.
+    variables: dict[str, str]  # added to the server's
+    is_detached: bool  # run in a new session
+    # One for each descriptor sent with the request: "stdout", "stderr", or the name of the
+    # variable that gets its number.
     descriptors: list[str]
 
 
 class Process:
-    """A process that was forked, with as much of subprocess.Popen as its users need.
-
-    ``returncode``: the exit status, once `wait` or `poll` has returned it; negative for a signal,
-    -15 if the guard of the process was killed.
-    """
+    """A forked process, with the part of the interface of subprocess.Popen that launchers use."""
 
     def __init__(self, pid: int, answers: IO[bytes]) -> None:
         self.pid = pid
+        # Set by `wait` and `poll`: negative for a signal, -15 if the guard process was killed.
         self.returncode: int | None = None
-        self._answers = answers  # a pipe in which the process's guard writes the exit status
+        self._answers = answers  # the pipe into which the guard process writes the exit status
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end of the process, and return the exit status.
+        """Wait for the end of the process, and return its exit status.
 
-        Raises subprocess.TimeoutExpired if that takes more than ``timeout`` seconds.
+        Args:
+            timeout: Maximum number of seconds; None to wait forever.
+
+        Raises:
+            subprocess.TimeoutExpired: If the process has not ended by then.
         """
         if self.returncode is None:
             poller = select.poll()
@@ -91,24 +92,23 @@ class Process:
         return self.returncode
 
     def poll(self) -> int | None:
-        """The exit status; None as long as the process runs."""
+        """Return the exit status, or None while the process runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(timeout=0.0)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send the process a signal, unless it has ended."""
+        """Send a signal to the process, unless it has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
 
 class ForkServer:
-    """Starts processes as forks of one that has imported what ``module`` imports.
+    """Context manager that starts jobs as forks of a server, which ends with the block.
 
-    A context manager: the server starts with the first process that it can fork, and ends with the
-    block. ``detached`` processes get a session of their own, no input, and no output but the
-    streams that they are given; others share this process's session and streams. So does the
-    server. ``module``: what jobs run as ``python -m``.
+    The server starts with the first job. It has run the imports of ``module``, which jobs run as
+    ``python -m``. ``detached`` jobs and their server run in a new session without the streams of
+    this process, except streams passed to `start`.
     """
 
     def __init__(self, detached: bool, module: str = TRAIN) -> None:
@@ -128,10 +128,12 @@ class ForkServer:
     def start(
         self, command: Sequence[str], variables: Mapping[str, str], *descriptors: int
     ) -> Process | None:
-        """Start a job; None if it has to start cold.
+        """Start a job, or return None if it has to be started as a new process.
 
-        ``variables``: all those of its process; ``descriptors``: of a detached job its lock and
-        standard error.
+        Args:
+            command: The words of its command line.
+            variables: All its process variables.
+            descriptors: The lock and the standard error, for a detached job.
         """
         if sys.platform != "linux" or variables.get(SWITCH, "") not in ("", "0"):
             return None
@@ -141,12 +143,12 @@ class ForkServer:
         request = Request(
             module=self._module,
             arguments=list(command[3:]),
-            variables={name: variables[name] for name in VARIABLES_OF_JOBS if name in variables},
+            variables={name: variables[name] for name in JOB_VARIABLES if name in variables},
             is_detached=self._detached,
             descriptors=[LOCK_VARIABLE, "stderr"] if self._detached else [],
         )
         server_variables = {
-            name: value for name, value in variables.items() if name not in VARIABLES_OF_JOBS
+            name: value for name, value in variables.items() if name not in JOB_VARIABLES
         }
         with self._starting, contextlib.suppress(OSError):
             self._start_server(server_variables)
@@ -158,10 +160,15 @@ class ForkServer:
     def fork(
         self, request: Request, server_variables: Mapping[str, str], *descriptors: int
     ) -> Process | None:
-        """Start a process, whatever it is; None if it cannot be forked.
+        """Start the requested process, or return None if it cannot be forked.
 
-        ``server_variables``: all those of the server, should it not run yet; ``descriptors``: those
-        that the request names. Raises OSError if the server has died, or the request is too long.
+        Args:
+            request: The process to start.
+            server_variables: All process variables of the server, if it does not run yet.
+            descriptors: One for each name in ``request.descriptors``.
+
+        Raises:
+            OSError: If the server has died, or the request is too long.
         """
         with self._starting:
             self._start_server(server_variables)
@@ -178,12 +185,9 @@ class ForkServer:
             self._process = run_server(child_end, self._module, variables, self._detached)
 
     def _send(self, request: Request, descriptors: Sequence[int]) -> Process | None:
-        """Ask the server for a process; None if it does not answer.
-
-        Raises OSError if the server is dead, or the request too long.
-        """
+        """Send a request to the server; return None if it does not answer."""
         read_end, write_end = os.pipe()
-        answers = os.fdopen(read_end, "rb", buffering=0)  # so that a wait sees what is unread
+        answers = os.fdopen(read_end, "rb", buffering=0)  # a buffer would hide bytes from poll
         with os.fdopen(write_end, "wb"):
             message = json.dumps(request._asdict()).encode()
             socket.send_fds(self._control, [message], [write_end, *descriptors])
@@ -195,7 +199,7 @@ class ForkServer:
 def run_server(
     control: socket.socket, module: str, variables: Mapping[str, str], is_detached: bool
 ) -> subprocess.Popen[bytes] | Process:
-    """Start a server with these variables, which takes its requests from ``control``."""
+    """Start a server process that receives its requests from ``control``."""
     stream = subprocess.DEVNULL if is_detached else None
     return subprocess.Popen(
         [sys.executable, "-m", MODULE, str(control.fileno()), module],
@@ -209,32 +213,32 @@ def run_server(
 
 
 def _main() -> None:
-    """Be the fork server, as long as requests come; goes on in a fork, to become its process.
+    """Serve requests until the launcher has gone; in each forked process, run the request.
 
-    A process is the child of its guard, a child of this one, which writes how the process ended,
-    also after this one has died.
+    The parent of a forked process is its guard, a child of the server. The guard reports the exit
+    status of the process even after the server has died.
     """
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
-        _import_what_is_imported_by(sys.argv[2])
+        _run_import_statements(sys.argv[2])
         _import_clip()
-    except BaseException:  # whatever it is, a process that starts cold shows it
+    except BaseException:  # jobs then start as new processes, which show the error
         os._exit(1)
 
-    # Ctrl-C is for the launcher and its jobs; guards that end leave no zombies.
+    # Ctrl-C is for the launcher and its jobs. Without SIGCHLD, guards do not become zombies.
     handlers = {
         number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGCHLD)
     }
     _end_threads()
-    gc.freeze()  # else each process copies all of this memory when it ends
+    gc.freeze()  # otherwise each forked process copies all of this memory when it ends
 
-    request, descriptors = _next_request(control)
+    request, descriptors = _receive_request(control)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    _become(request, *descriptors)
+    _run_request(request, *descriptors)
 
 
-def _import_what_is_imported_by(module: str) -> None:
+def _run_import_statements(module: str) -> None:
     """Run a module's import statements."""
     spec = importlib.util.find_spec(module)
     assert spec and spec.origin
@@ -244,45 +248,48 @@ def _import_what_is_imported_by(module: str) -> None:
 
 
 def _import_clip() -> None:
-    """Import what our algorithms import when they are built, if it is there."""
+    """Import clip, which algorithms import when they are built, if it is installed."""
     path = sys.path[:]
     with contextlib.suppress(ImportError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # clip-anytorch's, of pkg_resources
+        warnings.simplefilter("ignore")  # clip-anytorch warns about pkg_resources
         import clip  # noqa: F401
-    sys.path[:] = path  # pkg_resources has added a folder, also for jobs that need no clip
+    sys.path[:] = path  # jobs without clip must not see the folder that pkg_resources adds
 
 
 def _end_threads() -> None:
-    """Let what was imported end its threads: libraries that can do so do it at a fork."""
+    """Fork once, at which some libraries end their threads, and wait for other threads to end."""
     if os.fork() == 0:
         os._exit(0)
 
-    # The thread in which wilds, upstream's, asks for its newest version ends by itself.
-    deadline = time.monotonic() + _THREADS_PATIENCE
+    # The thread in which wilds, imported by upstream, looks for updates ends by itself.
+    deadline = time.monotonic() + _MAX_THREAD_WAIT
     while _count_threads() > 1 and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
-def _next_request(control: socket.socket) -> tuple[Request, list[int]]:
-    """In a fork its request and descriptors; the server ends here once the launcher is gone."""
+def _receive_request(control: socket.socket) -> tuple[Request, list[int]]:
+    """Return the request and its descriptors in each forked process.
+
+    The server itself stays in this function, and ends here when the launcher has gone.
+    """
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, _MAX_REQUEST, _MAX_DESCRIPTORS)
         if not message:
             os._exit(0)
 
-        # A launcher that gets no answer starts the job cold.
-        if _may_fork() and os.fork() == 0:
+        # Without an answer the launcher starts the job as a new process.
+        if _can_fork() and os.fork() == 0:
             control.close()
             if _guard(*descriptors):
                 return Request(**json.loads(message)), descriptors
 
-        # Else the next job would hold the lock of this one.
+        # Otherwise the next job would hold the lock of this one.
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _may_fork() -> bool:
-    """Whether a child would be sound: there is one thread, and no driver of a GPU was started."""
+def _can_fork() -> bool:
+    """Return True if there is a single thread and no GPU driver has been started."""
     open_files = (os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd"))
     return _count_threads() == 1 and not any(path.startswith(GPU_DEVICES) for path in open_files)
 
@@ -292,9 +299,11 @@ def _count_threads() -> int:
 
 
 def _guard(answers: int, *process_descriptors: int) -> bool:
-    """Fork the process, and return True in it; its guard waits, writes how it ended, and ends.
+    """Fork the process, and return True in it. Its guard waits for it and reports its exit status.
 
-    ``answers``: the descriptor to write the process id to, and then the exit status.
+    Args:
+        answers: Descriptor to which the guard writes the process id, and later the exit status.
+        process_descriptors: Descriptors that only the process keeps.
     """
     process = -1
     try:
@@ -303,7 +312,7 @@ def _guard(answers: int, *process_descriptors: int) -> bool:
         if process == 0:
             return True
 
-        # What stops the job, such as a signal to all processes here, is not to stop its guard.
+        # A signal to all processes of the session stops the job, but must not stop its guard.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         for descriptor in process_descriptors:
             os.close(descriptor)
@@ -317,23 +326,23 @@ def _guard(answers: int, *process_descriptors: int) -> bool:
     return False
 
 
-def _become(request: Request, answers: int, *process_descriptors: int) -> None:
+def _run_request(request: Request, answers: int, *process_descriptors: int) -> None:
     """Run the module as `python -m` does.
 
-    The pipe for the answers stays open: should the guard be killed, its end is the process's end.
+    The pipe for the answers stays open, so that it closes with the process if the guard is killed.
     """
     os.set_inheritable(answers, False)
     if request.is_detached:
         os.setsid()
 
     os.environ.update(request.variables)
-    os.environ.update(_receive(request.descriptors, process_descriptors))
+    os.environ.update(_apply_descriptors(request.descriptors, process_descriptors))
     sys.argv = [request.module, *request.arguments]
     runpy.run_module(request.module, run_name="__main__", alter_sys=True)
 
 
-def _receive(names: Sequence[str], descriptors: Sequence[int]) -> dict[str, str]:
-    """Make streams of the descriptors with these names; return the others' numbers by name."""
+def _apply_descriptors(names: Sequence[str], descriptors: Sequence[int]) -> dict[str, str]:
+    """Use descriptors as the streams they are named after; return the numbers of all others."""
     numbers = {}
     for name, descriptor in zip(names, descriptors):
         if name in _STREAMS:

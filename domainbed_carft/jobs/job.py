@@ -1,7 +1,7 @@
-"""One training: its arguments, and its identity, command line and seed as in DomainBed.
+"""A job: its arguments, identity, command line and seed.
 
-Arguments, seeds and folder names are those of upstream file domainbed/scripts/sweep.py at b93c22a,
-so that either tool can resume the other's folder.
+Arguments, seeds and folder names are computed as in domainbed/scripts/sweep.py at b93c22a, so that
+either tool can resume the other's folder.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
-# What a value is expected to be, and a check. A text such as "no" would count as true.
+# The expected values, for messages, and a check. Without it a text such as "no" would be true.
 SWITCH = ("true or false", lambda value: isinstance(value, int) and value in (0, 1))
 _SIZE = (
     "a whole number of at least 1 and less than 2147483648",
     lambda value: type(value) is int and 1 <= value < 2**31,
 )
-# The hyperparameters that train itself reads, whatever the algorithm.
+# Hyperparameters that train reads for all algorithms.
 READ_BY_TRAIN = {
     **dict.fromkeys(("data_augmentation", "class_balanced"), SWITCH),
     **dict.fromkeys(("batch_size", "shots"), _SIZE),
@@ -33,30 +33,29 @@ IDENTITY = {"dataset": str, "algorithm": str, "trial_seed": int, "hparams_seed":
 
 
 class Key(NamedTuple):
-    """The identity of a job within its sweep; ``choice`` is the hparams seed."""
+    """The identity of a job within its sweep."""
 
     dataset: str
     algorithm: str
     test_envs: frozenset[int]
     trial: int
-    choice: int
+    choice: int  # the hparams seed
 
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """What a selection method chooses among: an hparams seed, and values of a declared search.
+    """Hyperparameters that a selection method can choose.
 
-    ``member``: the number of these values in the declared order; ``values``: as JSON, "" if nothing
-    is searched. Choices sort as candidates do: of equally good ones the last counts.
+    If several choices are equally good, the last one in sorted order is selected.
     """
 
     hparams_seed: int
-    member: int = 0
-    values: str = ""
+    member: int = 0  # position of the searched values in the declared order
+    values: str = ""  # searched values as JSON, empty if nothing is searched
 
     @property
     def searched_values(self) -> dict[str, Any]:
-        """Searched hyperparameter -> its value; empty if nothing is searched."""
+        """Values by searched hyperparameter; empty if nothing is searched."""
         return dict(json.loads(self.values)) if self.values else {}
 
     def __str__(self) -> str:
@@ -67,13 +66,10 @@ class Choice:
 
 
 class Candidate(NamedTuple):
-    """A job among those that a cell of the tables is selected from.
-
-    ``row``: what tables call the cell's row; ``choice``: may be a member of a search.
-    """
+    """A job from which a cell of the tables can be selected."""
 
     dataset: str
-    row: str
+    row: str  # name of the row in tables
     test_envs: frozenset[int]
     trial: int
     choice: Choice
@@ -81,45 +77,34 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Role:
-    """What a job is for in its sweep, as the manifest says; no part of the job's identity.
+    """The role of a job in its sweep, from the manifest. It is not part of the job's identity."""
 
-    ``cell``: the name of the variant that the job belongs to, whatever is searched. ``values``:
-    searched hyperparameter -> its value in this job; ``member``: the number of these values in the
-    declared order. ``stage``: CHOOSE or REPEAT, "" for a sweep without stages; ``members``: of a
-    REPEAT job, among how many members its values were chosen. ``holds_out_together``: whether
-    every test environment is a target, such as those of a job with a single source.
-    """
-
-    cell: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
-    member: int = 0
-    stage: str = ""
-    members: int = 0
-    holds_out_together: bool = False
+    cell: str = ""  # name of the job's variant, without searched values
+    values: Mapping[str, Any] = field(default_factory=dict)  # by searched hyperparameter
+    member: int = 0  # position of these values in the declared order
+    stage: str = ""  # CHOOSE or REPEAT, empty for a sweep without stages
+    members: int = 0  # number of members from which the values of a REPEAT job were chosen
+    holds_out_together: bool = False  # all test environments are targets (one training domain)
 
 
-# The stages of a search: every member is trained, then the chosen one on other trials.
+# The stages of a search: train every member, then repeat the chosen one on other trials.
 CHOOSE = "choose"
 REPEAT = "repeat"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One call of train: its arguments without the folder, the folder, the variant's name.
+    """One call of train."""
 
-    ``variant`` is the folder of the sweep that the job's folder lies in, "" for the sweep's own.
-    ``row_name``: what ``--by`` calls the job's row, "" for the algorithm's name.
-    """
-
-    args: Mapping[str, Any]
+    args: Mapping[str, Any]  # arguments of train without the output folder
     folder: Path
-    variant: str = ""
+    variant: str = ""  # subfolder of the sweep that contains the job's folder, or empty
     role: Role = Role()
-    row_name: str = ""
+    row_name: str = ""  # name of the row with ``--by``, empty for the algorithm's name
 
     @functools.cached_property
     def key(self) -> Key:
-        """The job's identity; raises KeyError and TypeError for arguments that name no job."""
+        """The job's identity. Raises KeyError or TypeError for missing or invalid arguments."""
         key = Key(
             dataset=self.args["dataset"],
             algorithm=self.args["algorithm"],
@@ -127,32 +112,33 @@ class Job:
             trial=self.args["trial_seed"],
             choice=self.args["hparams_seed"],
         )
-        # The exact types: to Python, ``true`` is a whole number, and equal to 1.
-        has_types = all(type(self.args[name]) is kind for name, kind in IDENTITY.items())
-        if not has_types or any(type(env) is not int for env in key.test_envs):
+        # Types are compared exactly, because Python's True is an integer equal to 1.
+        values = [(self.args[name], kind) for name, kind in IDENTITY.items()]
+        values += [(env, int) for env in key.test_envs]
+        if any(type(value) is not kind for value, kind in values):
             raise TypeError(f"{self}: expected two names, then whole numbers")
         return key
 
     @functools.cached_property
     def choice(self) -> Choice:
-        """What the job is among the candidates of its cell; errors as of ``key``."""
+        """The hyperparameters of the job. Raises the errors of ``key``."""
         values = json.dumps(dict(self.role.values)) if self.role.values else ""
         return Choice(self.key.choice, self.role.member, values)
 
     @functools.cached_property
     def candidate(self) -> Candidate:
-        """The job among those of its cell; errors as of ``key``."""
+        """The job as a candidate for its cell. Raises the errors of ``key``."""
         key = self.key
         return Candidate(key.dataset, self.row, key.test_envs, key.trial, self.choice)
 
     @property
     def row(self) -> str:
-        """What tables call the job's row: the algorithm's name, unless ``--by`` divides it."""
+        """Name of the row in tables: the algorithm's name, unless ``--by`` divides it."""
         return self.row_name or str(self.args["algorithm"])
 
     @property
     def command(self) -> list[str]:
-        """The words of the command line, ``python -m domainbed.scripts.train`` first."""
+        """The words of the command line, beginning with ``python -m domainbed.scripts.train``."""
         return command({**self.args, "output_dir": str(self.folder)})
 
     @property
@@ -162,30 +148,30 @@ class Job:
 
     def __str__(self) -> str:
         args = {**dict.fromkeys(IDENTITY, "?"), **self.args}
-        left_out = " ".join(map(str, args.get("test_envs") or ())) or "none"
+        targets = " ".join(map(str, args.get("test_envs") or ())) or "none"
         variant = f"{self.variant} " if self.variant else ""
         return (
-            f"{variant}{args['dataset']} {args['algorithm']}, test environments {left_out}, "
+            f"{variant}{args['dataset']} {args['algorithm']}, test environments {targets}, "
             f"trial {args['trial_seed']}, hparams seed {args['hparams_seed']}"
         )
 
 
-def identity(args: Mapping[str, Any]) -> str:
-    """The name of a job's folder: the md5 of its arguments, in hexadecimal digits."""
+def get_folder_name(args: Mapping[str, Any]) -> str:
+    """Return the name of a job's folder: the MD5 of its arguments, in hexadecimal digits."""
     text = json.dumps(args, sort_keys=True)
     return hashlib.md5(text.encode("utf-8"), usedforsecurity=False).hexdigest()
 
 
 def seed_hash(*args: Any) -> int:
-    """DomainBed's seed of some values (domainbed/lib/misc.py at b93c22a), in [0, 2^31)."""
+    """Return DomainBed's seed of some values (domainbed/lib/misc.py at b93c22a), in [0, 2^31)."""
     digest = hashlib.md5(str(args).encode("utf-8"), usedforsecurity=False).hexdigest()
     return int(digest, 16) % 2**31
 
 
 def command(args: Mapping[str, Any]) -> list[str]:
-    """The words of ``python -m domainbed.scripts.train``, the arguments sorted by name.
+    """Return the words of ``python -m domainbed.scripts.train`` with arguments sorted by name.
 
-    A flag without a value is True; what is None or False is left out, and a mapping is JSON.
+    True stands for a flag without a value, None and False for no flag. Mappings become JSON.
     """
     words = ["python", "-m", "domainbed.scripts.train"]
     for name, value in sorted(args.items()):
@@ -202,8 +188,8 @@ def command(args: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
-    """The hparams set by ``--hparams``, under which a run is recorded as JSON or as an object."""
+def parse_overrides(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hyperparameters set by ``--hparams``, which records have as JSON or an object."""
     hparams = args.get("hparams") or {}
     if isinstance(hparams, str):
         with contextlib.suppress(ValueError):
@@ -217,11 +203,15 @@ def get_base_hparams(
     args: Mapping[str, Any],
     overrides: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The hyperparameters of a job as they are where ``overrides``, its ``--hparams``, set none.
+    """Return the hyperparameters of a job before ``--hparams`` is applied.
 
-    These are the defaults of a host's ``registry``, or for an hparams seed other than 0 its random
-    draw, and over them what the class takes as implied by ``overrides`` and ``--steps``.
-    ``algorithm_class``: None in a host whose classes imply nothing.
+    Args:
+        registry: The host's `hparams_registry`. Its defaults are used for the hparams seed 0, its
+            random draws for other seeds.
+        algorithm_class: Its `implied_hparams` replace values of the registry. None for classes
+            without this function.
+        args: The arguments of train.
+        overrides: The parsed ``--hparams``.
     """
     algorithm, dataset = args["algorithm"], args["dataset"]
     seed: int | None = None
@@ -237,10 +227,11 @@ def get_base_hparams(
     return {**values, **implied}
 
 
-def data_independent_key(args: Mapping[str, Any]) -> str:
-    """The arguments of a job that can change its result, as one text to compare them by.
+def get_data_independent_key(args: Mapping[str, Any]) -> str:
+    """Return the arguments that can change the result, except the data folder, as one text.
 
-    Left out is the folder of the data. ``args`` may also be those of a record.
+    Args:
+        args: The arguments of a job or of a record.
     """
     names = "dataset algorithm holdout_fraction hparams_seed trial_seed seed steps".split()
     relevant: dict[str, Any] = {name: args.get(name) for name in names}

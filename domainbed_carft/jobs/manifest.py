@@ -1,6 +1,6 @@
 """The manifest of a sweep: ``sweep.json`` in its output folder lists every job launched there.
 
-A folder that upstream's own sweep filled has none; its jobs are found by their folders.
+Upstream's sweep writes no manifest, so its jobs are found by their folders.
 """
 
 from __future__ import annotations
@@ -17,45 +17,35 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.jobs.job import FOLDER_NAME, Job, Role, data_independent_key
+from domainbed_carft.jobs.job import FOLDER_NAME, Job, Role, get_data_independent_key
 
 
 @dataclass(frozen=True)
 class ChosenValues:
-    """What the first stage of a search chose for one variant, dataset and algorithm.
+    """Values that the first stage of a search chose for one variant, dataset and algorithm."""
 
-    ``test_envs``: the environments left out by the jobs that the choice is for, None where it is
-    for all jobs.
-    ``members``: among how many these values were chosen; ``validation``: their mean validation
-    accuracy in [0, 1].
-    """
-
-    cell: str
+    cell: str  # name of the variant
     dataset: str
     algorithm: str
-    test_envs: tuple[int, ...] | None
-    values: Mapping[str, Any]
-    members: int
-    validation: float
+    test_envs: tuple[int, ...] | None  # targets of the jobs that use the values; None for all
+    values: Mapping[str, Any]  # by searched hyperparameter
+    members: int  # number of members from which the values were chosen
+    validation: float  # mean validation accuracy of the values, in [0, 1]
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search in two stages: every member on the trials ``choose_on``, the chosen on others.
+    """A search in two stages."""
 
-    ``method``: the selection method that chooses; ``choose_by``: "dataset" or "target".
-    ``repeats``: number of jobs of the second stage; ``chosen``: empty until the first is done.
-    """
-
-    method: str
-    choose_by: str
-    choose_on: tuple[int, ...]
-    repeat_on: tuple[int, ...]
-    repeats: int
-    chosen: tuple[ChosenValues, ...] = ()
+    method: str  # the selection method that chooses
+    choose_by: str  # "dataset" or "target"
+    choose_on: tuple[int, ...]  # trial seeds of the first stage, which trains every member
+    repeat_on: tuple[int, ...]  # trial seeds of the second stage, which trains the chosen member
+    repeats: int  # number of jobs in the second stage
+    chosen: tuple[ChosenValues, ...] = ()  # empty until the first stage is done
 
     def is_chosen(self, job: Job) -> bool:
-        """Whether a job of the second stage trains the values that the first one chose."""
+        """Return True if a job of the second stage trains the values that the first one chose."""
         key = job.key
         row = (job.role.cell, key.dataset, key.algorithm)
         chosen_values = [
@@ -68,12 +58,12 @@ class Search:
 
 
 def format_trials(seeds: Sequence[int]) -> str:
-    """``trial 5`` or ``trials 0, 1, 2``."""
+    """Return text such as ``trial 5`` or ``trials 0, 1, 2``."""
     return f"{'trial' if len(seeds) == 1 else 'trials'} {', '.join(map(str, seeds))}"
 
 
 def parse_search(content: Any) -> Search:
-    """The search that a manifest describes; KeyError, TypeError or ValueError if it is none."""
+    """Parse the search in a manifest. Raises KeyError, TypeError or ValueError if it is invalid."""
     return Search(
         method=str(content["method"]),
         choose_by=str(content["choose_by"]),
@@ -98,7 +88,7 @@ def _parse_chosen(content: Any) -> ChosenValues:
 
 
 def parse_role(content: Any) -> Role:
-    """A job's role in a manifest; KeyError, TypeError or ValueError if it is none."""
+    """Parse the role of a job. Raises KeyError, TypeError or ValueError if it is invalid."""
     return Role(
         cell=str(content["cell"]),
         values=dict(content["values"]),
@@ -112,47 +102,41 @@ def parse_role(content: Any) -> Role:
 NAME = "sweep.json"
 VERSION = 1
 
-# Its neighbours in the output folder: its lock, since the manifest itself is replaced; the
-# declaration that was launched; and a rehearsal of it.
-LOCK_FILE = ".sweep.lock"
-DECLARATION_FILE = "sweep.yaml"
+# Files next to the manifest in the output folder.
+LOCK_FILE = ".sweep.lock"  # separate, because the manifest itself is replaced
+DECLARATION_FILE = "sweep.yaml"  # the launched declaration
 PREFLIGHT_FILE = "preflight.json"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Facts of a dataset, and its defaults, kept so that reading them again needs no domainbed.
+    """Facts and defaults of a dataset, kept because reading them again would need domainbed."""
 
-    ``labels`` of the environments, ``images`` of each; ``held_out``: only out-splits count.
-    """
-
-    labels: tuple[str, ...]
-    images: tuple[int, ...] | None
+    labels: tuple[str, ...]  # names of the environments
+    images: tuple[int, ...] | None  # number of images in each environment
     steps: int
     checkpoint_freq: int
-    held_out: bool = False
+    held_out: bool = False  # True if only out-splits are evaluated
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The jobs launched into an output folder, with what the last launch declared.
-
-    ``algorithms`` is the order in which they were declared, those of the last launch first.
-    ``skip_training_in_splits``: None for a domainbed whose train always has them. ``search``: that
-    of the last launch, if it has stages.
-    """
+    """All jobs launched into an output folder, and settings of the last launch."""
 
     jobs: tuple[Job, ...]
-    datasets: Mapping[str, Dataset] = field(default_factory=dict)
-    selection: tuple[str, ...] = ()
-    compare_with: tuple[str, ...] = ()
-    algorithms: tuple[str, ...] = ()
-    skip_training_in_splits: bool | None = None
-    search: Search | None = None
+    datasets: Mapping[str, Dataset] = field(default_factory=dict)  # by name
+    selection: tuple[str, ...] = ()  # selection methods
+    compare_with: tuple[str, ...] = ()  # algorithms
+    algorithms: tuple[str, ...] = ()  # in declared order, beginning with the last launch
+    skip_training_in_splits: bool | None = None  # None if domainbed's train always evaluates them
+    search: Search | None = None  # the search of the last launch, if it has stages
 
 
 def read(output: Path) -> Sweep | None:
-    """The manifest of an output folder, if any; raises CarftError if it cannot be read."""
+    """Read the manifest of an output folder, or return None if there is none.
+
+    Raises CarftError if the folder does not exist or the manifest cannot be read.
+    """
     if not output.is_dir():
         raise CarftError(f"{output} does not exist; expected the --output_dir of a sweep")
 
@@ -164,13 +148,13 @@ def read(output: Path) -> Sweep | None:
     except (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CarftError(
-            f"{path} is not a readable manifest ({reason}); move the file away and launch the "
-            "sweep again: that rewrites the manifest and keeps all finished jobs"
+            f"{path} is not a readable manifest ({reason}). Move the file away and launch the "
+            "sweep again, which rewrites the manifest and keeps all finished jobs"
         ) from error
 
 
 def add(output: Path, sweep: Sweep) -> None:
-    """Add the jobs of a launch to the manifest; its other facts replace the earlier ones."""
+    """Add the jobs of a launch to the manifest, and replace its settings by the launch's."""
     with _locked(output) as earlier:
         before = earlier or Sweep(())
         jobs = {job.folder: job for job in (*before.jobs, *sweep.jobs)}
@@ -192,34 +176,34 @@ def drop(output: Path, folders: Iterable[Path]) -> None:
 
 
 def reuse_folders(jobs: Sequence[Job], output: Path) -> list[Job]:
-    """The jobs, each in the folder where it was started or is listed, if there is one.
+    """Return the jobs with the folders in which they were started before, if there are any.
 
-    A job whose own folder is missing is looked up by its arguments without the data folder: moved
-    data, or another spelling of its path, does not make it another job.
+    A job whose own folder is missing is looked up by its arguments without the data folder, because
+    moved data, or another spelling of its path, does not make a different job.
     """
     if not output.is_dir() or all(job.folder.is_dir() for job in jobs):
         return list(jobs)
 
-    # Of several folders of one job that one is resumed which is done, or else has begun.
+    # If a job has several folders, prefer one that is done, then one that has begun.
     _, listed = read_jobs(output)
     listed.reverse()
     listed.sort(key=lambda job: JobFolder(job.folder).done + job.folder.is_dir())
-    folders = {(job.variant, data_independent_key(job.args)): job.folder for job in listed}
+    folders = {(job.variant, get_data_independent_key(job.args)): job.folder for job in listed}
 
-    def folder_of(job: Job) -> Path:
+    def find_folder(job: Job) -> Path:
         if job.folder.is_dir():
             return job.folder
-        return folders.get((job.variant, data_independent_key(job.args)), job.folder)
+        return folders.get((job.variant, get_data_independent_key(job.args)), job.folder)
 
-    return [replace(job, folder=folder_of(job)) for job in jobs]
+    return [replace(job, folder=find_folder(job)) for job in jobs]
 
 
 def read_jobs(output: Path) -> tuple[Sweep | None, list[Job]]:
-    """The manifest, if any, and the jobs: those it lists, and others whose folders are there."""
+    """Read the manifest, if any, and the jobs: listed ones, and others that have a folder."""
     sweep = read(output)
     jobs = {job.folder: job for job in (sweep.jobs if sweep else ())}
 
-    # Folders with a dot are being deleted.
+    # Folders that begin with a dot are being deleted.
     variant_folders = [
         path for path in output.glob("[!.]*") if not FOLDER_NAME.fullmatch(path.name)
     ]
@@ -233,7 +217,7 @@ def read_jobs(output: Path) -> tuple[Sweep | None, list[Job]]:
 
 @contextlib.contextmanager
 def _locked(output: Path) -> Iterator[Sweep | None]:
-    """The manifest, while no other process changes it."""
+    """Read the manifest and lock it inside the block."""
     from filelock import FileLock
 
     lock = FileLock(output / LOCK_FILE)
@@ -257,13 +241,13 @@ def _write(output: Path, sweep: Sweep) -> None:
 
     try:
         text = orjson.dumps(content, option=orjson.OPT_INDENT_2)
-    except TypeError as error:  # such as a name that is not UTF-8
+    except TypeError as error:  # for example, a name that is not UTF-8
         raise CarftError(f"{output / NAME} could not be written: {error}") from error
     files.save_bytes(output / NAME, text + b"\n")
 
 
 def _job_entry(job: Job, output: Path) -> dict[str, Any]:
-    """A job as the manifest lists it; its role only where it has one."""
+    """Return the manifest entry of a job, without the default role."""
     entry: dict[str, Any] = {
         "folder": os.path.relpath(job.folder, output),
         "variant": job.variant,
@@ -303,7 +287,7 @@ def _parse_dataset(facts: Any) -> Dataset:
 
 
 def _parse_job(content: Any, output: Path) -> Job:
-    """A stranger's manifest may name only folders of jobs below the output folder."""
+    """Parse a job. An untrusted manifest can name only job folders below the output folder."""
     folder = str(content["folder"])
     variant = str(content["variant"])
 
@@ -311,9 +295,9 @@ def _parse_job(content: Any, output: Path) -> Job:
     expected_parents = [variant] if variant else []
     is_below = parents == expected_parents and variant not in (".", "..")
     if not is_below or not FOLDER_NAME.fullmatch(name) or "\0" in variant:
-        raise ValueError(f"a job's folder is {folder!r}")
+        raise ValueError(f"{folder!r} is not the folder of a job")
 
     role = parse_role(content["role"]) if "role" in content else Role()
     job = Job(dict(content["args"]), output / folder, variant, role)
-    hash(job.candidate)  # raises an error for arguments that name no job
+    hash(job.candidate)  # raises an error for invalid arguments
     return job

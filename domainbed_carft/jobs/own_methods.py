@@ -1,7 +1,8 @@
-"""Methods from a user's own files: where these are, and what their source text declares. No torch.
+"""Files with a user's own methods, and the algorithms that their source text declares.
 
 A file is named by the process variable METHODS or by an entry point of an installed package, both
-of this process, and never by a sweep file, a manifest or a record. Nothing here runs a file.
+of this process, and never by a sweep file, a manifest or a record. This module runs no file and
+does not import torch.
 """
 
 from __future__ import annotations
@@ -23,66 +24,59 @@ VARIABLE = process_variables.METHODS.name
 
 
 class MethodFile(NamedTuple):
-    """A file with a user's methods.
+    """A file with a user's methods."""
 
-    ``path``: absolute, None where the ``module`` of an entry point is not found; ``named_by``: what
-    names the file, for messages.
-    """
-
-    path: Path | None
-    named_by: str
-    module: str = ""
+    path: Path | None  # absolute; None if the module of an entry point is not found
+    named_by: str  # the variable or the entry point, for messages
+    module: str = ""  # the module of an entry point
 
 
-def files() -> list[MethodFile]:
-    """The files that this process has methods from, each once: the variable's, then packages'."""
-    listed = [MethodFile(path, VARIABLE) for path in _paths_of_variable()]
+def find_files() -> list[MethodFile]:
+    """Return the distinct files with methods: files named by the variable, then by packages."""
+    listed = [MethodFile(path, VARIABLE) for path in _parse_variable()]
     distinct: dict[object, MethodFile] = {}
-    for file in (*listed, *_files_of_packages()):
+    for file in (*listed, *_find_package_files()):
         distinct.setdefault(file.path.resolve() if file.path else file, file)
     return [*distinct.values()]
 
 
-def variables() -> dict[str, str]:
-    """The process variable by which jobs get this process's methods, with absolute paths."""
-    paths = _paths_of_variable()
+def get_variables() -> dict[str, str]:
+    """Return the process variable that passes this process's methods to jobs (absolute paths)."""
+    paths = _parse_variable()
     return {VARIABLE: os.pathsep.join(map(str, paths))} if paths else {}
 
 
-def known() -> dict[str, DeclaredAlgorithm]:
-    """Name -> file and style of all algorithms whose style is known, in the order of their rows.
-
-    Those of files that cannot be read are left out.
-    """
+def list_algorithms() -> dict[str, DeclaredAlgorithm]:
+    """Return all algorithms by name, in the order of table rows, except from unreadable files."""
     algorithms: dict[str, DeclaredAlgorithm] = {}
-    for file in files():
+    for file in find_files():
         if file.path is not None:
             with contextlib.suppress(OSError, SyntaxError, ValueError):
                 algorithms |= dict(find_algorithms(file.path))
     return sort_by_row({**algorithms, **SHIPPED})
 
 
-def _paths_of_variable() -> list[Path]:
+def _parse_variable() -> list[Path]:
     paths = process_variables.METHODS.read().split(os.pathsep)
     return [Path(path).absolute() for path in paths if path]
 
 
 @functools.cache
-def _files_of_packages() -> tuple[MethodFile, ...]:
-    """The modules of the entry points, which reading finds without importing them."""
+def _find_package_files() -> tuple[MethodFile, ...]:
+    """Find the files of the entry points without importing their modules."""
     files = []
     for point in metadata.entry_points(group=ENTRY_POINTS):
         owner = f" of {point.dist.name}" if point.dist else ""
         named_by = f"the entry point {point.name} = {point.value}{owner}"
-        files.append(MethodFile(_source_of(point.value), named_by, point.value))
+        files.append(MethodFile(_find_source(point.value), named_by, point.value))
     return tuple(files)
 
 
-def _source_of(module: str) -> Path | None:
-    """The source file of a module; None if it has none, or there is no such module."""
+def _find_source(module: str) -> Path | None:
+    """Find the source file of a module without importing it; return None if there is none."""
     top, *names = module.split(".")
     with contextlib.suppress(ImportError, ValueError, AttributeError):
-        spec = importlib.util.find_spec(top)  # which imports nothing, unlike that of a submodule
+        spec = importlib.util.find_spec(top)  # for a submodule it would import the package
         for name in names:
             places = spec.submodule_search_locations if spec else None
             full_name = f"{spec.name}.{name}" if spec else name

@@ -1,7 +1,7 @@
-"""The records of jobs: results.jsonl files, found, read and checked. No numpy.
+"""The records of jobs: find, read and check results.jsonl files, without numpy.
 
-A record counts if it is complete; of two with the same step, the later. What is wrong in a file
-becomes a warning.
+Only complete records count. If two records of a run have the same step, the later one counts.
+Problems of a file become warnings.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from domainbed_carft.jobs.cost import Cost, recorded_cost
 from domainbed_carft.jobs.facts import FOREIGN, NAMES, get_hparams_and_facts
 from domainbed_carft.jobs.folder import DONE, RECORDS
 from domainbed_carft.jobs.job import IDENTITY, Job
-from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, read_printed_versions, setting
+from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, get_setting, read_printed_versions
 from domainbed_carft.text import limited, printable, quantity
 
 NUMBERS = {float, int}
@@ -36,15 +36,15 @@ _ACCURACY = re.compile(r"env[0-9]+_[a-z]+_acc")
 
 
 class RecordWarning(NamedTuple):
-    """Something wrong in a file that was read: its ``kind``, such as "cut line", and what."""
+    """A problem of a file that was read."""
 
-    kind: str
+    kind: str  # such as "cut line"
     path: str
     text: str
 
 
 def describe_warnings(warnings: Iterable[RecordWarning]) -> list[str]:
-    """One line per warning, grouped by kind; of a kind with many, the first and their number."""
+    """Return one line per warning, grouped by kind, and limit the lines of each kind."""
     lines_by_kind: dict[str, list[str]] = {}
     for kind, path, text in warnings:
         lines_by_kind.setdefault(kind, []).append(printable(f"{kind}: {path}: {text}"))
@@ -54,7 +54,12 @@ def describe_warnings(warnings: Iterable[RecordWarning]) -> list[str]:
 def read_keyed_records(
     path: Path | str, warnings: list[RecordWarning]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each complete record of a file, with a key that identifies its run."""
+    """Iterate over the complete records of a file, each with a key that identifies its run.
+
+    Args:
+        path: The results.jsonl file.
+        warnings: Problems of the file are appended here.
+    """
     import orjson
 
     try:
@@ -72,25 +77,25 @@ def read_keyed_records(
 
         try:
             record = orjson.loads(line)
-        except orjson.JSONDecodeError:  # NaN is no JSON, and Python writes it
+        except orjson.JSONDecodeError:  # Python writes NaN, which is not valid JSON
             record = parse_line(line)
 
-        # Most records are of the run of the last: what both have need not be checked again.
-        if not (needed and _is_like(record, previous)):
-            needed = accuracies_needed(record)
+        # Most records continue the same run, so what they share need not be checked again.
+        if not (needed and _continues_run(record, previous)):
+            needed = get_needed_accuracies(record)
             if not needed:
-                warning = _warning_on_line(record, number, path)
+                warning = _describe_line(record, number, path)
                 if warning not in warnings:  # records without accuracies: one warning per file
                     warnings.append(warning)
                 continue
 
             previous = record
-            key = run_key(record["args"], record.get("hparams"), len(needed))
+            key = get_run_key(record["args"], record.get("hparams"), len(needed))
         yield key, record
 
 
-def _is_like(record: Any, previous: Mapping[str, Any]) -> bool:
-    """Return True if a record equals the complete ``previous`` one but in step and figures."""
+def _continues_run(record: Any, previous: Mapping[str, Any]) -> bool:
+    """Return True if a record belongs to the run of the complete ``previous`` record."""
     return (
         type(record) is dict
         and is_step(record.get("step"))
@@ -100,28 +105,28 @@ def _is_like(record: Any, previous: Mapping[str, Any]) -> bool:
     )
 
 
-def _warning_on_line(record: Any, number: int, path: Path | str) -> RecordWarning:
-    """What is wrong with line ``number``, which is not a complete record."""
+def _describe_line(record: Any, number: int, path: Path | str) -> RecordWarning:
+    """Return a warning for line ``number``, which is not a complete record."""
     if _lacks_only_accuracies(record):
         return RecordWarning("no accuracies", str(path), NO_ACCURACIES)
     return RecordWarning("cut line", str(path), f"line {number} is not a complete record; skipped")
 
 
 def _lacks_only_accuracies(record: Any) -> bool:
-    """Whether it would be a record, but has no accuracies at all."""
+    """Return True for a record that is complete except that it has no accuracies."""
     if not isinstance(record, dict) or any(_ACCURACY.fullmatch(name) for name in record):
         return False
     return is_step(record.get("step")) and isinstance(record.get("args"), dict)
 
 
 def parse_line(line: bytes) -> Any:
-    """The content of a line, which may have NaN; None if it is no JSON."""
+    """Parse a line of JSON, which can contain NaN; return None if it is invalid."""
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(line)
 
 
-def accuracies_needed(record: Any) -> set[str]:
-    """Names of the accuracies that selection needs; none if it is not a whole record."""
+def get_needed_accuracies(record: Any) -> set[str]:
+    """Return the names of the accuracies that selection needs; empty for an incomplete record."""
     try:
         args = record["args"]
         targets = args["test_envs"]
@@ -131,7 +136,7 @@ def accuracies_needed(record: Any) -> set[str]:
         needed = {f"env{env}_out_acc" for env in range(count)}
         needed |= {f"env{target}_in_acc" for target in targets}
 
-        is_whole = (
+        is_complete = (
             is_step(record["step"])
             and (args.get("steps") is None or is_step(args["steps"]))
             and all(0 <= target < count for target in Job(args, Path()).key.test_envs)
@@ -142,97 +147,94 @@ def accuracies_needed(record: Any) -> set[str]:
         )
     except (KeyError, TypeError):
         return set()
-    return needed if is_whole else set()
+    return needed if is_complete else set()
 
 
 def is_broken_loss(name: str, value: Any) -> bool:
-    """Whether a recorded value is a loss that is not finite: the training has diverged by then."""
+    """Return True for a loss that is not finite, which means that the training has diverged."""
     return "loss" in name and isinstance(value, float) and not math.isfinite(value)
 
 
 def is_step(step: Any) -> bool:
-    """Whether ``step`` is a finite number, and no bool."""
+    """Return True if ``step`` is a finite number and not a bool."""
     return type(step) in NUMBERS and abs(step) <= sys.float_info.max
 
 
-def run_key(args: Mapping[str, Any], hparams: Mapping[str, Any] | None, n_accuracies: int) -> str:
-    """The key that records of one run share, and those of other runs in its folder do not."""
+def get_run_key(
+    args: Mapping[str, Any], hparams: Mapping[str, Any] | None, n_accuracies: int
+) -> str:
+    """Return a key that is equal for all records of one run, and differs between runs."""
     names = (*IDENTITY, "test_envs", "seed", *ARGUMENTS, "hparams")
-    # Facts are found anew where a run is resumed.
-    chosen = {k: v for k, v in (hparams or {}).items() if k not in (*NAMES, FOREIGN)}
-    return repr([*map(args.get, names), sorted(chosen.items()), n_accuracies])
+    # Facts can change when a run is resumed.
+    lasting = {k: v for k, v in (hparams or {}).items() if k not in (*NAMES, FOREIGN)}
+    return repr([*map(args.get, names), sorted(lasting.items()), n_accuracies])
 
 
-DEPTH = 3  # a folder of sweeps, a sweep, its variants, their jobs
+DEPTH = 3  # levels below a folder of sweeps: sweep, variant, job
 
-_HIGHEST_ACCURACY = 1 + 1e-6  # weights summed in two orders may slightly exceed 1
+_MAX_ACCURACY = 1 + 1e-6  # weights summed in a different order can slightly exceed 1
 
 
 @dataclass(frozen=True, eq=False)
 class RecordedRun:
-    """The checkpoints of one training.
-
-    ``accuracies``: a row a checkpoint, the in-splits of all environments, then the out-splits, in
-    [0, 1]; nan where a record has none, and from the step ``diverged_at`` on, where the training
-    had broken its weights. ``environments``: their names, if recorded. ``recorded``: the hparams
-    and the facts of its job.
-    ``cost``: time, memory and device.
-    """
+    """The recorded checkpoints of one run."""
 
     job: Job
     done: bool
-    environments: tuple[str, ...]
+    environments: tuple[str, ...]  # recorded names, or empty
     n_environments: int
-    steps: array[float]
+    steps: array[float]  # one per checkpoint
+    # One row per checkpoint, in [0, 1]: in-splits of all environments, then out-splits. NaN for
+    # missing values, and for all values from the step `diverged_at` on.
     accuracies: array[float]
-    setting: Mapping[str, str]
-    recorded: Mapping[str, Any]
-    diverged_at: float | None
+    setting: Mapping[str, str]  # see `get_setting`
+    recorded: Mapping[str, Any]  # hyperparameters and facts of the job
+    diverged_at: float | None  # the first step with broken weights, if the training diverged
     cost: Cost
 
     @property
     def folder(self) -> str:
-        """The folder of the job."""
+        """Folder of the job."""
         return str(self.job.folder)
 
     @property
     def dataset(self) -> str:
-        """The name of the dataset."""
+        """Name of the dataset."""
         return self.job.key.dataset
 
     @property
     def algorithm(self) -> str:
-        """The name of the algorithm."""
+        """Name of the algorithm."""
         return self.job.key.algorithm
 
     @property
     def row(self) -> str:
-        """What tables call the row of the run: the algorithm's name, unless ``--by`` divides it."""
+        """Name of the row in tables: the algorithm's name, unless ``--by`` divides it."""
         return self.job.row
 
     @property
     def test_envs(self) -> tuple[int, ...]:
-        """The environments left out, in the order of the arguments."""
+        """Targets, in the order of the arguments."""
         return tuple(self.job.args["test_envs"])
 
 
 class RunsAndWarnings(NamedTuple):
-    """The runs in some folders, and warnings about the files in which they were recorded."""
+    """Runs, and warnings about the files with their records."""
 
     runs: list[RecordedRun]
     warnings: list[RecordWarning]
 
 
 def read(folders: Sequence[Path | str]) -> RunsAndWarnings:
-    """All runs in ``folders`` and up to DEPTH levels below, each real folder once.
+    """Read all runs in ``folders`` and up to DEPTH levels below, each real folder once.
 
-    Raises CarftError, naming all of them, if any of ``folders`` are missing.
+    Raises CarftError, which lists all missing folders, if any of ``folders`` do not exist.
     """
     missing = [str(folder) for folder in folders if not os.path.isdir(folder)]
     if missing:
         raise CarftError(f"no such folder: {', '.join(missing)}; expected output folders of sweeps")
 
-    record_folders: dict[tuple[int, int], str] = {}  # by the real folder, which links may lead to
+    record_folders: dict[tuple[int, int], str] = {}  # by device and inode, since links can repeat
     warnings: list[RecordWarning] = []
 
     def visit(folder: str, levels: int) -> None:
@@ -252,54 +254,58 @@ def read(folders: Sequence[Path | str]) -> RunsAndWarnings:
 
     for folder in folders:
         visit(str(folder), DEPTH)
-    runs = [run for folder in record_folders.values() for run in _runs_in(folder, warnings)]
+    runs = [run for folder in record_folders.values() for run in _read_runs(folder, warnings)]
     return RunsAndWarnings(runs, warnings)
 
 
-def _runs_in(folder: str, warnings: list[RecordWarning]) -> list[RecordedRun]:
-    """The runs recorded in one folder: one, unless several wrote there."""
+def _read_runs(folder: str, warnings: list[RecordWarning]) -> list[RecordedRun]:
+    """Return the runs recorded in one folder: a single one, unless several wrote there."""
     latest: dict[str, dict[float, dict[str, Any]]] = {}
     file_warnings: list[RecordWarning] = []
     for key, record in read_keyed_records(os.path.join(folder, RECORDS), file_warnings):
         latest.setdefault(key, {})[record["step"]] = record
 
     warnings += file_warnings
-    has_no_accuracies = any(warning.kind == "no accuracies" for warning in file_warnings)
-    if not latest and not has_no_accuracies:
+    if not latest and "no accuracies" not in [warning.kind for warning in file_warnings]:
         warnings.append(RecordWarning("no records", folder, "no record"))
-    runs = _without_damaged(list(latest.values()), folder, warnings)
-    return [_run(folder, list(steps.values()), warnings) for steps in runs]
+    runs = _drop_damaged(list(latest.values()), folder, warnings)
+    return [_build_run(folder, list(steps.values()), warnings) for steps in runs]
 
 
-def _without_damaged(
+def _drop_damaged(
     runs: Sequence[dict[float, dict[str, Any]]], folder: str, warnings: list[RecordWarning]
 ) -> list[dict[float, dict[str, Any]]]:
-    """Drop damaged lines, with a warning, from the runs of a folder (step -> record).
+    """Drop damaged lines, with a warning, from the runs of a folder.
 
-    A line with a damaged name or hyperparameter looks like a run of its own: it has the arguments
-    of a longer run, and steps that the longer run lacks.
+    A line with a damaged name or hyperparameter looks like a separate run, but has the arguments
+    of a longer run and only steps that the longer run lacks.
+
+    Args:
+        runs: Records by step, for each run.
+        folder: The folder of the job.
+        warnings: A warning is appended for each dropped run.
     """
     intact_runs: list[dict[float, dict[str, Any]]] = []
     for run in sorted(runs, key=len, reverse=True):
-        owner = next((intact for intact in intact_runs if _is_part_of(run, intact)), None)
+        owner = next((intact for intact in intact_runs if _is_fragment(run, intact)), None)
         if owner is None:
             intact_runs.append(run)
             continue
 
         steps = ", ".join(f"{step:g}" for step in run)
-        text = f"step {steps} has other {_difference(run, owner)}; skipped"
+        text = f"step {steps} has other {_describe_difference(run, owner)}; skipped"
         warnings.append(RecordWarning("damaged", folder, text))
     return [run for run in runs if any(run is intact for intact in intact_runs)]
 
 
-def _is_part_of(run: Mapping[float, Any], longer_run: Mapping[float, Any]) -> bool:
-    """Return True if both have the same arguments, and no step in common."""
+def _is_fragment(run: Mapping[float, Any], longer_run: Mapping[float, Any]) -> bool:
+    """Return True if both runs have the same arguments and no step in common."""
     first, second = (next(iter(records.values())) for records in (run, longer_run))
     return bool(first["args"] == second["args"]) and run.keys().isdisjoint(longer_run)
 
 
-def _difference(run: Mapping[float, Any], longer_run: Mapping[float, Any]) -> str:
-    """The part of the records in which two runs differ, with the names of hyperparameters."""
+def _describe_difference(run: Mapping[float, Any], longer_run: Mapping[float, Any]) -> str:
+    """Describe in which part the records of two runs differ, with hyperparameter names."""
     first, second = (
         next(iter(records.values())).get("hparams") or {} for records in (run, longer_run)
     )
@@ -308,30 +314,30 @@ def _difference(run: Mapping[float, Any], longer_run: Mapping[float, Any]) -> st
 
 
 def read_file(path: Path | str) -> tuple[list[dict[str, Any]], list[RecordWarning]]:
-    """The complete records of a file, one per step of a run, and the warnings about it."""
+    """Read the complete records of a file, one per step of a run, and the warnings about it."""
     warnings: list[RecordWarning] = []
     latest = {(key, record["step"]): record for key, record in read_keyed_records(path, warnings)}
     return list(latest.values()), warnings
 
 
-def run_records(run: RecordedRun) -> Iterator[dict[str, Any]]:
-    """The whole records of one run, in their order: several may have written into its folder."""
+def read_run_records(run: RecordedRun) -> Iterator[dict[str, Any]]:
+    """Iterate over the complete records of one run, even if several runs share its folder."""
     n_accuracies = run.n_environments + len(run.test_envs)
-    key_of_run = run_key(run.job.args, run.recorded, n_accuracies)
+    key_of_run = get_run_key(run.job.args, run.recorded, n_accuracies)
     for key, record in read_keyed_records(run.job.folder / RECORDS, warnings=[]):
         if key == key_of_run:
             yield record
 
 
 def read_recorded_arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The arguments of the job in a folder, from its first whole record; None without one."""
+    """Read the arguments of a job from its first complete record; return None without records."""
     for _, record in read_keyed_records(os.path.join(folder, RECORDS), warnings=[]):
         return dict(record["args"])
     return None
 
 
-def last_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The last whole record of the job in a folder; None without one."""
+def read_last_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read the last record of a job that is valid JSON; return None if there is none."""
     with contextlib.suppress(OSError):
         lines = files.read_regular(os.path.join(folder, RECORDS)).split(b"\n")
         for record in map(parse_line, reversed(lines)):
@@ -340,16 +346,18 @@ def last_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     return None
 
 
-def _run(folder: str, records: list[dict[str, Any]], warnings: list[RecordWarning]) -> RecordedRun:
-    """The run of these records, one per step."""
+def _build_run(
+    folder: str, records: list[dict[str, Any]], warnings: list[RecordWarning]
+) -> RecordedRun:
+    """Build the run with these records, one per step."""
     first = records[0]
     args = {name: value for name, value in first["args"].items() if name != "output_dir"}
-    count = len(accuracies_needed(first)) - len(args["test_envs"])
-    environments = _environment_names(first, count)
+    count = len(get_needed_accuracies(first)) - len(args["test_envs"])
+    environments = _get_environment_names(first, count)
     parts = {ENVIRONMENTS: ", ".join(environments) or str(count)}
-    parts |= setting(args, first, read_printed_versions(folder))
+    parts |= get_setting(args, first, read_printed_versions(folder))
 
-    broken_steps = _steps_with_broken_weights(records)
+    broken_steps = _find_broken_steps(records)
     if broken_steps:
         n_records = quantity(len(broken_steps), "record")
         text = (
@@ -364,7 +372,7 @@ def _run(folder: str, records: list[dict[str, Any]], warnings: list[RecordWarnin
         environments=environments,
         n_environments=count,
         steps=array("d", [record["step"] for record in records]),
-        accuracies=accuracies(records, count, broken_steps),
+        accuracies=collect_accuracies(records, count, broken_steps),
         setting=parts,
         recorded=get_hparams_and_facts(first, first.get("hparams")),
         diverged_at=min(broken_steps, default=None),
@@ -372,8 +380,8 @@ def _run(folder: str, records: list[dict[str, Any]], warnings: list[RecordWarnin
     )
 
 
-def _environment_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """The recorded names of the environments; none unless they are ``count`` different ones."""
+def _get_environment_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Return the recorded names of the environments, or nothing unless ``count`` are distinct."""
     recorded = record.get("environments")
     if not isinstance(recorded, list):
         return ()
@@ -381,28 +389,28 @@ def _environment_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]
     return names if len(set(names)) == len(names) == count else ()
 
 
-def _steps_with_broken_weights(records: list[dict[str, Any]]) -> set[float]:
-    """The recorded steps from the update before the first non-finite loss on."""
+def _find_broken_steps(records: list[dict[str, Any]]) -> set[float]:
+    """Return the recorded steps from the update before the first non-finite loss on."""
     marks = [record["diverged_at"] for record in records if "diverged_at" in record]
     start = min((mark - 1 for mark in marks if is_step(mark)), default=math.inf)
     return {
         record["step"]
         for record in records
         if record["step"] >= start
-        # Of other checkouts, which have no mark.
+        # Records of checkouts have no mark.
         or is_broken_loss("loss", record.get("loss"))
     }
 
 
-def accuracies(
+def collect_accuracies(
     records: Sequence[Mapping[str, Any]], count: int, broken_steps: Collection[float] = ()
 ) -> array[float]:
-    """The accuracies of a RecordedRun; nan for values outside [0, 1], such as percentages."""
+    """Collect the accuracies of a RecordedRun, with NaN for values outside [0, 1]."""
     names = [f"env{env}_{split}_acc" for split in ("in", "out") for env in range(count)]
     rows = array("d")
     for record in records:
         for name in names:
             value: Any = None if record["step"] in broken_steps else record.get(name)
-            is_accuracy = type(value) in NUMBERS and 0 <= value <= _HIGHEST_ACCURACY
-            rows.append(value if is_accuracy else math.nan)
+            valid = type(value) in NUMBERS and 0 <= value <= _MAX_ACCURACY
+            rows.append(value if valid else math.nan)
     return rows

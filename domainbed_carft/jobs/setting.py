@@ -1,4 +1,4 @@
-"""Under which setting a training was run: what two runs have to share to be averaged."""
+"""The setting of a run: everything that has to be equal for runs to be averaged."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from domainbed_carft.jobs.facts import get_hparams_and_facts
 from domainbed_carft.jobs.folder import OUTPUT
 from domainbed_carft.jobs.job import parse_overrides
 
-# Arguments that runs have to share to be averaged, and names of other parts of a setting.
+# Arguments that are parts of a setting, then names of other parts.
 ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")
 EDITION = "data edition"
 ENVIRONMENTS = "environments"
-SCHEDULE = "steps of the schedule"  # where it ends, if not at the job's last step
+SCHEDULE = "steps of the schedule"  # "the job's" if the schedule ends at the last step
 HPARAM = "hparam "
 VERSION = "version of "
 METHOD = "file of "  # of a user's own method
 DEFAULT = "default"
 UNKNOWN = "not recorded"
-# What --ignore leaves out of account -> how the names of such parts begin.
+# Values of --ignore, to the beginning of the names of the parts that each ignores.
 KINDS = {
     **dict(zip(ARGUMENTS, ARGUMENTS)),
     "hparams": HPARAM,
@@ -34,19 +34,22 @@ KINDS = {
     "method": METHOD,
     "versions": VERSION,
 }
-DIGITS = 12  # of a SHA-256 in words
-_PRINTED_BYTES = 1 << 20  # of the beginning of an output, where the versions are
+DIGITS = 12  # printed digits of a SHA-256
+_PRINTED_BYTES = 1 << 20  # the beginning of an output, which contains the versions
 _PRINTED_VERSION = r"^\t(PyTorch|Torchvision|CUDA|CUDNN|NumPy|PIL): (.*)$"
 
 
-def setting(
+def get_setting(
     args: Mapping[str, Any],
     record: Mapping[str, Any] | None = None,
     versions: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
-    """Part -> value, as words, of what two runs have to share for their mean to mean something.
+    """Return the parts of a run's setting by name, as text.
 
-    Without a record there are only the parts that the arguments tell.
+    Args:
+        args: The arguments of the job.
+        record: A record of the run. Without it only parts known from the arguments are returned.
+        versions: Version by package, from `read_printed_versions`.
     """
     record = record or {}
     hparams = get_hparams_and_facts(record, record.get("hparams"))
@@ -59,8 +62,8 @@ def setting(
 
     for name, value in overridden.items():
         if name not in ("protocol", "data_edition"):
-            integral = isinstance(value, float) and value.is_integer()  # 1.0 is the hparam 1
-            parts[HPARAM + name] = json.dumps(int(value) if integral else value, sort_keys=True)
+            is_whole = isinstance(value, float) and value.is_integer()  # 1.0 equals the hparam 1
+            parts[HPARAM + name] = json.dumps(int(value) if is_whole else value, sort_keys=True)
 
     protocol = hparams.get("protocol") or overridden.get("protocol")
     if protocol:
@@ -85,13 +88,13 @@ def setting(
 
 
 def read_printed_versions(folder: Path | str) -> dict[str, str]:
-    """The versions that ``train`` printed, upstream's too; of a resumed run, all in turn."""
+    """Read the versions that ``train`` printed; a resumed run can have several of a package."""
     printed = ""
     path = os.path.join(folder, OUTPUT)
     with contextlib.suppress(OSError), files.open_regular(path) as file:
         printed = file.read(_PRINTED_BYTES).decode(errors="replace")
 
-    versions_of: dict[str, dict[str, None]] = {}
+    versions_by_name: dict[str, dict[str, None]] = {}
     for name, version in re.findall(_PRINTED_VERSION, printed, re.MULTILINE):
-        versions_of.setdefault(name, {})[version] = None
-    return {name: ", then ".join(versions) for name, versions in versions_of.items()}
+        versions_by_name.setdefault(name, {})[version] = None
+    return {name: ", then ".join(versions) for name, versions in versions_by_name.items()}

@@ -1,42 +1,42 @@
-"""The division of a job's environments into splits, as domainbed/scripts/train.py at b93c22a."""
+"""The division of environments into splits, as in domainbed/scripts/train.py at b93c22a."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-# The kinds of splits: trained on, for model selection, and for domain adaptation.
+# Kinds of splits: for training, model selection, and domain adaptation.
 KINDS = ("in", "out", "uda")
 
 
 class HostFunctions(Protocol):
-    """What this module needs of a host's `domainbed.lib.misc`, which a fork may have changed."""
+    """Functions of a host's `domainbed.lib.misc`, which forks can change."""
 
     def seed_hash(self, *args: Any) -> int:
-        """A seed made from some values, in [0, 2^31)."""
+        """Return a seed for some values, in [0, 2^31)."""
 
     def split_dataset(self, dataset: Any, n: int, seed: int = 0) -> tuple[Any, Any]:
-        """``n`` items of a dataset, drawn with ``seed``, and the others."""
+        """Split a dataset into ``n`` items, drawn with ``seed``, and the remaining ones."""
 
 
 class EnvironmentSplits(NamedTuple):
-    """One environment's splits, each a map-style dataset."""
+    """The splits of one environment, each a map-style dataset."""
 
-    in_split: Any  # trained on, unless the environment is a target
+    in_split: Any  # for training, unless the environment is a target
     out_split: Any  # for model selection
-    uda_split: Any  # of a target, for domain adaptation; empty for others
+    uda_split: Any  # for domain adaptation; empty unless the environment is a target
 
 
 class NamedSplit(NamedTuple):
-    """A split by its name in the records, such as env0_in."""
+    """A split with its name in the records, such as env0_in."""
 
     name: str
-    environment: int  # its index
+    environment: int  # index of the environment
     items: Any  # a map-style dataset
 
     @property
     def kind(self) -> str:
-        """One of KINDS."""
+        """The kind of the split, from KINDS."""
         return self.name.rpartition("_")[2]
 
 
@@ -48,12 +48,17 @@ def split_environments(
     uda_holdout_fraction: float,
     host_functions: HostFunctions,
 ) -> list[EnvironmentSplits]:
-    """Divide each environment, a map-style dataset, by the trial seed and its index.
+    """Divide each environment at random by the trial seed and its index.
 
-    ``holdout_fraction`` of its items form the out-split. ``uda_holdout_fraction`` of the in-split
-    of each of the ``targets`` forms the uda-split.
+    Args:
+        environments: Map-style datasets.
+        targets: Indices of the test environments.
+        trial_seed: Trial of the job.
+        holdout_fraction: Fraction of the items that form the out-split.
+        uda_holdout_fraction: Fraction of a target's in-split that becomes its uda-split.
+        host_functions: The host's `domainbed.lib.misc`.
     """
-    divided = []
+    splits = []
     for index, environment in enumerate(environments):
         seed = host_functions.seed_hash(trial_seed, index)
         n_out = int(len(environment) * holdout_fraction)
@@ -64,14 +69,14 @@ def split_environments(
             n_uda = int(len(in_split) * uda_holdout_fraction)
             uda_split, in_split = host_functions.split_dataset(in_split, n_uda, seed)
 
-        divided.append(EnvironmentSplits(in_split, out_split, uda_split))
-    return divided
+        splits.append(EnvironmentSplits(in_split, out_split, uda_split))
+    return splits
 
 
 def name_splits(environments: Sequence[EnvironmentSplits]) -> list[NamedSplit]:
-    """All splits in the order of the records: the in-splits, the out-splits, the uda-splits.
+    """Name all splits in the order of the records: in-splits, out-splits, uda-splits.
 
-    Upstream counts uda-splits that are not empty from 0, whichever environments they belong to.
+    Like upstream, number the non-empty uda-splits from 0, whichever environment they belong to.
     """
     in_splits = [
         NamedSplit(f"env{index}_in", index, splits.in_split)
@@ -93,10 +98,7 @@ def name_splits(environments: Sequence[EnvironmentSplits]) -> list[NamedSplit]:
 def select_evaluated(
     splits: Iterable[NamedSplit], kinds: Collection[str], skipped_environments: Collection[int] = ()
 ) -> list[NamedSplit]:
-    """The splits that a record has accuracies of: those of ``kinds``, of KINDS.
-
-    The in-splits of ``skipped_environments`` are left out.
-    """
+    """Select the splits to evaluate: all ``kinds``, except in-splits of skipped environments."""
     return [
         split
         for split in splits

@@ -1,4 +1,4 @@
-"""Ways to run jobs: for ``carft sweep``, and for DomainBed's own ``sweep``."""
+"""Launchers, which run jobs for ``carft sweep`` and for DomainBed's own ``sweep``."""
 
 from __future__ import annotations
 
@@ -22,26 +22,31 @@ _KINDS: dict[str, Callable[[Any], Launcher]] = {
 
 
 def make(name: str, caller_options: Mapping[str, Any] | None = None) -> Launcher:
-    """The launcher `name`, whose options are the caller's, maybe as text.
+    """Make a launcher.
 
-    Raises CarftError, naming all problems, and what was expected.
+    Args:
+        name: A launcher of `OPTIONS`.
+        caller_options: Values or their text by option; None stands for the default.
+
+    Raises:
+        CarftError: If the name or options are invalid. Lists all problems.
     """
-    resolved = options.resolve(name, caller_options or {})  # refuses other names
+    resolved = options.resolve(name, caller_options or {})  # raises for unknown names
     return _KINDS[name](resolved)
 
 
 def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str]:
-    """Why a launcher could not run jobs below these folders now, checked before it is called."""
+    """Return the reasons why a launcher cannot run jobs in these folders, without calling it."""
     find_problems = getattr(launcher, "problems", None)
     return list(find_problems(sweeps)) if find_problems else []
 
 
-class Registered:
-    """A launcher for DomainBed's registry: a function of command lines, as ``sweep`` makes them.
+class RegisteredLauncher:
+    """A launcher for DomainBed's registry, called with command lines.
 
-    (domainbed/command_launchers.py at b93c22a.) It reads its options from the file when it is
-    called or checked, so that a wrong one stops no other use of the registry. ``runs_here``: its
-    jobs run on this machine, so the data has to be here, which our harness checks before.
+    (See domainbed/command_launchers.py at b93c22a.) Its options are read from the file only when it
+    is called or checked, so that a wrong option breaks no other use of the registry. If jobs run on
+    this machine (``runs_here``), the harness checks first that the data is here.
     """
 
     def __init__(self, name: str, runs_here: bool) -> None:
@@ -49,21 +54,21 @@ class Registered:
         self.runs_here = runs_here
 
     def __call__(self, commands: Sequence[str]) -> list[JobOutcome]:
-        """Run the commands; returns the jobs that failed, none if SLURM runs them."""
+        """Run the commands, and return the jobs that failed; empty if SLURM runs them."""
         not_done = run_commands(self._make(), commands) or []
         return [outcome for outcome in not_done if outcome.result != "held"]
 
     def problems(self, sweep: str) -> list[str]:
-        """Reasons why the launcher could not run jobs below the folder ``sweep``, if any."""
+        """Return the reasons why the launcher cannot run jobs in the folder ``sweep``."""
         return problems_of(self._make) or problems(self._make(), [Path(sweep)])
 
     def _make(self) -> Launcher:
         return make(self._name, options.read_file(self._name))
 
 
-# What DomainBed's registry gets beside its own, `multi_gpu` where it has none (upstream has).
+# Added to DomainBed's registry, `multi_gpu` only if the host has no launcher of this name.
 LAUNCHERS = {
-    "multi_gpu": Registered("pool", runs_here=True),
-    "pool": Registered("pool", runs_here=True),
-    "slurm": Registered("slurm", runs_here=False),
+    "multi_gpu": RegisteredLauncher("pool", runs_here=True),
+    "pool": RegisteredLauncher("pool", runs_here=True),
+    "slurm": RegisteredLauncher("slurm", runs_here=False),
 }

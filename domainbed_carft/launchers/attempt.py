@@ -1,4 +1,4 @@
-"""One attempt at a job, as every launcher makes it, including inside a SLURM job."""
+"""One attempt at a job, made by every launcher, also inside a SLURM job."""
 
 from __future__ import annotations
 
@@ -29,38 +29,34 @@ from domainbed_carft.jobs.folder import (
     HeldError,
     JobFolder,
     Lock,
-    last_line,
-    slurm_id,
+    get_slurm_id,
+    read_last_line,
 )
 from domainbed_carft.jobs.fork_server import ForkServer, Process
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.text import quantity
 
-CANNOT_START = 127  # as a shell says it
+CANNOT_START = 127  # the exit status of shells for a missing command
 
 # A disk with less free space cannot hold the state of a job.
 MIN_FREE_SPACE = 2**20
 
 Result = Literal["done", "failed", "again", "interrupted", "held", "no space"]
-VariablesOf = (
-    Callable[[Job], Mapping[str, str]] | None
-)  # the environment variables to set for a job
+# Returns the environment variables to set for a job.
+GetVariables = Callable[[Job], Mapping[str, str]] | None
 
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """The outcome of a job in one call of a launcher, and of the last attempt at it.
-
-    "failed" jobs are not to be retried, "again" are those that may be, "held" ones are run by
-    another process, and "no space" are those that a full disk ended. ``attempts`` counts those that
-    failed.
-    """
+    """The outcome of a job in one call of a launcher."""
 
     folder: Path
+    # "failed": must not be retried. "again": can be retried. "held": another process runs the job.
+    # "no space": a full disk ended the job.
     result: Result
     status: int = 0
-    attempts: int = 0
-    last_words: str = ""
+    attempts: int = 0  # number of failed attempts
+    last_words: str = ""  # of the last attempt
 
     def __str__(self) -> str:
         if self.result == "held":
@@ -72,13 +68,14 @@ class JobOutcome:
         return f"{self.folder}: {result}, {describe_end(self.status, self.last_words)}"
 
 
-# Of jobs and maybe VariablesOf: the outcomes of those not done, None if it does not wait.
+# Called with jobs and optionally GetVariables. Returns the outcomes of all jobs that are not done,
+# or None if the launcher does not wait for jobs.
 Launcher = Callable[..., list[JobOutcome] | None]
 
 
 @dataclass(frozen=True)
 class Command(Job):
-    """A job as DomainBed's registry hands it over: of its arguments only the words are known."""
+    """A job from DomainBed's registry, of which only the command line is known."""
 
     words: tuple[str, ...] = ()
 
@@ -89,10 +86,12 @@ class Command(Job):
 
 
 def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[JobOutcome] | None:
-    """Have a launcher run jobs given as command lines, as DomainBed's and its forks' sweeps do.
+    """Run jobs given as command lines, as by the sweeps of DomainBed and its forks.
 
-    T3A and DPLCLIP write ``NAME=value python -m ...`` for a shell; no shell is involved here.
-    Raises CarftError for a command without --output_dir.
+    T3A and DPLCLIP write ``NAME=value python -m ...`` for a shell. Here no shell is involved.
+
+    Raises:
+        CarftError: If a command has no --output_dir.
     """
     jobs = []
     variables: dict[Path, dict[str, str]] = {}
@@ -108,7 +107,7 @@ def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[JobOutcome
 
 
 def _split_assignments(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The words after the assignments ``NAME=value`` at the beginning, and these."""
+    """Split leading assignments ``NAME=value`` from the words of a command."""
     assigned: dict[str, str] = {}
     for number, word in enumerate(words):
         assignment = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", word, re.DOTALL)
@@ -124,9 +123,13 @@ def run(
     children: Children,
     patience: float = 0.25,
 ) -> JobOutcome:
-    """Make one attempt at a job, unless it is done, held by another process, or failed for good.
+    """Make one attempt at a job, unless it is done, held, or must not be retried.
 
-    ``patience``: seconds to wait for another process's lock.
+    Args:
+        job: The job.
+        variables: Environment variables to set for it.
+        children: The running processes of this launcher.
+        patience: Seconds to wait while another process holds the lock.
     """
     folder = JobFolder(job.folder)
     try:
@@ -135,10 +138,10 @@ def run(
             with folder.claim(patience) as lock:
                 if not folder.done and folder.get_final_failure() is None:
                     _attempt(folder, job.command, variables, lock, children)
-        return _outcome(folder)
+        return _get_outcome(folder)
     except HeldError as held:
         return JobOutcome(job.folder, "held", last_words=str(held))
-    except (OSError, CarftError) as error:  # of the folder: no attempt can be made, or noted
+    except (OSError, CarftError) as error:  # the folder cannot be used
         if is_no_space(error):
             return JobOutcome(job.folder, "no space", job_folder.NO_SPACE, last_words=str(error))
         return JobOutcome(
@@ -146,8 +149,8 @@ def run(
         )
 
 
-def _outcome(folder: JobFolder) -> JobOutcome:
-    """The outcome of a job whose last attempt has ended."""
+def _get_outcome(folder: JobFolder) -> JobOutcome:
+    """Return the outcome of a job whose last attempt has ended."""
     if folder.done:
         return JobOutcome(folder.path, "done")
 
@@ -179,9 +182,9 @@ def _attempt(
     lock: Lock,
     children: Children,
 ) -> None:
-    """Run the command and note how it ended, even where this process is interrupted.
+    """Run the command and record how it ended, even if this process is interrupted.
 
-    Raises PassingError if the folder was moved or removed meanwhile.
+    Raises PassingError if the folder was moved or removed in the meantime.
     """
     if words[:1] == ["python"]:  # the jobs need what this interpreter imports
         words = [sys.executable, *words[1:]]
@@ -199,9 +202,10 @@ def _attempt(
                 status = CANNOT_START
                 last_words = str(error)
 
-            if children.stopped_by is not None and status == -signal.SIGKILL:  # not its fault
+            # A job killed while the launcher stops has not failed.
+            if children.stopped_by is not None and status == -signal.SIGKILL:
                 status = -signal.SIGTERM
-                last_words = "killed, since it did not stop when told to"
+                last_words = "killed because it did not stop after the first signal"
             if children.stopped_by == signal.SIGINT and status in (STOPPED, -signal.SIGTERM):
                 last_words = last_words or "stopped by Ctrl-C (SIGINT)"  # the job got SIGTERM
             last_words = last_words or read_last_line(stderr.name)
@@ -217,7 +221,7 @@ def _attempt(
             started=started,
             ended=time.time(),
             host=socket.gethostname(),
-            slurm=slurm_id(),
+            slurm=get_slurm_id(),
             status=status,
             last_words=last_words,
             step=folder.get_last_step() if status == STOPPED else None,
@@ -227,53 +231,50 @@ def _attempt(
 
 
 def _is_disk_full(folder: Path, last_words: str) -> bool:
-    """Whether there is no space left in a folder, or a job's last words are of a quota."""
+    """Return True if the disk of a folder is full, or a job ended because of a quota."""
     disk = os.statvfs(folder)
-    has_space = disk.f_bavail * disk.f_frsize >= MIN_FREE_SPACE
-    return not has_space or os.strerror(errno.EDQUOT) in last_words
+    free_space = disk.f_bavail * disk.f_frsize
+    return free_space < MIN_FREE_SPACE or os.strerror(errno.EDQUOT) in last_words
 
 
 def _last_error(folder: JobFolder, started: float) -> str:
-    """The last line of the job's errors, "" if none were written since ``started``."""
+    """Return the last line of the job's errors, empty if none were written since ``started``."""
     path = folder.path / job_folder.ERRORS
     with contextlib.suppress(OSError):
-        # It keeps those of earlier attempts; the clocks of file systems are coarse.
+        # The file keeps errors of earlier attempts. Clocks of file systems are coarse.
         if path.stat().st_mtime >= started - 1:
             return read_last_line(path)
     return ""
 
 
 def describe_end(status: int, words: str) -> str:
-    """How a process ended, and its last words, as in ``exit status 1: ValueError: ...``."""
+    """Describe the end of a process, such as ``exit status 1: ValueError: ...``."""
     names: dict[int, str] = {-number: f"killed by {number.name}" for number in signal.Signals}
     names[-signal.SIGKILL] += " (often: out of memory)"
     return f"{names.get(status, f'exit status {status}')}: {words or 'no error message'}"
 
 
 class Children:
-    """The jobs that this process runs now.
-
-    ``stopped_by``: the number of the signal that told this process to stop, if one did.
-    """
+    """The jobs that this process is running."""
 
     def __init__(self, fork_server: ForkServer | None = None) -> None:
-        self.stopped_by: int | None = None
+        self.stopped_by: int | None = None  # the signal that stopped this process
         self._fork_server = fork_server
         self._running: dict[int, Process | subprocess.Popen[Any]] = {}
 
     def run(
         self, words: Sequence[str], variables: Mapping[str, str], lock: int, stderr: IO[bytes]
     ) -> int:
-        """Run a child, which holds the lock too, in a session of its own; returns its status."""
+        """Run a child, which shares the lock, in a new session; return its exit status."""
         process = self._start(words, variables, lock, stderr)
         with self.running(process):
             return process.wait()
 
     @contextlib.contextmanager
     def running(self, process: Process | subprocess.Popen[Any]) -> Iterator[None]:
-        """Have `stop` signal a process while the block runs."""
+        """Let `stop` signal a process while the block runs."""
         self._running[process.pid] = process
-        if self.stopped_by is not None:  # told while the child was being started
+        if self.stopped_by is not None:  # stopped while the child was being started
             process.send_signal(signal.SIGTERM)
         try:
             yield
@@ -283,9 +284,9 @@ class Children:
     def _start(
         self, words: Sequence[str], variables: Mapping[str, str], lock: int, stderr: IO[bytes]
     ) -> Process | subprocess.Popen[bytes]:
-        """Start a child, while signals that are not meant for it are blocked."""
-        # SLURM sends submitit's signal to every process of a job. It is meant for submitit alone
-        # and would kill the others; what is blocked here stays blocked in a child.
+        """Start a child with SLURM's signal blocked."""
+        # SLURM sends submitit's signal to every process of a job. It would kill all processes but
+        # submitit's; a child inherits the blocked signal.
         signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         try:
             process: Process | None = None
@@ -304,9 +305,11 @@ class Children:
             signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
 
     def stop(self, stopped_by: int | None, signal_number: int = signal.SIGTERM) -> None:
-        """Send all children a signal, and start no others.
+        """Send a signal to all children, and to children that are being started.
 
-        ``stopped_by``: the signal, if any, that told this process to stop.
+        Args:
+            stopped_by: The signal that stopped this process, if any.
+            signal_number: The signal to send.
         """
         self.stopped_by = stopped_by or self.stopped_by
         for process in list(self._running.values()):
@@ -315,15 +318,17 @@ class Children:
 
 @contextlib.contextmanager
 def stop_on_signals(children: Children, name: str) -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and a closed terminal end the children with SIGTERM, then this process.
+    """Stop the children with SIGTERM on Ctrl-C, SIGTERM and SIGHUP, then end this process.
 
-    A second Ctrl-C kills those still running. At the end raises KeyboardInterrupt after Ctrl-C,
-    SystemExit with 128 + the signal's number after other signals, as shells do.
+    A second Ctrl-C kills the children that still run.
+
+    Raises:
+        KeyboardInterrupt: At the end, after Ctrl-C.
+        SystemExit: At the end, after other signals, with 128 + the signal's number like shells.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        is_repeated = children.stopped_by is not None
-        if not is_repeated:
+        if children.stopped_by is None:
             print(f"{name}: stopping; waiting for the running jobs to save", file=sys.stderr)
             children.stop(number)
         else:
@@ -331,8 +336,8 @@ def stop_on_signals(children: Children, name: str) -> Iterator[None]:
             children.stop(None, signal.SIGKILL if kills else signal.SIGTERM)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # Ignored signals stay ignored, for nohup.
-    is_main = threading.current_thread() is threading.main_thread()  # others may handle none
+    # Only the main thread can handle signals. Ignored signals remain ignored, for nohup.
+    is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in numbers if is_main}
     replaced = {
         number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN

@@ -1,6 +1,7 @@
 """The file in which a launch lists its jobs, SWEEP/launches/*.json.
 
-It is locked and there while jobs are run by the launcher, and stays, with their ids, for SLURM's.
+On this machine the file is locked while the launcher runs, and then removed. For SLURM it remains,
+and contains the ids of the jobs.
 """
 
 from __future__ import annotations
@@ -23,42 +24,45 @@ FOLDER = "launches"
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch; ``jobs`` maps the names of their folders to their SLURM ids, if any."""
+    """One launch of jobs in a folder."""
 
     path: Path
     launcher: str
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
-    jobs: dict[str, str | None] = field(default_factory=dict)
+    jobs: dict[str, str | None] = field(default_factory=dict)  # SLURM id, if any, by folder name
 
     def write(self) -> None:
-        """Rewrite the file, whole or not at all. Raises CarftError where that fails."""
+        """Rewrite the file atomically. Raises CarftError if it cannot be written."""
         os.close(self.write_locked())
 
     def write_locked(self) -> int:
-        """Rewrite the file; return a descriptor that holds its lock, for the caller to close."""
+        """Rewrite the file, and return a descriptor that holds its lock until it is closed."""
         content = {name: value for name, value in vars(self).items() if name != "path"}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(self.path) as temporary:
                 temporary.write_bytes(json.dumps(content).encode() + b"\n")
                 descriptor = os.open(temporary, os.O_RDWR)
-                files.try_lock(descriptor)  # before the file has its name
+                files.try_lock(descriptor)  # before the file gets its final name
         except OSError as error:
             raise files.not_written(self.path, error) from error
         return descriptor
 
     def is_alive(self) -> bool:
-        """Whether the process that wrote the file lives."""
+        """Return True if the process that wrote the file still runs."""
         with contextlib.suppress(OSError), files.open_regular(self.path) as file:
             return not files.try_lock(file.fileno(), shared=True)
         return False  # the file is gone
 
 
 def begin(launcher: str, sweep: Path, purpose: str = "") -> Launch:
-    """A launch of jobs in the folder ``sweep`` by this process; its file comes with ``write``.
+    """Make a launch by this process, whose file is not written yet.
 
-    ``purpose`` tells several launches of one process apart.
+    Args:
+        launcher: Name of the launcher.
+        sweep: Folder that contains the jobs.
+        purpose: Part of the file name, to distinguish several launches of one process.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     parts = [stamp, socket.gethostname(), str(os.getpid()), purpose]
@@ -67,7 +71,7 @@ def begin(launcher: str, sweep: Path, purpose: str = "") -> Launch:
 
 
 def read(output: Path) -> list[Launch]:
-    """All launches of an output folder and its variants that can be read, the oldest first."""
+    """Read the launches of an output folder and its variants, oldest first; skip damaged files."""
     paths = [*output.glob(f"{FOLDER}/*.json"), *output.glob(f"*/{FOLDER}/*.json")]
     launches = []
     for path in sorted(paths, key=lambda path: path.name):
@@ -91,7 +95,7 @@ def _parse(path: Path, content: Any) -> Launch:
 
 @contextlib.contextmanager
 def announce(launcher: str, jobs: Sequence[Job]) -> Iterator[None]:
-    """Announce, while the block runs, that this process will run these jobs."""
+    """List these jobs in a locked launch file while the block runs."""
     with contextlib.ExitStack() as stack:
         for sweep in sorted({job.folder.parent for job in jobs}):
             launch = begin(launcher, sweep)

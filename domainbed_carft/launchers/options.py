@@ -1,4 +1,4 @@
-"""The options of each launcher, and the YAML file for DomainBed's own sweep, which has no flags."""
+"""The options of launchers, and the YAML file with options for DomainBed's own sweep."""
 
 from __future__ import annotations
 
@@ -14,57 +14,66 @@ from domainbed_carft import process_variables, text
 from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.files import parsing, validation
 
-with contextlib.suppress(ModuleNotFoundError):  # `carft doctor` starts without, and says so
-    from annotated_types import Ge, Gt  # of pydantic, which itself takes half a second to import
+with contextlib.suppress(ModuleNotFoundError):  # `carft doctor` reports it if it is missing
+    from annotated_types import Ge, Gt  # faster to import than pydantic, which depends on it
 
 VARIABLE = process_variables.LAUNCHER_OPTIONS.name
 DEFAULT = "launchers.yaml"
 
 
 def _option(default: Any, description: str, repeated: bool = False) -> Any:
-    """A field with the help of its flag, which may be given several times if it is repeated."""
+    """Make a field with the help text of its flag; repeated flags can be passed several times."""
     return dataclasses.field(default=default, metadata={"help": description, "repeated": repeated})
 
 
-_GPUS = "GPUs of one job, with a process on each (default: 1; slurm: 0)"
+_GPUS = "GPUs per job, with one process on each (default: 1; slurm: 0)"
 
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """What each job gets on this machine."""
+    """Resources of each job on this machine."""
 
     gpus: Annotated[int, Ge(1)] | None = _option(None, _GPUS)
 
 
 @dataclass(frozen=True)
 class PoolOptions(LocalOptions):
-    """The number of jobs that run at a time on this machine, too."""
+    """Resources of each job on this machine, and the number of jobs at a time."""
 
     jobs: Annotated[int, Ge(1)] | None = _option(
-        None, "jobs at a time (default: jobs_per_gpu on each GPU, else one per core)"
+        None,
+        "number of jobs at a time (default: jobs_per_gpu on each GPU, or without GPUs one per "
+        "core)",
     )
-    jobs_per_gpu: Annotated[int, Ge(1)] | None = _option(None, "jobs on each GPU (default: 1)")
+    jobs_per_gpu: Annotated[int, Ge(1)] | None = _option(
+        None, "number of jobs at a time on each GPU (default: 1)"
+    )
 
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """The resources requested from SLURM for each job; True in `extra` is a flag of sbatch."""
+    """Resources requested from SLURM for each job; True in `extra` stands for a bare flag."""
 
     __pydantic_config__ = {"coerce_numbers_to_str": True}
 
-    partition: str | None = _option(None, "partition (default: the cluster's)")
-    account: str | None = _option(None, "account to charge")
-    qos: str | None = _option(None, "quality of service")
+    partition: str | None = _option(None, "partition of the jobs (default: the cluster's)")
+    account: str | None = _option(None, "account to charge for the jobs")
+    qos: str | None = _option(None, "quality of service (QOS) of the jobs")
     time: str = _option(
-        "1-0", "time limit of one turn, after which a job resumes: minutes or D-HH:MM:SS"
+        "1-0",
+        "time limit after which a job is saved, requeued and resumed: minutes or D-HH:MM:SS",
     )
     gpus: Annotated[int, Ge(0)] = _option(0, _GPUS)
-    cpus: Annotated[int, Ge(1)] = _option(1, "cores per job, for its threads and loaders")
+    cpus: Annotated[int, Ge(1)] = _option(1, "CPU cores per job, for its threads and data loaders")
     memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")
-    array_cap: Annotated[int, Ge(1)] = _option(100, "jobs at a time (default: 100)")
-    setup: tuple[str, ...] = _option((), "shell line first, as 'module load cuda'", repeated=True)
+    array_cap: Annotated[int, Ge(1)] = _option(
+        100, "maximum number of jobs that SLURM runs at a time"
+    )
+    setup: tuple[str, ...] = _option(
+        (), "shell command to run before each job, such as 'module load cuda'", repeated=True
+    )
     extra: Mapping[str, str | bool] | None = _option(
-        None, "KEY=VALUE for sbatch, such as constraint=a100", repeated=True
+        None, "another option of sbatch as KEY=VALUE, such as constraint=a100", repeated=True
     )
 
 
@@ -77,23 +86,33 @@ OPTIONS: dict[str, type] = {
 
 
 def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
-    """The options of a launcher: the caller's that are not None, else defaults.
+    """Check the options of a launcher and complete them with defaults.
 
-    Raises CarftError with all problems and what was expected.
+    Args:
+        launcher: Name of the launcher.
+        caller_options: Values or their text by option; None stands for the default.
+
+    Returns:
+        An object of the class in `OPTIONS`.
+
+    Raises:
+        CarftError: If the name or options are invalid. Lists all problems.
     """
     from pydantic import TypeAdapter, ValidationError
 
     if launcher not in OPTIONS:
         raise CarftError(text.unknown("launcher", launcher, OPTIONS))
 
-    given = {name: value for name, value in caller_options.items() if value is not None}
+    set_options = {name: value for name, value in caller_options.items() if value is not None}
     valid_names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
     problems = [
         text.unknown(f"option of {launcher}", name, valid_names)
-        for name in sorted(given.keys() - set(valid_names))
+        for name in sorted(set_options.keys() - set(valid_names))
     ]
 
-    values = {name: _expand(name, value) for name, value in given.items() if name in valid_names}
+    values = {
+        name: _expand(name, value) for name, value in set_options.items() if name in valid_names
+    }
     try:
         resolved: Any = TypeAdapter(OPTIONS[launcher]).validate_python(values)
     except ValidationError as error:
@@ -103,16 +122,16 @@ def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
 
 
 def _type_problem(launcher: str, error: Mapping[str, Any]) -> str:
-    """One of pydantic's errors, in our words."""
-    # Below the item of a list or a mapping are only the types that it may have.
+    """Describe an error of pydantic."""
+    # The first two parts name the option and an item; further parts only name allowed types.
     path = ".".join(map(str, error["loc"][:2]))
     return invalid(f"{launcher}: {path}", error["input"], validation.expectation(error))
 
 
 def read_file(launcher: str) -> dict[str, Any]:
-    """The options of a launcher in the YAML file, if there is one; prints that it was read.
+    """Read the options of a launcher from the YAML file, if there is one, and print its path.
 
-    Raises CarftError for another file.
+    Raises CarftError if the file is invalid.
     """
     chosen_path = process_variables.LAUNCHER_OPTIONS.read()
     path = Path(chosen_path or DEFAULT).expanduser()
@@ -135,7 +154,7 @@ def read_file(launcher: str) -> dict[str, Any]:
 
 
 def _expand(name: str, value: Any) -> Any:
-    """The value that several flags, or one word in a file, stand for."""
+    """Convert the words of repeated flags, or one word in a file, to the value of an option."""
     if name in ("setup", "extra") and isinstance(value, str):
         value = [value]
     if name != "extra" or not isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Jobs on this machine: one after another, or several that share its GPUs and cores."""
+"""Launchers for this machine: one job at a time, or several that share its GPUs and cores."""
 
 from __future__ import annotations
 
@@ -18,35 +18,42 @@ from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt
-from domainbed_carft.launchers.attempt import Children, JobOutcome, VariablesOf, stop_on_signals
+from domainbed_carft.launchers.attempt import Children, GetVariables, JobOutcome, stop_on_signals
 from domainbed_carft.launchers.launch_file import announce
 from domainbed_carft.launchers.options import PoolOptions
 
 
-def dummy(jobs: Sequence[Job], variables_of: VariablesOf = None) -> None:
-    """Print the commands and run none of them."""
+def dummy(jobs: Sequence[Job], get_variables: GetVariables = None) -> None:
+    """Print the commands without running them."""
     for job in jobs:
-        variables = variables_of(job) if variables_of else {}
+        variables = get_variables(job) if get_variables else {}
         words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
         print("Dummy launcher:", *words, job.line)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Run N jobs at a time, each with the threads and the GPUs of its slot.
+    """Run several jobs at a time, each with the threads and the GPUs of its slot.
 
-    `local` is the pool of one job, which sees all GPUs unless it is given a number of them.
+    `local` is a pool of one job. It sees all GPUs unless `gpus` limits their number.
     """
 
     options: PoolOptions
     name: str = "pool"
 
-    def __call__(self, jobs: Sequence[Job], variables_of: VariablesOf = None) -> list[JobOutcome]:
-        """Run all jobs, one at a time in each slot, with the slot's variables below their own.
+    def __call__(self, jobs: Sequence[Job], get_variables: GetVariables = None) -> list[JobOutcome]:
+        """Run all jobs, one at a time in each slot, and retry failed ones after all others.
 
-        A job that failed is retried after all others. Returns the outcomes of those that are not
-        done, and prints them. Raises CarftError if a job is to have more GPUs than there are, and
-        if the disk is full: then no other job starts.
+        Args:
+            jobs: The jobs.
+            get_variables: Returns variables of a job, which replace variables of its slot.
+
+        Returns:
+            The outcomes of jobs that are not done. They are also printed.
+
+        Raises:
+            CarftError: If there are fewer GPUs than a job needs, or if the disk is full, in which
+                case no other job starts.
         """
         raise_for(self.problems())
         waiting = deque(jobs)
@@ -64,9 +71,9 @@ class Pool:
                 except IndexError:  # no job is waiting
                     return
 
-                variables = variables_of(job) if variables_of else {}
+                variables = get_variables(job) if get_variables else {}
                 outcome = attempt.run(job, {**slot, **variables}, children)
-                # Someone may want it to restart, but a job could also do this forever.
+                # A restart can be intended, but a job must not be restarted forever.
                 interruptions[job.folder] += outcome.result == "interrupted"
                 may_retry = outcome.result in ("again", "interrupted")
                 if may_retry and interruptions[job.folder] < MAX_ATTEMPTS:
@@ -83,8 +90,8 @@ class Pool:
 
         if without_space:
             raise PassingError(
-                f"no space left on the disk of {without_space[0].folder}; this counts as no "
-                "attempt. Free some space, then run the same command again"
+                f"no space left on the disk of {without_space[0].folder}; this does not count as "
+                "an attempt. Free some space, then run the same command again"
             )
         for line in text.limited(
             [text.printable(f"{self.name}: {outcome}") for outcome in not_done]
@@ -93,14 +100,18 @@ class Pool:
         return not_done
 
     def problems(self, sweeps: Iterable[Path] = ()) -> Iterator[str]:
-        """Reasons why the pool cannot run jobs on this machine, a sentence each."""
+        """Iterate over the reasons why the pool cannot run jobs on this machine."""
         n_gpus = len(machine.gpus())
         per_job = self.options.gpus or 0
         if per_job > n_gpus:
-            yield f"{self.name}: gpus is {per_job}, expected at most the {n_gpus} of this machine"
+            yield f"{self.name}: gpus is {per_job}, expected at most {n_gpus}, the GPUs found here"
 
     def slots(self, jobs: int) -> list[dict[str, str]]:
-        """The variables of each slot, for so many jobs in all; what the user has set stays."""
+        """Return the variables of each slot, without those that the user has set.
+
+        Args:
+            jobs: Total number of jobs.
+        """
         options = self.options
         gpus = machine.gpus()
         per_job = options.gpus or 1

@@ -1,4 +1,4 @@
-"""What SLURM says of its jobs, and jobs as elements of its arrays, through submitit."""
+"""SLURM: submit jobs as arrays through submitit, and query or cancel them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from typing import Any
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs import own_methods
-from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, slurm_id
+from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, get_slurm_id
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt, launch_file
-from domainbed_carft.launchers.attempt import Children, VariablesOf
+from domainbed_carft.launchers.attempt import Children, GetVariables
 from domainbed_carft.launchers.options import SlurmOptions
 
 PENDING = "PENDING"
-NO_REASON = "None"  # of a job that SLURM has not looked at yet
+NO_REASON = "None"  # SLURM has not considered the job yet
 
-# Reasons of SLURM for which a job waits until somebody changes the request or the cluster.
+# Reasons for which a job waits until the request or the cluster changes.
 _LASTING_REASONS = (
     "AccountNotAllowed",
     "BadConstraints",
@@ -43,47 +43,53 @@ _LASTING_REASONS = (
     "QOSNotAllowed",
     "QOSTimeLimit",
 )
-_LASTING_LIMITS = "PerJobLimit"  # the end of the names of many others
+_LASTING_LIMITS = "PerJobLimit"  # the end of many other reasons
 
-# SLURM starts a job again while a process of its last run may still hold the lock.
+# SLURM can restart a job while a process of its last turn still holds the lock.
 LOCK_PATIENCE = 30.0  # seconds
 
-# How often a job that another process holds is restarted: SLURM waits two minutes in between.
+# For a job held by another process; SLURM waits two minutes between restarts.
 _MAX_RESTARTS = 5
 
-# How long before its time limit a job is told to save its state and stop, and for how much of that
-# time it may save.
+# A job is signalled to save and stop this long before its time limit, and can save for this share
+# of the time.
 SIGNAL_SECONDS = 120
 _SHARE_FOR_SAVING = 0.7
 
-# Jobs of an array where the cluster does not say how many it allows.
-_USUAL_ARRAY = 1000
+# Used if the cluster does not report its limit.
+_DEFAULT_ARRAY_SIZE = 1000
 
-# After so many submitit gives a job up; for us time-outs are no failures.
+# After this number submitit gives a job up, but time limits are not failures here.
 _MAX_TIMEOUTS = 10**9
 
 
 @dataclass(frozen=True)
 class JobState:
-    """SLURM's state of a job (PENDING, RUNNING, COMPLETING, ...), and why it waits, else ""."""
+    """SLURM's state of a job."""
 
-    name: str
-    reason: str = ""
+    name: str  # PENDING, RUNNING, COMPLETING, ...
+    reason: str = ""  # why a pending job waits
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})" if self.reason else self.name
 
 
 def is_lasting(reason: str) -> bool:
-    """Whether a job that waits for this reason of SLURM does not start by itself."""
+    """Return True if a job that waits for this reason will not start by itself."""
     return reason in _LASTING_REASONS or reason.endswith(_LASTING_LIMITS)
 
 
-def states(ids: Iterable[str]) -> dict[str, JobState]:
-    """SLURM's state of each of these jobs that has not ended.
+def get_states(ids: Iterable[str]) -> dict[str, JobState]:
+    """Query SLURM's state of jobs that have not ended.
 
-    The ids are those of jobs, or of elements of arrays, as "123_4". Raises CarftError if SLURM does
-    not answer.
+    Args:
+        ids: Ids of jobs or of array elements, such as "123" or "123_4".
+
+    Returns:
+        State by id.
+
+    Raises:
+        CarftError: If SLURM does not answer.
     """
     distinct_ids = set(ids)
     if not distinct_ids:
@@ -100,12 +106,12 @@ def states(ids: Iterable[str]) -> dict[str, JobState]:
 
 
 def cancel(ids: Iterable[str]) -> None:
-    """Cancel these jobs, or elements of arrays; a running one gets a signal first, and saves."""
+    """Cancel jobs or elements of arrays. Running ones receive a signal first, so that they save."""
     call("scancel", *sorted(set(ids)))
 
 
-def largest_array() -> int | None:
-    """How many elements the cluster allows an array; None if it does not say."""
+def get_max_array_size() -> int | None:
+    """Return the maximum number of elements of an array, or None if SLURM does not report it."""
     with contextlib.suppress(CarftError):
         config = call("scontrol", "show", "config")
         size = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.M)
@@ -115,13 +121,13 @@ def largest_array() -> int | None:
 
 
 def call(*command: str) -> str:
-    """What a command of SLURM prints; raises CarftError if it fails."""
+    """Return the output of a command of SLURM. Raises CarftError if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a null byte
         raise CarftError(f"SLURM does not answer: {error}") from error
 
-    # Jobs that have ended are forgotten after a while.
+    # SLURM forgets ended jobs after a while.
     if done.returncode and "Invalid job id" not in done.stderr:
         raise CarftError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
     return done.stdout
@@ -129,14 +135,22 @@ def call(*command: str) -> str:
 
 @dataclass(frozen=True)
 class Slurm:
-    """Submit the jobs and return; SLURM starts them, and restarts those it preempts."""
+    """Submit jobs to SLURM, which starts them and restarts preempted ones."""
 
     options: SlurmOptions
 
-    def __call__(self, jobs: Sequence[Job], variables_of: VariablesOf = None) -> None:
-        """Submit the jobs to be run; raises CarftError if SLURM is missing or takes no more."""
+    def __call__(self, jobs: Sequence[Job], get_variables: GetVariables = None) -> None:
+        """Submit the jobs that are not done, held or failed.
+
+        Args:
+            jobs: The jobs.
+            get_variables: Returns variables to set for a job.
+
+        Raises:
+            CarftError: If SLURM is missing or refuses a submission.
+        """
         n_gpus = self.options.gpus
-        # What is set in this process is of another machine.
+        # Variables of this process belong to another machine.
         common_variables = machine.job_variables(
             self.options.cpus, n_gpus > 0, user_variables={}, processes=max(1, n_gpus)
         )
@@ -147,7 +161,7 @@ class Slurm:
         for job in jobs:
             folder = JobFolder(job.folder)
             if not (folder.done or folder.is_held() or folder.get_final_failure()):
-                variables = variables_of(job) if variables_of else {}
+                variables = get_variables(job) if get_variables else {}
                 element = _Element(job, {**common_variables, **variables}, patience)
                 sweeps.setdefault(job.folder.parent.absolute(), []).append(element)
 
@@ -156,11 +170,11 @@ class Slurm:
         n_elements = sum(map(len, sweeps.values()))
         for sweep, elements in sweeps.items():
             last_array = self._submit(sweep, elements, previous_array)
-            # One after another, several arrays together have no more jobs at a time than the cap.
+            # Arrays that run one after another keep the cap on jobs at a time together.
             previous_array = last_array if n_elements > self.options.array_cap else None
 
     def problems(self, sweeps: Iterable[Path]) -> Iterator[str]:
-        """Reasons why nothing can be submitted from here, or for jobs in the folders ``sweeps``."""
+        """Iterate over the reasons why jobs in the folders ``sweeps`` cannot be submitted."""
         missing = [name for name in ("sbatch", "srun", "squeue", "scontrol") if not which(name)]
         if importlib.util.find_spec("submitit") is None:
             install = f"{sys.executable} -m pip install 'submitit>=1.5'"
@@ -170,26 +184,26 @@ class Slurm:
 
         for sweep in sweeps:
             path = str(sweep.absolute())
-            if re.search(r"[\n\r%\\]", path):  # the last two: SLURM's patterns for names
+            if re.search(r"[\n\r%\\]", path):  # % and \ belong to SLURM's patterns for file names
                 yield f"slurm: {path!r} has a line break, % or \\; choose another --output_dir"
 
     def _submit(
         self, sweep: Path, elements: list[_Element], previous_array: str | None
     ) -> str | None:
-        """Submit the jobs of one folder as arrays, each after the one before.
+        """Submit the jobs of one folder as arrays that run one after another.
 
-        Returns the SLURM id of the last.
+        Returns the SLURM id of the last array.
         """
         launch = launch_file.begin("slurm", sweep)
-        launch.write()  # where nothing can be noted, nothing is submitted
-        size = largest_array() or _USUAL_ARRAY
+        launch.write()  # an error here must come before anything is submitted
+        size = get_max_array_size() or _DEFAULT_ARRAY_SIZE
 
         for begin in range(0, len(elements), size):
             chunk = elements[begin : begin + size]
             try:
                 ids = self._submit_array(sweep, chunk, previous_array)
-            except Exception as error:  # submitit has its own, for what sbatch answers
-                # DomainBed's sweep takes a job for launched, and passes it over, by its folder.
+            except Exception as error:  # submitit defines several for answers of sbatch
+                # DomainBed's sweep would skip a job whose folder exists.
                 for element in elements[begin:]:
                     with contextlib.suppress(OSError):
                         element.job.folder.rmdir()
@@ -214,10 +228,19 @@ class Slurm:
         name: str,
         after: Iterable[str],
     ) -> str:
-        """Submit one job that calls a function when the jobs ``after`` have ended.
+        """Submit one job that calls a function, with one core and no GPU.
 
-        It has one core and no GPU, and is listed among the launches of the folder ``sweep`` as
-        ``name``. Returns its SLURM id. Raises CarftError if SLURM does not take it.
+        Args:
+            function: The function to call.
+            sweep: Folder whose launches list the job.
+            name: Name of the job in this list.
+            after: SLURM ids of jobs that have to end first.
+
+        Returns:
+            The SLURM id of the job.
+
+        Raises:
+            CarftError: If SLURM refuses the job.
         """
         launch = launch_file.begin("slurm", sweep, name)
         parameters = self.parameters(":".join(after))
@@ -232,7 +255,7 @@ class Slurm:
             (job_id,) = self._submit_all(sweep, [function], parameters)
         except CarftError:
             raise
-        except Exception as error:  # submitit has its own, for what sbatch answers
+        except Exception as error:  # submitit defines several for answers of sbatch
             reason = " ".join(str(error).split())
             raise CarftError(f"slurm: the submission of {name} was refused: {reason}") from error
 
@@ -249,7 +272,7 @@ class Slurm:
     def _submit_all(
         self, sweep: Path, callables: Sequence[Callable[[], None]], parameters: Mapping[str, Any]
     ) -> list[str]:
-        """Submit what SLURM's jobs are to call, and return their SLURM ids."""
+        """Submit functions that SLURM's jobs call, and return the SLURM ids of the jobs."""
         import submitit
 
         logs = sweep / launch_file.FOLDER / "slurm-logs"
@@ -257,7 +280,7 @@ class Slurm:
         executor = submitit.SlurmExecutor(folder=logs, max_num_timeout=_MAX_TIMEOUTS)
         executor.update_parameters(**parameters)
 
-        # This process may itself run in a SLURM job, whose variables are not for its jobs.
+        # If this process runs in a SLURM job, its variables must not reach the submitted jobs.
         cluster_variables = {
             name: value
             for name, value in os.environ.items()
@@ -270,7 +293,11 @@ class Slurm:
         return [str(job.job_id) for job in submitted]
 
     def parameters(self, after: str | None = None) -> dict[str, Any]:
-        """Submitit's parameters; this array starts when the job `after` has ended."""
+        """Return the parameters for submitit.
+
+        Args:
+            after: SLURM id of a job that has to end first.
+        """
         options = self.options
         extra = {"requeue": True, "time": options.time, **(options.extra or {})}
         if after:
@@ -287,7 +314,7 @@ class Slurm:
             "signal_delay_s": SIGNAL_SECONDS,
             "setup": list(options.setup) or None,
             "mem": f"{int(1024 * options.memory_gb)}MB" if options.memory_gb else None,
-            # Since SLURM 22.05 a step does not know how many cores its job was given.
+            # Since SLURM 22.05 srun no longer inherits the number of cores from its job.
             "srun_args": [f"--cpus-per-task={options.cpus}"],
             "additional_parameters": extra,
         }
@@ -296,32 +323,34 @@ class Slurm:
 
 @dataclass(frozen=True)
 class _Element:
-    """What runs in a SLURM job: the function that submitit pickles, and calls there.
+    """The function that submitit pickles, and calls in a SLURM job.
 
-    Signals are handled here: submitit would request the requeue inside the handler, before the
-    attempt is recorded and the lock released. A child has `patience` seconds to save.
+    It handles signals itself, because submitit would requeue the job inside its handler, before the
+    attempt is recorded and the lock released.
     """
 
     job: Job
-    environment: Mapping[str, str]  # variables; jobs that wait in SLURM's queue have this name
-    patience: float
+    environment: Mapping[str, str]  # variables; renaming it would break jobs in SLURM's queue
+    patience: float  # seconds that a child has to save
 
     def __call__(self) -> None:
-        """Make attempts until one is the last.
+        """Make attempts at the job until it is done, fails for good or is stopped.
 
-        Raises CarftError if the job failed, so that SLURM shows it, SystemExit if it was stopped.
+        Raises:
+            CarftError: If the job failed, so that SLURM shows it.
+            SystemExit: If the job was stopped.
         """
         children = Children()
 
         def save_and_stop(number: int, frame: FrameType | None) -> None:
-            """The time limit is near, or the job is preempted: save, then wait for another turn."""
+            """Save before the time limit or a preemption, so that the job can be requeued."""
             children.stop(number, signal.SIGUSR1)
             kill_timer = threading.Timer(self.patience, children.stop, (None, signal.SIGKILL))
             kill_timer.daemon = True
             kill_timer.start()
 
         signal.signal(signal.SIGUSR2, save_and_stop)
-        # SLURM ends the job; if for preemption, it will start it again without our asking.
+        # SLURM ends the job. After a preemption it requeues the job by itself.
         signal.signal(signal.SIGTERM, lambda number, frame: children.stop(number))
 
         for _ in range(MAX_ATTEMPTS + 1):
@@ -337,20 +366,21 @@ class _Element:
             sys.exit(128 + children.stopped_by)
 
         n_restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        if outcome.result == "held" and n_restarts < _MAX_RESTARTS:  # leave the job to its holder
+        if outcome.result == "held" and n_restarts < _MAX_RESTARTS:  # wait for the holder
             _requeue()
             sys.exit(STOPPED)
         raise CarftError(str(outcome))
 
 
 def clear_job_variables() -> None:
-    """Drop the variables of the SLURM job that this process runs in, before it submits others."""
+    """Delete the variables of this process's SLURM job, which must not reach submitted jobs."""
     for name in list(os.environ):
-        is_of_cluster = name.startswith(("SLURM_CONF", "SLURM_CLUSTERS"))
-        if name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_")) and not is_of_cluster:
+        if name.startswith(("SLURM_CONF", "SLURM_CLUSTERS")):  # they select the cluster
+            continue
+        if name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_")):
             del os.environ[name]
 
 
 def _requeue() -> None:
-    """Have SLURM start the job that this process runs in once more."""
-    call("scontrol", "requeue", slurm_id() or "")
+    """Let SLURM restart the job of this process."""
+    call("scontrol", "requeue", get_slurm_id() or "")

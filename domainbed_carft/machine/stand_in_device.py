@@ -1,17 +1,17 @@
-"""A stand-in for a GPU, on which `carft check` and the tests find what would fail on a real one.
+"""A stand-in for a GPU, with which `carft check` and the tests find errors without a real GPU.
 
-Its tensors compute on the CPU, to the same bits. It raises an error for what fails on a GPU: an
-operation that mixes its tensors with the CPU's, unless those are scalars (zero-dimensional). It
-records where the CPU would wait for a GPU: where it reads a tensor's values, and where it copies
-one without ``non_blocking``.
+Its tensors are computed on the CPU with identical results. An operation that a GPU refuses raises
+an error: one that mixes its tensors with CPU tensors, unless these are scalars (zero-dimensional).
+Operations for which the CPU would wait for a GPU are recorded: reading values of a tensor, and
+copying it without ``non_blocking``.
 
 It is torch's device ``privateuseone`` under the name ``standin``, registered from Python when this
-module is imported, which takes torch 2.13 or newer. It cannot see
+module is imported. This needs torch 2.13 or newer. It does not simulate
 
-- streams: whether work waits for a copy that has only begun, or memory is used again too early;
-- pinned memory: whether the source of a ``non_blocking`` copy is pinned, without which it waits;
-- the kernels of a GPU: their rounding, their own waits, and which of them autocast rounds;
-- a GPU's memory, its generator of random numbers (the processor's draws), and several GPUs.
+- streams: computations that do not wait for a started copy, and memory that is reused too early
+- pinned memory: ``non_blocking`` copies wait unless their source is pinned
+- the kernels of a GPU: their rounding, their waits, and which of them autocast rounds
+- the memory of a GPU, its random generator (the CPU's is used), and several GPUs
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ CPU = torch.device("cpu")
 aten = torch.ops.aten
 
 COPIES = {aten.copy_.default, aten._to_copy.default}
-# Of these a GPU takes no scalar of the CPU either.
+# Operations for which a GPU refuses scalars on the CPU too.
 JOINS = {aten.cat.default, aten.stack.default}
-# The CPU needs the values, or how many there are.
+# Operations for which the CPU needs values, or the number of results.
 READS = {
     aten._local_scalar_dense.default,
     aten.equal.default,
@@ -53,7 +53,7 @@ INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 
 
 AUTOCAST_KEY = "AutocastPrivateUse1"
-# What `torch.autocast` computes in low precision; the others take what comes.
+# Operations that `torch.autocast` computes in low precision; all others keep the types they get.
 ROUNDED = (
     aten.linear.default,
     aten.matmul.default,
@@ -64,25 +64,25 @@ ROUNDED = (
     aten.baddbmm.default,
     aten.scaled_dot_product_attention.default,
 )
-_libraries: list[torch.library.Library] = []  # which forget what they hold when they are deleted
+_libraries: list[torch.library.Library] = []  # a deleted library loses its registrations
 
 
-# Older versions of torch have no such class, and no stand-in.
+# Missing in older versions of torch, which have no stand-in.
 _BackendModule: Any = getattr(backend_registration, "_DummyBackendModule", object)
 
 
 class MixedDevicesError(RuntimeError):
-    """An operation on tensors of the stand-in and of the CPU."""
+    """An operation mixes tensors on the stand-in with CPU tensors."""
 
 
 class StandInTensor(Tensor):
-    """A tensor on the stand-in; ``content`` is the CPU's tensor with its values."""
+    """A tensor on the stand-in."""
 
-    content: Tensor
+    content: Tensor  # the CPU tensor with its values
 
     @staticmethod
     def __new__(cls, content: Tensor) -> StandInTensor:
-        with torch.inference_mode(False):  # in which torch could not make views of it
+        with torch.inference_mode(False):  # in inference mode torch could not make views of it
             tensor = Tensor._make_wrapper_subclass(
                 cls,
                 content.size(),
@@ -98,11 +98,11 @@ class StandInTensor(Tensor):
         return f"StandInTensor({self.content!r})"
 
     def tolist(self) -> Any:
-        """As a GPU's, of which torch makes a copy; torch refuses it to subclasses."""
+        """Return the values from a copy on the CPU, since torch refuses subclasses here."""
         return self.cpu().tolist()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """As a tensor that is restored on the device that ``map_location`` names."""
+        """Pickle the tensor so that it is restored on the device named by ``map_location``."""
         detached: Any = self.detach()
         arguments = (detached.content, self.dtype, str(self.device), self.requires_grad)
         return torch._utils._rebuild_device_tensor_from_cpu_tensor, arguments
@@ -112,35 +112,35 @@ class StandInTensor(Tensor):
         cls, func: Any, types_: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = tensors_in((args, kwargs))
+        tensors = find_tensors((args, kwargs))
         refuse_mixture(func, args, tensors)
-        if is_wait(func, args, kwargs, tensors):
-            record_wait(func.overloadpacket.__name__)
+        if waits_for_gpu(func, args, kwargs, tensors):
+            add_wait(func.overloadpacket.__name__)
 
-        # In place, the result is one of the inputs.
+        # The result of an operation in place is one of its inputs.
         stand_ins = {id(tensor.content): tensor for tensor in tensors if isinstance(tensor, cls)}
         target = kwargs.get("device")
         if target is not None:
             kwargs = {**kwargs, "device": CPU}
-        inner_args, inner_kwargs = mapped(_content, (args, kwargs))
+        inner_args, inner_kwargs = map_tensors(_content, (args, kwargs))
         result = func(*inner_args, **inner_kwargs)
 
         if target == CPU or result is inner_args[0] is args[0]:
             return result
-        return mapped(lambda t: stand_ins[id(t)] if id(t) in stand_ins else cls(t), result)
+        return map_tensors(lambda t: stand_ins[id(t)] if id(t) in stand_ins else cls(t), result)
 
 
 def _content(tensor: Tensor) -> Tensor:
     return tensor.content if isinstance(tensor, StandInTensor) else tensor
 
 
-def tensors_in(values: Any) -> list[Tensor]:
-    """The tensors among values, and in containers of them."""
+def find_tensors(values: Any) -> list[Tensor]:
+    """Return the tensors in nested containers of values."""
     return [value for value in trees.tree_leaves(values) if isinstance(value, Tensor)]
 
 
-def mapped(function: Callable[[Tensor], Tensor], values: Any) -> Any:
-    """Values whose tensors, also those in containers, the function has replaced."""
+def map_tensors(function: Callable[[Tensor], Tensor], values: Any) -> Any:
+    """Apply a function to the tensors in nested containers of values."""
     return trees.tree_map_only(Tensor, function, values)
 
 
@@ -148,39 +148,39 @@ def refuse_mixture(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> N
     """Raise MixedDevicesError for an operation that a GPU would refuse."""
     if func in COPIES:
         return
-    is_home = isinstance(tensors[0], StandInTensor)
-    if func in INDEXING and is_home:  # a GPU copies the processor's indices
+    is_first_on_gpu = isinstance(tensors[0], StandInTensor)
+    if func in INDEXING and is_first_on_gpu:  # a GPU copies indices from the CPU
         tensors = [tensor for tensor in args if isinstance(tensor, Tensor)]
 
-    plain = [tensor for tensor in tensors if not isinstance(tensor, StandInTensor)]
-    if func not in JOINS and (is_home or not is_in_place(func)):
-        plain = [tensor for tensor in plain if tensor.ndim]
-    if plain:
-        shapes = [tuple(tensor.shape) for tensor in plain]
-        raise MixedDevicesError(f"{func} got tensors of the processor, of the shapes {shapes}")
+    on_cpu = [tensor for tensor in tensors if not isinstance(tensor, StandInTensor)]
+    if func not in JOINS and (is_first_on_gpu or not is_in_place(func)):
+        on_cpu = [tensor for tensor in on_cpu if tensor.ndim]
+    if on_cpu:
+        shapes = [tuple(tensor.shape) for tensor in on_cpu]
+        raise MixedDevicesError(f"{func} got CPU tensors with the shapes {shapes}")
 
 
 @functools.cache
 def is_in_place(func: Any) -> bool:
-    """Whether an operation writes into its first argument."""
+    """Return True if an operation writes to its first argument."""
     alias = func._schema.arguments[0].alias_info
     return alias is not None and alias.is_write
 
 
-def is_wait(
+def waits_for_gpu(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
 ) -> bool:
-    """Whether the processor waits for a GPU in this operation."""
+    """Return True if the CPU waits for a GPU in this operation."""
     if func is aten.copy_.default:
-        is_crossing = len({type(tensor) for tensor in tensors}) > 1
-        return is_crossing and not (kwargs.get("non_blocking") or True in args[2:])
+        crosses_devices = len({type(tensor) for tensor in tensors}) > 1
+        return crosses_devices and not (kwargs.get("non_blocking") or True in args[2:])
     if func is aten._to_copy.default:
         return kwargs.get("device") == CPU and not kwargs.get("non_blocking")
 
-    if func in INDEXING:  # true elements of a mask are counted, the processor's indices copied
+    if func in INDEXING:  # the true elements of a mask are counted, and indices on the CPU copied
         return any(
             tensor.dtype in (torch.bool, torch.uint8) or not isinstance(tensor, StandInTensor)
-            for tensor in tensors_in(args[1])
+            for tensor in find_tensors(args[1])
         )
     return func in READS
 
@@ -189,8 +189,8 @@ _open_records: list[list[str]] = []
 _debug_modes = ["default"]
 
 
-def record_wait(operation: str) -> None:
-    """Record a wait, and warn of it or refuse it as CUDA's sync debug mode does."""
+def add_wait(operation: str) -> None:
+    """Record a wait, and raise RuntimeError inside `refuse_waits`, as torch does for CUDA."""
     for record in _open_records:
         record.append(operation)
 
@@ -201,7 +201,7 @@ def record_wait(operation: str) -> None:
 
 @contextlib.contextmanager
 def record_waits() -> Iterator[list[str]]:
-    """The names of the operations inside in which the processor would wait for a GPU."""
+    """Collect the names of operations in the block for which the CPU would wait for a GPU."""
     record: list[str] = []
     _open_records.append(record)
     try:
@@ -212,7 +212,7 @@ def record_waits() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def refuse_waits() -> Iterator[None]:
-    """`devices.refuse_waits` for the stand-in."""
+    """Replace `devices.refuse_waits` for the stand-in."""
     _debug_modes.append("error")
     try:
         yield
@@ -221,9 +221,9 @@ def refuse_waits() -> Iterator[None]:
 
 
 class Module(_BackendModule):
-    """The module ``torch.standin``, as torch asks for it in autocast and in checkpointed blocks.
+    """The module ``torch.standin``, which torch uses in autocast and checkpointed blocks.
 
-    ``torch.accelerator`` does not find the device, so that other tests do not.
+    It reports no device as available, so that ``torch.accelerator`` does not find the stand-in.
     """
 
     def is_available(self) -> bool:
@@ -258,7 +258,7 @@ def _register() -> None:
     @torch.library.impl("aten::_copy_from", "privateuseone")
     def copy_from(source: Tensor, target: Any, non_blocking: bool = False) -> Tensor:
         if not non_blocking:
-            record_wait("_copy_from")
+            add_wait("_copy_from")
         target.content.copy_(source)
         return target
 
@@ -266,12 +266,12 @@ def _register() -> None:
     unchanged.fallback(torch.library.fallthrough_kernel)
     autocast = torch.library.Library("aten", "IMPL", AUTOCAST_KEY)
     for func in ROUNDED:
-        autocast.impl(func, functools.partial(rounded, func))
+        autocast.impl(func, functools.partial(compute_rounded, func))
     _libraries.extend([unchanged, autocast])
 
 
-def rounded(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """An operation inside `torch.autocast`, its floating-point tensors rounded."""
+def compute_rounded(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Compute an operation inside `torch.autocast`, with floating-point tensors rounded."""
     dtype = torch.get_autocast_dtype(NAME)
 
     def cast(tensor: Tensor) -> Tensor:
@@ -279,12 +279,12 @@ def rounded(func: Any, *args: Any, **kwargs: Any) -> Any:
 
     key_set = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, AUTOCAST_KEY))
     with torch._C._ExcludeDispatchKeyGuard(key_set):
-        rounded_args, rounded_kwargs = mapped(cast, (args, kwargs))
+        rounded_args, rounded_kwargs = map_tensors(cast, (args, kwargs))
         return func(*rounded_args, **rounded_kwargs)
 
 
 class _CopyStream:
-    """`devices.CopyStream` without a stream: copies are made at once."""
+    """`devices.CopyStream` without a stream. Copies are made immediately."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -295,13 +295,13 @@ class _CopyStream:
 
 
 @contextlib.contextmanager
-def installed() -> Iterator[torch.device]:
-    """Inside, the package computes on the stand-in as on a GPU; yields the device."""
+def install() -> Iterator[torch.device]:
+    """Let the package compute on the stand-in in the block; yield its device."""
     device = torch.device(NAME)
     facts = devices.GPUFacts("Stand-in", memory=2**34, capability=(8, 0))
     replaced: dict[str, Any] = {
         "default_device": lambda: device,
-        "is_gpu": lambda other: torch.device(other).type == NAME,
+        "is_gpu": lambda queried: torch.device(queried).type == NAME,
         "gpu_facts": lambda: facts,
         "gpu_count": lambda: 1,
         "peak_memory": lambda _: 0,
@@ -311,27 +311,27 @@ def installed() -> Iterator[torch.device]:
         "refuse_waits": refuse_waits,
         "CopyStream": _CopyStream,
     }
-    swapping = torch.__future__.get_swap_module_params_on_conversion()
+    swaps_parameters = torch.__future__.get_swap_module_params_on_conversion()
     with (
         mock.patch.multiple(devices, **replaced),
         mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor),
     ):
-        # Parameters keep their identity where a module moves, as they do on a GPU.
+        # Parameters keep their identity when a module is moved, as on a GPU.
         torch.__future__.set_swap_module_params_on_conversion(True)
         try:
             yield device
         finally:
-            torch.__future__.set_swap_module_params_on_conversion(swapping)
+            torch.__future__.set_swap_module_params_on_conversion(swaps_parameters)
 
 
-def unsupported() -> str:
-    """Return why this process has no stand-in; "" if it has one."""
+def describe_unsupported() -> str:
+    """Return the reason why this process has no stand-in, or an empty string."""
     if not IS_SUPPORTED:
-        return f"torch {torch.__version__} takes no devices that are written in Python, 2.13 does"
+        return f"torch {torch.__version__} has no devices written in Python; torch 2.13 has"
     try:
         torch.ones(1, device=NAME, requires_grad=True).sum().backward()
     except RuntimeError:  # torch counts its devices at the first backward pass of a process
-        return "a backward pass came before the import of domainbed_carft.check; import it first"
+        return "a backward pass ran before domainbed_carft.check was imported; import it first"
     return ""
 
 

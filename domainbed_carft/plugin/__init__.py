@@ -1,8 +1,8 @@
-"""Adds CAR-FT to whichever `domainbed` gets imported, without touching its files.
+"""The plugin, which adds CAR-FT to any imported `domainbed` without changing its files.
 
 The `.pth` and `.start` files in site-packages call `install`, so every interpreter loads this
-module when it starts: it is small, imports neither `typing` nor `__future__`, and the rest loads
-with the first import of domainbed.
+module when it starts. Therefore it is small and imports neither `typing` nor `__future__`. The
+other modules are loaded with the first import of domainbed.
 """
 
 import os
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["SWITCH", "install", "register"]
 
-# Repeated in `hooked_modules`, which a test compares: only this module loads at every start.
+# Repeated in `hooked_modules` (a test compares them), because only this module loads at each start.
 SWITCH = "DOMAINBED_CARFT_DISABLE"
 
 
 class Finder:
-    """Finds modules by a function of the module `finder`, imported with the first relevant module.
+    """A finder that calls a function of the module `finder`, imported when it is first needed.
 
-    `extended_spec` finds domainbed's modules as usual, and extends them after their execution;
-    `harness_spec` serves `domainbed` from our own harness if no other is found.
+    `find_extended_spec` finds modules of domainbed as usual, and extends them after their
+    execution. `find_harness_spec` finds `domainbed` in the included harness.
     """
 
     def __init__(self, function_name: str) -> None:
@@ -33,7 +33,7 @@ class Finder:
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """The spec that the function returns; None for modules that are not domainbed's."""
+        """Return the spec found by the function, or None for modules outside domainbed."""
         if not (fullname + ".").startswith(("domainbed.", "domainbed_carft.method.")):
             return None
 
@@ -44,8 +44,8 @@ class Finder:
         return spec
 
 
-_EXTENDING_FINDER = Finder("extended_spec")
-_HARNESS_FINDER = Finder("harness_spec")
+_EXTENDING_FINDER = Finder("find_extended_spec")
+_HARNESS_FINDER = Finder("find_harness_spec")
 
 
 def install() -> None:
@@ -53,20 +53,22 @@ def install() -> None:
 
     Any value sets the switch, except an empty one, 0, no, off and false.
     """
-    if not switched_off():
+    if not is_switched_off():
         _add_finders()
 
 
-def switched_off() -> bool:
-    """Whether the variable `DOMAINBED_CARFT_DISABLE` switches `install` off."""
+def is_switched_off() -> bool:
+    """Return True if the variable `DOMAINBED_CARFT_DISABLE` switches `install` off."""
     return os.environ.get(SWITCH, "").strip().lower() not in ("", "0", "no", "off", "false")
 
 
 def register() -> None:
-    """Add CAR-FT to `domainbed`: to loaded modules now, to others when they are imported.
+    """Add CAR-FT to `domainbed`: to loaded modules now, to other modules when they are imported.
 
-    A second call changes nothing, and the switch does not apply. Raises CarftError if a loaded
-    module of domainbed cannot be extended.
+    A second call changes nothing. The variable `DOMAINBED_CARFT_DISABLE` does not apply.
+
+    Raises:
+        CarftError: If a loaded module of domainbed cannot be extended.
     """
     from domainbed_carft.plugin import additions, hooked_modules
 
@@ -77,7 +79,7 @@ def register() -> None:
 
 
 def _add_finders() -> None:
-    """Put one finder first, to see domainbed's imports, and one last, as a last resort."""
+    """Insert one finder first, to see imports of domainbed, and append one as a last resort."""
     if _EXTENDING_FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _EXTENDING_FINDER)
     if _HARNESS_FINDER not in sys.meta_path:

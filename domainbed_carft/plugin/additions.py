@@ -1,7 +1,7 @@
-"""The additions to each module of domainbed, made after the module's own execution.
+"""The additions to each module of domainbed, made after the module has been executed.
 
-Each does first what can fail, so that it is made entirely or not at all. All may run again, for
-instance on a reloaded module, and then add only what is missing.
+Each addition begins with the steps that can fail, so that it is made completely or not at all. All
+can be repeated, for example on a reloaded module, and then add only what is missing.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError, EndedJob
 from domainbed_carft.plugin import foreign_jobs
-from domainbed_carft.plugin.hooked_modules import warn_of_kept_names
-from domainbed_carft.plugin.registry_functions import HostNames, extended_function
+from domainbed_carft.plugin.hooked_modules import warn_about_kept_names
+from domainbed_carft.plugin.registry_functions import HostNames, wrap_function
 
 HOST_NAMES = HostNames()
 
-# All values that this process has set as attributes of a host's modules and classes.
+# All values that this process has set as attributes of modules and classes of the host.
 _set_values: list[object] = []
 
 
 def apply(module: ModuleType) -> None:
-    """Make all additions to `module`, one of domainbed's. Raises CarftError where one fails."""
+    """Make all additions to a module of domainbed. Raises CarftError if one fails."""
     name = module.__name__
     try:
         for add in ADDITIONS.get(name, ()):
             add(module)
-    except EndedJob:  # what the user has to mend
+    except EndedJob:  # an error that the user has to fix
         raise
     except Exception as error:
         raise CarftError(f"{name} cannot be extended: {error}") from error
 
 
 def add_algorithms(module: ModuleType) -> None:
-    """Put our algorithms into `domainbed.algorithms`, its list and its lookup.
+    """Add the package's algorithms to `domainbed.algorithms`, its list and its lookup.
 
-    A foreign host gets classes that check the hparams themselves, see `foreign_jobs`. Where a
-    user's own methods cannot be used, the lookup refuses every name with the problems.
+    In a checkout the classes check the hparams themselves, see `foreign_jobs`. If a user's own
+    methods cannot be used, the lookup raises an error with their problems for every name.
     """
     from domainbed_carft.method import algorithms, host_lookup, own_methods
 
@@ -50,16 +50,16 @@ def add_algorithms(module: ModuleType) -> None:
             name: foreign_jobs.make_foreign_class(algorithm, module.__name__)
             for name, algorithm in classes.items()
         }
-    added = _without_names_of_host(module, classes)
+    added = _exclude_host_names(module, classes)
     kept_names = sorted(classes.keys() - added.keys() - algorithms.OWN.keys())
-    own_kept = [value for name, value in algorithms.OWN.items() if name not in added]
+    not_added = [value for name, value in algorithms.OWN.items() if name not in added]
     HOST_NAMES.problems[:] = [
         *algorithms.OWN_PROBLEMS,
-        *(own_methods.name_taken(algorithm, module.__name__) for algorithm in own_kept),
+        *(own_methods.name_taken(algorithm, module.__name__) for algorithm in not_added),
     ]
     if kept_names:
         HOST_NAMES.algorithms.update(kept_names)
-        warn_of_kept_names(module.__name__, kept_names)
+        warn_about_kept_names(module.__name__, kept_names)
 
     _add_to_listing(module, "ALGORITHMS", added)
     _add_classes(module, added)
@@ -70,66 +70,66 @@ def add_algorithms(module: ModuleType) -> None:
 
 
 def wrap_hparams(module: ModuleType) -> None:
-    """Have the two functions that every fork's `hparams_registry` has answer for ours as well."""
+    """Extend the two functions of `hparams_registry` to the package's algorithms."""
     for name, draws in (("default_hparams", False), ("random_hparams", True)):
         if not _has_set(module, name):
             original = getattr(module, name)
-            function = extended_function(original, draws=draws, host_names=HOST_NAMES)
+            function = wrap_function(original, draws=draws, host_names=HOST_NAMES)
             _set(module, name, function)
 
 
 def wrap_image_folders(module: ModuleType) -> None:
-    """Have the ImageFolder datasets of `domainbed.datasets` hand on what `dataset_facts` keeps."""
+    """Let the ImageFolder datasets of `domainbed.datasets` pass facts to `dataset_facts`."""
     from domainbed_carft.plugin import image_folders
 
     for part in _loaded_parts(module):
         base: Any = vars(part).get("MultipleEnvironmentImageFolder")
         if base is not None and not _has_set(base, "__init__"):
-            constructor = image_folders.with_data_check(base.__init__)
+            constructor = image_folders.wrap_constructor(base.__init__)
             _set(base, "__init__", constructor)
 
 
 def add_datasets(module: ModuleType) -> None:
-    """Put our datasets into `domainbed.datasets` and its lookup, those of styles into its list.
+    """Add the package's datasets to `domainbed.datasets` and its lookup.
 
-    A sweep without `--datasets` leaves out each environment of those in the list; the others have
-    a single environment.
+    Only datasets with several environments are added to its list, because a sweep without
+    `--datasets` holds out each environment of every listed dataset.
     """
     from domainbed_carft.plugin import datasets
 
-    # Forks with a package instead of the module keep the datasets in a part of it.
+    # In forks with a package instead of the module, the datasets are in a submodule.
     parts = _loaded_parts(module)
     home = next((part for part in parts if "DATASETS" in vars(part)), module)
-    of_styles: list[Any] = [datasets.EmojiStyles, datasets.EmojiUnseen]
-    provided = [*of_styles, datasets.EmojiShift, datasets.ImageNet]
+    with_environments: list[Any] = [datasets.EmojiStyles, datasets.EmojiUnseen]
+    provided = [*with_environments, datasets.EmojiShift, datasets.ImageNet]
     provided += datasets.TASKS.values()
-    classes = {dataset.__name__: _class_of_host(home, dataset) for dataset in provided}
-    added = _without_names_of_host(home, classes)
+    classes = {dataset.__name__: _make_host_class(home, dataset) for dataset in provided}
+    added = _exclude_host_names(home, classes)
     HOST_NAMES.datasets.update(classes.keys() - added.keys())
 
-    names = [dataset.__name__ for dataset in of_styles]
+    names = [dataset.__name__ for dataset in with_environments]
     listed = {name: dataset for name, dataset in added.items() if name in names}
     _add_to_listing(home, "DATASETS", listed)
     _add_classes(home, added)
     _add_to_lookup(home, "get_dataset_class", added)
 
-    environment_counts = getattr(home, "NUM_ENVIRONMENTS", None)  # of 2020's sweep and collection
+    environment_counts = getattr(home, "NUM_ENVIRONMENTS", None)  # only in DomainBed of 2020
     if isinstance(environment_counts, dict):
         for name, dataset in added.items():
             environment_counts.setdefault(name, len(dataset.ENVIRONMENTS))
 
 
 def add_launchers(module: ModuleType) -> None:
-    """Put our launchers into `domainbed.command_launchers.REGISTRY`, beside those of the host.
+    """Add the package's launchers to `domainbed.command_launchers.REGISTRY`.
 
-    A foreign host's sweep ends here where a user's own methods cannot be used; our harness's says
-    so with all that is wrong.
+    If a user's own methods cannot be used, a checkout's sweep ends here. The included harness
+    reports this later, together with all other problems.
     """
     from domainbed_carft import launchers
     from domainbed_carft.jobs import own_methods
 
     if own_methods.find_files():
-        from domainbed_carft.method import algorithms as algorithms  # and so the host's
+        from domainbed_carft.method import algorithms as algorithms  # this extends the host's too
         from domainbed_carft.method import host_lookup
 
         if not host_lookup.in_our_harness():
@@ -147,14 +147,14 @@ ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
 
 
 def _loaded_parts(module: ModuleType) -> list[ModuleType]:
-    """`module` and, if it is a package, those of its submodules that are loaded."""
+    """Return `module` and, if it is a package, its loaded submodules."""
     prefix = f"{module.__name__}."
     submodules = [part for name, part in sys.modules.items() if name.startswith(prefix)]
     return [module, *submodules]
 
 
-def _class_of_host(home: ModuleType, dataset: Any) -> Any:
-    """Our class `dataset` as one of the host's module, with the host's base class behind it."""
+def _make_host_class(home: ModuleType, dataset: Any) -> Any:
+    """Derive a class of the host's module from `dataset` and the host's base class."""
     name = dataset.__name__
     if _has_set(home, name):
         return vars(home)[name]
@@ -163,14 +163,14 @@ def _class_of_host(home: ModuleType, dataset: Any) -> Any:
     return type(name, bases, {"__module__": home.__name__, "__doc__": dataset.__doc__})
 
 
-def _without_names_of_host(module: ModuleType, classes: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `classes` by whose names the `module` has nothing else."""
+def _exclude_host_names(module: ModuleType, classes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the classes whose names are not used by anything else in the module."""
     names = vars(module)
     return {name: value for name, value in classes.items() if names.get(name, value) is value}
 
 
 def _add_to_listing(module: ModuleType, listing_name: str, classes: Mapping[str, Any]) -> None:
-    """Add `classes` to the module's list or table of classes, if it has one of that name."""
+    """Add `classes` to the module's list or dict `listing_name`, if there is one."""
     listing = getattr(module, listing_name, [])
     for name, added in classes.items():
         if isinstance(listing, dict):
@@ -185,33 +185,35 @@ def _add_classes(module: ModuleType, classes: Mapping[str, Any]) -> None:
 
 
 def _set(owner: Any, name: str, value: object) -> None:
-    """Set the attribute ``name`` of ``owner``, a module or a class of a host."""
+    """Set an attribute of a module or a class of the host, and remember the value."""
     setattr(owner, name, value)
     _set_values.append(value)
 
 
 def _has_set(owner: Any, name: str) -> bool:
-    """Whether the attribute ``name`` of ``owner`` is a value that we have set."""
+    """Return True if the attribute ``name`` of ``owner`` was set by `_set`."""
     current = vars(owner).get(name)
     return any(current is value for value in _set_values)
 
 
 def _add_to_lookup(module: ModuleType, lookup_name: str, classes: Mapping[str, type]) -> None:
-    """Let the module's function `lookup_name` find `classes`, unless it does so by itself.
+    """Let the module's function `lookup_name` find `classes`, unless it already does.
 
-    Upstream's does, from the module's globals; one with a table of its own does not.
+    Upstream's function does, because it uses the module's globals; functions with a table do not.
     """
     original = getattr(module, lookup_name, None)
     if original is None or _has_set(module, lookup_name):
         return
 
-    missed = {name: added for name, added in classes.items() if not _finds(original, name, added)}
+    missed = {
+        name: added for name, added in classes.items() if not _lookup_finds(original, name, added)
+    }
     if not missed:
         return
 
     @functools.wraps(original)
     def lookup(*args: Any, **kwargs: Any) -> Any:
-        values = [*args, *kwargs.values()]  # by whatever name the host calls its only argument
+        values = [*args, *kwargs.values()]  # hosts call the only argument by different names
         name = values[0] if values else None
         if isinstance(name, str) and name in missed:
             return missed[name]
@@ -221,7 +223,7 @@ def _add_to_lookup(module: ModuleType, lookup_name: str, classes: Mapping[str, t
 
 
 def _refuse_lookups(module: ModuleType, lookup_name: str) -> None:
-    """Let the module's function `lookup_name` raise the problems of a user's own methods."""
+    """Let the module's function `lookup_name` raise an error for problems of a user's methods."""
     original = getattr(module, lookup_name, None)
     if original is None or _has_set(module, lookup_name):
         return
@@ -234,8 +236,8 @@ def _refuse_lookups(module: ModuleType, lookup_name: str) -> None:
     _set(module, lookup_name, refusal)
 
 
-def _finds(lookup: Callable[[str], Any], name: str, expected: type) -> bool:
-    # Upstream raises NotImplementedError for a name that it does not know, a table KeyError.
+def _lookup_finds(lookup: Callable[[str], Any], name: str, expected: type) -> bool:
+    # For unknown names upstream raises NotImplementedError, and a table KeyError.
     with contextlib.suppress(Exception):
         return lookup(name) is expected
     return False

@@ -1,7 +1,7 @@
-"""The datasets of this package under the interface of DomainBed's: ImageNet, tasks, and emojis.
+"""The datasets of this package with DomainBed's interface: ImageNet, tasks, and emojis.
 
 In EmojiStyles four teams of artists drew the same things: a small PACS of real drawings.
-``assets/README.md`` says who drew them and how the archive was made.
+``assets/README.md`` lists the artists, and describes how the archive was made.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from domainbed_carft.images.image_lists import ImageList, ImagePaths, ListedFold
 from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.plugin.image_folders import (
-    hand_on_facts,
-    requested_preprocessing,
+    get_requested_preprocessing,
+    pass_facts,
     require_weights,
-    warn_of_broken_data,
+    warn_about_broken_data,
 )
 from domainbed_carft.suites import imagenet, imagenet_training
 
-HOST_SIZE = 224  # px; the input of the host's own networks
+HOST_SIZE = 224  # px, the input of the host's networks
 EMOJI_SIZE = 48  # px, the resolution of the tiny CLIP; the archive has 64 px, so crops stay sharp
 
 
 class PackageDataset:
-    """The base class; the plugin adds the host's own, whose module differs between forks.
+    """Base class of the datasets, to which the plugin adds the base class of the host.
 
-    For our algorithms images are as large as their CLIP wants, or as ``INPUT_SHAPE`` says if that
-    is not known; for others they have ``HOST_SIZE``. Forks that pass no ``hparams`` (SWAD, MIRO)
-    resize images themselves and get them as they are.
+    For algorithms of this package images have the size of their CLIP checkpoint, or of
+    ``INPUT_SHAPE`` if it is unknown. For all other algorithms they have ``HOST_SIZE``. Forks that
+    pass no ``hparams`` (SWAD, MIRO) resize images themselves, so they get original images.
     """
 
     N_STEPS = 5001
@@ -59,34 +59,38 @@ class PackageDataset:
         self.protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
         require_weights(hparams)
-        self.preprocessing = requested_preprocessing(hparams)
-        size = self._image_size(for_a_clip="clip_backbone" in (hparams or {}))
+        self.preprocessing = get_requested_preprocessing(hparams)
+        size = self._image_size(for_clip="clip_backbone" in (hparams or {}))
         self.input_shape = (3, size, size)
 
         self.datasets, report = self.read(root)
         self.num_classes = len(self.datasets[0].classes)
-        warn_of_broken_data(report, is_for_us="clip_backbone" in (hparams or {}))
+        warn_about_broken_data(report, refuses_broken_data="clip_backbone" in (hparams or {}))
 
         if hparams is None:
-            # Such hosts pass no test environments either.
-            hand_on_facts(self, report, self.protocol, hparams, test_envs=None)
+            # These hosts do not pass test environments either.
+            pass_facts(self, report, self.protocol, hparams, test_envs=None)
             return
 
-        augment_training = hparams.get("data_augmentation", True)  # younger than DomainBed
+        augment_training = hparams.get("data_augmentation", True)  # missing in old DomainBed
         for index, environment in enumerate(self.datasets):
             augment = augment_training and index not in test_envs
             plan = plan_for(self.protocol, size, augment, self.preprocessing)
             environment.transform = PlanTransform(plan)
-        hand_on_facts(self, report, self.protocol, hparams, test_envs)
+        pass_facts(self, report, self.protocol, hparams, test_envs)
 
-    def _image_size(self, for_a_clip: bool) -> int:
-        """Pixels a side."""
+    def _image_size(self, for_clip: bool) -> int:
+        """Return the height and width of images, in pixels."""
         if self.preprocessing:
             return self.preprocessing.resolution
-        return self.INPUT_SHAPE[-1] if for_a_clip else HOST_SIZE
+        return self.INPUT_SHAPE[-1] if for_clip else HOST_SIZE
 
     def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
-        """The environments below the data folder ``root``, not transformed, and their verdict."""
+        """Read the dataset below the data folder ``root``.
+
+        Returns:
+            The environments without transforms, and the report of the data check.
+        """
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Any:
@@ -97,13 +101,13 @@ class PackageDataset:
 
 
 class TaskData(PackageDataset):
-    """The training split of one of ``tasks.TASKS``, as torchvision has it below the data folder."""
+    """The training split of one of ``tasks.TASKS``, in torchvision's folder below the data."""
 
     TASK: tasks.Task
 
     @classmethod
     def data_problems(cls, root: Any) -> list[str]:
-        """For our harness: what is wrong with the data, before a job starts."""
+        """Return the problems of the data, for the harness before a job starts."""
         task = cls.TASK
         problems = benchmarks.missing_data_dir(root) if root else []
         if problems:
@@ -113,11 +117,11 @@ class TaskData(PackageDataset):
         return [f"{task.name} needs --data_dir, the folder that has {task.folder}; {task.hint}"]
 
     def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
-        """The training split as the only environment; CarftError if it is missing."""
+        """Read the training split as the only environment. Raises CarftError if it is missing."""
         raise_for(self.data_problems(root))
 
         training_split = tasks.read_split(self.TASK, root, train=True)
-        training_split.root = self.ENVIRONMENTS[0]  # an environment is called after its folder
+        training_split.root = self.ENVIRONMENTS[0]  # environments are named after their folders
         return [training_split], tasks.report_on(self.TASK, root, [training_split])
 
 
@@ -125,57 +129,57 @@ TASKS = {name: type(name, (TaskData,), {"TASK": task}) for name, task in tasks.T
 
 
 class EmojiStyles(PackageDataset):
-    """Ten classes in four styles, 48 px, or as many as the CLIP of one of our algorithms wants.
+    """Ten classes in four styles.
 
-    ``root`` is not read: the images are in the package. Their things have other names than those
-    that the embedded ``tiny`` CLIP was pre-trained on; ``emoji_styles_near_duplicates.csv`` in the
-    assets lists those that look alike.
+    The images are in the package, and ``root`` is not read. None of their things was in the
+    pre-training of the embedded CLIP checkpoint ``tiny`` under the same name. The file
+    ``emoji_styles_near_duplicates.csv`` in the assets lists images that look alike.
     """
 
     N_STEPS = 101
     CHECKPOINT_FREQ = 50
-    N_WORKERS = 0  # decoding 64 px takes less than handing an image to another process
+    N_WORKERS = 0  # decoding 64 px is faster than passing an image to another process
     ENVIRONMENTS = ["fluent3d", "line", "noto", "twemoji"]
     INPUT_SHAPE = (3, EMOJI_SIZE, EMOJI_SIZE)
 
     def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
-        """The styles, from the unpacked archive of the package, and their verdict."""
+        """Read the styles from the unpacked archive of the package, and check them."""
         folder = emoji.environment_folder(type(self).__name__)
         listed = listing.list_environments(folder)
         images = listed.paths()
         environments = [
-            ListedFolder(str(folder / name), images[name], loader=_decoded_emoji)
+            ListedFolder(str(folder / name), images[name], loader=_decode_emoji)
             for name in self.ENVIRONMENTS
         ]
         return environments, verify.verify_listing(type(self).__name__, listed)
 
 
 class EmojiUnseen(EmojiStyles):
-    """The same things in the styles that `tiny` has not seen in pre-training.
+    """The same things in styles that were not in the pre-training of `tiny`.
 
-    Each style has those of the things that its artists drew. Styles of one family are one unit.
+    Each style has the things that its artists drew. Styles of one family form one environment.
     """
 
     ENVIRONMENTS = emoji_styles.names(emoji_styles.NEVER_SEEN)
 
 
 class EmojiShift(EmojiStyles):
-    """One style, of two thirds of the things: the training set of the suite EmojiShift."""
+    """Two thirds of the things in one style, the training set of the suite EmojiShift."""
 
     ENVIRONMENTS = [emoji.TRAINED_STYLE]
 
 
 @functools.cache
-def _decoded_emoji(path: str) -> Image.Image:
-    """A decoded image, which stays in memory: all 1,716 take 21 MB; a job reads each often."""
+def _decode_emoji(path: str) -> Image.Image:
+    """Decode an image and keep it in memory: all 1,716 take 21 MB, and a job reads each often."""
     return image_files.open_image(path)
 
 
 class ImageNet(PackageDataset):
-    """ILSVRC2012's training set, its classes in the order of WordNet ids.
+    """The training set of ILSVRC2012, with classes in the order of WordNet ids.
 
-    The steps are ten passes in batches of 512. Only the out-split is evaluated: the in-split has a
-    million images.
+    The steps are ten passes in batches of 512. Only the out-split is evaluated, because the
+    in-split has a million images.
     """
 
     N_STEPS = 25_030
@@ -185,11 +189,11 @@ class ImageNet(PackageDataset):
 
     @classmethod
     def data_problems(cls, root: Any) -> list[str]:
-        """For our harness: what is wrong with the data, before a job starts."""
+        """Return the problems of the data, for the harness before a job starts."""
         return imagenet_training.missing_problems(root)
 
     def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
-        """The training set, the only environment, and its verdict; CarftError if it is missing."""
+        """Read the training set as the only environment. Raises CarftError if it is missing."""
         folder = imagenet_training.find_training_set(root)
         if folder is None:
             raise CarftError(*self.data_problems(root))
@@ -198,11 +202,11 @@ class ImageNet(PackageDataset):
         counts = listed.counts[""]
         raise_for(imagenet_training.folder_problems(folder, list(counts)))
         report = imagenet_training.report(folder, counts, listed.problems, self.IMAGES[0])
-        return [ImageList(str(folder), imagenet.class_names(), _paths(listed))], report
+        return [ImageList(str(folder), imagenet.class_names(), _list_paths(listed))], report
 
 
-def _paths(listed: listing.Listing) -> ImagePaths:
-    """The images of the 1,000 class folders, by class and name."""
+def _list_paths(listed: listing.Listing) -> ImagePaths:
+    """Return the paths and labels of the images, sorted by class folder and name."""
     names = [os.fsencode(path) for path in sorted(listed.images)]
     counts = list(listed.counts[""].values())
     labels = np.repeat(np.arange(len(counts)), counts)

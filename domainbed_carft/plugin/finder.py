@@ -1,4 +1,4 @@
-"""The work of the two import hooks: extend a real `domainbed`, or provide ours if there is none."""
+"""The functions of the two import hooks: extend a `domainbed`, or provide the included harness."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from domainbed_carft.plugin.hooked_modules import (
     warn_once,
 )
 
-# Modules whose search is in progress: another hook may search as we do, and so come back to us.
+# Modules that are being searched. Another hook that asks all finders calls this one again.
 _IN_SEARCH: set[str] = set()
 
 
-def extended_spec(
+def find_extended_spec(
     hook: object, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """The spec that the finders beside `hook` find, with a loader that extends the module."""
-    is_relevant = name in HOST_MODULES or name.startswith(OWN_PREFIX)
-    if name in _IN_SEARCH or not is_relevant:
+    """Find a module by all finders except `hook`, and let its loader extend the module."""
+    if name not in HOST_MODULES and not name.startswith(OWN_PREFIX):
+        return None
+    if name in _IN_SEARCH:
         return None
 
     other_finders = [finder for finder in sys.meta_path if finder is not hook]
@@ -39,38 +40,38 @@ def extended_spec(
 
     if spec is not None:
         try:
-            _extend_when_executed(spec)
+            _extend_after_execution(spec)
         except Exception as error:
             warn_once(name, error)
     return spec
 
 
-def harness_folders() -> tuple[str, str]:
-    """Where our harness may lie: inside the package in a wheel, beside it in the source."""
+def list_harness_folders() -> tuple[str, str]:
+    """Return the possible folders of the harness: in the package (wheel), next to it (source)."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     in_wheel = os.path.join(package, "harness", "domainbed")
     in_source = os.path.join(os.path.dirname(package), "third_party", "domainbed")
     return in_wheel, in_source
 
 
-def harness_spec(
+def find_harness_spec(
     hook: object, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """The spec of `domainbed` in our harness, unless a finder behind `hook` has one.
+    """Find `domainbed` in the included harness, unless a finder after `hook` finds it.
 
-    Python finds submodules by the package's `__path__`; one that gets here is missing.
+    Submodules that get here are missing, because Python finds them by the package's `__path__`.
     """
     if name != "domainbed":
         return None
 
-    # An editable install's finder, say, was appended after us and still goes before us.
+    # Finders appended later, such as the finder of an editable install, take precedence.
     finders = list(sys.meta_path)
     later_finders = finders[finders.index(hook) + 1 :] if hook in finders else []
     spec = _search(later_finders, "domainbed", path, target)
     if spec is not None:
         return spec
 
-    for folder in harness_folders():
+    for folder in list_harness_folders():
         init = os.path.join(folder, "__init__.py")
         if os.path.isfile(init):
             return spec_from_file_location("domainbed", init, submodule_search_locations=[folder])
@@ -80,7 +81,7 @@ def harness_spec(
 def _search(
     finders: Iterable[object], name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """Ask `finders` in order, as the import system does, for the first spec of `name`."""
+    """Return the first spec of `name` by `finders` in order, as the import system does."""
     for finder in finders:
         find_spec = getattr(finder, "find_spec", None)
         spec: ModuleSpec | None = find_spec(name, path, target) if find_spec else None
@@ -89,8 +90,8 @@ def _search(
     return None
 
 
-def _extend_when_executed(spec: ModuleSpec) -> None:
-    """Let the loader of `spec` make our additions after it has executed the module, this once."""
+def _extend_after_execution(spec: ModuleSpec) -> None:
+    """Let the loader of `spec` make the additions once, after it has executed the module."""
     name = spec.name
     loader = spec.loader
     if loader is None:
@@ -99,7 +100,7 @@ def _extend_when_executed(spec: ModuleSpec) -> None:
     original = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
-        # One loader may serve many modules, as that of a zip archive does.
+        # One loader can serve many modules, for example all of a zip archive.
         if module.__name__ != name:
             original(module)
             return
@@ -121,9 +122,9 @@ def _extend_when_executed(spec: ModuleSpec) -> None:
 
 
 def _extend_waiting() -> None:
-    """Make the additions to the modules of domainbed that wait for them, unless ours are running.
+    """Extend the waiting modules of domainbed, unless modules of this package are being executed.
 
-    If they fail, this warns, and the host continues.
+    If an addition fails, this warns and the host continues.
     """
     while WAITING and not RUNNING:
         name = WAITING.pop(0)
@@ -131,7 +132,7 @@ def _extend_waiting() -> None:
             from domainbed_carft.plugin import additions
 
             additions.apply(sys.modules[name])
-        except EndedJob:  # what the user has to mend before a job can run
+        except EndedJob:  # an error that the user has to fix before a job can run
             raise
         except Exception as error:
             warn_once(name, error.__cause__ or error)

@@ -1,9 +1,9 @@
-"""Jobs of foreign hosts: what nobody has checked there, and what their records would lack.
+"""Jobs in checkouts: checks and recorded facts that the `train` of a checkout lacks.
 
-Our harness checks ``--hparams`` and asks an algorithm for the facts of its job. The `train` of a
-foreign host does neither: it makes a dict from its registry and ``--hparams``, gives that one
-object to the dataset and to the constructor of the algorithm, and writes it into every record. So
-in these hosts, and only there, the constructor adds one key to the dict: ``facts``.
+The included harness checks ``--hparams`` and records the facts of a job. The `train` of a checkout
+does neither. It makes a dict from its registry and ``--hparams``, passes this object to the dataset
+and to the constructor of the algorithm, and writes it into every record. Therefore, only in
+checkouts, the constructor adds the key ``facts`` to the dict.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 from domainbed_carft.errors import invalid, raise_for
 from domainbed_carft.jobs.facts import FOREIGN
-from domainbed_carft.plugin.hooked_modules import warn_of_hosts_values
+from domainbed_carft.plugin.hooked_modules import warn_about_host_values
 
-# Read by DomainBed's own train; a host's further ones are added by `allow`.
+# Hyperparameters read by DomainBed's train. `allow_keys` adds others of the host.
 _host_keys = {"data_augmentation", "class_balanced"}
 
 
@@ -30,10 +30,10 @@ UPSTREAM_ARGUMENTS = ("input_shape", "num_classes", "num_domains", "hparams")
 
 
 class StepValues(dict[str, float]):
-    """What `update` returns, with ``train_acc`` for a host that asks for it, as DomainBed-v2 does.
+    """Values returned by `update`, and ``train_acc``, which DomainBed-v2 reads.
 
-    That is the share of the batch that is predicted right after the step. It takes a forward pass,
-    so it is measured when it is asked for, and no record of any other host has it.
+    ``train_acc`` is the accuracy on the batch after the step. It takes a forward pass, so it is
+    computed only when it is read. Records of other hosts do not have it.
     """
 
     def __init__(self, values: Mapping[str, float], algorithm: Any, minibatches: Any) -> None:
@@ -50,28 +50,28 @@ class StepValues(dict[str, float]):
         x, y = map(torch.cat, zip(*self._minibatches))
         self._algorithm.eval()
         with torch.no_grad():
-            is_right = self._algorithm.predict(x).argmax(1) == y
+            correct = self._algorithm.predict(x).argmax(1) == y
         self._algorithm.train()
-        return is_right.float().mean().item()
+        return correct.float().mean().item()
 
 
 class ForeignJob:
-    """Stands before an algorithm of ours in the bases of the class that a foreign host gets."""
+    """First base class of an algorithm in a checkout, before the algorithm of this package."""
 
-    def __init__(self, *args: Any, **keywords: Any) -> None:
-        """Build the algorithm with a host's own arguments.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Build the algorithm with the arguments of the host's ``Algorithm``, in its order.
 
-        Positional ones are in the order of the host's ``Algorithm``. A fork may leave out
-        ``num_domains`` and pass more than upstream, of which its ``Algorithm`` gets what it takes.
+        A fork can omit ``num_domains`` and pass more arguments than upstream. Its ``Algorithm``
+        gets those that it has parameters for.
         """
         from domainbed import algorithms
 
         names: Sequence[str] = [*inspect.signature(algorithms.Algorithm.__init__).parameters][1:]
         if "hparams" not in names:
             names = UPSTREAM_ARGUMENTS
-        self._build_in_host(**dict(zip(names, args)), **keywords)
+        self._build_for_host(**dict(zip(names, args)), **kwargs)
 
-    def _build_in_host(
+    def _build_for_host(
         self,
         input_shape: Sequence[int],
         num_classes: int,
@@ -79,33 +79,35 @@ class ForeignJob:
         num_domains: int = 1,
         **host_arguments: Any,
     ) -> None:
-        """Build the algorithm, and add what it found about its job to ``hparams``, as ``facts``.
+        """Build the algorithm, and add the facts of its job to ``hparams``.
 
-        Raises CarftError for hparams that are unknown or invalid, and for what this host cannot do;
-        all problems come at once.
+        Raises CarftError, which lists all problems, for unknown or invalid hparams and settings
+        that the host does not support.
         """
         algorithm: Any = self
-        values = dict(hparams)  # a fork's configuration object may have keys and items, no more
-        complete = with_missing_hparams(values, type(algorithm).__name__)
+        values = dict(hparams)  # the configuration object of a fork can have just keys and items
+        complete = add_missing_hparams(values, type(algorithm).__name__)
         raise_for(job_problems(type(algorithm), input_shape, complete))
         build: Any = super().__init__
         build(input_shape, num_classes, num_domains, complete, **host_arguments)
         hparams[FOREIGN] = algorithm.facts
 
-    def update(self, minibatches: Any = None, *args: Any, **keywords: Any) -> StepValues:
-        """Take a training step, as `CLIPAlgorithm.update` does."""
+    def update(self, minibatches: Any = None, *args: Any, **kwargs: Any) -> StepValues:
+        """Take a training step with `CLIPAlgorithm.update`."""
         algorithm: Any = super()
-        return StepValues(algorithm.update(minibatches, *args, **keywords), self, minibatches)
+        return StepValues(algorithm.update(minibatches, *args, **kwargs), self, minibatches)
 
     def scheduler_step(self) -> None:
-        """Do nothing: `update` has stepped the schedule. DomainBed-v2 calls it once an epoch."""
+        """Do nothing, because `update` steps the schedule. DomainBed-v2 calls it once per epoch."""
 
 
 @functools.cache
 def make_foreign_class(algorithm: type[Any], module: str) -> type[Any]:
-    """The class ``algorithm`` for the foreign host's ``module`` of algorithms.
+    """Derive the class of ``algorithm`` for a checkout, with the same name.
 
-    It bears the same name, and always is the same object.
+    Args:
+        algorithm: An algorithm of this package or the user.
+        module: Name of the checkout's module of algorithms.
     """
     namespace = {"__module__": module, "__doc__": algorithm.__doc__}
     return type(algorithm.__name__, (ForeignJob, algorithm), namespace)
@@ -114,56 +116,66 @@ def make_foreign_class(algorithm: type[Any], module: str) -> type[Any]:
 def job_problems(
     algorithm: Any, input_shape: Sequence[int], hparams: Mapping[str, Any]
 ) -> list[str]:
-    """The problems of a job in a foreign host, whose `train` has checked nothing.
+    """Return the problems of a job in a checkout, whose `train` checks nothing.
 
-    ``algorithm``: its class. These are unknown and invalid hparams, images not in RGB, and what
-    the host lacks.
+    Problems are unknown and invalid hparams, images not in RGB, and unsupported settings.
+
+    Args:
+        algorithm: The class of the algorithm.
+        input_shape: Channels, height and width of the images.
+        hparams: The complete hyperparameters.
     """
     from domainbed_carft.method import hparam_checks
 
     problems = hparam_checks.job_problems(algorithm, input_shape, hparams)
-    return [*unknown_names(hparams, algorithm.__name__), *problems, *_host_problems(hparams)]
+    return [*find_unknown_names(hparams, algorithm.__name__), *problems, *_host_problems(hparams)]
 
 
-def with_missing_hparams(values: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
-    """These ``values`` of a host, and the defaults of those of our hparams that it has left out.
+def add_missing_hparams(values: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
+    """Add defaults of an algorithm for hyperparameters that a host has not set.
 
-    A fork's own entry point may replace the functions of `hparams_registry` (AISG's ``dwa_train``).
-    What the host gives by one of our names, such as ``lr``, stays; a warning says so where it is
-    not our default.
+    The entry point of a fork can replace the functions of `hparams_registry` (AISG's
+    ``dwa_train``). Values of the host, such as ``lr``, are kept, with a warning if they differ from
+    the default.
+
+    Args:
+        values: The hyperparameters of the host.
+        algorithm: Name of the algorithm.
     """
     from domainbed_carft.method.algorithms import hparam_values
 
     dataset = _parse_command_line().dataset or ""
     clip_backbone = values.get("clip_backbone", "")
-    defaults = hparam_values(algorithm, dataset, clip_backbone=clip_backbone, steps=planned_steps())
-    if not dataset:  # no train of a host's but a notebook: the values are the user's
+    defaults = hparam_values(
+        algorithm, dataset, clip_backbone=clip_backbone, steps=get_planned_steps()
+    )
+    if not dataset:  # in a notebook, without a train, the values are the user's
         del defaults["class_names"]
         return {**defaults, **values}
     if defaults.keys() <= values.keys():
         return dict(values)
 
-    by_hand = hparams_by_hand()
-    kept = [
+    user_hparams = parse_user_hparams()
+    host_values = [
         f"{name} is {values[name]!r} (by default {default!r})"
         for name, default in defaults.items()
-        if name in values and name not in by_hand and values[name] != default
+        if name in values and name not in user_hparams and values[name] != default
     ]
-    if kept:
-        warn_of_hosts_values(algorithm, kept)
+    if host_values:
+        warn_about_host_values(algorithm, host_values)
     return {**defaults, **values}
 
 
-def allow(keys: Iterable[str]) -> None:
-    """Accept these keys as the host's: its registry puts them into every hparams dict."""
+def allow_keys(keys: Iterable[str]) -> None:
+    """Accept keys that the host's registry puts into every dict of hyperparameters."""
     _host_keys.update(keys)
 
 
-def unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
-    """The names among ``hparams`` of a job that are none of ours; all valid ones behind the last.
+def find_unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
+    """Return a message for each unknown hyperparameter; the last one lists all valid names.
 
-    Forks add their own keys between the registry and the algorithm (DPLCLIP its test environments,
-    MIRO its whole configuration). So a key counts as unknown only if the user gave it.
+    Forks add keys between the registry and the algorithm (DPLCLIP its test environments, MIRO its
+    complete configuration). Therefore only keys set by the user count as unknown.
     """
     from domainbed_carft import text
     from domainbed_carft.method.algorithms import hparams_of
@@ -171,7 +183,7 @@ def unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
 
     names = sorted(hparams_of(algorithm))
     valid_keys = sorted({*names, *DEMANDABLE, *_host_keys})
-    unexpected = ({*hparams} & {*hparams_by_hand()}) - {*valid_keys}
+    unexpected = ({*hparams} & {*parse_user_hparams()}) - {*valid_keys}
     unknown = []
     for key in sorted(unexpected):
         close = text.near(key, valid_keys, most=1)
@@ -182,30 +194,28 @@ def unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     return unknown
 
 
-def hparams_by_hand() -> dict[str, Any]:
-    """``--hparams`` of this process, which DomainBed's train merges unchecked.
-
-    Empty where it is not a JSON object, or there is no such option.
-    """
+def parse_user_hparams() -> dict[str, Any]:
+    """Parse ``--hparams`` of this process; return an empty dict unless it is a JSON object."""
     with contextlib.suppress(ValueError, TypeError):
         return dict(json.loads(_parse_command_line().hparams or "{}"))
     return {}
 
 
-def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str:
-    """The ``--hparams`` of this process with what its host cannot add to it, "" if that is nothing.
+def get_missing_hparams(algorithm: str, dataset: str, random_seed: int | None) -> str:
+    """Return ``--hparams`` of this process completed for its CLIP model, as JSON.
 
-    The defaults of a checkout do not see ``--hparams``, so they do not fit another CLIP there.
+    The defaults of a checkout do not depend on ``--hparams``, so that they do not fit another CLIP
+    model. Returns an empty string if nothing is missing.
     """
     from domainbed_carft.method import algorithms
 
-    overrides = hparams_by_hand()
+    overrides = parse_user_hparams()
     missing = algorithms.CLASSES[algorithm].implied_hparams(dataset, overrides, random_seed)
     return json.dumps({**overrides, **missing}) if missing else ""
 
 
-def planned_steps() -> int | None:
-    """The steps that this process trains: of its ``--steps`` or its dataset; None if unknown."""
+def get_planned_steps() -> int | None:
+    """Return the steps of this process by ``--steps`` or its dataset, or None if unknown."""
     from domainbed_carft.method import host_lookup
 
     arguments = _parse_command_line()
@@ -218,27 +228,25 @@ def planned_steps() -> int | None:
 
 
 def _host_problems(hparams: Mapping[str, Any]) -> list[str]:
-    """What only our harness does: train by several processes, and draw batches in passes."""
+    """Return problems of settings that only the included harness supports."""
     from domainbed_carft import process_variables
 
     problems = [
-        f"{name} is {os.environ[name]}, and this DomainBed trains a job in one process: it does "
-        "not synchronise gradients; start a single process, or use the harness of this package"
+        f"{name} is {os.environ[name]}, but this DomainBed trains a job in one process and does "
+        "not synchronise gradients. Start a single process, or use the harness of this package"
         for name in ("WORLD_SIZE", process_variables.PROCESSES.name)
         if os.environ.get(name, "").isdecimal() and int(os.environ[name]) > 1
     ]
 
     sampling = hparams.get("sampling", "with-replacement")
     if sampling != "with-replacement":
-        expected = (
-            "'with-replacement' in any host but the harness of this package, which alone draws so"
-        )
+        expected = "'with-replacement'; only the harness of this package supports other values"
         problems.append(invalid("sampling", sampling, expected))
     return problems
 
 
 def _parse_command_line() -> argparse.Namespace:
-    """``--hparams``, ``--steps`` and ``--dataset`` of this process; None what it does not have."""
+    """Parse ``--hparams``, ``--steps`` and ``--dataset`` of this process; missing ones are None."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--hparams")
     parser.add_argument("--steps", type=int)

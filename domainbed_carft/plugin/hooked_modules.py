@@ -1,4 +1,4 @@
-"""The modules that the hooks wait for, and their warnings."""
+"""The modules that the hooks extend, and the warnings of the hooks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from domainbed_carft.errors import CarftWarning
 
 SWITCH = process_variables.DISABLE.name
 
-# The modules of domainbed that get additions, see `additions`.
+# The modules of domainbed with additions, see `additions`.
 HOST_MODULES = (
     "domainbed.algorithms",
     "domainbed.hparams_registry",
@@ -20,21 +20,21 @@ HOST_MODULES = (
     "domainbed.command_launchers",
 )
 
-# Our modules some of which import one of domainbed's at their top, and each other.
+# Modules of this package that can import modules of domainbed and each other.
 OWN_PREFIX = "domainbed_carft.method."
 
-# Those of ours that are being executed just now, and the host's modules that were through
-# meanwhile. Nothing can be added to these yet; their turn comes once ours are through.
+# Modules of this package that are being executed now, and modules of the host that were executed
+# in the meantime. The latter can only be extended once the former are complete.
 RUNNING: set[str] = set()
 WAITING: list[str] = []
 
-# What this process could not extend first; it warns of nothing more.
+# The first module that could not be extended. There are no warnings about further ones.
 _failures: list[str] = []
 _printed_messages: set[str] = set()
 
 
 def warn_once(name: str, error: BaseException) -> None:
-    """Warn, once a process, that we could not extend `name`, why, and how to switch us off."""
+    """Warn once per process that a module could not be extended, with the reason."""
     if _failures:
         return
 
@@ -46,27 +46,28 @@ def warn_once(name: str, error: BaseException) -> None:
     _warn(message)
 
 
-def warn_of_kept_names(module: str, names: Sequence[str]) -> None:
-    """Warn, once a process, that the host keeps its own classes of these `names`."""
+def warn_about_kept_names(module: str, names: Sequence[str]) -> None:
+    """Warn once per process that the host keeps its own classes of these `names`."""
     _warn(
-        f"{module} has its own {', '.join(names)}, which stays in use; that of domainbed-carft is "
-        "not added"
+        f"{module} has its own {', '.join(names)}, which remains in use; the class of "
+        "domainbed-carft is not added"
     )
 
 
-def warn_of_hparams_to_add(hparams: str) -> None:
-    """Warn, once a process, that a job needs these ``--hparams``, which its defaults cannot see."""
+def warn_about_missing_hparams(hparams: str) -> None:
+    """Warn once per process that a job with another CLIP model needs these ``--hparams``."""
     _warn(
-        "this DomainBed's defaults cannot see that clip_backbone is 'tiny': its learning rate and "
-        f"batch are those of a larger CLIP. Run with --hparams {shlex.quote(hparams)}"
+        "the defaults of this DomainBed do not depend on clip_backbone, so learning rate and batch "
+        "size would be chosen for a larger CLIP model than 'tiny'. Run with --hparams "
+        f"{shlex.quote(hparams)}"
     )
 
 
-def warn_of_hosts_values(algorithm: str, values: Sequence[str]) -> None:
-    """Warn, once a process, that a job has ``values`` of its host in place of our defaults."""
+def warn_about_host_values(algorithm: str, values: Sequence[str]) -> None:
+    """Warn once per process that a job uses ``values`` of its host in place of the defaults."""
     _warn(
-        f"this DomainBed's registry does not know {algorithm}, so the job has the host's values: "
-        f"{', '.join(values)}. Set them with --hparams"
+        f"this DomainBed's registry has no defaults for {algorithm}, so the job uses the values "
+        f"{', '.join(values)}. To change them, pass --hparams"
     )
 
 
@@ -78,5 +79,5 @@ def _warn(message: str) -> None:
     try:
         warnings.warn(message, CarftWarning, stacklevel=3)
     except CarftWarning:
-        # Under -W error the warning would become the host's failure.
+        # With -W error the warning must not break the host.
         print(message, file=sys.stderr)

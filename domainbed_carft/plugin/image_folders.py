@@ -1,7 +1,7 @@
-"""A wrapper of domainbed's image folders: it checks the data and can set a protocol's transforms.
+"""A wrapper of domainbed's image folders that checks the data and can set a protocol's transforms.
 
-Broken data is an error for our algorithms, and for all others a warning, once a job. Any other
-failure here is a warning, and leaves the dataset as its host made it.
+Broken data is an error for algorithms of this package. For all other algorithms it is a warning,
+once per job. Any other failure is a warning, and leaves the dataset as the host made it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from domainbed_carft.method import dataset_facts
 from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
 from domainbed_carft.text import printable
 
-# Folders of data that a warning was printed of: forks build a dataset more than once.
+# Data folders with a printed warning, because forks build a dataset more than once.
 _warned: set[Path | None] = set()
 
 
-def with_data_check(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap the `__init__` of MultipleEnvironmentImageFolder: the data is checked, too.
+def wrap_constructor(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap the `__init__` of MultipleEnvironmentImageFolder, to check the data as well.
 
-    After it the transforms follow the protocol of our hyperparameters, and our algorithms get the
-    facts of the dataset. The wrapper raises CarftError for broken data of our algorithms.
+    Afterwards the transforms follow the protocol of the hyperparameters, and algorithms of this
+    package have access to the facts of the dataset. For broken data the wrapper raises CarftError
+    if the algorithm is one of this package.
     """
     signature = inspect.signature(original)
 
@@ -41,12 +42,12 @@ def with_data_check(original: Callable[..., None]) -> Callable[..., None]:
         hparams = arguments.get("hparams")
         values = hparams if isinstance(hparams, dict) else {}
         class_names = values.get("class_names")
-        is_for_us = "clip_backbone" in values
+        refuses_broken_data = "clip_backbone" in values
 
         require_weights(values)
-        # Our harness reports on what it lists itself, so that no folder is listed twice.
+        # The included harness makes a report itself, so that no folder is listed twice.
         is_reported = hasattr(type(self), "report")
-        report = None if is_reported else _verified(type(self).__name__, arguments.get("root"))
+        report = None if is_reported else _verify(type(self).__name__, arguments.get("root"))
 
         failure = None
         try:
@@ -56,18 +57,18 @@ def with_data_check(original: Callable[..., None]) -> Callable[..., None]:
 
         report = self.report if is_reported else report
         if report is not None:
-            warn_of_broken_data(report, is_for_us)
+            warn_about_broken_data(report, refuses_broken_data)
         if failure is not None:
-            if report is None or not (is_for_us and report.problems):
+            if report is None or not (refuses_broken_data and report.problems):
                 raise failure
             raise CarftError(f"{report.refusal}. It cannot be loaded: {failure}") from failure
 
         try:
-            # DPLCLIP puts the folders' names here, over what the user may have given.
+            # DPLCLIP has replaced class names, even those set by the user, by folder names.
             if class_names is not None:
                 values["class_names"] = class_names
             protocol = _follow_protocol(self, arguments)
-            hand_on_facts(self, report, protocol, hparams, arguments.get("test_envs"))
+            pass_facts(self, report, protocol, hparams, arguments.get("test_envs"))
         except Exception as error:
             warn_once(f"the class names of {type(self).__name__}", error)
 
@@ -75,10 +76,11 @@ def with_data_check(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def require_weights(hparams: Any) -> None:
-    """In a checkout, have the CLIP of one of our algorithms on this machine before data is read.
+    """Locate or download the CLIP checkpoint of a checkout's job before its data is read.
 
-    Downloads OpenAI's weights where they are missing. Raises EndedJob where that fails, or where
-    the file that the user names does not exist. Our harness and open_clip look for themselves.
+    Does nothing for other algorithms, and for the included harness and open_clip, which find the
+    checkpoint themselves. Raises EndedJob if OpenAI's weights cannot be downloaded, or if the
+    user's file does not exist.
     """
     if not isinstance(hparams, dict) or "clip_backbone" not in hparams:
         return
@@ -87,18 +89,17 @@ def require_weights(hparams: Any) -> None:
     from domainbed_carft.method.host_lookup import in_our_harness
 
     name = hparams.get("clip_backbone")
-    is_file = isinstance(name, str) and not name.startswith(open_clip.PREFIX)
-    if not is_file or in_our_harness():
+    if not isinstance(name, str) or name.startswith(open_clip.PREFIX) or in_our_harness():
         return
 
     try:
-        openai.locate(str(name))
+        openai.locate(name)
     except CarftError as error:
         raise EndedJob(str(error)) from None
 
 
-def _verified(name: str, root: Any) -> verify.DataReport | None:
-    """What `carft data verify` finds in the folder, before the host may fail of it."""
+def _verify(name: str, root: Any) -> verify.DataReport | None:
+    """Return the report of `carft data verify` on the folder, which the host could fail to read."""
     try:
         if isinstance(root, (str, os.PathLike)) and os.path.isdir(root):
             return verify.verify_folder(name, Path(root))
@@ -107,30 +108,31 @@ def _verified(name: str, root: Any) -> verify.DataReport | None:
     return None
 
 
-def warn_of_broken_data(report: verify.DataReport, is_for_us: bool) -> None:
-    """Print, once a job, that the data is broken.
-
-    Nothing is printed if the job ``is_for_us``, one of our algorithms: these refuse such data.
-    """
-    if not report.problems or is_for_us or report.root in _warned:
+def warn_about_broken_data(report: verify.DataReport, refuses_broken_data: bool) -> None:
+    """Print once per job that the data is broken, unless the job ends because of it."""
+    if not report.problems or refuses_broken_data or report.root in _warned:
         return
 
     _warned.add(report.root)
     print(
         f"domainbed-carft: Warning: {printable(report.refusal)}. The job continues, but its "
-        f"results may be worthless; fix the data and rerun the job ({SWITCH}=1 disables this "
+        f"results could be wrong; fix the data and rerun the job ({SWITCH}=1 disables this "
         "check).",
         file=sys.stderr,
     )
 
 
-def hand_on_facts(
+def pass_facts(
     dataset: Any, report: verify.DataReport | None, protocol: str, hparams: Any, test_envs: Any
 ) -> None:
-    """Keep the facts of ``dataset`` for the algorithms whose class names are those of ``hparams``.
+    """Pass facts of a dataset to algorithms, and set its ``data_edition`` and ``protocol``.
 
-    ``test_envs``: the numbers of the environments left out, None if the host does not tell. The
-    dataset gets the attributes ``data_edition`` and ``protocol``.
+    Args:
+        dataset: The dataset.
+        report: Its data check, if any.
+        protocol: The protocol of its transforms.
+        hparams: Algorithms find the facts by the class names in these hyperparameters.
+        test_envs: Indices of the targets, or None if the host does not pass them.
     """
     environments = []
     for index, folder in enumerate(dataset.datasets):
@@ -148,22 +150,25 @@ def hand_on_facts(
 
 
 def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
-    """Transform images by the protocol and to the size of our hparams, where these are others.
+    """Set the transforms to the protocol and image size of the hyperparameters, if they differ.
 
-    Returns the protocol that is followed, "host" for transforms that are not upstream's. Those, and
-    those of a host that tells no test environments, are left as they are.
+    Transforms other than upstream's, and transforms of a host that does not pass test environments,
+    are not changed.
+
+    Returns:
+        The protocol of the transforms; "host" for transforms other than upstream's.
     """
     hparams = arguments.get("hparams")
     requested = hparams.get("protocol") if isinstance(hparams, dict) else None
     is_clip_protocol = requested in CLIP_PRESETS
-    is_upstreams = all(
+    has_upstream_transforms = all(
         is_upstream(getattr(environment, "transform", None)) for environment in dataset.datasets
     )
-    host_protocol = "domainbed" if is_upstreams else HOST
-    if "test_envs" not in arguments or not (is_clip_protocol or is_upstreams):
+    host_protocol = "domainbed" if has_upstream_transforms else HOST
+    if "test_envs" not in arguments or not (is_clip_protocol or has_upstream_transforms):
         return host_protocol
 
-    preprocessing = requested_preprocessing(hparams)
+    preprocessing = get_requested_preprocessing(hparams)
     host_size = dataset.input_shape[-1]
     size = host_size
     if preprocessing and (is_clip_protocol or host_size == UPSTREAM_SIZE):
@@ -179,16 +184,16 @@ def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
     return protocol
 
 
-def requested_preprocessing(hparams: Any) -> Preprocessing | None:
-    """What the hparam ``preprocessing`` says, or what the CLIP of one of our algorithms wants.
+def get_requested_preprocessing(hparams: Any) -> Preprocessing | None:
+    """Return the preprocessing set by the hparam, or else expected by the CLIP checkpoint.
 
-    None for other algorithms, and for a CLIP that cannot be read.
+    Returns None for other algorithms, and for a CLIP checkpoint that cannot be read.
     """
     if not isinstance(hparams, dict) or "clip_backbone" not in hparams:
         return None
     if hparams.get("preprocessing"):
         return Preprocessing.from_hparam(hparams["preprocessing"])
 
-    from domainbed_carft.method import job  # takes the seconds of importing torch
+    from domainbed_carft.method import job  # imports torch, which takes seconds
 
     return job.wanted_preprocessing(hparams)

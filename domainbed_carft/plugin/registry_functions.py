@@ -1,4 +1,4 @@
-"""The two functions of `hparams_registry`, made to answer for our algorithms, too."""
+"""The two functions of `hparams_registry`, extended to the package's algorithms."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from domainbed_carft.errors import CarftError, EndedJob
-from domainbed_carft.plugin.hooked_modules import warn_of_hparams_to_add, warn_of_kept_names
+from domainbed_carft.plugin.hooked_modules import warn_about_kept_names, warn_about_missing_hparams
 
 
 @dataclass(frozen=True)
 class HostNames:
-    """Names of ours by which the host already has something, which stays in place.
-
-    These are its own algorithms, its own datasets, or what else it imports by the name of a dataset
-     of ours, such as torchvision's CIFAR100. ``problems``: why a user's own methods cannot be
-    used, as where the host has something by one of their names.
-    """
+    """Names in use by the host, for which nothing is added."""
 
     algorithms: set[str] = field(default_factory=set)
-    datasets: set[str] = field(default_factory=set)
+    datasets: set[str] = field(default_factory=set)  # also imports such as torchvision's CIFAR100
+    # Reasons why a user's own methods cannot be used, such as a name in use by the host.
     problems: list[str] = field(default_factory=list)
 
     def require_usable(self) -> None:
-        """Raise CarftError, which ends a foreign host's script, if there are ``problems``."""
+        """Raise CarftError if there are ``problems``; in a checkout, end its script."""
         if self.problems:
             from domainbed_carft.method import host_lookup
 
             raise (CarftError if host_lookup.in_our_harness() else EndedJob)(*self.problems)
 
 
-def extended_function(
+def wrap_function(
     original: Callable[..., Any], *, draws: bool, host_names: HostNames
 ) -> Callable[..., Any]:
-    """Wrap the host's `default_hparams`, or `random_hparams`, which ``draws``.
+    """Wrap the host's `default_hparams` or `random_hparams`.
 
-    For an algorithm of ours the result has our hyperparameters over the host's; for any other it is
-    what ``original`` returns.
+    For algorithms of this package and the user, their hyperparameters replace the host's. For all
+    other algorithms nothing changes.
+
+    Args:
+        original: The function of the host.
+        draws: True for `random_hparams`.
+        host_names: Names of algorithms and datasets that belong to the host.
     """
     signature = inspect.signature(original)
 
@@ -53,26 +54,26 @@ def extended_function(
 
         algorithm = values[0]
         host_names.require_usable()
-        if not _is_ours(algorithm) or algorithm in host_names.algorithms:
+        if not _is_added(algorithm) or algorithm in host_names.algorithms:
             return original(*args, **kwargs)
 
         dataset = values[1]
         if dataset in host_names.datasets:
-            warn_of_kept_names("domainbed.datasets", [dataset])
+            warn_about_kept_names("domainbed.datasets", [dataset])
         try:
             host_hparams = original(*args, **kwargs)
         except Exception:
-            # This registry knows only its own algorithms; take what it gives each of them.
+            # The registry fails for unknown algorithms, so use its hyperparameters of ERM.
             host_hparams = original("ERM", *values[1:])
-        return with_our_hparams(
+        return add_hparams(
             host_hparams, algorithm, dataset, random_seed=int(values[2]) if draws else None
         )
 
     return registry_function
 
 
-def _is_ours(algorithm: str) -> bool:
-    """Whether it is one of this package's algorithms or of a user's own methods."""
+def _is_added(algorithm: str) -> bool:
+    """Return True for an algorithm of this package or one of a user's own methods."""
     from domainbed_carft.jobs import own_methods
     from domainbed_carft.jobs.algorithms import ALGORITHMS
 
@@ -84,29 +85,29 @@ def _is_ours(algorithm: str) -> bool:
     return algorithm in OWN
 
 
-def with_our_hparams(
+def add_hparams(
     host_hparams: Any, algorithm: str, dataset: str, random_seed: int | None
 ) -> dict[str, Any]:
-    """The host's hyperparameters, and over them ours: drawn by ``random_seed``, or the defaults."""
+    """Add an algorithm's hyperparameters, drawn or by default, to the hyperparameters of a host."""
     from domainbed_carft.method import algorithms, host_lookup
     from domainbed_carft.plugin import foreign_jobs
 
-    plain = {name: _as_plain_value(value) for name, value in host_hparams.items()}
+    plain = {name: _to_python_number(value) for name, value in host_hparams.items()}
     steps = None
     if not host_lookup.in_our_harness():
-        steps = foreign_jobs.planned_steps()
+        steps = foreign_jobs.get_planned_steps()
         foreign_jobs.allow_keys(plain.keys())
-        to_add = foreign_jobs.hparams_to_add(algorithm, dataset, random_seed)
-        if to_add:
-            warn_of_hparams_to_add(to_add)
+        missing_hparams = foreign_jobs.get_missing_hparams(algorithm, dataset, random_seed)
+        if missing_hparams:
+            warn_about_missing_hparams(missing_hparams)
 
     return {**plain, **algorithms.hparam_values(algorithm, dataset, random_seed, steps=steps)}
 
 
-def _as_plain_value(value: Any) -> Any:
-    """``value``, but Python's number for one of numpy's.
+def _to_python_number(value: Any) -> Any:
+    """Convert a number of numpy to Python's type.
 
-    Upstream draws some as numpy's, which neither JSON nor torch's restricted reader takes.
+    Upstream draws numbers of numpy, which neither JSON nor torch's restricted reader accepts.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Names in a list, classes in the module, `update` with unlabeled images: 2021 to 2024."""
+"""A list of names, classes in the module, `update` with unlabeled images: 2021 to 2024."""
 
 import torch
 

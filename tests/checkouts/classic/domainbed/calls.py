@@ -1,3 +1,3 @@
-"""Calls of `train` that differ from shape to shape."""
+"""Calls of `train` that differ between shapes."""
 
-from domainbed.usual_calls import make_algorithm, make_dataset, own_hparams, update  # noqa: F401
+from domainbed.usual_calls import extend_hparams, make_algorithm, make_dataset, update  # noqa: F401

@@ -1,4 +1,4 @@
-"""Ways to run command lines. `python` is whatever the user's shell has under that name."""
+"""Launchers of command lines, in which `python` is the program of the user's shell."""
 
 import subprocess
 

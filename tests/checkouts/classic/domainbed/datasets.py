@@ -1,4 +1,4 @@
-"""Folders environment/class/image, normalised with ImageNet's mean and standard deviation."""
+"""Folders environment/class/image, normalised with the mean and deviation of ImageNet."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Pairs of a default and a random value, each value from a generator of its own."""
+"""Pairs of a default and a random value."""
 
 import numpy as np
 

@@ -1,9 +1,9 @@
-"""Usual ways in which `train` calls what it is made of."""
+"""Calls of `train` in most shapes."""
 
 from domainbed import datasets
 
 
-def own_hparams(hparams, args):
+def extend_hparams(hparams, args):
     return hparams
 
 

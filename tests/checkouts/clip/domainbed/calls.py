@@ -1,4 +1,4 @@
-"""`train` adds what its own algorithms want to know, and replaces a function of the registry."""
+"""`train` adds hparams for its algorithms, and replaces a function of the registry."""
 
 from domainbed import hparams_registry
 from domainbed.usual_calls import make_algorithm, make_dataset, update  # noqa: F401
@@ -12,5 +12,5 @@ def default_hparams(algorithm, dataset):
 hparams_registry.default_hparams = default_hparams
 
 
-def own_hparams(hparams, args):
+def extend_hparams(hparams, args):
     return {**hparams, "test_envs": args.test_envs, "clip_transform": True}

@@ -1,4 +1,4 @@
-"""A fork made for CLIP: its normalisation, and its notes for itself among the hparams."""
+"""A fork for CLIP, with its normalisation, which writes names into the hparams."""
 
 import os
 

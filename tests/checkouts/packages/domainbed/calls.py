@@ -1,11 +1,11 @@
-"""A configuration of the host's own around the hparams, and `update` all by keyword."""
+"""A configuration object as hparams, and `update` with keyword arguments."""
 
 from domainbed.datasets import get_dataset
 from domainbed.usual_calls import make_algorithm  # noqa: F401
 
 
 class Config:
-    """Keys and items and nothing else: what the configuration library there, sconf, offers."""
+    """Only keys and items, like the configuration library sconf."""
 
     def __init__(self, values):
         self.values = values
@@ -23,7 +23,7 @@ class Config:
         self.values.update(values)
 
 
-def own_hparams(hparams, args):
+def extend_hparams(hparams, args):
     return Config({**hparams, "swad": False, "test_batchsize": 128, "lr_mult": 10.0})
 
 

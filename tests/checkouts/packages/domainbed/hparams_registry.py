@@ -1,4 +1,4 @@
-"""One generator for all values, handed on as an object: 2020, SWAD, MIRO."""
+"""One generator for all values, passed on as an object: 2020, SWAD, MIRO."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A base class that has a place for each part, and a schedule that `train` steps: 2024."""
+"""A base class with attributes for the parts, and a schedule stepped by `train`: 2024."""
 
 import torch
 

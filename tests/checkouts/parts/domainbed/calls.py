@@ -1,4 +1,4 @@
-"""`train` asks for the accuracy on the batch, steps the schedule, and averages the network."""
+"""`train` reads the accuracy on the batch, steps the schedule, and averages the network."""
 
 import copy
 
@@ -8,7 +8,7 @@ from domainbed.usual_calls import make_dataset  # noqa: F401
 averages = []
 
 
-def own_hparams(hparams, args):
+def extend_hparams(hparams, args):
     return {**hparams, "optimizer": "Adam", "scheduler": "None", "ma_start_iter": 300}
 
 

@@ -1,13 +1,13 @@
-"""A table of classes, a lookup that knows nothing else, and a base class without domains."""
+"""A lookup in a table of classes, and a base class without a number of domains."""
 
 import torch
 
 
 class Algorithm(torch.nn.Module):
-    def __init__(self, input_shape, num_classes, hparams, what_is_trained):
+    def __init__(self, input_shape, num_classes, hparams, trained_part):
         super().__init__()
         self.hparams = hparams
-        self.what_is_trained = what_is_trained
+        self.trained_part = trained_part
 
 
 class ERM(Algorithm):

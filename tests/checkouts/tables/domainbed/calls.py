@@ -1,6 +1,6 @@
-"""Constructors and `update` get all by keyword, and `train` saves the network."""
+"""Constructors and `update` get keyword arguments, and `train` saves the network."""
 
-from domainbed.usual_calls import make_dataset, own_hparams  # noqa: F401
+from domainbed.usual_calls import extend_hparams, make_dataset  # noqa: F401
 
 
 def make_algorithm(algorithm_class, dataset, num_domains, hparams):
@@ -8,11 +8,11 @@ def make_algorithm(algorithm_class, dataset, num_domains, hparams):
         input_shape=dataset.input_shape,
         num_classes=dataset.num_classes,
         hparams=hparams,
-        what_is_trained="all",
+        trained_part="all",
         path_init="",
         featurizers={},
     )
-    assert algorithm.what_is_trained == "all"
+    assert algorithm.trained_part == "all"
     return algorithm
 
 

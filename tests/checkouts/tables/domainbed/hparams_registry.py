@@ -1,4 +1,4 @@
-"""A table of the host's own algorithms, without pairs and without `_hparams`."""
+"""A table with the hparams of the host's algorithms, without pairs and `_hparams`."""
 
 _TABLE = {"ERM": {"data_augmentation": True, "batch_size": 32, "nonlinear_classifier": False}}
 

@@ -1,9 +1,9 @@
-"""A stand-in for train: ticks through its seconds, saves itself when told to stop, goes on later.
+"""A stand-in for train that waits some seconds, saves its state at a signal, and resumes later.
 
     python -m domainbed.scripts.train --output_dir DIR [--seconds 0.5] [--words TEXT] [--code CODE]
 
-It knows as little of the lock as a foreign DomainBed's train. What it did is in DIR/story, a line
-of JSON for each event; the first also has what it found.
+Like the train of a checkout, it does not use the lock. DIR/story has a line of JSON for each event.
+The first line also describes the process.
 """
 
 import json
@@ -21,12 +21,12 @@ import imported_by
 TICK = 0.05
 
 
-def found() -> dict:
+def describe_process() -> dict:
     lock = int(os.environ.get("DOMAINBED_LOCK_FD", 0))
     lines = Path("/proc/self/status").read_text().splitlines()
     status = dict(line.split(":\t", 1) for line in lines)
     opened = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
-    own = re.compile(r"/proc/\d+/fd/(pipe:|\d)|/tmp/carft-job")  # and that of the listing
+    ignored = re.compile(r"/proc/\d+/fd/(pipe:|\d)|/tmp/carft-job")
     return dict(
         argv=sys.argv,
         path=sys.path,
@@ -35,7 +35,7 @@ def found() -> dict:
         lock=os.readlink(f"/proc/self/fd/{lock}"),
         inherited=os.get_inheritable(lock),
         streams=[os.readlink(f"/proc/self/fd/{n}") for n in range(2)],
-        opened=sorted(path for path in opened if not own.match(path)),
+        opened=sorted(path for path in opened if not ignored.match(path)),
         signals={name: status[name] for name in ("SigBlk", "SigIgn", "SigCgt")},
         leader=os.getsid(0) == os.getpgid(0) == os.getpid(),
         main=(__name__, __spec__.name, sys.modules["__main__"].__dict__ is globals()),
@@ -50,30 +50,30 @@ def found() -> dict:
 def main() -> None:
     flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
     folder = Path(flags["--output_dir"])
-    told: list[int] = []
+    signals: list[int] = []
 
-    def tell(event: str, **facts: object) -> None:
+    def write_event(event: str, **facts: object) -> None:
         line = json.dumps({"event": event, "time": time.time(), "pid": os.getpid(), **facts})
-        with (folder / "story").open("ab", buffering=0) as file:  # in one piece
+        with (folder / "story").open("ab", buffering=0) as file:  # one write per event
             file.write(line.encode() + b"\n")
 
-    facts = found()
+    facts = describe_process()
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda number, frame: told.append(number))
+        signal.signal(number, lambda number, frame: signals.append(number))
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / "state"
     ticks = int(state.read_text()) if state.exists() else 0
-    tell("start", flags=flags, **facts)
+    write_event("start", flags=flags, **facts)
     while ticks * TICK < float(flags.get("--seconds", 0)):
         time.sleep(TICK)
         ticks += 1
-        if told:
+        if signals:
             state.write_text(str(ticks))
-            tell(f"saved for {signal.Signals(told[0]).name}")
+            write_event(f"saved for {signal.Signals(signals[0]).name}")
             sys.exit(75)
     print(flags.get("--words", ""), file=sys.stderr)
     exec(flags.get("--code", "pass"))
-    tell("end")
+    write_event("end")
     (folder / "done").touch()
 
 

@@ -1,4 +1,4 @@
-"""A job for each algorithm and left-out environment, as command lines for a launcher."""
+"""Launch command lines of a job for each algorithm and target."""
 
 import argparse
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 from domainbed import command_launchers
 
 
-def job_command(args, dataset: str, algorithm: str, test_env: int) -> str:
+def make_command(args, dataset: str, algorithm: str, test_env: int) -> str:
     flags = ["--algorithm", algorithm, "--dataset", dataset, "--test_envs", str(test_env)]
     flags += ["--data_dir", args.data_dir, "--hparams", args.hparams, "--steps", args.steps]
     folder = args.output_dir / hashlib.md5(str(flags).encode()).hexdigest()
@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
 
     jobs = itertools.product(args.datasets, args.algorithms, args.test_envs)
-    commands = [job_command(args, *job) for job in jobs]
+    commands = [make_command(args, *job) for job in jobs]
     command_launchers.REGISTRY[args.command_launcher](commands)
 
 

@@ -1,4 +1,4 @@
-"""One job: the dataset and the algorithm get one hparams object, each step is a record."""
+"""One job: dataset and algorithm get the same hparams object, and each step is recorded."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     default_hparams = hparams_registry.default_hparams(args.algorithm, args.dataset)
-    hparams = calls.own_hparams(default_hparams, args)
+    hparams = calls.extend_hparams(default_hparams, args)
     hparams.update(json.loads(args.hparams))
 
     dataset = calls.make_dataset(args, hparams)

@@ -1,4 +1,4 @@
-"""Packages in place of modules, and none around them: SWAD, MIRO and what grew from them."""
+"""Packages in place of modules, in a namespace package: SWAD, MIRO and their forks."""
 
 from domainbed.algorithms.erm import ERM, Algorithm  # noqa: F401
 

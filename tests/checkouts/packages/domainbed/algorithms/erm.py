@@ -1,4 +1,4 @@
-"""The base class takes two lists, not one of pairs."""
+"""A base class whose `update` takes two lists instead of pairs."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Transforms are set later, and datasets are told neither test environments nor hparams."""
+"""Datasets without test environments and hparams, whose transforms are set later."""
 
 import os
 
