@@ -88,7 +88,7 @@ def read(folder: Path) -> Page:
     return Page((Path(folder) / "index.html").read_text(encoding="utf-8"))
 
 
-def page_of(sweep: Path, *words: str) -> Page:
+def report_and_read(sweep: Path, *words: str) -> Page:
     """The page of a report that is written beside the sweep."""
     output = sweep.parent / "report"
     assert report(sweep, output, *words) == 0

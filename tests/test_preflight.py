@@ -40,7 +40,7 @@ hparams: {total_steps: 51, batch_size: 4}
 def quick_parts(monkeypatch):
     """Long measurements are left out."""
     monkeypatch.setattr(gate, "MAX_IMAGES", 120)
-    monkeypatch.setattr(steps, "SECONDS_ON_PROCESSOR", 0.05)
+    monkeypatch.setattr(steps, "SECONDS_ON_CPU", 0.05)
     monkeypatch.setenv("DOMAINBED_CORES", "1")
 
 
@@ -56,7 +56,7 @@ def published_accuracies(dataset):
 
 
 def measured(accuracy, images=2000, classes=10):
-    return ZeroShot.of_counts([round(accuracy / 100 * images)], [images], classes)
+    return ZeroShot.from_counts([round(accuracy / 100 * images)], [images], classes)
 
 
 def test_the_gate_shows_every_published_zero_shot_row():
@@ -66,7 +66,7 @@ def test_the_gate_shows_every_published_zero_shot_row():
         rows = gate.published_rows(name, "ViT-B/16")
         assert sorted(row["accuracy"] for row in rows) == published_accuracies(name)
         assert min((row["accuracy"] for row in rows), default=None) == accuracy
-        found = gate.judge(name, measured(33.0), rows, "abcd").found
+        found = gate.compare_with_published(name, measured(33.0), rows, "abcd").found
         assert "prompts abcd" in found
         assert all(f"{row['accuracy']:.1f} ({row['source']})" in found for row in rows)
     assert gate.published_rows("PACS", "ViT-L/14") == []
@@ -80,7 +80,7 @@ def test_the_gate_warns_below_the_interval_and_fails_ten_points_below(points, st
     """``points``: below the lowest published figure; 2,000 images give an interval of 2."""
     accuracy = published_accuracies("TerraIncognita")[0] - points
     rows = gate.published_rows("TerraIncognita", "ViT-B/16")
-    row = gate.judge("Terra", measured(accuracy), rows, "")
+    row = gate.compare_with_published("Terra", measured(accuracy), rows, "")
     assert row.state == state and bool(row.remedy) == (state != "pass")
 
 
@@ -88,13 +88,13 @@ def test_the_gate_warns_below_the_interval_and_fails_ten_points_below(points, st
     ("accuracy", "state"), [(10.5, "failure"), (14.0, "failure"), (40, "pass")]
 )
 def test_the_gate_fails_near_chance_where_nothing_is_published(accuracy, state):
-    row = gate.judge("own", measured(accuracy), [], "")
+    row = gate.compare_with_published("own", measured(accuracy), [], "")
     assert row.state == state
     assert ("chance, which is 10.0%" in row.found) == (state == "failure")
 
 
 def test_the_interval_is_the_exact_binomial_one():
-    result = ZeroShot.of_counts([30, 10], [50, 50], 10)
+    result = ZeroShot.from_counts([30, 10], [50, 50], 10)
     assert result.accuracy == pytest.approx(40.0) and result.images == 100
     assert result.low == pytest.approx(100 * scipy.stats.beta.ppf(0.025, 40, 61))
     assert result.high == pytest.approx(100 * scipy.stats.beta.ppf(0.975, 41, 60))
@@ -112,7 +112,7 @@ def test_the_gate_measures_what_a_loop_over_the_same_images_does(tmp_path):
         predicted = zero_shot.algorithm.predict(torch.stack(images)).argmax(dim=1)
         correct += int((predicted == torch.tensor(labels)).sum())
     result = gate.measure(zero_shot)
-    assert result == ZeroShot.of_counts([correct], [120], 10) and 20 < result.accuracy < 100
+    assert result == ZeroShot.from_counts([correct], [120], 10) and 20 < result.accuracy < 100
 
 
 # One step, memory and hours
@@ -147,7 +147,7 @@ variants:
 def test_jobs_that_cost_the_same_share_a_rehearsal_and_a_gate():
     declaration = declaration_file.parse(VARIANTS, "test.yaml")
     jobs = declaration.jobs("embedded", Path("out"))
-    found = {recipe.label: recipe for recipe in recipes.recipes_of(jobs, declaration.facts)}
+    found = {recipe.label: recipe for recipe in recipes.group_into_recipes(jobs, declaration.facts)}
     assert "CARFT average='ema'" in found
     plain = found["CLIPFineTune"]
     assert plain.job.variant == "larger"  # the largest batch is rehearsed

@@ -16,7 +16,7 @@ import scipy
 from domainbed.scripts import train
 from fake_checkout import run_python
 from PIL import Image
-from report_page import TABLE, contents, page_of, report
+from report_page import TABLE, contents, report, report_and_read
 
 from domainbed_carft import cli
 from domainbed_carft.results.top import top
@@ -171,7 +171,7 @@ def test_the_headline_weighs_datasets_as_the_averages_and_has_students_interval(
             accuracy = {f"env{target}_in_acc": 0.7 + gains.get((algorithm, dataset), 0)}
             collect_sweeps.change_records(job, lambda record, new=accuracy: record | new)
 
-    header = html.unescape(page_of(folder).text).split("<section")[0]
+    header = html.unescape(report_and_read(folder).text).split("<section")[0]
     assert "CARFT is 0.5 points more accurate than CLIPFineTune" in header
     assert ": 70.5% against 70.0%." in header
     assert "Highest average accuracy: CARFT with 70.5%." in header
@@ -187,7 +187,7 @@ def test_the_page_has_the_declaration_and_the_command_of_the_sweep(tmp_path):
     path = folder / "sweep.json"
     path.write_text(path.read_text().replace('"task": "t"', '"task": "t", "data_dir": "/mine"'))
     (folder / "sweep.yaml").write_text("name: <mine>\nsteps: 3\n")
-    text = html.unescape(page_of(folder).text)
+    text = html.unescape(report_and_read(folder).text)
     blocks = dict(re.findall('aria-label="([^"]*)"><code>(.*?)</code>', text, re.DOTALL))
     assert blocks["Declaration of the sweep"] == "name: <mine>\nsteps: 3\n"
     command = "carft sweep launch sweep.yaml --output_dir OUT --data_dir DATA"
@@ -231,7 +231,7 @@ def test_settings_and_datasets_that_differ_have_sections_of_their_own(tmp_path):
             folder, algorithm="CARFT", dataset=dataset, hparams=hparams, environments="ACPS"
         )
 
-    page = page_of(tmp_path / "sweep")
+    page = report_and_read(tmp_path / "sweep")
     titles = {text for level, text in page.headings if level == 2}
     assert {f"PACS; hparam kl_weight {weight}" for weight in (1, 3)} <= titles
     assert "own3; hparam kl_weight 3" in titles
@@ -243,7 +243,7 @@ def test_settings_and_datasets_that_differ_have_sections_of_their_own(tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_runs_that_left_nothing_out_have_a_report(tmp_path):
     collect_sweeps.write_job(tmp_path / "sweep", test_envs=[])
-    page = page_of(tmp_path / "sweep")
+    page = report_and_read(tmp_path / "sweep")
     (title,) = (title for title in page.tables if "nothing left out" in title)
     assert page.tables[title][0] == ["Algorithm", "A", "C", "P", "S", "Avg"]
     assert page.headings[0] == (1, "PACS, nothing left out: ERM")
@@ -256,7 +256,7 @@ def test_names_from_records_are_text_and_move_no_terminal(tmp_path, capsys):
         facts = {"dataset": name, "algorithm": name, "environments": names}
         collect_sweeps.write_job(tmp_path / "sweep", f"job{number}", **facts)
 
-    page = page_of(tmp_path / "sweep")
+    page = report_and_read(tmp_path / "sweep")
     cells = {cell for rows in page.tables.values() for row in rows for cell in row}
     assert {names[0], r"a\x1b[31mb\u202ec\ud800"} <= cells
     assert not any("onerror" in attributes for _, attributes in page.elements)

@@ -17,8 +17,8 @@ from runs_jobs import CLASSES, ENVIRONMENTS
 
 from domainbed_carft import cli
 from domainbed_carft.report import evaluation_plots
-from domainbed_carft.report.examples import examples_of
-from domainbed_carft.report.plots import figure_style, styles_of
+from domainbed_carft.report.examples import find_examples
+from domainbed_carft.report.plots import figure_style, get_styles
 from domainbed_carft.results import collection, selection
 from domainbed_carft.runs import saved, splits, sweep_job
 from domainbed_carft.runs.predictions import LoadingOptions
@@ -50,7 +50,7 @@ def sweep(tmp_path_factory):
 def report(sweep):
     with pytest.MonkeyPatch.context() as patch:
         report_page.leave_undrawn(patch)
-        page = report_page.page_of(sweep)
+        page = report_page.report_and_read(sweep)
     return sweep.parent / "report", page
 
 
@@ -93,7 +93,7 @@ def test_bars_of_flips_are_shares_of_the_environments_images(sweep, report):
     rows = figure[figure["algorithm"] == "CLIPZeroShot"]
     with figure_style():
         names = {"CLIPZeroShot": "zero-shot"}
-        svg = evaluation_plots.flips("flips", "name", rows, styles_of([*names]), names).svg
+        svg = evaluation_plots.flips("flips", "name", rows, get_styles([*names]), names).svg
 
     for target, row in enumerate(rows.to_dict("records")):
         parts = [
@@ -143,7 +143,7 @@ def test_examples_are_the_first_images_that_only_one_gets_right(evaluated):
         name: probabilities.argmax(axis=1) == labels
         for name, (_, probabilities) in predictions.items()
     }
-    found, _ = examples_of(ENVIRONMENTS, selected, PAIR, count=2, data_dir=None)
+    found, _ = find_examples(ENVIRONMENTS, selected, PAIR, count=2, data_dir=None)
 
     shown = []
     for winner, loser in (PAIR, PAIR[::-1]):
@@ -187,11 +187,11 @@ def test_the_page_shows_examples_or_says_why_there_are_none(undrawn, evaluated, 
 WITHOUT_TORCH = """
 import sys
 from domainbed_carft.report import evaluation_plots
-from domainbed_carft.report.examples import examples_of
-from domainbed_carft.report.plots import figure_style, styles_of
+from domainbed_carft.report.examples import find_examples
+from domainbed_carft.report.plots import figure_style, get_styles
 from domainbed_carft.results import collection
 selected = collection.gather(sys.argv[1:], ["oracle"]).selected("oracle")
-(found,) = examples_of(["art"], selected, ("CARFT", "CLIPZeroShot"), count=2, data_dir=None)
+(found,) = find_examples(["art"], selected, ("CARFT", "CLIPZeroShot"), count=2, data_dir=None)
 assert found.examples and "torch" not in sys.modules
 """
 

@@ -48,11 +48,11 @@ def draw_dots(names):
     cells = {"algorithm": names, "accuracy": accuracies, "error": 1.0, "n": 2, "incomplete": False}
     frame = pd.DataFrame(cells)
     with plots.figure_style():
-        return plots.dots("A", "name", frame, plots.styles_of(names), plots.dot_limits(frame))
+        return plots.dots("A", "name", frame, plots.get_styles(names), plots.dot_limits(frame))
 
 
 def test_twenty_algorithms_differ_in_more_than_colour():
-    styles = plots.styles_of([*"ABCDEFG", *ALGORITHMS])
+    styles = plots.get_styles([*"ABCDEFG", *ALGORITHMS])
     for signs in (
         [(style.marker, style.hollow) for style in styles.values()],
         [style.dash for style in styles.values()],
@@ -61,7 +61,7 @@ def test_twenty_algorithms_differ_in_more_than_colour():
         assert len(set(signs)) == len(signs)
 
     for name in ALGORITHMS:  # keeps its style in every figure
-        assert plots.styles_of([name])[name] == styles[name]
+        assert plots.get_styles([name])[name] == styles[name]
 
 
 def test_names_in_a_figure_and_its_csv_are_text():
@@ -139,7 +139,7 @@ def test_means_in_figures_are_the_tables_also_of_incomplete_rows(tmp_path):
     (group,) = results.collection.groups
     checkpoints = frames.checkpoints(group.selected("training-domain"))
     at_selection = checkpoints[checkpoints["selected"]].drop(columns="step")
-    means = frames.means_of_trials(frames.over_targets(at_selection, frames.ACCURACIES))
+    means = frames.average_over_trials(frames.average_over_targets(at_selection, frames.ACCURACIES))
 
     for row in means.itertuples():
         (cells,) = (r.printed_cells for r in results.tables[0].rows if r.algorithm == row.algorithm)
@@ -169,9 +169,9 @@ def test_the_lines_over_a_hyperparameter_are_the_means_of_the_table(joint_sweep)
     (group,) = collected.groups
     checkpoints = frames.checkpoints(selection.select(group.runs, "training-domain"))
     selected = checkpoints[checkpoints["selected"]].drop(columns="step")
-    means = frames.over_targets(selected, frames.ACCURACIES)
+    means = frames.average_over_targets(selected, frames.ACCURACIES)
     with plots.figure_style():
-        (figure,) = plots.over_hparams(means, collected.joint_rows, "PACS", unique_names())
+        (figure,) = plots.draw_hparam_curves(means, collected.joint_rows, "PACS", unique_names())
 
     lines = pd.read_csv(io.StringIO(figure.csv))
     lines = lines[lines["panel"] == plots.AXES["out_of_domain"]].set_index(["algorithm", "lr"])
@@ -266,7 +266,7 @@ def test_the_page_has_a_dot_for_every_run_and_those_chosen_are_filled(search, tm
 
     svg = (tmp_path / "report" / "figures" / "PACS-choices-CARFT.svg").read_text().lower()
     assert all(f">{rate}</text>" in svg for rate in RATES)
-    colour = plots.styles_of(["CARFT"])["CARFT"].colour.lower()
+    colour = plots.get_styles(["CARFT"])["CARFT"].colour.lower()
     marks = [part.split(">")[0] for part in svg.split("<use ")]
     dots = [mark for mark in marks if f"stroke: {colour}" in mark]
     filled = [mark for mark in dots if f"fill: {colour}" in mark]

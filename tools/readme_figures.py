@@ -93,11 +93,11 @@ def check(expected: str) -> int:
 
 
 def means_of(sweep: Path) -> pd.DataFrame:
-    """A row for each of LABELS, as `frames.means_of_trials` returns them."""
+    """A row for each of LABELS, as `frames.average_over_trials` returns them."""
     (group,) = collection.gather([sweep], by=["variant"]).groups
     checkpoints = frames.checkpoints(selection.select(group.runs, SELECTION))
     selected = checkpoints[checkpoints["selected"]].drop(columns="step")
-    return frames.means_of_trials(frames.over_targets(selected, frames.ACCURACIES))
+    return frames.average_over_trials(frames.average_over_targets(selected, frames.ACCURACIES))
 
 
 def digest(means: pd.DataFrame) -> str:
@@ -110,7 +110,7 @@ def robustness_figure(means: pd.DataFrame) -> str:
     with plots.figure_style():
         canvas = Figure(figsize=SIZE, layout="constrained")
         axes = canvas.subplots()
-        by_algorithm = plots.styles_of(ALGORITHMS)
+        by_algorithm = plots.get_styles(ALGORITHMS)
         all_styles = {row: by_algorithm[row.split()[0]] for row in LABELS}
         styles = {
             row: style if row in HIGHLIGHTED else style._replace(colour=GREY)

@@ -39,7 +39,7 @@ class Recipe:
         return [*dict.fromkeys(keys)]
 
 
-def recipes_of(jobs: Sequence[Job], datasets: Mapping[str, Dataset]) -> list[Recipe]:
+def group_into_recipes(jobs: Sequence[Job], datasets: Mapping[str, Dataset]) -> list[Recipe]:
     """The recipes of a sweep, in the order of its jobs."""
     jobs_by_key: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:
@@ -59,23 +59,23 @@ def recipes_of(jobs: Sequence[Job], datasets: Mapping[str, Dataset]) -> list[Rec
 def _label(algorithm: str, job: Job, jobs: Sequence[Job]) -> str:
     """The algorithm, and the hparams of a job in which others of the algorithm differ."""
     hparams = _costly_hparams(job)
-    of_algorithm = [_costly_hparams(job) for job in jobs if job.key.algorithm == algorithm]
+    hparams_of_jobs = [_costly_hparams(job) for job in jobs if job.key.algorithm == algorithm]
     differing = [
         f"{name}={value!r}"[:_MAX_WRITTEN]
         for name, value in hparams.items()
-        if any(values.get(name) != value for values in of_algorithm)
+        if any(values.get(name) != value for values in hparams_of_jobs)
     ]
     return " ".join([algorithm, *differing])
 
 
-def clip_of(job: Job) -> str:
+def get_clip(job: Job) -> str:
     """The hparam clip_backbone of a job; "" if its algorithm has none."""
     return str(host.job_hparams(job.args).get("clip_backbone", ""))
 
 
 def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
     """A job of CLIPZeroShot for each CLIP, prompts and protocol that a dataset is used with."""
-    job_of_setting: dict[tuple[str, str], Job] = {}
+    jobs_by_setting: dict[tuple[str, str], Job] = {}
     for job in jobs:
         hparams = host.job_hparams(job.args)
         shared = {name: hparams[name] for name in _ZERO_SHOT if name in hparams}
@@ -83,8 +83,8 @@ def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
             shared["contexts"] = "domains"
         text = json.dumps(shared, sort_keys=True)
         args = {**job.args, "algorithm": "CLIPZeroShot", "hparams": text}
-        job_of_setting.setdefault((job.key.dataset, text), replace(job, args=args))
-    return [*job_of_setting.values()]
+        jobs_by_setting.setdefault((job.key.dataset, text), replace(job, args=args))
+    return [*jobs_by_setting.values()]
 
 
 def _costly_hparams(job: Job) -> dict[str, Any]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from domainbed.lib.training import Trainer
 
 SECONDS = 3.0  # that each speed is measured for, on a GPU
-SECONDS_ON_PROCESSOR = 0.7
+SECONDS_ON_CPU = 0.7
 _MAX_STEPS = 200
 _NEVER = 2**40  # a step that no rehearsal reaches
 
@@ -129,7 +129,7 @@ def measure_steps(trainer: Trainer) -> StepMeasures:
 
     with loaded_batches(trainer) as batches:
         batch = batches.step_batches()
-        begin_peak()
+        reset_peak_memory()
         loss = float(step(algorithm, batch).get("loss", 0.0))
         step(algorithm, batch)  # the first one made the optimizer's moments
         peak = peak_memory()
@@ -158,7 +158,7 @@ def _read_ahead(trainer: Trainer) -> int:
 def _speed(action: Callable[[], object], images: int, warm_up: int = 1) -> float:
     """The images/s of an action on so many, repeated for some seconds after its warm-up."""
     device = devices.default_device()
-    seconds = SECONDS if devices.is_gpu(device) else SECONDS_ON_PROCESSOR
+    seconds = SECONDS if devices.is_gpu(device) else SECONDS_ON_CPU
     for _ in range(warm_up):
         action()
     devices.wait_for(device)
@@ -178,7 +178,7 @@ def total_memory() -> int:
     return devices.gpu_facts().memory if has_gpu else machine.memory()
 
 
-def begin_peak() -> None:
+def reset_peak_memory() -> None:
     """Forget the memory used so far, for `peak_memory`."""
     devices.begin_peak_memory(devices.default_device())
     with contextlib.suppress(OSError):
@@ -186,7 +186,7 @@ def begin_peak() -> None:
 
 
 def peak_memory() -> int:
-    """Bytes in use at most since `begin_peak`: of tensors on the GPU, or of this process."""
+    """Bytes in use at most since `reset_peak_memory`: of tensors on the GPU, or of this process."""
     device = devices.default_device()
     if devices.is_gpu(device):
         return devices.peak_memory(device)

@@ -54,7 +54,7 @@ class ZeroShot:
     high: float
 
     @classmethod
-    def of_counts(cls, correct: Sequence[int], totals: Sequence[int], classes: int) -> ZeroShot:
+    def from_counts(cls, correct: Sequence[int], totals: Sequence[int], classes: int) -> ZeroShot:
         """The accuracy of the ``correct`` predictions among ``totals``, of each environment."""
         share = float(np.mean([hits / total for hits, total in zip(correct, totals)]))
         n_images = sum(totals)
@@ -74,7 +74,9 @@ def gate_row(trainer: Trainer) -> PreflightRow:
     dataset, clip = trainer.args.dataset, trainer.hparams["clip_backbone"]
     facts = job.find_facts(trainer.hparams, trainer.dataset.num_classes, has_kl=False)
     label = f"{Path(dataset).name}, {clip}"
-    return judge(label, measure(trainer), published_rows(dataset, clip), facts.prompts.digest)
+    return compare_with_published(
+        label, measure(trainer), published_rows(dataset, clip), facts.prompts.digest
+    )
 
 
 def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
@@ -88,7 +90,7 @@ def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
     ]
 
 
-def judge(
+def compare_with_published(
     label: str, zero_shot: ZeroShot, rows: Sequence[dict[str, Any]], prompt_digest: str
 ) -> PreflightRow:
     """The row of an accuracy beside the published ``rows``, if there are any.
@@ -131,4 +133,4 @@ def measure(trainer: Trainer) -> ZeroShot:
         accuracies = trainer.evaluator.accuracies()
     totals = [len(split) for split in splits.values()]
     correct = [round(accuracies[f"{name}_acc"] * len(splits[name])) for name in splits]
-    return ZeroShot.of_counts(correct, totals, trainer.dataset.num_classes)
+    return ZeroShot.from_counts(correct, totals, trainer.dataset.num_classes)

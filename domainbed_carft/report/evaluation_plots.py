@@ -100,12 +100,12 @@ def flips(
     ticks = {}
     for label, group in groups.items():
         axes.text(0, height, printable(label), ha="center", va="center", weight="bold")
-        counts_of = group.set_index("algorithm")
+        counts_by_algorithm = group.set_index("algorithm")
         for algorithm, style in styles.items():
-            if algorithm in counts_of.index:
+            if algorithm in counts_by_algorithm.index:
                 height += 1
                 ticks[height] = printable(names[algorithm])
-                length = _draw_flips(axes, height, counts_of.loc[algorithm], style.colour)
+                length = _draw_flips(axes, height, counts_by_algorithm.loc[algorithm], style.colour)
                 longest = max(longest, length)
         height += _GROUP_GAP
 

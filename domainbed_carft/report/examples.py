@@ -57,7 +57,7 @@ class TargetExamples:
     examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
 
 
-def examples_of(
+def find_examples(
     environments: Sequence[str],
     selected: Sequence[Selected],
     pair: Sequence[str],

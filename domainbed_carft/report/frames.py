@@ -93,7 +93,7 @@ def _finite_or_nan(value: Any) -> float:
     return float(value) if is_finite else math.nan
 
 
-def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
+def average_over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     """Each trial's mean over the targets that it has, as in the tables.
 
     Of a trial's steps those count at which it has all of these targets: a line would jump where one
@@ -108,7 +108,7 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     return by_step.mean()[has_all_targets & (counts > 0)].dropna(how="all").reset_index()
 
 
-def over_trials(
+def average_over_trials_by_step(
     frame: pd.DataFrame, values: Sequence[str], error: ErrorKind = DOMAINBED
 ) -> pd.DataFrame:
     """Lines over steps: ``panel`` (a name of ``values``), ``algorithm``, ``step``, mean and error.
@@ -125,10 +125,10 @@ def over_trials(
     return pd.DataFrame(lines, columns=["panel", "algorithm", "step", "mean", "error"])
 
 
-def means_of_trials(frame: pd.DataFrame, error: ErrorKind = DOMAINBED) -> pd.DataFrame:
+def average_over_trials(frame: pd.DataFrame, error: ErrorKind = DOMAINBED) -> pd.DataFrame:
     """A row an algorithm: means of both accuracies, errors (nan of one trial), ``trials``.
 
-    ``frame``: of `over_targets`. Columns: ``algorithm``, ``in_domain``, ``in_domain_error``,
+    ``frame``: of `average_over_targets`. Columns: ``algorithm``, ``in_domain``, ``in_domain_error``,
     ``out_of_domain``, ``out_of_domain_error`` and ``trials``.
     """
     means = []

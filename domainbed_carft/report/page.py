@@ -56,13 +56,13 @@ _NAMED_FILES = 3  # in a message
 class Report:
     """What `write_report` wrote: the page ``index``, with its figures beside it.
 
-    ``is_complete``: whether no cell of the page's tables is incomplete; ``why_no_examples``: "" if
+    ``is_complete``: whether no cell of the page's tables is incomplete; ``no_examples_reason``: "" if
     the page shows example images; ``warnings``: about unusable files.
     """
 
     index: Path
     is_complete: bool
-    why_no_examples: str
+    no_examples_reason: str
     warnings: Sequence[RecordWarning]
 
 
@@ -80,7 +80,7 @@ class Page:
     averages: Sequence[Grid]
     comparisons: Sequence[Grid]
     published: Sequence[Grid]
-    why_no_examples: str
+    no_examples_reason: str
     provenance: Provenance
 
     @property
@@ -148,16 +148,16 @@ def write_report(
         error=error,
         against=against,
     )
-    require_place(output)  # before figures and examples, which take time
+    require_report_folder(output)  # before figures and examples, which take time
 
-    page = _page_on(results, pair, n_examples=n_examples, data_dir=as_text(data_dir))
+    page = _make_page(results, pair, n_examples=n_examples, data_dir=as_text(data_dir))
     if opening:
         page = replace(page, sections=[opening, *page.sections])
     _write(output, page)
     return Report(
         index=output / INDEX,
         is_complete=page.is_complete,
-        why_no_examples=page.why_no_examples,
+        no_examples_reason=page.no_examples_reason,
         warnings=results.warnings,
     )
 
@@ -181,7 +181,7 @@ def _choose_pair(
     return None
 
 
-def _page_on(
+def _make_page(
     results: Results, pair: tuple[str, str] | None, n_examples: int, data_dir: str | None
 ) -> Page:
     """The page on ``results`` by one selection method; the rest as for `write_report`."""
@@ -190,9 +190,9 @@ def _page_on(
     with plots.figure_style():
         maker = SectionMaker(
             results=results,
-            styles=plots.styles_of(collection.rows),
+            styles=plots.get_styles(collection.rows),
             name=unique_names(),
-            examples_of=_examples_of(pair, n_examples, data_dir),
+            find_examples=_example_finder(pair, n_examples, data_dir),
         )
         legend = plots.legend(maker.styles, maker.name("legend"))
         keys = plots.legend_keys(maker.styles)
@@ -209,9 +209,11 @@ def _page_on(
         sections=sections,
         averages=[table.grid() for table in averages],
         comparisons=comparisons.grids([*differences, *results.comparisons_against]),
-        published=_grids_of_published(results),
-        why_no_examples="" if maker.examples_of else _why_no_examples(collection, pair),
-        provenance=provenance.provenance_of(collection),
+        published=_published_grids(results),
+        no_examples_reason=""
+        if maker.find_examples
+        else _explain_missing_examples(collection, pair),
+        provenance=provenance.get_provenance(collection),
     )
 
 
@@ -222,7 +224,7 @@ def _sections(
     entries = list(best_hparams(results.collection))
     groups = zip(results.collection.groups, results.tables_of_groups, strict=True)
     sections = [
-        maker.of_table(
+        maker.make_table_section(
             group,
             table,
             [
@@ -230,7 +232,7 @@ def _sections(
                 for entry in entries
                 if (entry.setting, entry.dataset) == (table.setting, table.dataset)
             ],
-            _findings_of(table, results, differences),
+            _table_findings(table, results, differences),
         )
         for group, tables in groups
         for table in tables
@@ -238,10 +240,10 @@ def _sections(
     ]
     sections.sort(key=lambda section: -len(section.table.rows))
     suite_rows = suites.rows_by_table(results.suite_scores)
-    return [*sections, *(maker.of_suite(rows) for rows in suite_rows)]
+    return [*sections, *(maker.make_suite_section(rows) for rows in suite_rows)]
 
 
-def _grids_of_published(results: Results) -> list[Grid]:
+def _published_grids(results: Results) -> list[Grid]:
     """Tables beside published figures: of each group, if its datasets have any, and of suites."""
     grids = suites.grids_with_published(results.suite_scores)
     datasets = {run.dataset for run in results.collection.runs}
@@ -250,16 +252,16 @@ def _grids_of_published(results: Results) -> list[Grid]:
     return [*map(published.grid, results.comparisons or ()), *grids]
 
 
-def _examples_of(
+def _example_finder(
     pair: tuple[str, str] | None, n_examples: int, data_dir: str | None
 ) -> Callable[..., list[TargetExamples]] | None:
     """What makes the examples of environments and selected runs; None if none are to be shown."""
     if not (pair and n_examples > 0):
         return None
-    return partial(examples.examples_of, pair=pair, count=n_examples, data_dir=data_dir)
+    return partial(examples.find_examples, pair=pair, count=n_examples, data_dir=data_dir)
 
 
-def _why_no_examples(collection: Collection, pair: tuple[str, str] | None) -> str:
+def _explain_missing_examples(collection: Collection, pair: tuple[str, str] | None) -> str:
     """Why the page shows no example images, and how to get some."""
     if pair:
         return "they were switched off by --n_examples 0."
@@ -320,7 +322,7 @@ def _headline(results: Results, differences: Sequence[Comparison]) -> list[str]:
     return _sentences(results, differences, setting)
 
 
-def _findings_of(table: Table, results: Results, differences: Sequence[Comparison]) -> list[str]:
+def _table_findings(table: Table, results: Results, differences: Sequence[Comparison]) -> list[str]:
     """The sentences on a table: of the only dataset of its setting, all that can be said."""
     tables = [other for other in results.tables if other.setting == table.setting]
     if len({other.dataset for other in tables if not other.averages}) == 1:
@@ -410,7 +412,7 @@ def _sentences_on_intervals(by_unit: Comparison, by_pair: Comparison | None) -> 
 # The folder
 
 
-def require_place(folder: Path) -> None:
+def require_report_folder(folder: Path) -> None:
     """Raise CarftError unless ``folder`` can take a report: new, empty, or an earlier report's."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,7 @@ def figure_style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(fname=str(ASSETS / "report" / "figures.mplstyle"))
 
 
-def styles_of(algorithms: Sequence[str]) -> dict[str, Style]:
+def get_styles(algorithms: Sequence[str]) -> dict[str, Style]:
     """Algorithm -> the style that it declares, else the next of the others' in the order given."""
     known = own_methods.known()
     styles = {}
@@ -166,12 +166,12 @@ def save_figure(canvas: Canvas, title: str, name: str, alt: str, data: pd.DataFr
         warnings.simplefilter("ignore")  # of letters that the font lacks, and of long names
         canvas.draw_without_rendering()
         canvas.set_layout_engine(None)  # already laid out; else this is redone for each file
-        svg = _svg_of(canvas)
+        svg = _render_svg(canvas)
         canvas.savefig(raster, format="png", dpi=_DPI, metadata={"Software": None})
     return Figure(title, name, alt, svg, raster.getvalue(), data_as_csv(data))
 
 
-def _svg_of(canvas: Canvas) -> str:
+def _render_svg(canvas: Canvas) -> str:
     """The canvas as SVG, without the document type, whose address would look like one to fetch."""
     vector = io.StringIO()
     canvas.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
@@ -200,7 +200,7 @@ def legend_keys(styles: Styles) -> dict[str, str]:
         line.set_data([0.02, 0.5, 0.98], [0.5, 0.5, 0.5])
         line.set_markevery([1])
         canvas.add_artist(line)
-        keys[algorithm] = _data_uri(_svg_of(canvas))
+        keys[algorithm] = _data_uri(_render_svg(canvas))
     return keys
 
 
@@ -303,7 +303,7 @@ def curves(
 ) -> Figure:
     """A panel for each value that is drawn, with a line an algorithm and a band of its error.
 
-    ``lines``: of `frames.over_trials`; ``over``: what its column ``step`` is. ``limits``: of
+    ``lines``: of `frames.average_over_trials_by_step`; ``over``: what its column ``step`` is. ``limits``: of
     vertical axes that several figures share. ``has_legend``: of its own, for lines that the page's
     legend lacks. An algorithm with one step, as zero-shot CLIP has, is a horizontal line.
     """
@@ -378,7 +378,7 @@ def _scale(axes: Any, over: HorizontalAxis) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
-def over_hparams(
+def draw_hparam_curves(
     means: pd.DataFrame,
     rows: Mapping[str, JointRow],
     title: str,
@@ -387,7 +387,7 @@ def over_hparams(
 ) -> list[Figure]:
     """A figure for each name that rows differ in: accuracy over its values, a line an algorithm.
 
-    ``means``: of `frames.over_targets`, whose algorithms are names of ``rows``. ``name(word, ...)``
+    ``means``: of `frames.average_over_targets`, whose algorithms are names of ``rows``. ``name(word, ...)``
     makes a figure's name; ``error``: what the bands are.
     """
     drawn_rows = {name: row for name, row in rows.items() if name in set(means["algorithm"])}
@@ -406,8 +406,8 @@ def over_hparams(
         figure = curves(
             f"{title}, over {hparam}",
             name(title, "over", hparam),
-            frames.over_trials(placed, frames.ACCURACIES, error),
-            styles_of(list(dict.fromkeys(line_names.values()))),
+            frames.average_over_trials_by_step(placed, frames.ACCURACIES, error),
+            get_styles(list(dict.fromkeys(line_names.values()))),
             over=_hparam_axis(hparam, values),
             has_legend=True,
         )
@@ -456,7 +456,7 @@ def robustness(
 
     Algorithms that lie higher at the same place from left to right are the more robust ones (Taori
     et al., "Measuring Robustness to Natural Distribution Shifts in Image Classification", 2020).
-    ``points``: of `frames.means_of_trials`, or without errors a row for each run. ``limits``: of
+    ``points``: of `frames.average_over_trials`, or without errors a row for each run. ``limits``: of
     axes that several figures share.
     """
     canvas = new_canvas(3.2) if limits else new_canvas(3.4, width=4.6)

@@ -58,7 +58,7 @@ class Provenance:
     sweeps: Sequence[tuple[str, str]]
 
 
-def provenance_of(collection: Collection) -> Provenance:
+def get_provenance(collection: Collection) -> Provenance:
     """The provenance of a page on these runs."""
     runs = collection.runs
     return Provenance(
@@ -157,7 +157,7 @@ class TableJobs:
     places: Sequence[Sequence[str]]
 
 
-def jobs_of_table(
+def get_table_jobs(
     table: Table, entries: Sequence[BestHparams], name: Callable[..., str]
 ) -> TableJobs:
     """The jobs behind the cells of ``table``.
@@ -175,11 +175,11 @@ def jobs_of_table(
 
     place_of = {(cell.algorithm, cell.environment): cell.place for cell in cells}
 
-    def place_of_jobs(cell: Cell) -> str:
+    def get_jobs_place(cell: Cell) -> str:
         if cell.column != ENVIRONMENTS:
             return ""
         of_all = place_of.get((cell.row, ""), "")  # of jobs that left nothing out
         return place_of.get((cell.row, cell.of), of_all)
 
-    places = [[place_of_jobs(cell) for cell in row.printed_cells] for row in table.rows]
+    places = [[get_jobs_place(cell) for cell in row.printed_cells] for row in table.rows]
     return TableJobs(cells, shared, places)

@@ -77,16 +77,16 @@ def unique_names() -> Callable[..., str]:
 class SectionMaker:
     """Makes the sections of a page.
 
-    ``name(word, ...)``: makes unique names for files and places on the page; ``examples_of``: makes
+    ``name(word, ...)``: makes unique names for files and places on the page; ``find_examples``: makes
     the examples of environments and selected runs, if any are to be shown.
     """
 
     results: Results
     styles: Styles
     name: Callable[..., str]
-    examples_of: Callable[..., list[TargetExamples]] | None
+    find_examples: Callable[..., list[TargetExamples]] | None
 
-    def of_table(
+    def make_table_section(
         self,
         group: Group,
         table: Table,
@@ -107,8 +107,8 @@ class SectionMaker:
 
         parts = [Part("accuracy", self._dots(table))]
         parts += self._choices(table, runs)
-        parts += self._over_hparams(table, at_selection)
-        parts.append(Part("steps", self._over_steps(table, checkpoints)))
+        parts += self._hparam_curves(table, at_selection)
+        parts.append(Part("steps", self._step_curves(table, checkpoints)))
         parts.append(Part("robustness", self._robustness(table, at_selection)))
         parts.append(Part("drift", self._drift(table, checkpoints)))
         parts += self._evaluations(table, selected)
@@ -120,9 +120,9 @@ class SectionMaker:
             findings=findings,
             lead=self._lead(table, at_selection),
             ranks=table.ranks,
-            jobs=provenance.jobs_of_table(table, entries, self.name),
+            jobs=provenance.get_table_jobs(table, entries, self.name),
             more_tables=[*filter(None, [table.grid_of_choices()])],
-            examples=self.examples_of(table.columns, selected) if self.examples_of else (),
+            examples=self.find_examples(table.columns, selected) if self.find_examples else (),
         )
 
     def _lead(self, table: Table, at_selection: pd.DataFrame) -> list[Figure]:
@@ -133,8 +133,8 @@ class SectionMaker:
         if len(table.rows) < 2:
             return []
 
-        trials = frames.over_targets(at_selection, frames.ACCURACIES)
-        means = frames.means_of_trials(trials, table.error)
+        trials = frames.average_over_targets(at_selection, frames.ACCURACIES)
+        means = frames.average_over_trials(trials, table.error)
         cells = frames.accuracies(table)
         averages = cells[cells["column"] == AVERAGE]
         lead = []
@@ -186,10 +186,10 @@ class SectionMaker:
         ]
         return [Part("choices", figures)] if figures else []
 
-    def _over_hparams(self, table: Table, at_selection: pd.DataFrame) -> list[Part]:
+    def _hparam_curves(self, table: Table, at_selection: pd.DataFrame) -> list[Part]:
         """Accuracy over what the rows of a joint table differ in; no part for any other table."""
-        figures = plots.over_hparams(
-            frames.over_targets(at_selection, frames.ACCURACIES),
+        figures = plots.draw_hparam_curves(
+            frames.average_over_targets(at_selection, frames.ACCURACIES),
             self.results.collection.joint_rows,
             title=table.dataset_title,
             name=self.name,
@@ -198,15 +198,15 @@ class SectionMaker:
         marked = [replace(figure, title=_marked(figure.title, table)) for figure in figures]
         return [Part("hparams", marked)] if marked else []
 
-    def _over_steps(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
+    def _step_curves(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
         """Accuracy over steps, the mean over the environments left out and each of them."""
         rows_of: dict[str, pd.DataFrame] = {}
         if checkpoints["target"].nunique() > 1:
-            means = frames.over_targets(checkpoints, frames.ACCURACIES)
+            means = frames.average_over_targets(checkpoints, frames.ACCURACIES)
             rows_of["mean over environments"] = means
         rows_of |= _by_target(table, checkpoints)
         lines_of = {
-            title: frames.over_trials(rows, frames.ACCURACIES, table.error)
+            title: frames.average_over_trials_by_step(rows, frames.ACCURACIES, table.error)
             for title, rows in rows_of.items()
         }
         lines_of = {title: lines for title, lines in lines_of.items() if len(lines)}
@@ -247,8 +247,8 @@ class SectionMaker:
 
     def _drift(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
         """How far the context distribution moves, if any run recorded that."""
-        drift = frames.over_targets(checkpoints, frames.DRIFT)
-        lines = frames.over_trials(drift, frames.DRIFT, table.error)
+        drift = frames.average_over_targets(checkpoints, frames.DRIFT)
+        lines = frames.average_over_trials_by_step(drift, frames.DRIFT, table.error)
         if lines.empty:
             return []
         name = self.name(table.dataset, "context_drift")
@@ -294,7 +294,7 @@ class SectionMaker:
             for label in dict.fromkeys(rows["environment"])
         ]
 
-    def of_suite(self, rows: Sequence[suites.Scores]) -> Section:
+    def make_suite_section(self, rows: Sequence[suites.Scores]) -> Section:
         """The section of a suite: its table, and where it has shifts, the figure."""
         table = suites.grid(rows)
         identity = self.name("suite", rows[0].suite)
@@ -312,13 +312,13 @@ def _by_target(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         return {"nothing left out": rows}
 
     rows_of_target = {
-        _title_of_target(label): rows[rows["target"] == target]
+        _target_title(label): rows[rows["target"] == target]
         for target, label in enumerate(table.columns)
     }
     return {title: target_rows for title, target_rows in rows_of_target.items() if len(target_rows)}
 
 
-def _title_of_target(label: str) -> str:
+def _target_title(label: str) -> str:
     return f"{label} left out"
 
 
@@ -329,9 +329,7 @@ def _marked(title: str, table: Table) -> str:
 
 def _mark(title: str, table: Table) -> str:
     """The rows that are incomplete in an environment, or in any if ``title`` names none."""
-    environment = {
-        text: label for label in table.columns for text in (label, _title_of_target(label))
-    }
+    environment = {text: label for label in table.columns for text in (label, _target_title(label))}
     names = table.incomplete_rows(environment.get(title, ""))
     if title in (row.algorithm for row in table.rows):
         return " (incomplete)" if title in names else ""

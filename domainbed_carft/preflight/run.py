@@ -26,7 +26,7 @@ from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.launchers import pool
 from domainbed_carft.machine import devices
 from domainbed_carft.preflight import steps, zero_shot_gate
-from domainbed_carft.preflight.recipes import Recipe, clip_of, recipes_of, zero_shot_jobs
+from domainbed_carft.preflight.recipes import Recipe, get_clip, group_into_recipes, zero_shot_jobs
 from domainbed_carft.sweep import costs, host, preflight_file
 from domainbed_carft.sweep.data_checks import DataVerdict
 from domainbed_carft.sweep.launch import LaunchPlan
@@ -60,7 +60,7 @@ def rehearse(plan: LaunchPlan, report: Callable[[PreflightRow], None]) -> Prefli
         mock.patch.dict(os.environ),  # at the end it is as before
         tempfile.TemporaryDirectory(dir=plan.output, prefix=".preflight-") as folder,
     ):
-        rehearsal = _Rehearsal(plan, [*plan.jobs, *plan.waiting_jobs], Path(folder))
+        rehearsal = _Preflight(plan, [*plan.jobs, *plan.waiting_jobs], Path(folder))
         take_slot(plan, len(rehearsal.jobs))
         for row in rehearsal.rows():
             rows.append(row)
@@ -82,7 +82,7 @@ def rehearse(plan: LaunchPlan, report: Callable[[PreflightRow], None]) -> Prefli
 
 
 @dataclass
-class _Rehearsal:
+class _Preflight:
     """What is known of a sweep so far.
 
     ``loading``: dataset -> the images/s of its loaders; ``hours``: of each job.
@@ -100,30 +100,30 @@ class _Rehearsal:
 
     def rows(self) -> Iterator[PreflightRow]:
         """Make the rows, in the order in which they are printed."""
-        yield from map(verdict_row, self.plan.verdicts)
+        yield from map(data_row, self.plan.verdicts)
         if not host.skips_in_splits():
             reason = "this domainbed has its own train; start where no checkout is found"
             yield PreflightRow(ONE_STEP, "rehearsal", "skipped", reason)
             return
 
-        failed = {verdict.dataset for verdict in self.plan.verdicts if _problem_of(verdict)}
+        failed = {verdict.dataset for verdict in self.plan.verdicts if _find_problem(verdict)}
         whole = [job for job in self.jobs if not failed & {"", job.key.dataset}]
-        for clip in filter(None, dict.fromkeys(map(clip_of, whole))):
-            for row in guarded(WEIGHTS_AND_DATA, f"CLIP {clip}", partial(weights_rows, clip)):
+        for clip in filter(None, dict.fromkeys(map(get_clip, whole))):
+            for row in guard_rows(WEIGHTS_AND_DATA, f"CLIP {clip}", partial(weights_rows, clip)):
                 yield row
                 failed |= {clip} if row.state == "failure" else set()
 
         for name in dict.fromkeys(job.key.dataset for job in self.jobs):
             jobs = [job for job in self.jobs if job.key.dataset == name]
-            if failed & {"", name, *map(clip_of, jobs)}:
+            if failed & {"", name, *map(get_clip, jobs)}:
                 reason = "its data or its CLIP has a failure above"
                 yield PreflightRow(zero_shot_gate.SECTION, name, "skipped", reason)
             else:
                 part = partial(self._dataset_rows, name, jobs)
-                yield from guarded(zero_shot_gate.SECTION, name, part)
-        for recipe in recipes_of(self.jobs, self.datasets):
+                yield from guard_rows(zero_shot_gate.SECTION, name, part)
+        for recipe in group_into_recipes(self.jobs, self.datasets):
             if recipe.job.key.dataset in self.loading:
-                yield from guarded(ONE_STEP, recipe.label, partial(self._recipe_rows, recipe))
+                yield from guard_rows(ONE_STEP, recipe.label, partial(self._recipe_rows, recipe))
             else:
                 reason = f"{recipe.job.key.dataset} has a failure above"
                 yield PreflightRow(ONE_STEP, recipe.label, "skipped", reason)
@@ -176,7 +176,7 @@ class _Rehearsal:
 
     def _hours_rows(self) -> Iterator[PreflightRow]:
         skips = bool(self.plan.skips_training_in_splits)
-        self.hours = hours_of_jobs(self.jobs, self.job_costs, self.datasets, skips)
+        self.hours = estimate_hours(self.jobs, self.job_costs, self.datasets, skips)
         for dataset in dict.fromkeys(job.key.dataset for job in self.jobs):
             hours = [
                 value for job, value in zip(self.jobs, self.hours) if job.key.dataset == dataset
@@ -188,7 +188,7 @@ class _Rehearsal:
         return steps.prepare(job, self.plan.variables(job), self.folder, targets)
 
 
-def guarded(
+def guard_rows(
     section: str, name: str, part: Callable[[], Iterator[PreflightRow]]
 ) -> Iterator[PreflightRow]:
     """The rows of a part as they come, and a failed one if it raises an error.
@@ -209,14 +209,14 @@ def guarded(
         yield PreflightRow(section, name, "failure", found, remedy)
 
 
-def _problem_of(verdict: DataVerdict) -> str | None:
+def _find_problem(verdict: DataVerdict) -> str | None:
     return verdict.broken or verdict.missing
 
 
-def verdict_row(verdict: DataVerdict) -> PreflightRow:
+def data_row(verdict: DataVerdict) -> PreflightRow:
     """The row of a dataset: its edition, or why jobs would refuse it."""
     name = f"data {verdict.dataset}".rstrip()
-    problem = _problem_of(verdict)
+    problem = _find_problem(verdict)
     if problem:
         return PreflightRow(WEIGHTS_AND_DATA, name, "failure", problem, _GET_DATA)
     description = verdict.description.removeprefix(f"{verdict.dataset}: ")
@@ -231,7 +231,7 @@ def weights_rows(clip: str) -> Iterator[PreflightRow]:
     yield PreflightRow(WEIGHTS_AND_DATA, f"CLIP {clip}", "pass", f"SHA-256 {digest}{published}")
 
 
-def hours_of_jobs(
+def estimate_hours(
     jobs: Sequence[Job],
     measured: Sequence[JobCost],
     datasets: dict[str, Dataset],
