@@ -1,4 +1,4 @@
-"""The rehearsal of a planned launch: all of its rows, in order, and the file that they become."""
+"""Run the preflight of a planned launch, row by row."""
 
 from __future__ import annotations
 
@@ -41,32 +41,32 @@ WEIGHTS_AND_DATA = "weights and data"
 ONE_STEP = "one step"
 HOURS = "hours"
 
-_GET_DATA = "carft data verify says more; carft data download or copy the set"
+_GET_DATA = "run carft data verify for details; get the data by carft data download, or copy it"
 _NEED_LESS_MEMORY = (
-    "set the hparam micro_batch, which gives the same gradients, or checkpoint_blocks; or take a "
-    "smaller batch_size or a larger card"
+    "set the hparam micro_batch, which gives the same gradients, or checkpoint_blocks; or use a "
+    "smaller batch_size or a GPU with more memory"
 )
-_FIX_LOSS = "set amp to 'off' or a lower lr; a job would diverge at its first step"
+_FIX_LOSS = "set amp to 'off', or lower lr; a job would diverge at its first step"
 
 
-def rehearse(plan: LaunchPlan, report: Callable[[PreflightRow], None]) -> Preflight:
-    """Rehearse a sweep in this process; ``report`` is called with each row as soon as it is made.
+def run_preflight(plan: LaunchPlan, report: Callable[[PreflightRow], None]) -> Preflight:
+    """Run the preflight of a sweep in this process, and call ``report`` with each finished row.
 
-    Meanwhile this process has the variables of a job.
+    Meanwhile this process has the environment variables of a job.
     """
     rows: list[PreflightRow] = []
     plan.output.mkdir(parents=True, exist_ok=True)
     with (
-        mock.patch.dict(os.environ),  # at the end it is as before
+        mock.patch.dict(os.environ),  # restored at the end
         tempfile.TemporaryDirectory(dir=plan.output, prefix=".preflight-") as folder,
     ):
-        rehearsal = _Preflight(plan, [*plan.jobs, *plan.waiting_jobs], Path(folder))
-        take_slot(plan, len(rehearsal.jobs))
-        for row in rehearsal.rows():
+        measurements = _Measurements(plan, [*plan.jobs, *plan.waiting_jobs], Path(folder))
+        take_slot(plan, len(measurements.jobs))
+        for row in measurements.rows():
             rows.append(row)
             report(row)
 
-    hours = math.fsum(rehearsal.hours)
+    hours = math.fsum(measurements.hours)
     has_gpu = devices.is_gpu(devices.default_device())
     return Preflight(
         carft=__version__,
@@ -75,40 +75,37 @@ def rehearse(plan: LaunchPlan, report: Callable[[PreflightRow], None]) -> Prefli
         written=time.time(),
         host=socket.gethostname(),
         device=devices.gpu_facts().name if has_gpu else machine.processor_name(),
-        hours=hours if rehearsal.hours and math.isfinite(hours) else None,
+        hours=hours if measurements.hours and math.isfinite(hours) else None,
         rows=rows,
-        costs=rehearsal.job_costs,
+        costs=measurements.job_costs,
     )
 
 
 @dataclass
-class _Preflight:
-    """What is known of a sweep so far.
-
-    ``loading``: dataset -> the images/s of its loaders; ``hours``: of each job.
-    """
+class _Measurements:
+    """The measurements of a sweep so far."""
 
     plan: LaunchPlan
     jobs: Sequence[Job]
-    folder: Path
-    loading: dict[str, float] = field(default_factory=dict)
+    folder: Path  # for the files that jobs would write
+    loading: dict[str, float] = field(default_factory=dict)  # dataset -> its loaders' images/s
     job_costs: list[JobCost] = field(default_factory=list)
-    hours: list[float] = field(default_factory=list)
+    hours: list[float] = field(default_factory=list)  # of each job
 
     def __post_init__(self) -> None:
         self.datasets: dict[str, Dataset] = dict(self.plan.declaration.facts)
 
     def rows(self) -> Iterator[PreflightRow]:
-        """Make the rows, in the order in which they are printed."""
+        """Yield the rows in the order in which they are printed."""
         yield from map(data_row, self.plan.verdicts)
         if not host.skips_in_splits():
-            reason = "this domainbed has its own train; start where no checkout is found"
-            yield PreflightRow(ONE_STEP, "rehearsal", "skipped", reason)
+            reason = "a checkout trains with its own code; run carft preflight outside of it"
+            yield PreflightRow(ONE_STEP, "all jobs", "skipped", reason)
             return
 
-        failed = {verdict.dataset for verdict in self.plan.verdicts if _find_problem(verdict)}
-        whole = [job for job in self.jobs if not failed & {"", job.key.dataset}]
-        for clip in filter(None, dict.fromkeys(map(get_clip, whole))):
+        failed = {check.dataset for check in self.plan.verdicts if _get_problem(check)}
+        jobs_with_data = [job for job in self.jobs if not failed & {"", job.key.dataset}]
+        for clip in filter(None, dict.fromkeys(map(get_clip, jobs_with_data))):
             for row in guard_rows(WEIGHTS_AND_DATA, f"CLIP {clip}", partial(weights_rows, clip)):
                 yield row
                 failed |= {clip} if row.state == "failure" else set()
@@ -116,7 +113,7 @@ class _Preflight:
         for name in dict.fromkeys(job.key.dataset for job in self.jobs):
             jobs = [job for job in self.jobs if job.key.dataset == name]
             if failed & {"", name, *map(get_clip, jobs)}:
-                reason = "its data or its CLIP has a failure above"
+                reason = "a check of its data or its CLIP model failed above"
                 yield PreflightRow(zero_shot_gate.SECTION, name, "skipped", reason)
             else:
                 part = partial(self._dataset_rows, name, jobs)
@@ -125,12 +122,12 @@ class _Preflight:
             if recipe.job.key.dataset in self.loading:
                 yield from guard_rows(ONE_STEP, recipe.label, partial(self._recipe_rows, recipe))
             else:
-                reason = f"{recipe.job.key.dataset} has a failure above"
+                reason = f"a check of {recipe.job.key.dataset} failed above"
                 yield PreflightRow(ONE_STEP, recipe.label, "skipped", reason)
         yield from self._hours_rows()
 
     def _dataset_rows(self, name: str, jobs: Sequence[Job]) -> Iterator[PreflightRow]:
-        """The zero-shot accuracies on a dataset; then the speed of its loaders is measured."""
+        """Yield the rows of the zero-shot accuracies on a dataset, then measure its loaders."""
         targets = range(len(self.datasets[name].labels))
         for job in zero_shot_jobs(jobs):
             yield zero_shot_gate.gate_row(self._prepare(job, targets))
@@ -141,19 +138,19 @@ class _Preflight:
         self.loading[name] = steps.measure_loading(trainer)
 
     def _recipe_rows(self, recipe: Recipe) -> Iterator[PreflightRow]:
-        """The row on a step of a recipe; keeps what its jobs cost."""
+        """Yield the row of a step of a recipe, and record the costs of its jobs."""
         total = steps.total_memory()
         try:
             measures = steps.measure_steps(self._prepare(recipe.job))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            found = f"a step does not fit into the memory of {total / 1e9:.1f} GB"
+            found = f"a step does not fit into {total / 1e9:.1f} GB of memory"
             yield PreflightRow(ONE_STEP, recipe.label, "failure", found, _NEED_LESS_MEMORY)
             return
 
         found = (
-            f"loss {measures.loss:.4f}, {measures.peak_memory / 1e9:.2f} GB at most, of "
+            f"loss {measures.loss:.4f}, peak memory {measures.peak_memory / 1e9:.2f} of "
             f"{total / 1e9:.1f} GB"
         )
         if not math.isfinite(measures.loss):
@@ -191,9 +188,9 @@ class _Preflight:
 def guard_rows(
     section: str, name: str, part: Callable[[], Iterator[PreflightRow]]
 ) -> Iterator[PreflightRow]:
-    """The rows of a part as they come, and a failed one if it raises an error.
+    """Yield the rows of a part, and a failed row if it raises an error.
 
-    Warnings inside are not printed: what matters of them is in the rows.
+    Warnings are not printed, since the rows have all that matters.
     """
     try:
         with warnings.catch_warnings():
@@ -201,34 +198,40 @@ def guard_rows(
             yield from part()
     except CarftError as error:
         found = " ".join(str(error).split())
-        yield PreflightRow(section, name, "failure", found, "fix it; a job would stop here")
+        yield PreflightRow(section, name, "failure", found, "fix this; a job would stop here")
     except (Exception, SystemExit) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         found = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-        remedy = "a job would stop here, too: report this error"
-        yield PreflightRow(section, name, "failure", found, remedy)
+        hint = "a job would stop here as well; report this error"
+        yield PreflightRow(section, name, "failure", found, hint)
 
 
-def _find_problem(verdict: DataVerdict) -> str | None:
-    return verdict.broken or verdict.missing
+def _get_problem(check: DataVerdict) -> str | None:
+    return check.broken or check.missing
 
 
-def data_row(verdict: DataVerdict) -> PreflightRow:
-    """The row of a dataset: its edition, or why jobs would refuse it."""
-    name = f"data {verdict.dataset}".rstrip()
-    problem = _find_problem(verdict)
+def data_row(check: DataVerdict) -> PreflightRow:
+    """Return the row of a dataset: its edition, or the reason why its jobs would fail."""
+    name = f"data {check.dataset}".rstrip()
+    problem = _get_problem(check)
     if problem:
         return PreflightRow(WEIGHTS_AND_DATA, name, "failure", problem, _GET_DATA)
-    description = verdict.description.removeprefix(f"{verdict.dataset}: ")
+    description = check.description.removeprefix(f"{check.dataset}: ")
     return PreflightRow(WEIGHTS_AND_DATA, name, "pass", description)
 
 
 def weights_rows(clip: str) -> Iterator[PreflightRow]:
-    """The digest of a CLIP, which is downloaded if it is not here. CarftError if it is another."""
+    """Yield the row of a CLIP checkpoint with its digest, after downloading it if necessary.
+
+    Raises CarftError if the digest differs from the published one.
+    """
     digest = backbone.clip_facts(clip, backbone.preprocessing(clip)).digest
-    is_published = clip in openai.PUBLISHED
-    published = ", as published" if is_published else "; nothing is published to compare with"
-    yield PreflightRow(WEIGHTS_AND_DATA, f"CLIP {clip}", "pass", f"SHA-256 {digest}{published}")
+    if clip in openai.PUBLISHED:
+        comparison = "equal to the published one"
+    else:
+        comparison = "no published one to compare with"
+    found = f"SHA-256 {digest}, {comparison}"
+    yield PreflightRow(WEIGHTS_AND_DATA, f"CLIP {clip}", "pass", found)
 
 
 def estimate_hours(
@@ -237,39 +240,39 @@ def estimate_hours(
     datasets: dict[str, Dataset],
     skips_training_in_splits: bool,
 ) -> list[float]:
-    """Hours of each job with its evaluations; nan where nothing was measured.
+    """Return the hours of each job with its evaluations, or nan if its cost was not measured.
 
-    The training environments' in-splits are not evaluated if ``skips_training_in_splits``.
+    With ``skips_training_in_splits``, evaluations skip the training environments' in-splits.
     """
-    cost_of_row = {(cost.variant, cost.dataset, cost.algorithm): cost for cost in measured}
+    cost_by_row = {(cost.variant, cost.dataset, cost.algorithm): cost for cost in measured}
     hours = []
     for job in jobs:
-        of_image = cost_of_row.get((job.variant, job.key.dataset, job.key.algorithm))
+        cost_per_image = cost_by_row.get((job.variant, job.key.dataset, job.key.algorithm))
         seconds = math.nan
-        if of_image:
+        if cost_per_image:
             cost = costs.job_cost(job, datasets[job.key.dataset], skips_training_in_splits)
-            training = of_image.training_seconds * cost.trained
-            seconds = training + of_image.evaluation_seconds * cost.evaluated
+            training = cost_per_image.training_seconds * cost.trained
+            seconds = training + cost_per_image.evaluation_seconds * cost.evaluated
         hours.append(seconds / 3600)
     return hours
 
 
 def hours_row(name: str, hours: Sequence[float]) -> PreflightRow:
-    """The hours of some jobs, one after another, with their evaluations."""
+    """Return the row with the total hours of jobs that run one after another."""
     if any(map(math.isnan, hours)):
-        return PreflightRow(HOURS, name, "skipped", "not all of its jobs were measured")
-    found = f"{quantity(len(hours), 'job')}, the longest {max(hours):,.2f} h, in all "
-    return PreflightRow(HOURS, name, "pass", f"{found}{math.fsum(hours):,.2f} h")
+        return PreflightRow(HOURS, name, "skipped", "some of its jobs were not measured")
+    found = f"{quantity(len(hours), 'job')}, {math.fsum(hours):,.2f} h, longest {max(hours):,.2f} h"
+    return PreflightRow(HOURS, name, "pass", found)
 
 
 def take_slot(plan: LaunchPlan, job_count: int) -> None:
-    """Compute in this process with the share of the cores that a job of the plan would get."""
+    """Give this process the share of the CPU cores that a job of the plan would get."""
     if not isinstance(plan.launcher, pool.Pool) or process_variables.CORES.read():
         return
     variables = plan.launcher.slots(job_count)[0]
-    variables.pop("CUDA_VISIBLE_DEVICES", None)  # torch may have looked at all cards
+    variables.pop("CUDA_VISIBLE_DEVICES", None)  # torch may have initialized all GPUs already
     os.environ.update(variables)
 
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdigit() and int(threads):  # torch has read it when it was imported
+    if threads.isdigit() and int(threads):  # torch reads the variable only when imported
         torch.set_num_threads(int(threads))
