@@ -1,4 +1,4 @@
-"""``carft report``: the results of a sweep as one page and its figures."""
+"""``carft report``: the results of a sweep as a web page with figures."""
 
 from __future__ import annotations
 
