@@ -93,7 +93,7 @@ def test_bars_of_flips_are_shares_of_the_environments_images(sweep, report):
     rows = figure[figure["algorithm"] == "CLIPZeroShot"]
     with figure_style():
         names = {"CLIPZeroShot": "zero-shot"}
-        svg = evaluation_plots.flips("flips", "name", rows, get_styles([*names]), names).svg
+        svg = evaluation_plots.draw_flips("flips", "name", rows, get_styles([*names]), names).svg
 
     for target, row in enumerate(rows.to_dict("records")):
         parts = [

@@ -48,7 +48,7 @@ def draw_dots(names):
     cells = {"algorithm": names, "accuracy": accuracies, "error": 1.0, "n": 2, "incomplete": False}
     frame = pd.DataFrame(cells)
     with plots.figure_style():
-        return plots.dots("A", "name", frame, plots.get_styles(names), plots.dot_limits(frame))
+        return plots.draw_dots("A", "name", frame, plots.get_styles(names), plots.dot_limits(frame))
 
 
 def test_twenty_algorithms_differ_in_more_than_colour():

@@ -30,7 +30,7 @@ _LENGTH_WITH_NUMBER = 1.35  # times the longest bar, with the number behind it
 _FADED = 0.45  # of the bars of lost images
 
 
-def reliability(title: str, name: str, bins: pd.DataFrame, style: Style) -> Figure:
+def draw_reliability(title: str, name: str, bins: pd.DataFrame, style: Style) -> Figure:
     """Draw accuracy over confidence, and below it the share of images per bin.
 
     Args:
@@ -44,7 +44,7 @@ def reliability(title: str, name: str, bins: pd.DataFrame, style: Style) -> Figu
     upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
     handles = {
-        label: _draw_reliability(upper, lower, rows, style, is_hollow=label == AT_TEMPERATURE)
+        label: _draw_reliability_line(upper, lower, rows, style, is_hollow=label == AT_TEMPERATURE)
         for label, rows in series.items()
     }
     upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy (%)")
@@ -60,7 +60,7 @@ def reliability(title: str, name: str, bins: pd.DataFrame, style: Style) -> Figu
     return save_figure(canvas, title, name, alt, bins.drop(columns="algorithm"))
 
 
-def _draw_reliability(
+def _draw_reliability_line(
     upper: Any, lower: Any, bins: pd.DataFrame, style: Style, is_hollow: bool
 ) -> Line2D:
     """Draw the accuracies of non-empty bins and the histogram of images; return the line."""
@@ -86,7 +86,7 @@ def _draw_reliability(
     return line
 
 
-def flips(
+def draw_flips(
     title: str, name: str, rows: pd.DataFrame, styles: Styles, names: Mapping[str, str]
 ) -> Figure:
     """Draw bars of gained images to the right and of lost images to the left, in percent.
@@ -112,7 +112,7 @@ def flips(
             if algorithm in counts.index:
                 height += 1
                 ticks[height] = printable(names[algorithm])
-                length = _draw_flips(axes, height, counts.loc[algorithm], style.colour)
+                length = _draw_flip_bars(axes, height, counts.loc[algorithm], style.colour)
                 longest = max(longest, length)
         height += _GROUP_GAP
 
@@ -134,7 +134,7 @@ def flips(
     return save_figure(canvas, title, name, alt, data)
 
 
-def _draw_flips(axes: Any, height: float, counts: pd.Series[int], colour: str) -> float:
+def _draw_flip_bars(axes: Any, height: float, counts: pd.Series[int], colour: str) -> float:
     """Draw the two bars of one algorithm with their numbers; return the longer length."""
     n_images = counts[["gained", "lost", "both_right", "both_wrong"]].sum()
     gained_percent = 100 * counts["gained"] / n_images

@@ -148,21 +148,21 @@ class TableJobs:
 
 
 def get_table_jobs(
-    table: Table, entries: Sequence[BestHparams], name: Callable[..., str]
+    table: Table, entries: Sequence[BestHparams], make_name: Callable[..., str]
 ) -> TableJobs:
     """Collect the jobs of a table's cells.
 
     Args:
         table: the table.
         entries: the selected runs of the table.
-        name: function that makes a unique HTML id from words.
+        make_name: function that makes a unique HTML id from words.
     """
     runs, shared = chosen_runs.describe(entries)
     cells = []
     for (algorithm, environment), cell_runs in itertools.groupby(
         runs, key=lambda run: (run.entry.row, run.entry.environment or "")
     ):
-        place = name("cell", table.dataset, algorithm, environment or "all")
+        place = make_name("cell", table.dataset, algorithm, environment or "all")
         cells.append(CellJobs(place, algorithm, environment, list(cell_runs)))
 
     place_by_cell = {(cell.algorithm, cell.environment): cell.place for cell in cells}
