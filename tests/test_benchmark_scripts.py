@@ -1,4 +1,4 @@
-"""Every script in benchmarks/ runs once, with its smallest input, or names what it needs."""
+"""Each script in benchmarks/ runs with its smallest input, or reports a missing checkout."""
 
 import runpy
 import shutil
@@ -11,7 +11,7 @@ from fake_checkout import REPO
 pytestmark = pytest.mark.slow
 BENCHMARKS = REPO / "benchmarks"
 
-# The smallest input of each script that needs no checkout; {new} is a folder that is not there.
+# The smallest input of each script that needs no checkout; the folder {new} does not exist.
 COMMANDS = {
     "collect.py": "{new} --jobs 24 --rounds 2",
     "contamination.py": "{records}/contamination",
@@ -19,17 +19,17 @@ COMMANDS = {
     "hook_cost.py": "--runs 2",
     "hostile.py": "--minutes 0.01",
     "large_tree.py": "--folder {new} --scale 0.002 --steps 2 --workers 0 --distinct 10",
-    "images.py": f"--upstream {REPO / 'third_party'} --rounds 2",  # our harness will do
+    "images.py": f"--upstream {REPO / 'third_party'} --rounds 2",  # any harness will do
     "step_cost.py": "--shape tiny --rounds 2",
     "sweep_evaluation.py": "--rounds 1 --trials 1 --images 4",
 }
-# Their exit status is 1 if a time misses its goal, as on a machine with other work.
+# The exit status is 1 if a time misses its goal, for example on a busy machine.
 MAY_MISS_A_GOAL = {"hook_cost.py", "sweep_evaluation.py"}
 NEED_A_CHECKOUT = ("checkout_methods.py", "parity.py", "upstream_tests.py", "whole_sweep.py")
 
 
 @pytest.mark.parametrize("script", COMMANDS)
-def test_a_script_runs_with_its_smallest_input(script, tmp_path):
+def test_script_runs_with_its_smallest_input(script, tmp_path):
     records = BENCHMARKS / "records" / "contamination.tar.xz"
     shutil.unpack_archive(records, tmp_path, filter="data")
     words = COMMANDS[script].format(new=tmp_path / "new", records=tmp_path).split()
@@ -41,7 +41,7 @@ def test_a_script_runs_with_its_smallest_input(script, tmp_path):
 
 
 @pytest.mark.parametrize("script", NEED_A_CHECKOUT)
-def test_a_script_names_a_checkout_that_is_missing(script, tmp_path, monkeypatch, capsys):
+def test_script_reports_a_missing_checkout(script, tmp_path, monkeypatch, capsys):
     path = BENCHMARKS / script
     flag = ["--upstream"] if '"--upstream"' in path.read_text(encoding="utf-8") else []
     monkeypatch.syspath_prepend(str(BENCHMARKS))
