@@ -139,7 +139,7 @@ def test_examples_are_the_first_images_that_only_one_algorithm_predicts_correctl
     all_examples = []
     for winner, loser in (PAIR, PAIR[::-1]):
         indices = np.flatnonzero(is_right[winner] & ~is_right[loser]).tolist()
-        assert f"only {winner} gets {len(indices)} right" in target_examples.text
+        assert f"{len(indices)} correct only with {winner}" in target_examples.text
         title = f"{winner} right, {loser} wrong: {len(indices[:2])} of {len(indices)}"
         examples = target_examples.examples[title]
         assert [example.number for example in examples] == indices[:2]

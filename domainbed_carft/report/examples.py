@@ -49,7 +49,7 @@ class TargetExamples:
     """The examples of a target, or the reason why several targets have no examples."""
 
     environment: str  # the target, or the targets separated by commas
-    text: str  # numbers of images that only one algorithm gets right, or the reason
+    text: str  # numbers of images that only one algorithm predicts correctly, or the reason
     examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)  # title -> examples
 
 
@@ -118,7 +118,7 @@ def _target_examples(
     for winner, loser in itertools.permutations(rows_by_algorithm):
         gained = rows_by_algorithm[winner].is_correct & ~rows_by_algorithm[loser].is_correct
         indices = np.flatnonzero(gained).tolist()
-        counts.append(f"only {winner} gets {len(indices)} right")
+        counts.append(f"{len(indices)} correct only with {winner}")
         title = f"{winner} right, {loser} wrong: {len(indices[:count])} of {len(indices)}"
         examples[title] = [
             Example(

@@ -491,7 +491,7 @@ def draw_marks(
 ) -> dict[str, Any]:
     """Draw one mark per row, with error bars if there are errors; return the legend's handles.
 
-    A single mark of zero-shot CLIP gets a horizontal line, for comparison.
+    A single mark of zero-shot CLIP has a horizontal line for comparison.
 
     Args:
         axes: matplotlib axes.
