@@ -54,9 +54,9 @@ def test_gate_lists_all_published_zero_shot_accuracies():
     for name, accuracy in lowest.items():
         rows = gate.published_rows(name, "ViT-B/16")
         assert min((row["accuracy"] for row in rows), default=None) == accuracy
-        found = gate.compare_with_published(name, zero_shot(33.0), rows, "abcd").found
-        assert "prompts abcd" in found
-        assert all(f"{row['accuracy']:.1f} ({row['source']})" in found for row in rows)
+        finding = gate.compare_with_published(name, zero_shot(33.0), rows, "abcd").found
+        assert "prompts abcd" in finding
+        assert all(f"{row['accuracy']:.1f} ({row['source']})" in finding for row in rows)
     assert gate.published_rows("PACS", "ViT-L/14") == []
 
 
@@ -107,14 +107,14 @@ def test_gate_accuracy_equals_a_plain_loop_over_the_same_images(tmp_path):
 
 def test_hours_follow_the_slower_of_loading_and_steps():
     measures = StepMeasures(2.0, 10**9, steps=100, with_loading=100, predictions=300)
-    measured_on = 500.0  # images/s of the loaders of the dataset used for the measurement
-    assert measures.training_seconds(measured_on, 400) == pytest.approx(1 / 100)
-    assert measures.training_seconds(measured_on, 50) == pytest.approx(1 / 50)
+    reference_loading = 500.0  # images/s of the loaders of the dataset used for the measurement
+    assert measures.training_seconds(reference_loading, 400) == pytest.approx(1 / 100)
+    assert measures.training_seconds(reference_loading, 50) == pytest.approx(1 / 50)
     assert measures.evaluation_seconds(400) == pytest.approx(1 / 300)
 
     # Both at the same time took twice as long as the slower one, for example on shared cores.
     shared = StepMeasures(2.0, 10**9, steps=100, with_loading=50, predictions=300)
-    assert shared.training_seconds(measured_on, 200) == pytest.approx(1 / 50)
+    assert shared.training_seconds(reference_loading, 200) == pytest.approx(1 / 50)
 
 
 VARIANTS = """
@@ -277,7 +277,7 @@ def test_preflight_of_a_declared_sweep_passes_and_writes_its_file(
 
 
 @pytest.mark.parametrize(
-    ("measured", "found", "hint"),
+    ("measured", "finding", "hint"),
     [
         (RuntimeError("CUDA out of memory"), "does not fit into ", "micro_batch"),
         (MemoryError(), "does not fit into ", "micro_batch"),
@@ -286,7 +286,7 @@ def test_preflight_of_a_declared_sweep_passes_and_writes_its_file(
     ],
 )
 def test_step_that_fails_or_diverges_is_a_failure_without_hours(
-    tmp_path, declaration_path, monkeypatch, measured, found, hint
+    tmp_path, declaration_path, monkeypatch, measured, finding, hint
 ):
     monkeypatch.setattr(steps, "measure_steps", mock.Mock(side_effect=measured))
     assert cli.main(["preflight", str(declaration_path), "--output_dir", str(tmp_path)]) == 1
@@ -294,7 +294,7 @@ def test_step_that_fails_or_diverges_is_a_failure_without_hours(
     preflight = preflight_file.read(tmp_path)
     assert preflight.hours is None and preflight.costs == []
     (row,) = [row for row in preflight.rows if row.state == "failure"]
-    assert row.name == "CLIPFineTune" and found in row.found and hint in row.remedy
+    assert row.name == "CLIPFineTune" and finding in row.found and hint in row.remedy
 
 
 def test_missing_data_is_a_failure_and_its_rows_are_skipped(tmp_path, capsys):

@@ -118,6 +118,7 @@ class _Measurements:
             else:
                 part = partial(self._dataset_rows, name, jobs)
                 yield from guard_rows(zero_shot_gate.SECTION, name, part)
+
         for recipe in group_into_recipes(self.jobs, self.datasets):
             if recipe.job.key.dataset in self.loading:
                 yield from guard_rows(ONE_STEP, recipe.label, partial(self._recipe_rows, recipe))
@@ -145,27 +146,27 @@ class _Measurements:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            found = f"a step does not fit into {total / 1e9:.1f} GB of memory"
-            yield PreflightRow(ONE_STEP, recipe.label, "failure", found, _NEED_LESS_MEMORY)
+            finding = f"a step does not fit into {total / 1e9:.1f} GB of memory"
+            yield PreflightRow(ONE_STEP, recipe.label, "failure", finding, _NEED_LESS_MEMORY)
             return
 
-        found = (
+        finding = (
             f"loss {measures.loss:.4f}, peak memory {measures.peak_memory / 1e9:.2f} of "
             f"{total / 1e9:.1f} GB"
         )
         if not math.isfinite(measures.loss):
-            yield PreflightRow(ONE_STEP, recipe.label, "failure", found, _FIX_LOSS)
+            yield PreflightRow(ONE_STEP, recipe.label, "failure", finding, _FIX_LOSS)
             return
-        yield PreflightRow(ONE_STEP, recipe.label, "pass", found)
+        yield PreflightRow(ONE_STEP, recipe.label, "pass", finding)
 
-        measured_on = self.loading[recipe.job.key.dataset]
+        reference_loading = self.loading[recipe.job.key.dataset]
         for variant, dataset, algorithm in recipe.rows:
-            loading = self.loading.get(dataset, measured_on)
+            loading = self.loading.get(dataset, reference_loading)
             cost = JobCost(
                 variant=variant,
                 dataset=dataset,
                 algorithm=algorithm,
-                training_seconds=measures.training_seconds(measured_on, loading),
+                training_seconds=measures.training_seconds(reference_loading, loading),
                 evaluation_seconds=measures.evaluation_seconds(loading),
                 memory_gb=measures.peak_memory / 1e9,
             )
@@ -197,13 +198,13 @@ def guard_rows(
             warnings.simplefilter("ignore")
             yield from part()
     except CarftError as error:
-        found = " ".join(str(error).split())
-        yield PreflightRow(section, name, "failure", found, "fix this; a job would stop here")
+        finding = " ".join(str(error).split())
+        yield PreflightRow(section, name, "failure", finding, "fix this; a job would stop here")
     except (Exception, SystemExit) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        found = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+        finding = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
         hint = "a job would stop here as well; report this error"
-        yield PreflightRow(section, name, "failure", found, hint)
+        yield PreflightRow(section, name, "failure", finding, hint)
 
 
 def _get_problem(check: DataVerdict) -> str | None:
@@ -230,8 +231,8 @@ def weights_rows(clip: str) -> Iterator[PreflightRow]:
         comparison = "equal to the published one"
     else:
         comparison = "no published one to compare with"
-    found = f"SHA-256 {digest}, {comparison}"
-    yield PreflightRow(WEIGHTS_AND_DATA, f"CLIP {clip}", "pass", found)
+    finding = f"SHA-256 {digest}, {comparison}"
+    yield PreflightRow(WEIGHTS_AND_DATA, f"CLIP {clip}", "pass", finding)
 
 
 def estimate_hours(
@@ -261,8 +262,10 @@ def hours_row(name: str, hours: Sequence[float]) -> PreflightRow:
     """Return the row with the total hours of jobs that run one after another."""
     if any(map(math.isnan, hours)):
         return PreflightRow(HOURS, name, "skipped", "some of its jobs were not measured")
-    found = f"{quantity(len(hours), 'job')}, {math.fsum(hours):,.2f} h, longest {max(hours):,.2f} h"
-    return PreflightRow(HOURS, name, "pass", found)
+    finding = (
+        f"{quantity(len(hours), 'job')}, {math.fsum(hours):,.2f} h, longest {max(hours):,.2f} h"
+    )
+    return PreflightRow(HOURS, name, "pass", finding)
 
 
 def take_slot(plan: LaunchPlan, job_count: int) -> None:

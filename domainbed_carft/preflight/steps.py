@@ -98,17 +98,17 @@ class StepMeasures:
     with_loading: float  # images/s of steps with loading
     predictions: float  # images/s of an evaluation without loading
 
-    def training_seconds(self, measured_on: float, loading: float) -> float:
+    def training_seconds(self, reference_loading: float, loading: float) -> float:
         """Return the seconds per training image.
 
         The slower of loading and steps counts, multiplied by the slowdown that was measured when
         both ran at the same time.
 
         Args:
-            measured_on: images/s of the loaders of the dataset used for the measurement.
+            reference_loading: images/s of the loaders of the dataset used for the measurement.
             loading: images/s of the loaders of the job's dataset.
         """
-        overlap = min(self.steps, measured_on) / self.with_loading
+        overlap = min(self.steps, reference_loading) / self.with_loading
         return max(1.0, overlap) / min(self.steps, loading)
 
     def evaluation_seconds(self, loading: float) -> float:
