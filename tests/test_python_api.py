@@ -148,13 +148,6 @@ def test_predictions_of_paths_images_and_tensors_equal_the_command(pets, image, 
     assert torch.equal(transformed_predictions.class_probabilities, predictions.class_probabilities)
 
 
-def test_predictions_have_a_row_for_each_image(image, run):
-    images = [image, image.with_name("1.png"), image.with_name("2.png")]
-    document = json.loads(json.dumps(run.predict(images, batch_size=2).as_dict()))
-    assert document["classes"] == run.classes
-    assert [len(row) for row in document["class_probabilities"]] == [2, 2, 2]
-
-
 @pytest.mark.parametrize(
     ("images", "message"),
     [
