@@ -257,9 +257,9 @@ class Attacks:
         path.write_bytes(content)
         status, output = carft("predict", str(path), str(self.image))
         # A bit of the padding between tensors has no effect.
-        is_harmless = status == 0 and read_tensors(path) == self.expected[1]
-        message = f"damaged weights were used, exit status {status}: {output[-500:]}"
-        require(status == 1 or is_harmless, message)
+        if status == 0 and read_tensors(path) == self.expected[1]:
+            return
+        require(status == 1, f"damaged weights were used, exit status {status}: {output[-500:]}")
 
     def evaluations(self) -> None:
         """Damage or falsify saved predictions; a new evaluation must restore equal figures."""
@@ -344,8 +344,8 @@ class Attacks:
             process = train(folder / "out")
             process.communicate()
             require(process.returncode == 0, "the job failed when the disk had space again")
-            is_equal = read_result(folder / "out") == self.expected
-            require(is_equal, "the run differs after the disk had space again")
+            result = read_result(folder / "out")
+            require(result == self.expected, "the run differs after the disk had space again")
         finally:
             subprocess.run(["umount", "-l", str(folder)], check=False)
 

@@ -24,7 +24,7 @@ COMMANDS = {
     "sweep_evaluation.py": "--rounds 1 --trials 1 --images 4",
 }
 # The exit status is 1 if a time misses its goal, for example on a busy machine.
-MAY_MISS_A_GOAL = {"hook_cost.py", "sweep_evaluation.py"}
+CAN_MISS_A_GOAL = {"hook_cost.py", "sweep_evaluation.py"}
 NEED_A_CHECKOUT = ("checkout_methods.py", "parity.py", "upstream_tests.py", "whole_sweep.py")
 
 
@@ -35,8 +35,8 @@ def test_script_runs_with_its_smallest_input(script, tmp_path):
     words = COMMANDS[script].format(new=tmp_path / "new", records=tmp_path).split()
     command = [sys.executable, str(BENCHMARKS / script), *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    has_missed_goal = done.returncode == 1 and script in MAY_MISS_A_GOAL
-    assert done.returncode == 0 or has_missed_goal, done.stderr[-3000:]
+    statuses = (0, 1) if script in CAN_MISS_A_GOAL else (0,)
+    assert done.returncode in statuses, done.stderr[-3000:]
     assert "Traceback" not in done.stderr and done.stdout.strip()
 
 

@@ -131,10 +131,11 @@ def four_arguments(subject: Subject) -> None:
     values = copy.deepcopy(subject.hparams)
     expected = subject.build(values).state_dict()
     require(values == subject.hparams, "the constructor changes the hparams that it is given")
-    generator = torch.get_rng_state()
-    expected_generator = torch.manual_seed(0).get_state()
-    is_untouched = torch.equal(generator, expected_generator)
-    require(is_untouched, "the constructor draws from torch's global random generator")
+    generator_state = torch.get_rng_state()
+    require(
+        torch.equal(generator_state, torch.manual_seed(0).get_state()),
+        "the constructor draws from torch's global random generator",
+    )
 
     for mapping in (MappingProxyType(values), collections.UserDict(values)):
         algorithm = subject.build(mapping)
@@ -146,7 +147,7 @@ def four_arguments(subject: Subject) -> None:
 
 def gradients(subject: Subject) -> None:
     """The gradients of the loss equal its central differences in float64."""
-    start, stepped = (subject.trained(exact=True) for _ in range(2))
+    start, stepped = (subject.get_trained(exact=True) for _ in range(2))
     batches = minibatches(7, torch.float64)
 
     def loss_along(directions: Mapping[str, Tensor], length: float) -> float:
@@ -183,7 +184,7 @@ def micro_batches(subject: Subject) -> None:
 
     outcomes = []
     for size in (0, MICRO_BATCH):
-        algorithm = subject.trained(exact=True)
+        algorithm = subject.get_trained(exact=True)
         algorithm.hparams["micro_batch"] = size
         with float64():
             measured = take_step(algorithm, 7, minibatches(7, torch.float64))
@@ -195,14 +196,14 @@ def micro_batches(subject: Subject) -> None:
 def several_processes(subject: Subject) -> None:
     """Several processes, each with a slice of the batch, take the same steps as one process."""
     skip_if(resuming_unsupported())
-    skip_if(subject.start().indivisible())
+    skip_if(subject.get_initial().indivisible())
     outcomes = processes.train_in_processes(subject), processes.train(subject)
     require_same(f"in {processes.SIZE} processes", *outcomes)
 
 
 def records(subject: Subject) -> None:
     """Each step returns the values measured by `loss` on the full batch, however it is called."""
-    algorithm = subject.trained()
+    algorithm = subject.get_trained()
     batches = minibatches(7)
     loss = algorithm.loss
     measured: dict[str, float] = {}
@@ -227,7 +228,7 @@ def records(subject: Subject) -> None:
         lambda algorithm: algorithm.update(x=images, y=labels),
         lambda algorithm: algorithm.step_on_device(batches),
     ):
-        algorithm_copy = subject.trained()
+        algorithm_copy = subject.get_trained()
         torch.manual_seed(7)
         require_same(
             "the step called in another way", call(algorithm_copy), values, FLOAT32_TOLERANCE
@@ -242,7 +243,7 @@ def resume(subject: Subject) -> None:
     skip_if(resuming_unsupported())
     from domainbed.lib import algorithm_state
 
-    uninterrupted = subject.start()
+    uninterrupted = subject.get_initial()
     structure = algorithm_state.structure(uninterrupted)
     steps = range(uninterrupted.lp_steps + 3)
     stored = {}
@@ -266,7 +267,7 @@ def resume(subject: Subject) -> None:
 
 def state_dict(subject: Subject) -> None:
     """A new instance with the state dict from a file makes the same predictions."""
-    algorithm = subject.trained()
+    algorithm = subject.get_trained()
     state = save_and_load(algorithm.state_dict())
     restored = subject.build(seed=1)
     differing = sorted(state.keys() ^ restored.state_dict().keys())
@@ -284,7 +285,7 @@ def state_dict(subject: Subject) -> None:
 def device(subject: Subject) -> None:
     """Steps and predictions on a device equal the CPU's, and no operation mixes the devices."""
     skip_if(stand_in_device.unsupported())
-    algorithm, expected_algorithm = (subject.start(exact=True) for _ in range(2))
+    algorithm, expected_algorithm = (subject.get_initial(exact=True) for _ in range(2))
     images = target_images(torch.float64)
     with float64(), stand_in_device.installed() as stand_in:
         algorithm.to(stand_in)
@@ -303,7 +304,7 @@ def device_state(subject: Subject) -> None:
     skip_if(resuming_unsupported() or stand_in_device.unsupported())
     from domainbed.lib import algorithm_state
 
-    start = subject.start(exact=True)
+    start = subject.get_initial(exact=True)
     first, second = (minibatches(seed, torch.float64) for seed in (1, 2))
     measured = []
     with stand_in_device.installed() as stand_in:
@@ -324,7 +325,7 @@ def device_state(subject: Subject) -> None:
 def waits(subject: Subject) -> None:
     """A step makes the CPU wait for the device only once, when `update` reads the measurements."""
     skip_if(stand_in_device.unsupported())
-    algorithm = subject.start()
+    algorithm = subject.get_initial()
     with stand_in_device.installed() as stand_in:
         algorithm.to(stand_in)
         for seed in range(algorithm.lp_steps + 2):
@@ -332,8 +333,9 @@ def waits(subject: Subject) -> None:
             with stand_in_device.recorded_waits() as operations:
                 algorithm.update(batches)
             waiting = ", ".join(operations) or "no operation"
-            is_once = len(operations) == 1 or seed == 0  # step 0 creates the optimizer's state
-            require(is_once, f"update waits for the device in {waiting}; expected one wait")
+            if seed > 0:  # step 0 creates the optimizer's state
+                message = f"update waits for the device in {waiting}; expected one wait"
+                require(len(operations) == 1, message)
 
 
 # Predictions
@@ -341,7 +343,7 @@ def waits(subject: Subject) -> None:
 
 def rest_of_batch(subject: Subject) -> None:
     """The prediction for an image does not depend on the other images of its batch."""
-    algorithm = subject.trained(exact=True)
+    algorithm = subject.get_trained(exact=True)
     images = target_images(torch.float64)
     with float64():
         logits = predict(algorithm, images)
@@ -374,7 +376,7 @@ def require_same_training(
 
 def domain_order(subject: Subject) -> None:
     """Predictions and measurements do not depend on the order of the domains in a step."""
-    algorithms = subject.start(exact=True), subject.start(exact=True)
+    algorithms = subject.get_initial(exact=True), subject.get_initial(exact=True)
     require_same_training("with the domains in reverse order", *algorithms, lambda b: b[::-1])
 
 
@@ -387,7 +389,7 @@ def class_order(subject: Subject) -> None:
     reordered = subject.build_exact(class_names=[names[n] for n in numbers.argsort()])
     require_same_training(
         "with the classes in another order",
-        subject.start(exact=True),
+        subject.get_initial(exact=True),
         reordered,
         lambda batches: [(x, numbers[y]) for x, y in batches],
         classes=numbers,
@@ -441,7 +443,7 @@ def target(subject: Subject) -> None:
     """Neither images nor labels of the target influence training."""
     outcomes = []
     for is_evaluated in (False, True):
-        algorithm = subject.trained()
+        algorithm = subject.get_trained()
         unlabeled = [target_images().as_subclass(_Untouchable) for _ in range(DOMAINS)]
         torch.manual_seed(7)
         if is_evaluated:
@@ -465,10 +467,10 @@ def require_valid(subject: Subject, dataset: str, random_seed: int | None) -> No
     )
     kind = "default" if random_seed is None else f"draw of seed {random_seed}"
     for name, value in values.items():
-        is_plain = type(value) in (int, float, bool, str)
         repeated = repeated_values[name]
-        is_same = is_plain and json.loads(json.dumps(value)) == value == repeated
-        require(is_same, f"the {kind} of {name} for {dataset} is {value!r}, then {repeated!r}")
+        message = f"the {kind} of {name} for {dataset} is {value!r}, then {repeated!r}"
+        require(type(value) in (int, float, bool, str), message)
+        require(json.loads(json.dumps(value)) == value == repeated, message)
     problems = hparam_checks.job_problems(subject.algorithm_class, SHAPE, values)
     require(not problems, f"a {kind} for {dataset}: {'; '.join(map(str, problems))}")
 
@@ -492,9 +494,9 @@ def wrong_hparams(subject: Subject) -> None:
         require(not hparam.valid(value), f"{name} = {value!r} is accepted; expected an error")
     for name in declared_hparams(subject.algorithm_class):
         problems = [*map(str, subject.algorithm_class.hparam_problems(DATASET, {name: None}))]
-        is_named = any(problem.startswith(f"{name} is None") for problem in problems)
         require(
-            is_named, f"the messages for {name} = None are {problems}; expected one about {name}"
+            any(problem.startswith(f"{name} is None") for problem in problems),
+            f"{name} = None gives {problems}; expected a message that begins with {name} is None",
         )
 
 

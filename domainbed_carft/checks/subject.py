@@ -136,16 +136,16 @@ class Subject:
         unclipped = {**self.hparams, "lora_dropout": 0.0, "grad_clip": 0.0}
         return self.build({**unclipped, **hparams}).double()
 
-    def start(self, exact: bool = False) -> CLIPAlgorithm:
+    def get_initial(self, exact: bool = False) -> CLIPAlgorithm:
         """Return a copy of the algorithm before its first step, built in float64 if ``exact``."""
         if exact not in self._start:
             self._start[exact] = self.build_exact() if exact else self.build()
         return copy.deepcopy(self._start[exact])
 
-    def trained(self, exact: bool = False) -> CLIPAlgorithm:
+    def get_trained(self, exact: bool = False) -> CLIPAlgorithm:
         """Return a copy of the algorithm two steps into its last phase, in float64 if ``exact``."""
         if exact not in self._trained:
-            algorithm = self.start(exact)
+            algorithm = self.get_initial(exact)
             dtype = torch.float64 if exact else torch.float32
             with float64() if exact else contextlib.nullcontext():
                 for seed in range(algorithm.lp_steps + 2):

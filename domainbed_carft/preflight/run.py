@@ -67,14 +67,17 @@ def run_preflight(plan: LaunchPlan, report: Callable[[PreflightRow], None]) -> P
             report(row)
 
     hours = math.fsum(measurements.hours)
-    has_gpu = devices.is_gpu(devices.default_device())
+    if devices.is_gpu(devices.default_device()):
+        device = devices.gpu_facts().name
+    else:
+        device = machine.processor_name()
     return Preflight(
         carft=__version__,
         sweep=plan.declaration.name,
         declaration=preflight_file.digest(plan.declaration.text),
         written=time.time(),
         host=socket.gethostname(),
-        device=devices.gpu_facts().name if has_gpu else machine.processor_name(),
+        device=device,
         hours=hours if measurements.hours and math.isfinite(hours) else None,
         rows=rows,
         costs=measurements.job_costs,

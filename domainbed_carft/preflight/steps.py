@@ -177,8 +177,9 @@ def _speed(action: Callable[[], object], images: int, warm_up: int = 1) -> float
 
 def total_memory() -> int:
     """Return the bytes available to a job: on the GPU, or on this machine or in its cgroup."""
-    has_gpu = devices.is_gpu(devices.default_device())
-    return devices.gpu_facts().memory if has_gpu else machine.memory()
+    if devices.is_gpu(devices.default_device()):
+        return devices.gpu_facts().memory
+    return machine.memory()
 
 
 def reset_peak_memory() -> None:

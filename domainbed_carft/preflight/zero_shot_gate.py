@@ -118,11 +118,12 @@ def compare_with_published(
 def measure(trainer: Trainer) -> ZeroShot:
     """Measure the zero-shot accuracy with a job's evaluator, on at most MAX_IMAGES images."""
     misc = host.module("lib.misc")
-    share = MAX_IMAGES // len(trainer.dataset)
-    is_small = sum(map(len, trainer.dataset)) <= MAX_IMAGES
+    max_images = MAX_IMAGES
+    if sum(map(len, trainer.dataset)) > MAX_IMAGES:
+        max_images = MAX_IMAGES // len(trainer.dataset)
     splits = {}
     for number, environment in enumerate(trainer.dataset):
-        size = len(environment) if is_small else min(share, len(environment))
+        size = min(max_images, len(environment))
         splits[f"env{number}"] = misc.split_dataset(environment, size, _SEED)[0]
 
     trainer.batches.evaluated, trainer.evaluator.splits = splits, [*splits]

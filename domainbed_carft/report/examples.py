@@ -74,7 +74,9 @@ def find_examples(
     for target, label in enumerate(environments):
         runs = [candidate for candidate in selected if candidate.target == target]
         try:
-            targets.append(_target_examples(label, _evaluated_pair(runs, pair), count, data_dir))
+            targets.append(
+                _target_examples(label, _find_evaluated_pair(runs, pair), count, data_dir)
+            )
         except CarftError as error:
             labels_by_reason.setdefault(str(error), []).append(label)
     return targets + [
@@ -82,7 +84,7 @@ def find_examples(
     ]
 
 
-def _evaluated_pair(selected: Sequence[Selected], pair: Sequence[str]) -> list[Selected]:
+def _find_evaluated_pair(selected: Sequence[Selected], pair: Sequence[str]) -> list[Selected]:
     """Return the runs of both algorithms in the first trial whose predictions were saved."""
     evaluated = {
         (run.trial, run.row): run

@@ -72,12 +72,11 @@ def checkpoints(selected_runs: Sequence[Selected]) -> pd.DataFrame:
         out_of_domain = in_splits[:, target] if run.test_envs else np.full(len(in_domain), np.nan)
         drift = _drift_by_step(run)
 
-        for step, *accuracies in zip(run.steps, in_domain, out_of_domain):
+        for step, in_accuracy, out_accuracy in zip(run.steps, in_domain, out_of_domain):
             key = (selected.dataset, selected.row, target, selected.trial, step)
-            is_selected = step == selected.outcome.step
             kl, agreement = drift.get(step, [math.nan, math.nan])
-            percents = (100 * accuracy for accuracy in accuracies)
-            rows[key] = (*key, *percents, is_selected, kl, 100 * agreement)
+            percents = (100 * in_accuracy, 100 * out_accuracy)
+            rows[key] = (*key, *percents, step == selected.outcome.step, kl, 100 * agreement)
 
     columns = [*RUN, "step", "in_domain", "out_of_domain", "selected", *DRIFT]
     frame = pd.DataFrame(rows.values(), columns=columns).astype({"selected": bool})
@@ -93,8 +92,9 @@ def _drift_by_step(run: RecordedRun) -> dict[float, list[float]]:
 
 
 def _finite_or_nan(value: Any) -> float:
-    is_finite = type(value) in (int, float) and abs(value) <= sys.float_info.max
-    return float(value) if is_finite else math.nan
+    if type(value) in (int, float) and abs(value) <= sys.float_info.max:
+        return float(value)
+    return math.nan
 
 
 def average_over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
@@ -113,8 +113,8 @@ def average_over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataF
     keys = [*trial, "step"] if "step" in frame else trial
     by_step = frame.groupby(keys, sort=True)[list(values)]
     counts = by_step.count()
-    has_all_targets = counts == counts.groupby(trial).transform("max")
-    return by_step.mean()[has_all_targets & (counts > 0)].dropna(how="all").reset_index()
+    max_counts = counts.groupby(trial).transform("max")
+    return by_step.mean()[(counts == max_counts) & (counts > 0)].dropna(how="all").reset_index()
 
 
 def average_over_trials_by_step(
@@ -258,7 +258,7 @@ def reliability(evaluations: Sequence[TargetEvaluation]) -> pd.DataFrame:
             ]
 
     columns = ["algorithm", "series", "bin", "images", "correct", "confidence"]
-    return _summed(pd.DataFrame(rows, columns=columns), by=["algorithm", "series", "bin"])
+    return _sum_by(pd.DataFrame(rows, columns=columns), by=["algorithm", "series", "bin"])
 
 
 def calibration_error(bins: pd.DataFrame) -> float:
@@ -285,7 +285,7 @@ def flips(evaluations: Sequence[TargetEvaluation], environments: Sequence[str]) 
         }
         for evaluation in sorted(evaluations, key=lambda evaluation: evaluation.target)
     ]
-    return _summed(pd.DataFrame(rows), by=["environment", "algorithm"])
+    return _sum_by(pd.DataFrame(rows), by=["environment", "algorithm"])
 
 
 def rows_by(frame: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:
@@ -293,6 +293,6 @@ def rows_by(frame: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:
     return {str(value): rows for value, rows in frame.groupby(column, sort=False)}
 
 
-def _summed(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def _sum_by(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Sum over rows with equal values of the columns ``by``, in the order of first occurrence."""
     return frame.groupby(by, sort=False, as_index=False).sum()

@@ -187,8 +187,11 @@ def _choose_pair(
     Raises CarftError if the requested pair cannot be compared.
     """
     first, second = requested or PAIR
-    is_valid = first != second and {first, second} <= {*collection.rows}
-    if is_valid and collection.methods != [selection.IN_DOMAIN]:
+    if (
+        first != second
+        and {first, second} <= {*collection.rows}
+        and collection.methods != [selection.IN_DOMAIN]
+    ):
         return first, second
     if requested:
         raise CarftError(
@@ -292,8 +295,7 @@ def _explain_missing_examples(collection: Collection, pair: tuple[str, str] | No
 def _title(collection: Collection) -> str:
     """Return the page's title: the datasets, the protocol, and the algorithms."""
     runs = collection.runs
-    has_targets = any(run.test_envs for run in runs)
-    protocol = "one domain held out" if has_targets else "no domain held out"
+    protocol = f"{'one' if any(run.test_envs for run in runs) else 'no'} domain held out"
     titles = benchmarks.dataset_titles(row_names.environment_labels(runs))
     names = collection.rows
     if len(names) > _NAMED_ALGORITHMS:

@@ -219,9 +219,9 @@ def _legend_line(style: Style) -> Line2D:
 
 def _name_ticks(axes: Any, places: Sequence[float], names: Sequence[str]) -> None:
     """Label places along the horizontal axis, with rotated names if there is no space."""
-    is_crowded = sum(len(name) + 1 for name in names) > _MAX_LETTERS_ALONG_AXIS
+    n_letters = sum(len(name) + 1 for name in names)
     printed = [printable(name) for name in names]
-    axes.set_xticks(places, printed, rotation=90 if is_crowded else 0)
+    axes.set_xticks(places, printed, rotation=90 if n_letters > _MAX_LETTERS_ALONG_AXIS else 0)
 
 
 # Dots: the accuracies of one environment
@@ -435,9 +435,10 @@ def _hparam_axis(hparam: str, values: Sequence[Any]) -> HorizontalAxis:
     ticks = {
         _place(value, values): f"{value:g}" if _is_number(value) else str(value) for value in values
     }
-    is_numeric = all(map(_is_number, values))
-    is_wide = is_numeric and 0 < _LOGARITHMIC_RATIO * min(values) <= max(values)
-    return HorizontalAxis(hparam, is_logarithmic=is_wide, ticks=ticks)
+    if not all(map(_is_number, values)):
+        return HorizontalAxis(hparam, ticks=ticks)
+    is_logarithmic = 0 < _LOGARITHMIC_RATIO * min(values) <= max(values)
+    return HorizontalAxis(hparam, is_logarithmic, ticks)
 
 
 def _place(value: Any, values: Sequence[Any]) -> float:

@@ -133,11 +133,11 @@ class SectionMaker:
         lead = []
         if len(means):
             name = self.make_name(table.dataset, "robustness")
-            title = _marked("In-domain against out-of-domain", table)
+            title = _mark_title("In-domain against out-of-domain", table)
             lead.append(plots.draw_robustness(title, name, means, self.styles))
         if len(averages):
             name = self.make_name(table.dataset, "accuracy", "average")
-            title = _marked("Average over environments", table)
+            title = _mark_title("Average over environments", table)
             limits = plots.dot_limits(averages)
             lead.append(plots.draw_dots(title, name, averages, self.styles, limits))
         return lead
@@ -149,7 +149,7 @@ class SectionMaker:
         limits = plots.dot_limits(cells)
         return [
             plots.draw_dots(
-                _marked(label, table),
+                _mark_title(label, table),
                 self.make_name(table.dataset, "accuracy", label),
                 environment_cells,
                 self.styles,
@@ -169,7 +169,7 @@ class SectionMaker:
         choices = frames.choices(runs, table.method, first_stage)
         figures = [
             plots.draw_choices(
-                _marked(algorithm, table),
+                _mark_title(algorithm, table),
                 self.make_name(table.dataset, "choices", algorithm),
                 choices[choices["algorithm"] == algorithm],
                 style,
@@ -188,7 +188,7 @@ class SectionMaker:
             make_name=self.make_name,
             error=table.error,
         )
-        marked = [replace(figure, title=_marked(figure.title, table)) for figure in figures]
+        marked = [replace(figure, title=_mark_title(figure.title, table)) for figure in figures]
         return [Part("hparams", marked)] if marked else []
 
     def _step_curves(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
@@ -209,7 +209,7 @@ class SectionMaker:
         limits = plots.line_limits(pd.concat(lines_by_title.values()))
         return [
             plots.draw_curves(
-                _marked(title, table),
+                _mark_title(title, table),
                 self.make_name(table.dataset, "over_steps", title),
                 lines,
                 self.styles,
@@ -230,7 +230,7 @@ class SectionMaker:
         }
         return [
             plots.draw_robustness(
-                _marked(title, table),
+                _mark_title(title, table),
                 self.make_name(table.dataset, "robustness", title),
                 rows[columns],
                 self.styles,
@@ -246,7 +246,9 @@ class SectionMaker:
         if lines.empty:
             return []
         name = self.make_name(table.dataset, "context_drift")
-        return [plots.draw_curves(_marked(table.dataset_title, table), name, lines, self.styles)]
+        return [
+            plots.draw_curves(_mark_title(table.dataset_title, table), name, lines, self.styles)
+        ]
 
     def _evaluations(self, table: Table, selected: Sequence[Selected]) -> list[Part]:
         """Draw the measurements of ``carft evaluate``; the part is empty if there are none."""
@@ -258,7 +260,7 @@ class SectionMaker:
         bins = frames.reliability(evaluations)
         reliability = [
             evaluation_plots.draw_reliability(
-                f"{names[algorithm]}{_mark(algorithm, table)}",
+                f"{names[algorithm]}{_incomplete_mark(algorithm, table)}",
                 self.make_name(table.dataset, "reliability", algorithm),
                 bins[bins["algorithm"] == algorithm],
                 style,
@@ -277,11 +279,13 @@ class SectionMaker:
         if len(names) <= evaluation_plots.MAX_BARS_IN_GROUP:
             name = self.make_name(table.dataset, "flips")
             return [
-                evaluation_plots.draw_flips(_marked(title, table), name, rows, self.styles, names)
+                evaluation_plots.draw_flips(
+                    _mark_title(title, table), name, rows, self.styles, names
+                )
             ]
         return [
             evaluation_plots.draw_flips(
-                f"{title}, {label}{_mark(label, table)}",
+                f"{title}, {label}{_incomplete_mark(label, table)}",
                 self.make_name(table.dataset, "flips", label),
                 rows[rows["environment"] == label],
                 self.styles,
@@ -320,12 +324,12 @@ def _target_title(label: str) -> str:
     return f"target {label}"
 
 
-def _marked(title: str, table: Table) -> str:
+def _mark_title(title: str, table: Table) -> str:
     """Add the incomplete rows to a figure's title."""
-    return f"{title}{_mark(title, table)}"
+    return f"{title}{_incomplete_mark(title, table)}"
 
 
-def _mark(title: str, table: Table) -> str:
+def _incomplete_mark(title: str, table: Table) -> str:
     """List the rows that are incomplete on the title's environment, or on any environment."""
     environments = {
         text: label for label in table.columns for text in (label, _target_title(label))
