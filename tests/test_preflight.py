@@ -281,7 +281,6 @@ def test_preflight_of_a_declared_sweep_passes_and_writes_its_file(
     ("measured", "finding", "hint"),
     [
         (RuntimeError("CUDA out of memory"), "does not fit into ", "micro_batch"),
-        (MemoryError(), "does not fit into ", "micro_batch"),
         (RuntimeError("shapes differ"), "RuntimeError: shapes differ (", "report this error"),
         ([StepMeasures(math.nan, 10**9, 1.0, 1.0, 1.0)], "loss nan, peak memory 1.00", "lower lr"),
     ],
