@@ -195,7 +195,7 @@ def _choose_pair(
         return first, second
     if requested:
         raise CarftError(
-            f"--examples {first} {second} cannot be compared; expected two different algorithms of "
+            f"--examples {first} {second} is invalid; expected two different algorithms of "
             f"{', '.join(collection.rows)}, and a --select other than in-domain"
         )
     return None
