@@ -1,12 +1,12 @@
-"""What the import hook costs an interpreter start: `python -c pass` with and without it.
+"""Measure the cost of the import hook at the start of an interpreter.
 
     python benchmarks/hook_cost.py [--runs 300] [--python python3.12 ...]
 
-Two throwaway environments of each interpreter, equal but for the hook, whose modules are compiled
-as an installation compiles them. Both have a .pth file beside: setuptools, which we require, brings
-one, and the first to be read costs more than the next (Python 3.13 loads a codec for it). Their
-starts alternate in one run. The figure is the median of the differences within a pair; above the
-limit of 1 ms the exit status is 1.
+For each interpreter, two temporary environments run `python -c pass` alternately. They are equal
+except for the hook, whose modules are compiled as in an installation. Both contain another .pth
+file, like the one of setuptools, which the package requires, because the first .pth file costs more
+than the next one (Python 3.13 loads a codec for it). The result is the median of the differences
+within a pair. The exit status is 1 if it is above the limit of 1 ms.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ sys.path.insert(0, str(ROOT / "build_backend"))
 from carft_backend import START_FILES  # noqa: E402
 
 
-def environment(folder: Path, python: str, hooked: bool) -> Path:
-    """Make an environment in `folder`, hooked or not, and return its interpreter."""
+def make_environment(folder: Path, python: str, has_hook: bool) -> Path:
+    """Make an environment in `folder` with or without the hook, and return its interpreter."""
     subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
     interpreter = folder / "bin" / "python"
     (site_packages,) = folder.glob("lib/python3*/site-packages")
     (site_packages / "distutils-precedence.pth").write_text("import os\n")
-    if hooked:
+    if has_hook:
         package = site_packages / "domainbed_carft"
         shutil.copytree(
             ROOT / "domainbed_carft",
@@ -49,14 +49,14 @@ def environment(folder: Path, python: str, hooked: bool) -> Path:
 
 
 def start_ms(interpreter: Path) -> float:
-    """Time one start."""
+    """Return the milliseconds of one start."""
     begin = time.perf_counter()
     subprocess.run([interpreter, "-c", "pass"], check=True)
     return 1000 * (time.perf_counter() - begin)
 
 
 def is_hooked(interpreter: Path) -> bool:
-    """Whether our finders are there, so that the right thing is measured."""
+    """Return True if the interpreter has the finders of the hook."""
     code = "import sys; print([type(f).__name__ for f in sys.meta_path])"
     done = subprocess.run([interpreter, "-c", code], check=True, capture_output=True, text=True)
     return done.stdout.count("'Finder'") == 2
@@ -65,10 +65,10 @@ def is_hooked(interpreter: Path) -> bool:
 def measure(python: str, runs: int) -> float:
     """Print and return the cost of the hook for the interpreter `python`, in milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
-        bare = environment(Path(folder, "bare"), python, hooked=False)
-        hooked = environment(Path(folder, "hook"), python, hooked=True)
+        bare = make_environment(Path(folder, "bare"), python, has_hook=False)
+        hooked = make_environment(Path(folder, "hook"), python, has_hook=True)
         if is_hooked(bare) or not is_hooked(hooked):
-            raise SystemExit(f"{python}: the two environments are not as they should be")
+            raise SystemExit(f"{python}: expected the hook in one environment and not in the other")
         pairs = []
         for run in range(runs):
             if run % 2:
@@ -83,12 +83,17 @@ def measure(python: str, runs: int) -> float:
 
 
 def main() -> int:
-    """Measure all interpreters asked for; 0 if every one keeps to the limit."""
+    """Measure all interpreters; return 0 if all are within the limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=300, help="pairs of starts (default: 300)")
-    parser.add_argument("--python", nargs="+", default=[sys.executable], help="interpreters")
+    parser.add_argument(
+        "--python",
+        nargs="+",
+        default=[sys.executable],
+        help="interpreters to measure (default: this one)",
+    )
     arguments = parser.parse_args()
-    # Whatever the caller's environment adds to a start would be noise.
+    # Variables of the caller can slow down the start.
     for name in [name for name in os.environ if name.startswith(("PYTHON", "DOMAINBED_CARFT"))]:
         del os.environ[name]
     print(f"{platform.machine()}, {os.cpu_count()} cores")

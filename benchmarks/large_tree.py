@@ -1,14 +1,15 @@
-"""Time and memory for a dataset with as many images as DomainNet.
+"""Measure time and memory for a dataset with as many images as DomainNet.
 
     python benchmarks/large_tree.py --folder FOLDER [--scale 1] [--steps 1001] [--distinct 64]
 
-Makes a tree below FOLDER with DomainNet's environments, classes and counts, 586,575 JPEGs of 8 to
-16 px: hard links to ``--distinct`` files, or with 60,000 or more each a file of its own (2.4 GB).
-Then, each in a process of its own:
+Makes a tree in FOLDER with DomainNet's environments, classes and numbers of images: 586,575 JPEGs
+of 8 to 16 px, which are hard links to ``--distinct`` files, or separate files (2.4 GB) if that is
+at least 60,000. Then it runs, each in a separate process:
 
 - ``carft data verify DomainNet``, twice;
-- a job of CARFT with ``tiny`` until its first step is done, twice: the first encodes all prompts;
-- a job of ``--steps`` steps and the evaluation after the last: an interval between checkpoints.
+- a CARFT job with ``tiny`` until the end of its first step, twice (the first job encodes all
+  prompts);
+- a job of ``--steps`` steps with the evaluation after the last step: one checkpoint interval.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from PIL import Image
 from domainbed_carft.data import benchmarks
 
 DOMAINNET = benchmarks.get("DomainNet")
-MAX_LINKS = 60_000  # to a file; ext4 allows 65,000
+MAX_LINKS = 60_000  # per file; ext4 allows 65,000
 TRAIN = "--train"
 
 
 def write_tree(root: Path, scale: float, distinct: int) -> int:
-    """Write a share of DomainNet's images, at least two of a class; returns how many."""
+    """Write a share of DomainNet's images, at least two per class, and return their number."""
     root.mkdir(parents=True)
     originals = []
     for index in range(min(distinct, MAX_LINKS)):
@@ -46,9 +47,11 @@ def write_tree(root: Path, scale: float, distinct: int) -> int:
     n_images = 0
     edition = DOMAINNET.editions[0]
     for environment, total in edition.counts.items():
-        each, more = divmod(total, len(DOMAINNET.classes))
-        even = {name: each + (i < more) for i, name in enumerate(DOMAINNET.classes)}
-        for name, count in edition.by_class.get(environment, even).items():
+        per_class, remainder = divmod(total, len(DOMAINNET.classes))
+        even_counts = {
+            name: per_class + (index < remainder) for index, name in enumerate(DOMAINNET.classes)
+        }
+        for name, count in edition.by_class.get(environment, even_counts).items():
             folder = root / environment / name
             folder.mkdir(parents=True)
             for index in range(max(2, round(scale * count))):
@@ -63,7 +66,7 @@ def write_tree(root: Path, scale: float, distinct: int) -> int:
 
 
 def measure(title: str, *words: object) -> None:
-    """Run a command of Python to its end, and print its time and peak memory."""
+    """Run a Python command, and print its time and peak memory."""
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -72,13 +75,13 @@ def measure(title: str, *words: object) -> None:
         raise SystemExit(f"{title}: exit status {process.returncode}")
     print(
         f"{title}: {time.perf_counter() - begin:.1f} s, {usage.ru_utime + usage.ru_stime:.1f} s of "
-        f"processors; largest process {usage.ru_maxrss / 1024:,.0f} MiB",
+        f"CPU time; largest process {usage.ru_maxrss / 1024:,.0f} MiB",
         flush=True,
     )
 
 
 def train(words: list[str], steps: int) -> int:
-    """Train as ``domainbed.scripts.train`` does, but without the evaluation after step 0."""
+    """Train like ``domainbed.scripts.train``, but without the evaluation after step 0."""
     from domainbed.lib import training
     from domainbed.scripts import train as script
 
@@ -96,11 +99,15 @@ def train(words: list[str], steps: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="new folder")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder to create for the tree and the jobs"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="share of DomainNet's images")
-    parser.add_argument("--steps", type=int, default=1001)
+    parser.add_argument("--steps", type=int, default=1001, help="of the long job (default: 1001)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes")
-    parser.add_argument("--distinct", type=int, default=64, help="different files, at least 10")
+    parser.add_argument(
+        "--distinct", type=int, default=64, help="number of different files, at least 10"
+    )
     parser.add_argument(TRAIN, type=int, help=argparse.SUPPRESS)
     arguments, words = parser.parse_known_args()
     folder = arguments.folder
@@ -118,9 +125,8 @@ def main() -> int:
     job = ["--algorithm", "CARFT", "--dataset", "DomainNet", "--test_envs", 0, "--data_dir", folder]
     job += ["--hparams", json.dumps({"clip_backbone": "tiny"}), "--workers", arguments.workers]
     for name, steps in (("start-1", 1), ("start-2", 1), ("train", arguments.steps)):
-        own = ["--output_dir", folder / name, "--checkpoint_freq", steps]
-        own += ["--skip_model_save"]
-        measure(name, __file__, "--folder", folder, TRAIN, steps, *job, *own)
+        output = ["--output_dir", folder / name, "--checkpoint_freq", steps, "--skip_model_save"]
+        measure(name, __file__, "--folder", folder, TRAIN, steps, *job, *output)
     record = json.loads((folder / "train" / "results.jsonl").read_text().splitlines()[-1])
     seconds = arguments.steps * record["step_time"]
     print(f"steps: {seconds:.1f} s; evaluation: {record['evaluation_time']:.1f} s")

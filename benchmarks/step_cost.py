@@ -1,16 +1,18 @@
-"""The cost of each method's training step over plain fine-tuning's.
+"""Measure the cost of each method's training step relative to plain fine-tuning.
 
-A step of plain fine-tuning is a forward (1) and a backward (2) pass; a frozen original adds its
-forward (1), so at equal precision the limit of CAR-FT and of the terms that share that pass is 4/3.
-The original may run in bfloat16, which is cheaper if the processor computes in it. The goals: at
-most 1.37 at equal precision, 1.15 with the original in bf16 and training in fp32.
+A step of plain fine-tuning is a forward pass (cost 1) and a backward pass (cost 2). A frozen
+original model adds a forward pass (1), so at equal precision the limit of CAR-FT, and of the terms
+that share that pass, is 4/3. The original model can run in bfloat16, which is cheaper if the CPU
+supports it. The goals: at most 1.37 at equal precision, and 1.15 with the original in bf16 and
+training in fp32.
 
     python benchmarks/step_cost.py [--shape tiny B/32 B/16] [--rounds 20] [--batch 8]
     python benchmarks/step_cost.py --methods [CaRot ...] [--rounds 10]     # on ViT-B/16's shape
 
-Steps of the algorithms alternate in one process, so that whatever else the machine does falls on
-all; the ratio is the median over rounds. On a processor it is that of processor time, on one
-thread. Weights are random, of OpenAI's shape, and the embedded tiny CLIP's.
+Steps of the algorithms alternate in one process, so that other work on the machine affects all of
+them; the result is the median ratio over rounds. On a CPU it is the ratio of CPU times on one
+thread. Weights are random in the shapes of OpenAI's models, or those of the embedded tiny CLIP
+model.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from domainbed_carft.method import algorithm, algorithms
 from domainbed_carft.method.encoders import FrozenOriginal
 
 DOMAINS = 3
-AT_A_TIME = 4  # methods in memory, of more than a GB each
+MAX_IN_MEMORY = 4  # methods, of more than 1 GB each
 CLASSES = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]  # PACS
 VIT_B_32 = {
     "embed_dim": 512, "image_resolution": 224, "vision_layers": 12, "vision_width": 768,
@@ -42,7 +44,7 @@ VIT_B_32 = {
     "transformer_heads": 8, "transformer_layers": 12,
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {},  # the embedded one
+    "tiny": {},  # embedded weights
     "B/32": VIT_B_32,
     "B/16": {**VIT_B_32, "vision_patch_size": 16},
     "L/14": {
@@ -52,8 +54,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def weights_of(shape: str, folder: Path) -> str:
-    """The clip_backbone of a shape: a state dict with random weights."""
+def make_weights(shape: str, folder: Path) -> str:
+    """Return the clip_backbone of a shape: "tiny", or a file with random weights."""
     if not SHAPES[shape]:
         return shape
     with warnings.catch_warnings():
@@ -65,8 +67,10 @@ def weights_of(shape: str, folder: Path) -> str:
     return str(path)
 
 
-def make(name: str, backbone: str, precision: str, **more: Any) -> algorithm.CLIPAlgorithm:
-    """An algorithm in fp32; ``precision``: that of its original, "fp32" or "bf16"."""
+def make_algorithm(
+    name: str, backbone: str, precision: str, **hparams: Any
+) -> algorithm.CLIPAlgorithm:
+    """Make an algorithm in fp32, with its original model in ``precision`` ("fp32" or "bf16")."""
     settings: dict[str, Any] = algorithms.hparam_values(name, "PACS")
     settings.update(
         clip_backbone=backbone, class_names=CLASSES, contexts="emoji", drift_every=0,
@@ -75,14 +79,14 @@ def make(name: str, backbone: str, precision: str, **more: Any) -> algorithm.CLI
     torch.manual_seed(0)
     images = 48 if backbone == "tiny" else 224
     shape = (3, images, images)
-    made = algorithms.CLASSES[name](shape, len(CLASSES), DOMAINS, settings | more)
-    if made.original and precision == "bf16":  # else it is in that of the encoder, fp32
-        keep_weights = bool(made.hparams["sp_weight"])
-        made.original = FrozenOriginal(made.encoder, bf16=True, keep_weights=keep_weights)
-    return made
+    built = algorithms.CLASSES[name](shape, len(CLASSES), DOMAINS, settings | hparams)
+    if built.original and precision == "bf16":  # the default is fp32, like the encoder
+        keep_weights = bool(built.hparams["sp_weight"])
+        built.original = FrozenOriginal(built.encoder, bf16=True, keep_weights=keep_weights)
+    return built
 
 
-def batch(size: int, pixels: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def make_batch(size: int, pixels: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     return [
         (
@@ -93,12 +97,8 @@ def batch(size: int, pixels: int, seed: int) -> list[tuple[torch.Tensor, torch.T
     ]
 
 
-def moved(data: list[Any], device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(x.to(device), y.to(device)) for x, y in data]
-
-
-def seconds(work: Callable[[], Any], device: str) -> float:
-    """Of processor time where the processor computes: what else runs there counts less."""
+def measure_seconds(work: Callable[[], Any], device: str) -> float:
+    """Measure wall-clock time on a GPU, and CPU time on a CPU, where other work counts less."""
     clock = time.perf_counter if device == "cuda" else time.process_time
     start = clock()
     work()
@@ -107,46 +107,49 @@ def seconds(work: Callable[[], Any], device: str) -> float:
     return clock() - start
 
 
-def alternated(
-    stepped: dict[str, algorithm.CLIPAlgorithm],
+def alternate_steps(
+    algorithms_by_label: dict[str, algorithm.CLIPAlgorithm],
     size: int,
     pixels: int,
     rounds: int,
     device: str,
 ) -> dict[str, list[float]]:
-    """The seconds of a step of each, in each round."""
-    times: dict[str, list[float]] = {label: [] for label in stepped}
+    """Return label -> seconds of a step in each round."""
+    times: dict[str, list[float]] = {label: [] for label in algorithms_by_label}
     for index in range(rounds + 1):
-        data = moved(batch(size, pixels, index), device)
-        # Turned each round, so that what drifts within one falls on each in turn.
+        data = [(x.to(device), y.to(device)) for x, y in make_batch(size, pixels, index)]
+        # Rotate the order, so that drifts within a round affect all algorithms alike.
         order = [*times][index % len(times) :] + [*times][: index % len(times)]
-        steps = {label: functools.partial(stepped[label].step_on_device, data) for label in order}
-        measured = {label: seconds(step, device) for label, step in steps.items()}
+        steps = {
+            label: functools.partial(algorithms_by_label[label].step_on_device, data)
+            for label in order
+        }
+        measured = {label: measure_seconds(step, device) for label, step in steps.items()}
         if index:  # the first round warms up
             for label, value in measured.items():
                 times[label].append(value)
     return times
 
 
-def ratios(
-    plain: algorithm.CLIPAlgorithm, others: dict[str, algorithm.CLIPAlgorithm],
+def print_ratios(
+    plain: algorithm.CLIPAlgorithm, compared: dict[str, algorithm.CLIPAlgorithm],
     size: int, pixels: int,
     rounds: int, device: str, goals: dict[str, float],
 ) -> None:  # fmt: skip
-    """Print the cost of a step of each of ``others`` over a step of plain fine-tuning."""
-    times = alternated({"": plain, **others}, size, pixels, rounds, device)
-    for label in others:
-        each = [t / p for t, p in zip(times[label], times[""])]
-        low, _, high = statistics.quantiles(each, n=4)
+    """Print the cost of a step of each compared algorithm relative to plain fine-tuning."""
+    times = alternate_steps({"": plain, **compared}, size, pixels, rounds, device)
+    for label in compared:
+        ratios = [t / p for t, p in zip(times[label], times[""])]
+        low, median, high = statistics.quantiles(ratios, n=4)
         goal = f"; goal: at most {goals[label]}" if label in goals else ""
         print(
-            f"  {label:24} {statistics.median(each):.3f} times as much as plain fine-tuning "
+            f"  {label:24} {median:.3f} times as much as plain fine-tuning "
             f"(quartiles {low:.3f} to {high:.3f}, {rounds} rounds{goal})",
             flush=True,
         )
 
 
-# At the default precisions. LP-FT's second phase is plain fine-tuning, so its first is there, too.
+# At the default precisions. LP-FT is measured in both phases; the second is plain fine-tuning.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "CLIPFineTune+sma": ("CLIPFineTune", {"average": "sma", "average_start": 0}),
     "CLIPFineTune+ema": ("CLIPFineTune", {"average": "ema"}),
@@ -161,52 +164,60 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def of_methods(names: list[str], backbone: str, size: int, rounds: int, device: str) -> None:
-    plain = make("CLIPFineTune", backbone, "fp32").to(device)
-    for first in range(0, len(names), AT_A_TIME):
-        others = {}
-        for label in names[first : first + AT_A_TIME]:
-            name, more = METHODS[label]
-            others[label] = make(name, backbone, "bf16", **more).to(device)
-        ratios(plain, others, size, 224, rounds, device, {})
+def measure_methods(names: list[str], backbone: str, size: int, rounds: int, device: str) -> None:
+    plain = make_algorithm("CLIPFineTune", backbone, "fp32").to(device)
+    for start in range(0, len(names), MAX_IN_MEMORY):
+        compared = {}
+        for label in names[start : start + MAX_IN_MEMORY]:
+            name, hparams = METHODS[label]
+            compared[label] = make_algorithm(name, backbone, "bf16", **hparams).to(device)
+        print_ratios(plain, compared, size, 224, rounds, device, goals={})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=8, help="images a domain for a ViT")
+    parser.add_argument("--rounds", type=int, default=20, help="at least 2 (default: 20)")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="images per domain for a ViT (default: 8)"
+    )
     parser.add_argument("--shape", nargs="+", choices=[*SHAPES], default=["tiny", "B/32", "B/16"])
-    parser.add_argument("--methods", nargs="*", help="measure these methods, or all, instead")
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        help="measure these methods, or all if none are listed, on ViT-B/16's shape",
+    )
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error(
-            f"--rounds is {arguments.rounds}, expected at least 2 for a median and quartiles"
+            f"--rounds is {arguments.rounds}; expected at least 2, for a median and quartiles"
         )
     if unknown := {*(arguments.methods or ())} - {*METHODS}:
-        parser.error(f"--methods has {sorted(unknown)}; expected some of {[*METHODS]}")
+        parser.error(f"--methods {sorted(unknown)} are unknown; expected some of {[*METHODS]}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
-    machine.keep_freed_memory()  # as train does
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, 1 thread"
-    print(f"torch {torch.__version__}, {device}, {where}")
+    machine.keep_freed_memory()  # like train
+    hardware = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, 1 thread"
+    )
+    print(f"torch {torch.__version__}, {device}, {hardware}")
     with tempfile.TemporaryDirectory() as folder:
         if arguments.methods is not None:
             print(f"B/16, random weights, {DOMAINS} x {arguments.batch}; the original in bf16")
-            backbone = weights_of("B/16", Path(folder))
+            backbone = make_weights("B/16", Path(folder))
             names = arguments.methods or [*METHODS]
-            of_methods(names, backbone, arguments.batch, arguments.rounds, device)
+            measure_methods(names, backbone, arguments.batch, arguments.rounds, device)
             return
         for shape in arguments.shape:
-            backbone = weights_of(shape, Path(folder))
+            backbone = make_weights(shape, Path(folder))
             size, pixels = (16, 48) if shape == "tiny" else (arguments.batch, 224)
             print(f"{shape}, {DOMAINS} x {size} images")
-            plain = make("CLIPFineTune", backbone, "fp32").to(device)
-            others = {
-                f"CARFT, original in {p}": make("CARFT", backbone, p).to(device)
+            plain = make_algorithm("CLIPFineTune", backbone, "fp32").to(device)
+            compared = {
+                f"CARFT, original in {p}": make_algorithm("CARFT", backbone, p).to(device)
                 for p in ("fp32", "bf16")
             }
-            goals = dict(zip(others, (1.37, 1.15)))
-            ratios(plain, others, size, pixels, arguments.rounds, device, goals)
+            goals = dict(zip(compared, (1.37, 1.15)))
+            print_ratios(plain, compared, size, pixels, arguments.rounds, device, goals)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The cost of `carft evaluate OUT` over the predictions alone, of the same runs and images.
+"""Measure the cost of `carft evaluate OUT` relative to its predictions alone.
 
     python benchmarks/sweep_evaluation.py [--rounds 5] [--trials 4] [--images 24] [--device cpu]
 
-A sweep of CARFT on the tiny CLIP, each environment of a PACS-shaped tree of JPEGs left out in turn,
-is trained for one step. Each round predicts the images that the evaluation needs, and evaluates a
-sweep of which nothing is known, in turn and in the same pool. Processor time is that of all
-processes: the command, the fork server, and the runs. Zero-shot CLIP predicts each environment once
-for all runs, so --trials counts. The status is 1 if the ratio is above the bar.
+CARFT on the tiny CLIP model is trained for one step, with each environment of a PACS-like tree of
+JPEGs as target. Each round runs in the same pool the predictions that the evaluation needs, and a
+complete evaluation without any cached results. CPU time includes all processes: the command, the
+fork server, and the runs. Zero-shot CLIP predicts each environment once for all runs, so the ratio
+depends on --trials. The exit status is 1 if the ratio is above the limit.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from domainbed_carft.jobs import records
 from domainbed_carft.runs import predictions, sweep, sweep_job
 from domainbed_carft.runs.saved import open_step
 
-BAR = 1.15
+LIMIT = 1.15
 WAYS = PREDICTIONS, EVALUATION = ("predictions", "evaluation")
-WAY = "COUNTED_WAY"  # variables of the processes that are counted
-FOLDER = "COUNTED_FOLDER"  # each process writes its seconds to a file there
+WAY = "COUNTED_WAY"  # environment variable: the element of WAYS to measure
+FOLDER = "COUNTED_FOLDER"  # environment variable: folder for a file per process with its seconds
 SWEEP = "--run_sweep"
 
 
 def run_sweep(output: Path, device: str) -> None:
-    """Evaluate the sweep, or predict alone, in processes that run `count_job`."""
+    """Evaluate or only predict the sweep, in processes that run `count_job`."""
     sweep_job.MODULE = Path(__file__).stem
     if os.environ[WAY] == PREDICTIONS:
         sweep.find_run_metrics = lambda _: "only predicted"
@@ -50,14 +50,14 @@ def run_sweep(output: Path, device: str) -> None:
 
 
 def count_job(task: str) -> int:
-    """Do the task of one process of the pool, and write the processor time that it took."""
+    """Run the task of one process of the pool, and write its CPU time to a file."""
     status = sweep_job.main([task]) if os.environ[WAY] == EVALUATION else predict(json.loads(task))
     Path(os.environ[FOLDER], str(os.getpid())).write_text(str(sum(os.times()[:4])))
     return status
 
 
 def predict(task: dict[str, Any]) -> int:
-    """Predict the images that the evaluation of one run needs; returns the exit status."""
+    """Predict the images that the evaluation of one run needs, and return the exit status."""
     options = predictions.LoadingOptions(
         device=predictions.choose_device(task["device"]),
         batch_size=task["batch_size"],
@@ -65,7 +65,7 @@ def predict(task: dict[str, Any]) -> int:
     )
     (recorded,), _ = records.read([Path(task["folder"])])
     run = open_step(recorded, task["step"])
-    assert run is not None  # it was trained for this
+    assert run is not None  # `train` saved it
     evaluation = sweep_job.prepare(run, task["step"])
     splits = [*evaluation.reported, *evaluation.validation]
     predictor = predictions.run_predictor(run, options.device)
@@ -74,23 +74,24 @@ def predict(task: dict[str, Any]) -> int:
 
 
 def measure(way: str, output: Path, device: str) -> float:
-    """Seconds of all processors to do one of WAYS anew."""
+    """Return the CPU seconds of one of WAYS without cached results."""
     for path in output.glob("*/evaluation_step*"):
         path.unlink()
     shutil.rmtree(Path(os.environ[process_variables.CACHE.name], "zero_shot"), ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="carft-counted-") as folder:
         variables = {WAY: way, FOLDER: folder, "PYTHONPATH": str(Path(__file__).parent.resolve())}
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        usage_before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, __file__, SWEEP, str(output), "--device", device]
         subprocess.run(command, env={**os.environ, **variables}, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # The fork server does not wait for its processes, so their time is not in `after`.
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # The fork server does not wait for its processes, so their time is not in `usage`.
         seconds = sum(float(path.read_text()) for path in Path(folder).iterdir())
-    return seconds + after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds += usage.ru_utime + usage.ru_stime
+    return seconds - usage_before.ru_utime - usage_before.ru_stime
 
 
 def train(folder: Path, images: int, trials: int) -> Path:
-    """Train a sweep of one step on JPEGs in ``folder``; returns its output folder."""
+    """Train a sweep for one step on JPEGs in ``folder``, and return its output folder."""
     count, classes = write_jpegs(folder, images)
     hparams = {"clip_backbone": "tiny", "contexts": "emoji", "class_names": classes}
     hparams |= {"batch_size": 8, "warmup_steps": 0, "total_steps": 2, "data_edition": "unchecked"}
@@ -108,17 +109,24 @@ def train(folder: Path, images: int, trials: int) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--trials", type=int, default=4, help="of four jobs each")
-    parser.add_argument("--images", type=int, default=24, help="of a class and environment")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to measure (default: 5)")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=4,
+        help="trials of the sweep, with four jobs each (default: 4)",
+    )
+    parser.add_argument(
+        "--images", type=int, default=24, help="per class and environment (default: 24)"
+    )
+    parser.add_argument("--device", default="cpu", help="such as cuda:0 (default: cpu)")
     parser.add_argument(SWEEP, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run_sweep:
         run_sweep(arguments.run_sweep, arguments.device)
         return 0
 
-    os.environ.pop("OMP_NUM_THREADS", None)  # it would keep the pool from sharing the cores
+    os.environ.pop("OMP_NUM_THREADS", None)  # otherwise the pool does not divide the cores
     ratios = []
     with tempfile.TemporaryDirectory(prefix="carft-sweep-evaluation-") as name:
         os.environ[process_variables.CACHE.name] = f"{name}/cache"
@@ -132,8 +140,8 @@ def main() -> int:
             print(f"round {number + 1}: {words}", flush=True)
     median = statistics.median(ratios)
     spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-    print(f"evaluation over predictions, processor time: {median:.3f} ({spread}); the bar is {BAR}")
-    return int(median > BAR)
+    print(f"evaluation over predictions, CPU time: {median:.3f} ({spread}); limit {LIMIT}")
+    return int(median > LIMIT)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A report, its page as a browser reads it, and records to make one of."""
+"""Helpers that write records, make a report of them, and parse its page."""
 
 from __future__ import annotations
 
@@ -19,25 +19,23 @@ from domainbed_carft.report.plots import Figure, data_as_csv
 
 VOID = {"meta", "link", "img", "source", "br", "input", "wbr"}
 TABLE = "PACS; training-domain validation set"
-HEADINGS = ("h1", "h2", "h3", "h4", "h5")
-OURS = ("CLIPZeroShot", "CLIPFineTune", "CARFT")
+ALGORITHMS = ("CLIPZeroShot", "CLIPFineTune", "CARFT")
 
 
 class Page(HTMLParser):
-    """``tables``: caption -> rows of texts; ``elements``: (tag, attributes) in order."""
+    """A parsed page, which must be well-formed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.text = text
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.headings: list[tuple[int, str]] = []
-        self.tables: dict[str, list[list[str]]] = {}
+        self.elements: list[tuple[str, dict[str, str | None]]] = []  # tags and attributes
+        self.tables: dict[str, list[list[str]]] = {}  # caption -> rows of texts
         self._open: list[str] = []
         self._rows: list[list[str]] = []
         self._words = ""
         self.feed(text)
         self.close()
-        assert not self._open, f"left open: {self._open}"
+        assert not self._open
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attributes)))
@@ -48,18 +46,16 @@ class Page(HTMLParser):
             self._rows = []
         elif tag == "tr":
             self._rows.append([])
-        elif tag in ("th", "td", "caption", *HEADINGS):
+        elif tag in ("th", "td", "caption"):
             self._words = ""
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
         text = " ".join(self._words.split())
-        if tag == "caption":  # before the rows
+        if tag == "caption":  # comes before the rows
             self.tables.setdefault(text, self._rows)
         elif tag in ("th", "td"):
             self._rows[-1].append(text)
-        elif tag in HEADINGS:
-            self.headings.append((int(tag[1]), text))
 
     def handle_data(self, data: str) -> None:
         self._words += data
@@ -68,28 +64,28 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def leave_undrawn(patch: pytest.MonkeyPatch) -> None:
-    """Figures with their names and words, and nothing on them: drawing takes most of the time."""
+def skip_drawing(patch: pytest.MonkeyPatch) -> None:
+    """Make empty figures with names and texts, because drawing takes most of the time."""
 
-    def save_undrawn(canvas: object, title: str, name: str, alt: str, data: pd.DataFrame) -> Figure:
+    def save_empty(canvas: object, title: str, name: str, alt: str, data: pd.DataFrame) -> Figure:
         svg = '<svg viewBox="0 0 288 200"></svg>'
         return Figure(title, name, alt, svg, b"an image", data_as_csv(data))
 
     for module in (plots, evaluation_plots):
-        patch.setattr(module, "save_figure", save_undrawn)
+        patch.setattr(module, "save_figure", save_empty)
 
 
 def report(sweep: Path, output: Path, *words: str) -> int:
-    """The exit status of ``carft report`` without images."""
+    """Run ``carft report`` without example images, and return its exit status."""
     return cli.main(["report", str(sweep), "-o", str(output), "--n-examples", "0", *words])
 
 
 def read(folder: Path) -> Page:
-    return Page((Path(folder) / "index.html").read_text(encoding="utf-8"))
+    return Page((folder / "index.html").read_text(encoding="utf-8"))
 
 
-def page_of(sweep: Path, *words: str) -> Page:
-    """The page of a report that is written beside the sweep."""
+def report_and_read(sweep: Path, *words: str) -> Page:
+    """Write a report next to the sweep, and return its page."""
     output = sweep.parent / "report"
     assert report(sweep, output, *words) == 0
     return read(output)
@@ -103,16 +99,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def drift(draw: random.Random) -> dict[str, float]:
-    """What our algorithms' records measure of the distance from the original."""
-    return {"loss_kl": draw.random(), "context_agreement": draw.random()}
+def add_drift(job: Path, generator: random.Random) -> None:
+    """Add random drifts of the context distribution to a job's records."""
+    collect_sweeps.change_records(
+        job,
+        lambda record: (
+            record | {name: generator.random() for name in ("loss_kl", "context_agreement")}
+        ),
+    )
 
 
-def write_ours(
-    folder: Path, algorithms: Sequence[str] = OURS, trials: int = 2, dataset: str = "PACS"
+def write_sweep(
+    folder: Path, algorithms: Sequence[str] = ALGORITHMS, trials: int = 2, dataset: str = "PACS"
 ) -> None:
-    """A sweep of our algorithms, whose records have what they measure of the drift."""
-    draw = random.Random(0)
+    """Write the records of a sweep with CLIP models, prompts and drifts."""
+    generator = random.Random(0)
     recorded = {"clip_backbone": "ViT-B/16", "prompts_digest": "0123456789abcdef"}
     for algorithm, target, trial in itertools.product(algorithms, range(4), range(trials)):
         job = collect_sweeps.write_job(
@@ -125,11 +126,11 @@ def write_ours(
             recorded=recorded,
         )
         if algorithm in ("CARFT", "CLIPFineTune"):
-            collect_sweeps.change_records(job, lambda record: record | drift(draw))
+            add_drift(job, generator)
 
 
 def write_incomplete(folder: Path) -> Path:
-    """Our algorithms on PACS, complete but for one job."""
-    write_ours(folder)
+    """Write a sweep on PACS in which one job is missing."""
+    write_sweep(folder)
     shutil.rmtree(folder / "PACS-CLIPFineTune-1-1")
     return folder

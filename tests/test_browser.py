@@ -1,4 +1,4 @@
-"""The report and the site in Debian's chromium: accessible, complete, usable on any screen."""
+"""The report and the documentation site in chromium: accessibility, layout, loaded files."""
 
 import functools
 import http.server
@@ -39,7 +39,7 @@ def browser():
 
 
 def open_page(browser, address, width):
-    """A page, and the messages, errors and addresses of other places that it asks for."""
+    """Open a page; return it with its console messages, errors and requested addresses."""
     page = browser.new_page(viewport={"width": width, "height": 900})
     messages = []
     page.on("console", lambda message: messages.append(message.text))
@@ -69,7 +69,7 @@ def index(incomplete):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_report_is_accessible_and_asks_for_nothing_else(browser, index, width):
+def test_report_is_accessible_and_loads_no_other_files(browser, index, width):
     page, messages = open_page(browser, index, width)
     assert [message for message in messages if not message.startswith("data:")] == [index]
     assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -80,7 +80,7 @@ def test_the_report_is_accessible_and_asks_for_nothing_else(browser, index, widt
     assert violations(page) == []
 
 
-def test_keys_skip_to_the_results_and_sort_a_table(browser, index):
+def test_report_can_be_skipped_and_sorted_by_keyboard(browser, index):
     page, _ = open_page(browser, index, 390)
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
@@ -102,7 +102,7 @@ def test_keys_skip_to_the_results_and_sort_a_table(browser, index):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The address of the site, built as `make docs` builds it, on a server of this machine."""
+    """Build the site like `make docs`, serve it locally, and return its address."""
     pytest.importorskip("material", reason="the extra docs is not installed (make docs)")
     folder = tmp_path_factory.mktemp("site") / "site"
     words = ["-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
@@ -118,12 +118,10 @@ def site(tmp_path_factory):
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("path", SITE_PAGES)
-def test_pages_fit_the_screen_load_only_from_the_site_and_are_accessible(
-    browser, site, path, width
-):
+def test_site_is_accessible_fits_the_screen_and_loads_no_other_sites(browser, site, path, width):
     page, messages = open_page(browser, site + path, width)
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    own_places = (site, "data:", "blob:")
-    assert [message for message in messages if not message.startswith(own_places)] == []
+    local = (site, "data:", "blob:")
+    assert [message for message in messages if not message.startswith(local)] == []
     assert violations(page, ".md-content") == []
     page.close()

@@ -62,7 +62,7 @@ def read_packed_accuracies():
 
 
 def test_demo_shows_accuracies_next_to_recorded_ones(tmp_path, monkeypatch, capsys):
-    report_page.leave_undrawn(monkeypatch)
+    report_page.skip_drawing(monkeypatch)
     output = tmp_path / "it's a demo"
     declared = declare(tmp_path, SMALL)
     records = write_records(output, declared)

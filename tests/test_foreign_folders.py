@@ -59,7 +59,7 @@ def test_only_what_the_user_names_is_written_through_a_link(victim, tmp_path):
 
 
 def test_a_report_replaces_a_link_in_place_of_its_figures(sweep, victim, tmp_path, monkeypatch):
-    report_page.leave_undrawn(monkeypatch)
+    report_page.skip_drawing(monkeypatch)
     figures = tmp_path / "page" / "figures"
     assert report_page.report(sweep, figures.parent) == 0
     names = os.listdir(figures)
@@ -92,7 +92,7 @@ COMMANDS = (
 @pytest.mark.parametrize("places", PLACES)
 @pytest.mark.usefixtures("impatient")
 def test_no_command_waits_for_a_pipe_or_reads_a_device(places, kind, sweep, tmp_path, monkeypatch):
-    report_page.leave_undrawn(monkeypatch)
+    report_page.skip_drawing(monkeypatch)
     for place in places:
         path = sweep / place.replace("JOB", JOB)
         path.parent.mkdir(exist_ok=True)

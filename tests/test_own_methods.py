@@ -24,7 +24,7 @@ from domainbed_carft.launchers.options import PoolOptions
 from domainbed_carft.launchers.pool import Pool
 from domainbed_carft.method import algorithms
 from domainbed_carft.method.own_methods import OwnMethods, load
-from domainbed_carft.report.plots import styles_of
+from domainbed_carft.report.plots import get_styles
 from domainbed_carft.results import rows
 from domainbed_carft.runs import wise_ft
 
@@ -336,9 +336,9 @@ def test_styles_and_rows_are_read_from_source_that_is_not_run(
 ) -> None:
     file = tmp_path / "anchor.py"
     file.write_text(f"raise SystemExit\n{METHOD}")
-    neutral = styles_of(["CLIPAnchor"])["CLIPAnchor"]
+    neutral = get_styles(["CLIPAnchor"])["CLIPAnchor"]
     monkeypatch.setenv(own_methods.VARIABLE, f"{file}:{tmp_path / 'missing.py'}")
-    styles = styles_of(["CLIPAnchor", "CLIPPlain", "CARFT"])
+    styles = get_styles(["CLIPAnchor", "CLIPPlain", "CARFT"])
     assert styles["CLIPAnchor"].colour == "#123456" and styles["CLIPAnchor"].row == 2.5
     assert styles["CLIPPlain"] == neutral
     assert styles["CARFT"] == SHIPPED["CARFT"].style

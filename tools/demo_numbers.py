@@ -1,10 +1,10 @@
-"""Makes the packed numbers that `carft demo` compares with, from the records of fresh-emoji.
+"""Make the numbers that `carft demo` shows for comparison, from the records of fresh-emoji.
 
     tar -xf benchmarks/records/fresh-emoji.tar.xz
     python tools/demo_numbers.py fresh-emoji > domainbed_carft/assets/demo.csv
 
-A line for each of the demo's methods, the target style and the trial: the accuracy in percent on
-that style, at the checkpoint that training-domain validation chooses.
+Each line has the accuracy in percent of one of the demo's methods on the target style in one trial,
+at the checkpoint selected by training-domain validation.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Make the images of README from the packed records of `fresh-emoji`, in docs/images/.
 
     python tools/readme_figures.py           # robustness-light.svg, robustness-dark.svg
-    python tools/readme_figures.py --page    # and report-light.png, report-dark.png, by Chromium
-    python tools/readme_figures.py --check   # exit status 1 if a figure plots other records
+    python tools/readme_figures.py --page    # also report-light.png, report-dark.png, by Chromium
+    python tools/readme_figures.py --check   # exit status 1 if a figure is out of date
 
-The figure plots in-domain against out-of-domain accuracy of the methods in README's table, means
-over the trials with their standard errors. It holds the digest of what it plots.
+The figure shows in-domain against out-of-domain accuracy of the methods in README's table, as means
+over the trials with standard errors. It contains the digest of its data.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ RECORDS = ROOT / "benchmarks" / "records" / "fresh-emoji.tar.xz"
 IMAGES = ROOT / "docs" / "images"
 SELECTION = "training-domain"
 SIZE = (7.6, 4.3)  # inches
-DARKEST = 0.07  # lightness of white paper on a dark page
+MIN_LIGHTNESS = 0.07  # of the background on a dark page
 SPACE_FOR_LABELS = 3.5  # points of in-domain accuracy, on the right
-GREY = "#6e7781"  # of methods that are not highlighted
+GREY = "#6e7781"  # for methods that are not highlighted
 HIGHLIGHTED = ("CARFT (methods)", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
-# Row of the collector -> its name in README, and where this stands beside its mark: points to the
-# right and up, and its alignment.
+# Row of the table -> its label in README, and the label's position: offset from the mark in points
+# to the right and up, and alignment.
 LABELS = {
     "CARFT (methods)": ("CAR-FT", 18, 6, "left"),
     "CARFT (CARFT+beta)": ("CAR-FT, Beta average", -2, 18, "center"),
@@ -57,32 +57,38 @@ PAGE_SIZE = {"width": 1440, "height": 1100}  # px
 def main() -> int:
     """Make the images, or compare them with the records."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--page", action="store_true", help="image the report page, too")
-    parser.add_argument("--check", action="store_true", help="make nothing, compare")
+    parser.add_argument(
+        "--page", action="store_true", help="also make screenshots of the report page"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check that the figures are up to date, without writing files",
+    )
     arguments = parser.parse_args()
 
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(RECORDS) as archive:
             archive.extractall(folder, filter="data")
-        means = means_of(Path(folder, "fresh-emoji"))
+        means = load_means(Path(folder, "fresh-emoji"))
         if arguments.check:
             return check(digest(means))
 
-        light = robustness_figure(means)
+        light = draw_robustness(means)
         (IMAGES / "robustness-light.svg").write_text(light)
-        (IMAGES / "robustness-dark.svg").write_text(with_light_turned_round(light))
+        (IMAGES / "robustness-dark.svg").write_text(darken(light))
 
         if arguments.page:
             report = write_report(
                 [Path(folder, "fresh-emoji", "methods")], Path(folder, "report"), n_examples=0
             )
-            image_page(report.index)
+            save_screenshots(report.index)
     return 0
 
 
 def check(expected: str) -> int:
-    """Return 1 if a figure has another digest than that of the records."""
+    """Return 1 if a figure does not have the expected digest, otherwise 0."""
     status = 0
     for scheme in ("light", "dark"):
         path = IMAGES / f"robustness-{scheme}.svg"
@@ -92,25 +98,25 @@ def check(expected: str) -> int:
     return status
 
 
-def means_of(sweep: Path) -> pd.DataFrame:
-    """A row for each of LABELS, as `frames.means_of_trials` returns them."""
+def load_means(sweep: Path) -> pd.DataFrame:
+    """Load the rows of `frames.average_over_trials` for LABELS."""
     (group,) = collection.gather([sweep], by=["variant"]).groups
     checkpoints = frames.checkpoints(selection.select(group.runs, SELECTION))
     selected = checkpoints[checkpoints["selected"]].drop(columns="step")
-    return frames.means_of_trials(frames.over_targets(selected, frames.ACCURACIES))
+    return frames.average_over_trials(frames.average_over_targets(selected, frames.ACCURACIES))
 
 
 def digest(means: pd.DataFrame) -> str:
-    """SHA-256 of the rows as CSV, sorted by name, numbers with six digits that count."""
+    """Return the SHA-256 of the rows as CSV, sorted by name, with six significant digits."""
     return hashlib.sha256(plots.data_as_csv(means.sort_values("algorithm")).encode()).hexdigest()
 
 
-def robustness_figure(means: pd.DataFrame) -> str:
-    """The SVG, with the `digest` of its data as description."""
+def draw_robustness(means: pd.DataFrame) -> str:
+    """Draw the figure as SVG, with the `digest` of its data as description."""
     with plots.figure_style():
         canvas = Figure(figsize=SIZE, layout="constrained")
         axes = canvas.subplots()
-        by_algorithm = plots.styles_of(ALGORITHMS)
+        by_algorithm = plots.get_styles(ALGORITHMS)
         all_styles = {row: by_algorithm[row.split()[0]] for row in LABELS}
         styles = {
             row: style if row in HIGHLIGHTED else style._replace(colour=GREY)
@@ -131,8 +137,8 @@ def robustness_figure(means: pd.DataFrame) -> str:
                 weight="bold" if is_highlighted else "normal",
                 color=all_styles[row.algorithm].colour if is_highlighted else GREY,
             )
-        left, right_end = axes.get_xlim()
-        axes.set_xlim(left, right_end + SPACE_FOR_LABELS)
+        low, high = axes.get_xlim()
+        axes.set_xlim(low, high + SPACE_FOR_LABELS)
         axes.set_title("EmojiStyles: each of four drawing styles held out, ten trials")
         svg = plots.save_figure(canvas, "", "", "", means).svg
 
@@ -140,19 +146,19 @@ def robustness_figure(means: pd.DataFrame) -> str:
     return f"{beginning}>\n <desc>Data: SHA-256 {digest(means)}</desc>{end}"
 
 
-def with_light_turned_round(svg: str) -> str:
-    """The SVG for a dark page: each colour keeps its hue, and light ones become dark."""
+def darken(svg: str) -> str:
+    """Invert the lightness of all colours for a dark page, and keep their hues."""
 
-    def turned(match: re.Match[str]) -> str:
+    def invert(match: re.Match[str]) -> str:
         hue, lightness, saturation = colorsys.rgb_to_hls(*colors.to_rgb(match[0]))
-        lightness = DARKEST + (1 - DARKEST) * (1 - lightness)
+        lightness = MIN_LIGHTNESS + (1 - MIN_LIGHTNESS) * (1 - lightness)
         return colors.to_hex(colorsys.hls_to_rgb(hue, lightness, saturation))
 
-    return re.sub("#[0-9a-f]{6}", turned, svg)
+    return re.sub("#[0-9a-f]{6}", invert, svg)
 
 
-def image_page(index: Path) -> None:
-    """The first screen of a report's page, light and dark."""
+def save_screenshots(index: Path) -> None:
+    """Save screenshots of the top of a report, light and dark."""
     from playwright import sync_api
 
     programs = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))

@@ -1,6 +1,6 @@
-"""`carft check`: properties that every method has, each checked on the small CLIP with noise.
+"""Checks of the properties that every method must have, for `carft check`.
 
-Importing this package registers the stand-in device, which has to happen before the first backward
+Importing this package registers the stand-in device. Torch requires that before the first backward
 pass of a process.
 """
 

@@ -1,4 +1,4 @@
-"""What lets two computations of one value agree: float64, and constant random draws."""
+"""Arithmetic in which two computations of one value agree: float64, constant random draws."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_DRAWS = {
+_RANDOM_FUNCTIONS = {
     torch.rand,
     torch.randn,
     torch.randint,
@@ -24,38 +24,40 @@ _DRAWS = {
 }
 
 
-def _widening(method: Any) -> Any:
-    """A method of tensors that casts to float64 where it is told to cast to float32."""
+def _with_wide_casts(method: Any) -> Any:
+    """Wrap a casting method of tensors, so that a cast to float32 becomes one to float64."""
 
-    def widened(value: Any) -> Any:
+    def widen(value: Any) -> Any:
         return torch.float64 if value is torch.float32 else value
 
     def cast(tensor: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        widened_keywords = {name: widened(value) for name, value in keywords.items()}
-        return method(tensor, *map(widened, arguments), **widened_keywords)
+        widened_keywords = {name: widen(value) for name, value in keywords.items()}
+        return method(tensor, *map(widen, arguments), **widened_keywords)
 
     return cast
 
 
 class _ConstantDrawsMode(TorchFunctionMode):
-    """Replaces the numbers of each random draw by the first of them, and leaves dropout out."""
+    """Replace all numbers of a random draw by its first one, and skip dropout."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.dropout:
             return args[0]
         result = func(*args, **(kwargs or {}))
-        return result.fill_(result.flatten()[0].item()) if func in _DRAWS else result
+        return result.fill_(result.flatten()[0].item()) if func in _RANDOM_FUNCTIONS else result
 
 
 @contextlib.contextmanager
 def float64(constant_draws: bool = False) -> Iterator[None]:
-    """Compute in float64 inside, with modules whose weights are `double`.
+    """Compute in float64 inside the context, with modules that were converted by `double`.
 
-    ``constant_draws``: whether all images of a batch get the same random numbers, so that their
-    order does not matter.
+    With ``constant_draws`` all images of a batch get the same random numbers, so that the result
+    does not depend on their order.
     """
     dtype = torch.get_default_dtype()
-    casts: dict[str, Any] = {name: _widening(getattr(Tensor, name)) for name in ("to", "type")}
+    casts: dict[str, Any] = {
+        name: _with_wide_casts(getattr(Tensor, name)) for name in ("to", "type")
+    }
     torch.set_default_dtype(torch.float64)
     try:
         with (

@@ -1,4 +1,4 @@
-"""Running the checks: `domainbed_carft.check`, and one result a line for `carft check`."""
+"""Run the checks of a method, for `domainbed_carft.check` and `carft check`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from domainbed_carft.arguments import FLAG, MAPPING, TEXTS
 from domainbed_carft.arguments import check as check_arguments
 from domainbed_carft.checks.properties import CHECKS
-from domainbed_carft.checks.subject import Inapplicable, Subject, file_of, find_classes
+from domainbed_carft.checks.subject import Inapplicable, Subject, find_classes, find_file
 from domainbed_carft.errors import brief, raise_for
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.text import quantity, unknown
@@ -25,13 +25,14 @@ _WIDTH = max(map(len, CHECKS))
 
 
 class CheckResult(NamedTuple):
-    """What one check found.
+    """The result of one check of one method.
 
     Attributes:
-        algorithm: the name of the method.
-        check: the name of the check.
+        algorithm: name of the method.
+        check: name of the check.
         state: "ok", "skipped" or "FAILED".
-        message: why it does not apply, or what was expected and what came; "" if it is ok.
+        message: the reason for skipping, or the actual and the expected value of a failed check;
+            "" if the check passed.
     """
 
     algorithm: str
@@ -52,25 +53,25 @@ def check(
     without: Sequence[str] = (),
     raises: bool = True,
 ) -> list[CheckResult]:
-    """Check the properties that every method has, on the small CLIP, with noise for images.
+    """Check the properties that every method must have, on the small CLIP model with noise images.
 
-    It needs no GPU and no network, and takes some seconds. In your own tests, import it at the top
-    of the module: the checks on the stand-in for a GPU need a process that has not taken a backward
-    pass before this import, and are skipped otherwise.
+    The checks need neither a GPU nor a network, and take a few seconds. In your own tests, import
+    this function at the top of the module: the checks on the simulated GPU are skipped if the
+    process ran a backward pass before the import.
 
     Args:
-        method: an algorithm's name, the Python file of a method of your own, or its class.
+        method: name of an algorithm, path of the Python file of your own method, or its class.
         hparams: hyperparameters that differ from the defaults, such as ``{"average": "ema"}``.
-        only: the names of the checks to run, by default all.
-        without: the names of the checks to leave out; "processes" takes the longest.
-        raises: whether to raise an AssertionError if a check fails.
+        only: names of the checks to run; all by default.
+        without: names of the checks to skip; "processes" takes the longest.
+        raises: raise an AssertionError if a check fails.
 
     Returns:
-        A result for each check, of all methods in a file.
+        One result per check and method; a file can contain several methods.
 
     Raises:
-        AssertionError: if a check fails, with one line for each that does.
-        CarftError: for an unknown algorithm or check, and for a file that cannot be used.
+        AssertionError: if a check fails; the message has one line per failed check.
+        CarftError: if the algorithm or a check is unknown, or the file cannot be used.
 
     >>> [result.state for result in check("CARFT", only=["zero-weight"])]
     ['ok']
@@ -93,7 +94,7 @@ def run_checks(
     only: Sequence[str] = (),
     without: Sequence[str] = (),
 ) -> Iterator[CheckResult]:
-    """Yield the results of `check` one by one; it raises for no failure."""
+    """Yield the results of `check` one by one, without raising an error for a failed check."""
     raise_for(unknown("check", name, CHECKS) for name in (*only, *without) if name not in CHECKS)
     for algorithm_class in find_classes(method):
         subject = Subject(algorithm_class, hparams)
@@ -104,19 +105,21 @@ def run_checks(
 
 def _run_check(subject: Subject, name: str) -> CheckResult:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small models gain nothing from a second one
+    torch.set_num_threads(1)  # a second thread does not make small models faster
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Seems like `optimizer.step")  # of a copied schedule
+            warnings.filterwarnings(
+                "ignore", "Seems like `optimizer.step"
+            )  # caused by copying the schedule
             CHECKS[name](subject)
     except Inapplicable as reason:
         return CheckResult(subject.name, name, SKIPPED, str(reason))
     except AssertionError as error:
         return CheckResult(subject.name, name, FAILED, str(error))
-    except Exception as error:  # of any type, by what the method does
+    except Exception as error:  # the method can raise any type
         frames = traceback.extract_tb(error.__traceback__)
-        in_method = [f for f in frames if f.filename == file_of(subject.algorithm_class)]
-        frame = (in_method or frames)[-1]
+        method_frames = [f for f in frames if f.filename == find_file(subject.algorithm_class)]
+        frame = (method_frames or frames)[-1]
         place = f"{Path(frame.filename).name}, line {frame.lineno}"
         return CheckResult(subject.name, name, FAILED, f"{brief(error)} ({place})")
     else:
@@ -126,7 +129,7 @@ def _run_check(subject: Subject, name: str) -> CheckResult:
 
 
 def summary(results: Sequence[CheckResult]) -> str:
-    """How many checks have passed, failed and do not apply."""
+    """Return the numbers of passed, failed and skipped checks, such as "3 checks passed, ..."."""
     states = [result.state for result in results]
     counts = [quantity(states.count(OK), "check passed", "checks passed")]
     counts += [f"{states.count(state)} {state.lower()}" for state in (FAILED, SKIPPED)]

@@ -1,4 +1,4 @@
-"""Two processes that train a method together, and one that trains it alone, in float64."""
+"""Train a method in two processes together, and in one process alone, in float64."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from domainbed_carft.checks.arithmetic import float64
 from domainbed_carft.checks.subject import (
     Inapplicable,
     Subject,
-    file_of,
     find_classes,
-    gradients_of,
+    find_file,
+    get_gradients,
     minibatches,
     take_step,
 )
@@ -31,8 +31,11 @@ _CODE = (
 )
 
 
-def train_whole(subject: Subject, process_group: Any = None) -> dict[str, Any]:
-    """Train by whole batches, or a process's slices: what each step measures, the last gradient."""
+def train(subject: Subject, process_group: Any = None) -> dict[str, Any]:
+    """Train in this process; return the measurements of each step and the last gradient.
+
+    With a ``process_group``, each batch is replaced by the slice of this process.
+    """
     algorithm = subject.build_exact()
     algorithm.process_group = process_group
     outcome: dict[str, Any] = {}
@@ -43,19 +46,21 @@ def train_whole(subject: Subject, process_group: Any = None) -> dict[str, Any]:
                 share = process_group.get_slice(len(batches[0][0]))
                 batches = [(x[share], y[share]) for x, y in batches]
             outcome[f"step {seed}"] = take_step(algorithm, seed, batches)
-    # Not the weights: AdamW takes the rounding of gradients that are 0 for gradients.
-    return {**outcome, "the gradient": gradients_of(algorithm)}
+    # Not the weights: AdamW would scale up the rounding errors of gradients that are 0.
+    return {**outcome, "the gradient": get_gradients(algorithm)}
 
 
-def train_in_group(subject: Subject) -> dict[str, Any]:
-    """Train by `SIZE` processes, and return what the first of them returns.
+def train_in_processes(subject: Subject) -> dict[str, Any]:
+    """Train in `SIZE` processes, and return the outcome of the first process.
 
-    Raises AssertionError if one of them fails, and Inapplicable for a class in a notebook.
+    Raises AssertionError if a process fails, and Inapplicable for a class defined in a notebook.
     """
-    is_shipped = CLASSES.get(subject.name) is subject.algorithm_class
-    method = subject.name if is_shipped else file_of(subject.algorithm_class)
+    if CLASSES.get(subject.name) is subject.algorithm_class:
+        method = subject.name
+    else:
+        method = find_file(subject.algorithm_class)
     if not method:
-        raise Inapplicable("its class is in no file that other processes could load")
+        raise Inapplicable("its class is not defined in a file that other processes can load")
 
     with tempfile.TemporaryDirectory(prefix="carft-check-") as folder:
         arguments = [method, subject.name, json.dumps(subject.given_hparams), folder]
@@ -69,22 +74,20 @@ def train_in_group(subject: Subject) -> dict[str, Any]:
                 child.kill()
         for child, error in zip(children, errors):
             if child.returncode:
-                raise AssertionError(f"one of {SIZE} processes ended with {error.strip()[-300:]}")
+                raise AssertionError(f"one of {SIZE} processes failed: {error.strip()[-300:]}")
         return torch.load(Path(folder) / "outcome.pt", weights_only=True)
 
 
 def main(method: str, name: str, hparams: str, folder: str, rank: str) -> None:
-    """Be one of the processes."""
+    """Train as one of the processes, and save the outcome if it is the first one."""
     import torch.distributed as dist
     from domainbed.lib.process_group import ProcessGroup
 
     torch.set_num_threads(1)
-    classes = {found.__name__: found for found in find_classes(method)}
+    classes = {algorithm.__name__: algorithm for algorithm in find_classes(method)}
     meeting_place = f"file://{folder}/meeting_place"
     dist.init_process_group("gloo", meeting_place, rank=int(rank), world_size=SIZE)
-    outcome = train_whole(
-        Subject(classes[name], json.loads(hparams)), ProcessGroup(int(rank), SIZE)
-    )
+    outcome = train(Subject(classes[name], json.loads(hparams)), ProcessGroup(int(rank), SIZE))
     if int(rank) == 0:
         torch.save(outcome, Path(folder) / "outcome.pt")
     dist.barrier()

@@ -1,6 +1,7 @@
-"""The properties of every method, a function each: it returns, or raises what is wrong.
+"""The properties that every method must have, one function each.
 
-A property that does not apply raises `Inapplicable` with the reason. `CHECKS` has all by name.
+The function of a property raises an AssertionError if the method violates the property, and
+`Inapplicable` if the property does not apply to the method. `CHECKS` lists all functions by name.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from domainbed_carft.checks.subject import (
     SHAPE,
     Inapplicable,
     Subject,
-    gradients_of,
+    get_gradients,
     minibatches,
-    moved,
+    move_batches,
     take_step,
 )
 from domainbed_carft.data.benchmarks import BENCHMARKS
@@ -40,11 +41,11 @@ from domainbed_carft.method import hparam_checks, hparams
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.host_lookup import in_our_harness
 
-TOLERANCE = 1e-7  # of float64, whose rounding is a millionth of it
-FLOAT32_TOLERANCE = 1e-4  # also of what depends on text features, which are in float32
+TOLERANCE = 1e-7  # for float64; rounding errors are a million times smaller
+FLOAT32_TOLERANCE = 1e-4  # also for values that depend on text features, which are float32
 DIFFERENCE_TOLERANCE = 1e-4
-DIFFERENCE_LENGTH = 1e-7  # of the weights that are moved for a difference
-TARGET_SEED = 99  # of images that no step is taken on
+DIFFERENCE_LENGTH = 1e-7  # of the step in weight space for a difference quotient
+TARGET_SEED = 99  # of the images that are not trained on
 DATASETS = (DATASET, "Debug28", *BENCHMARKS, "ImageNet", "DTD")
 DRAWN_DATASETS = (DATASET, "PACS")
 DRAWS = 5
@@ -55,20 +56,21 @@ WRONG_VALUES: tuple[Any, ...] = (None, math.nan, math.inf, {})
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise an AssertionError with a message unless a condition holds."""
+    """Raise an AssertionError with the message unless the condition holds."""
     if not condition:
         raise AssertionError(message)
 
 
 def require_same(name: str, actual: Any, expected: Any, tolerance: float = TOLERANCE) -> None:
-    """Raise unless two tensors, numbers, or mappings of them are equal.
+    """Raise an AssertionError unless two tensors, numbers, or mappings of them are equal.
 
-    ``tolerance``: a share of the largest element, or of 1 if that is larger; 0 is to the bit.
+    The tolerance is relative to the largest expected element, or to 1 if that is larger. With 0
+    the bits must be equal.
     """
     if isinstance(expected, Mapping):
         missing, extra = sorted(expected.keys() - actual), sorted(actual.keys() - expected)
-        require(not missing, f"{name}: {missing} did not come, but were expected")
-        require(not extra, f"{name}: {extra} came, but were not expected")
+        require(not missing, f"{name}: {missing} are missing")
+        require(not extra, f"{name}: {extra} are unexpected")
         for key, value in expected.items():
             require_same(f"{name}: {key}", actual[key], value, tolerance)
         return
@@ -87,24 +89,25 @@ def require_same(name: str, actual: Any, expected: Any, tolerance: float = TOLER
 
 
 def skip_if(reason: str) -> None:
-    """Raise Inapplicable if there is a reason to."""
+    """Raise Inapplicable unless the reason is empty."""
     if reason:
         raise Inapplicable(reason)
 
 
-def without_resuming() -> str:
-    """Return why jobs cannot be resumed; "" if they can."""
-    is_ours = in_our_harness()
-    return "" if is_ours else "the domainbed in use is a checkout, which does not resume jobs"
+def resuming_unsupported() -> str:
+    """Return the reason why jobs cannot be resumed, or "" if they can."""
+    if in_our_harness():
+        return ""
+    return "the domainbed package in use is a checkout, which does not resume jobs"
 
 
 def target_images(dtype: torch.dtype = torch.float32) -> Tensor:
-    """Images of an environment that is left out."""
+    """Return images of a held-out environment."""
     return minibatches(TARGET_SEED, dtype)[0][0]
 
 
-def predictions(algorithm: CLIPAlgorithm, images: Tensor) -> Tensor:
-    """Predict images as an evaluation does, and return to training."""
+def predict(algorithm: CLIPAlgorithm, images: Tensor) -> Tensor:
+    """Return the logits of images in evaluation mode, and switch back to training mode."""
     algorithm.eval()
     with torch.no_grad():
         logits = algorithm.predict(images)
@@ -112,8 +115,8 @@ def predictions(algorithm: CLIPAlgorithm, images: Tensor) -> Tensor:
     return logits
 
 
-def written_and_read(state: Any) -> Any:
-    """A state through a file, of which nothing is run."""
+def save_and_load(state: Any) -> Any:
+    """Save a state and load it again without running pickled code."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -124,25 +127,27 @@ def written_and_read(state: Any) -> Any:
 
 
 def four_arguments(subject: Subject) -> None:
-    """The constructor takes four arguments, with any mapping, and does not change the mapping."""
+    """The constructor takes four arguments, of which hparams can be any mapping, left unchanged."""
     values = copy.deepcopy(subject.hparams)
     expected = subject.build(values).state_dict()
-    require(values == subject.hparams, "building changes the hparams that it is given")
-    generator = torch.get_rng_state()
-    expected_generator = torch.manual_seed(0).get_state()
-    require(torch.equal(generator, expected_generator), "building draws torch's random numbers")
+    require(values == subject.hparams, "the constructor changes the hparams that it is given")
+    generator_state = torch.get_rng_state()
+    require(
+        torch.equal(generator_state, torch.manual_seed(0).get_state()),
+        "the constructor draws from torch's global random generator",
+    )
 
     for mapping in (MappingProxyType(values), collections.UserDict(values)):
         algorithm = subject.build(mapping)
-        built = f"built from a {type(mapping).__name__}"
-        require_same(built, algorithm.state_dict(), expected, tolerance=0.0)
-    shape = tuple(predictions(algorithm, target_images()).shape)
+        name = f"built from a {type(mapping).__name__}"
+        require_same(name, algorithm.state_dict(), expected, tolerance=0.0)
+    shape = tuple(predict(algorithm, target_images()).shape)
     require(shape == (IMAGES, len(CLASS_NAMES)), f"predict returns {shape}, expected (N, classes)")
 
 
 def gradients(subject: Subject) -> None:
-    """The gradients of the loss are its derivatives, by central differences in float64."""
-    start, stepped = (subject.trained(exact=True) for _ in range(2))
+    """The gradients of the loss equal its central differences in float64."""
+    start, stepped = (subject.get_trained(exact=True) for _ in range(2))
     batches = minibatches(7, torch.float64)
 
     def loss_along(directions: Mapping[str, Tensor], length: float) -> float:
@@ -155,50 +160,50 @@ def gradients(subject: Subject) -> None:
     with float64():
         take_step(stepped, 7, batches)
         trained = {name: p for name, p in stepped.named_parameters() if p.requires_grad}
-        skip_if("" if trained else "it trains nothing")
+        skip_if("" if trained else "it has no trainable parameters")
         for part, names in itertools.groupby(trained, lambda name: name.split(".")[0]):
             directions = {name: torch.randn_like(trained[name]) for name in names}
             slopes = [
                 (gradient * directions[name]).sum()
-                for name, gradient in gradients_of(stepped).items()
+                for name, gradient in get_gradients(stepped).items()
                 if name in directions
             ]
             derivative = torch.stack(slopes).sum() if slopes else 0.0
-            ahead = loss_along(directions, DIFFERENCE_LENGTH)
-            behind = loss_along(directions, -DIFFERENCE_LENGTH)
-            expected = (ahead - behind) / (2 * DIFFERENCE_LENGTH)
+            difference = loss_along(directions, DIFFERENCE_LENGTH)
+            difference -= loss_along(directions, -DIFFERENCE_LENGTH)
+            expected = difference / (2 * DIFFERENCE_LENGTH)
             name = f"the derivative of the loss along a direction of {part}"
             require_same(name, derivative, expected, DIFFERENCE_TOLERANCE)
 
 
 def micro_batches(subject: Subject) -> None:
-    """Micro-batches give the gradients, measurements and random draws of the whole batch."""
+    """Micro-batches give the same gradients, measurements and random draws as one batch."""
     divided = {**subject.hparams, "micro_batch": MICRO_BATCH}
     problem = subject.algorithm_class.conflicts(divided).get("micro_batch", "")
     skip_if(problem and f"micro_batch is {MICRO_BATCH}, expected {problem}")
 
     outcomes = []
     for size in (0, MICRO_BATCH):
-        algorithm = subject.trained(exact=True)
+        algorithm = subject.get_trained(exact=True)
         algorithm.hparams["micro_batch"] = size
         with float64():
             measured = take_step(algorithm, 7, minibatches(7, torch.float64))
         draw = {"a random number after the step": torch.rand(())}
-        outcomes.append({**measured, **gradients_of(algorithm), **draw})
+        outcomes.append({**measured, **get_gradients(algorithm), **draw})
     require_same(f"in micro-batches of {MICRO_BATCH}", outcomes[1], outcomes[0])
 
 
 def several_processes(subject: Subject) -> None:
-    """Several processes, each with a slice of the batch, take the whole batch's steps."""
-    skip_if(without_resuming())
-    skip_if(subject.start().single_process_reason())
-    outcomes = processes.train_in_group(subject), processes.train_whole(subject)
-    require_same(f"by {processes.SIZE} processes", *outcomes)
+    """Several processes, each with a slice of the batch, take the same steps as one process."""
+    skip_if(resuming_unsupported())
+    skip_if(subject.get_initial().single_process_reason())
+    outcomes = processes.train_in_processes(subject), processes.train(subject)
+    require_same(f"in {processes.SIZE} processes", *outcomes)
 
 
 def records(subject: Subject) -> None:
-    """Each step returns what `loss` has measured, over the whole batch, however it is called."""
-    algorithm = subject.trained()
+    """Each step returns the values measured by `loss` on the full batch, however it is called."""
+    algorithm = subject.get_trained()
     batches = minibatches(7)
     loss = algorithm.loss
     measured: dict[str, float] = {}
@@ -215,7 +220,7 @@ def records(subject: Subject) -> None:
     for name, weight in (algorithm.terms.weights if algorithm.terms else {}).items():
         measured["loss"] += weight * values[f"loss_{name}"]
     recorded = {name: values[name] for name in measured if name in values}
-    require_same("update returns what loss has measured", recorded, measured, FLOAT32_TOLERANCE)
+    require_same("value of loss returned by update", recorded, measured, FLOAT32_TOLERANCE)
 
     images, labels = zip(*batches)
     for call in (
@@ -223,27 +228,29 @@ def records(subject: Subject) -> None:
         lambda algorithm: algorithm.update(x=images, y=labels),
         lambda algorithm: algorithm.step_on_device(batches),
     ):
-        copied = subject.trained()
+        algorithm_copy = subject.get_trained()
         torch.manual_seed(7)
-        require_same("another call of the step", call(copied), values, FLOAT32_TOLERANCE)
+        require_same(
+            "the step called in another way", call(algorithm_copy), values, FLOAT32_TOLERANCE
+        )
 
 
 # Saved states
 
 
 def resume(subject: Subject) -> None:
-    """Training resumed from a saved state, in a new instance, gives the same bits."""
-    skip_if(without_resuming())
+    """Training resumed from a saved state in a new instance is identical to the bit."""
+    skip_if(resuming_unsupported())
     from domainbed.lib import algorithm_state
 
-    uninterrupted = subject.start()
+    uninterrupted = subject.get_initial()
     structure = algorithm_state.structure(uninterrupted)
     steps = range(uninterrupted.lp_steps + 3)
     stored = {}
     measured = {}
     for step in steps:
         if step in (1, steps[-1]):
-            stored[step] = written_and_read(algorithm_state.capture(uninterrupted, structure))
+            stored[step] = save_and_load(algorithm_state.capture(uninterrupted, structure))
         measured[step] = take_step(uninterrupted, step, minibatches(step))
 
     for stop, state in stored.items():
@@ -254,50 +261,50 @@ def resume(subject: Subject) -> None:
             values = take_step(resumed, step, minibatches(step))
             require_same(f"{name}, step {step + 1}", values, measured[step], tolerance=0.0)
         require_same(name, resumed.state_dict(), uninterrupted.state_dict(), tolerance=0.0)
-        logits, expected = (predictions(a, target_images()) for a in (resumed, uninterrupted))
+        logits, expected = (predict(a, target_images()) for a in (resumed, uninterrupted))
         require_same(f"{name}: a logit", logits, expected, tolerance=0.0)
 
 
 def state_dict(subject: Subject) -> None:
-    """A new instance that loads the state dict from a file makes the same predictions."""
-    algorithm = subject.trained()
-    state = written_and_read(algorithm.state_dict())
+    """A new instance with the state dict from a file makes the same predictions."""
+    algorithm = subject.get_trained()
+    state = save_and_load(algorithm.state_dict())
     restored = subject.build(seed=1)
     differing = sorted(state.keys() ^ restored.state_dict().keys())
-    require(not differing, f"training changes which names the state dict has: {differing}")
+    require(not differing, f"training changes the keys of the state dict: {differing}")
 
     restored.load_state_dict(state)
     restored.eval()
     logits = restored(target_images())
-    require_same("a logit", logits, predictions(algorithm, target_images()), FLOAT32_TOLERANCE)
+    require_same("a logit", logits, predict(algorithm, target_images()), FLOAT32_TOLERANCE)
 
 
 # On a device
 
 
 def device(subject: Subject) -> None:
-    """Steps and predictions on a device equal those on the CPU, and no operation mixes the two."""
+    """Steps and predictions on a device equal the CPU's, and no operation mixes the devices."""
     skip_if(stand_in_device.describe_unsupported())
-    algorithm, expected_algorithm = (subject.start(exact=True) for _ in range(2))
+    algorithm, expected_algorithm = (subject.get_initial(exact=True) for _ in range(2))
     images = target_images(torch.float64)
     with float64(), stand_in_device.install() as stand_in:
         algorithm.to(stand_in)
         for seed in range(algorithm.lp_steps + 2):
             batches = minibatches(seed, torch.float64)
             expected = take_step(expected_algorithm, seed, batches)
-            values = take_step(algorithm, seed, moved(batches, stand_in))
+            values = take_step(algorithm, seed, move_batches(batches, stand_in))
             require_same("on the device", values, expected)
-        logits = predictions(algorithm, images.to(stand_in))
+        logits = predict(algorithm, images.to(stand_in))
         require(logits.device.type == stand_in.type, "predictions are not on the device")
-        require_same("a logit on the device", logits, predictions(expected_algorithm, images))
+        require_same("a logit on the device", logits, predict(expected_algorithm, images))
 
 
 def device_state(subject: Subject) -> None:
-    """A state saved on a device can be resumed on the CPU, and the reverse."""
-    skip_if(without_resuming() or stand_in_device.describe_unsupported())
+    """A state saved on a device can be resumed on the CPU, and vice versa."""
+    skip_if(resuming_unsupported() or stand_in_device.describe_unsupported())
     from domainbed.lib import algorithm_state
 
-    start = subject.start(exact=True)
+    start = subject.get_initial(exact=True)
     first, second = (minibatches(seed, torch.float64) for seed in (1, 2))
     measured = []
     with stand_in_device.install() as stand_in:
@@ -306,96 +313,98 @@ def device_state(subject: Subject) -> None:
             saved, resumed = (copy.deepcopy(start).to(place) for place in places)
             with float64():
                 structure = algorithm_state.structure(saved)
-                take_step(saved, 1, moved(first, places[0]))
+                take_step(saved, 1, move_batches(first, places[0]))
                 state = algorithm_state.capture(saved, structure)
-            algorithm_state.restore(resumed, written_and_read(state))
+            algorithm_state.restore(resumed, save_and_load(state))
             with float64():
-                measured.append(take_step(resumed, 2, moved(second, places[1])))
+                measured.append(take_step(resumed, 2, move_batches(second, places[1])))
             name = f"saved on {places[0].type}, resumed on {places[1].type}"
             require_same(name, measured[-1], measured[0])
 
 
 def waits(subject: Subject) -> None:
-    """A step makes the CPU wait for the device once, where `update` reads what it measured."""
+    """A step makes the CPU wait for the device only once, when `update` reads the measurements."""
     skip_if(stand_in_device.describe_unsupported())
-    algorithm = subject.start()
+    algorithm = subject.get_initial()
     with stand_in_device.install() as stand_in:
         algorithm.to(stand_in)
         for seed in range(algorithm.lp_steps + 2):
-            batches = moved(minibatches(seed), stand_in)
+            batches = move_batches(minibatches(seed), stand_in)
             with stand_in_device.record_waits() as operations:
                 algorithm.update(batches)
-            found = ", ".join(operations) or "no operation"
-            is_once = len(operations) == 1 or seed == 0  # which makes the optimizer's state
-            require(is_once, f"update waits for the device in {found}, expected one wait")
+            waiting = ", ".join(operations) or "no operation"
+            if seed > 0:  # step 0 creates the optimizer's state
+                message = f"update waits for the device in {waiting}; expected one wait"
+                require(len(operations) == 1, message)
 
 
 # Predictions
 
 
 def rest_of_batch(subject: Subject) -> None:
-    """The prediction of an image does not depend on the other images of its batch."""
-    algorithm = subject.trained(exact=True)
+    """The prediction for an image does not depend on the other images of its batch."""
+    algorithm = subject.get_trained(exact=True)
     images = target_images(torch.float64)
     with float64():
-        logits = predictions(algorithm, images)
-        alone = torch.cat([predictions(algorithm, image[None]) for image in images])
-    require_same("a logit of an image alone", alone, logits)
+        logits = predict(algorithm, images)
+        single_logits = torch.cat([predict(algorithm, image[None]) for image in images])
+    require_same("a logit of a batch of one image", single_logits, logits)
 
 
 def require_same_training(
     name: str,
     algorithm: CLIPAlgorithm,
-    other: CLIPAlgorithm,
+    rearranged: CLIPAlgorithm,
     rearrange: Callable[[Any], Any],
     classes: Any = slice(None),
     tolerance: float = TOLERANCE,
 ) -> None:
-    """Raise unless an algorithm trains as another does on rearranged minibatches, in float64.
+    """Raise unless a second algorithm on rearranged minibatches trains in the same way, in float64.
 
-    ``classes``: the numbers that the classes of the first have in the other.
+    ``classes``: indices of the algorithm's classes in the rearranged algorithm's logits.
     """
     images = target_images(torch.float64)
     steps = [minibatches(seed, torch.float64) for seed in range(algorithm.lp_steps + 2)]
     with float64(constant_draws=True):
         for seed, batches in enumerate(steps):
             expected = take_step(algorithm, seed, batches)
-            require_same(name, take_step(other, seed, rearrange(batches)), expected, tolerance)
-        logits = predictions(other, images)[:, classes]
-        require_same(f"{name}: a logit", logits, predictions(algorithm, images), tolerance)
+            values = take_step(rearranged, seed, rearrange(batches))
+            require_same(name, values, expected, tolerance)
+        logits = predict(rearranged, images)[:, classes]
+        require_same(f"{name}: a logit", logits, predict(algorithm, images), tolerance)
 
 
 def domain_order(subject: Subject) -> None:
-    """The order of the domains in a step changes neither predictions nor measurements."""
-    algorithms = subject.start(exact=True), subject.start(exact=True)
+    """Predictions and measurements do not depend on the order of the domains in a step."""
+    algorithms = subject.get_initial(exact=True), subject.get_initial(exact=True)
     require_same_training("with the domains in reverse order", *algorithms, lambda b: b[::-1])
 
 
 def class_order(subject: Subject) -> None:
-    """Classes in another order have the same predictions, in that order."""
-    is_random = subject.hparams["head_init"] == "random"
-    skip_if("head_init is 'random', by which classes start differently" if is_random else "")
+    """Reordering the classes reorders the predictions."""
+    if subject.hparams["head_init"] == "random":
+        raise Inapplicable("head_init is 'random', so each class starts with other weights")
     names = subject.hparams["class_names"]
-    numbers = torch.arange(len(names)).roll(1)  # of the classes, in the other order
-    other = subject.build_exact(class_names=[names[n] for n in numbers.argsort()])
+    numbers = torch.arange(len(names)).roll(1)  # of the classes, in the new order
+    reordered = subject.build_exact(class_names=[names[n] for n in numbers.argsort()])
     require_same_training(
         "with the classes in another order",
-        subject.start(exact=True),
-        other,
+        subject.get_initial(exact=True),
+        reordered,
         lambda batches: [(x, numbers[y]) for x, y in batches],
         classes=numbers,
         tolerance=FLOAT32_TOLERANCE,
     )
 
 
-# What must make no difference
+# Invariances
 
 
 def zero_weight(subject: Subject) -> None:
-    """A method with its weights at 0 trains as the class that it derives from."""
+    """A method whose loss weights are 0 trains like its base class."""
     declared = declared_hparams(subject.algorithm_class)
     weights = {n: 0.0 for n, h in declared.items() if n.endswith("_weight") and h.valid(0.0)}
-    skip_if("" if weights else "it declares no hyperparameter NAME_weight that can be 0")
+    skip_if("" if weights else "it has no hyperparameter NAME_weight that can be 0")
 
     base = next(
         parent
@@ -407,7 +416,8 @@ def zero_weight(subject: Subject) -> None:
         Subject(base, subject.hparams).build_exact(**weights),
     )
     title = "plain fine-tuning" if base is CLIPAlgorithm else base.__name__
-    name = f"{', '.join(f'{weight} 0' for weight in weights)} against {title}: loss"
+    settings = ", ".join(f"{weight} = 0" for weight in weights)
+    name = f"with {settings} compared with {title}: loss"
     for seed in range(algorithms[0].lp_steps + 3):
         batches = minibatches(seed, torch.float64)
         with float64():
@@ -416,29 +426,29 @@ def zero_weight(subject: Subject) -> None:
 
 
 def declared_hparams(algorithm_class: type[CLIPAlgorithm]) -> dict[str, hparams.Hparam]:
-    """Name -> hyperparameter that a class or one that it derives from declares."""
+    """Return name -> hyperparameter declared by a class or its base classes."""
     declarations = (vars(base).get("HPARAMS", ()) for base in algorithm_class.__mro__)
     return {hparam.name: hparam for hparam in itertools.chain.from_iterable(declarations)}
 
 
 class _Untouchable(Tensor):
-    """An image of the target, with which nothing may be done in training."""
+    """Images of the target that raise an error if training uses them."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise AssertionError(f"update uses images of the target, in {func.__name__}")
+        raise AssertionError(f"update uses images of the target in {func.__name__}")
 
 
 def target(subject: Subject) -> None:
-    """No image of the target changes the training, and no label of a test image reaches it."""
+    """Neither images nor labels of the target influence training."""
     outcomes = []
     for is_evaluated in (False, True):
-        algorithm = subject.trained()
+        algorithm = subject.get_trained()
         unlabeled = [target_images().as_subclass(_Untouchable) for _ in range(DOMAINS)]
         torch.manual_seed(7)
         if is_evaluated:
-            logits, again = (predictions(algorithm, target_images()) for _ in range(2))
-            require_same("a logit of an image that is predicted again", again, logits, 0.0)
+            logits, repeated = (predict(algorithm, target_images()) for _ in range(2))
+            require_same("a logit of a repeated prediction", repeated, logits, 0.0)
         measured = algorithm.update(minibatches(7), unlabeled)
         draw = {"a random number after the step": torch.rand(())}
         outcomes.append({**measured, **algorithm.state_dict(), **draw})
@@ -449,7 +459,7 @@ def target(subject: Subject) -> None:
 
 
 def require_valid(subject: Subject, dataset: str, random_seed: int | None) -> None:
-    """Raise unless the defaults, or a draw, can be the hyperparameters of a job."""
+    """Raise unless the defaults (no seed) or a random draw are valid hyperparameters of a job."""
     hparams_by_name = subject.algorithm_class.own_hparams()
     conditions = hparams.Conditions(dataset)
     values, repeated_values = (
@@ -457,35 +467,37 @@ def require_valid(subject: Subject, dataset: str, random_seed: int | None) -> No
     )
     kind = "default" if random_seed is None else f"draw of seed {random_seed}"
     for name, value in values.items():
-        is_plain = type(value) in (int, float, bool, str)
         repeated = repeated_values[name]
-        is_same = is_plain and json.loads(json.dumps(value)) == value == repeated
-        require(is_same, f"the {kind} of {name} for {dataset} is {value!r}, then {repeated!r}")
+        message = f"the {kind} of {name} for {dataset} is {value!r}, then {repeated!r}"
+        require(type(value) in (int, float, bool, str), message)
+        require(json.loads(json.dumps(value)) == value == repeated, message)
     problems = hparam_checks.job_problems(subject.algorithm_class, SHAPE, values)
     require(not problems, f"a {kind} for {dataset}: {'; '.join(map(str, problems))}")
 
 
 def default_hparams(subject: Subject) -> None:
-    """The defaults for every dataset are valid numbers and texts, which JSON does not change."""
+    """The defaults for every dataset are valid and do not change when written as JSON."""
     for dataset in DATASETS:
         require_valid(subject, dataset, random_seed=None)
 
 
 def drawn_hparams(subject: Subject) -> None:
-    """What a random search draws is valid, and the same for the same seed."""
+    """The random draws of a search are valid, and equal for equal seeds."""
     for dataset, seed in itertools.product(DRAWN_DATASETS, range(DRAWS)):
         require_valid(subject, dataset, seed)
 
 
 def wrong_hparams(subject: Subject) -> None:
-    """Each hyperparameter refuses what cannot be its value, by a problem that names it."""
+    """Each hyperparameter rejects invalid values with a message that names it."""
     hparams_by_name = subject.algorithm_class.own_hparams()
     for (name, hparam), value in itertools.product(hparams_by_name.items(), WRONG_VALUES):
-        require(not hparam.valid(value), f"{name} = {value!r} is valid, expected a refusal")
+        require(not hparam.valid(value), f"{name} = {value!r} is accepted; expected an error")
     for name in declared_hparams(subject.algorithm_class):
         problems = [*map(str, subject.algorithm_class.hparam_problems(DATASET, {name: None}))]
-        is_named = any(problem.startswith(f"{name} is None") for problem in problems)
-        require(is_named, f"the problems of {name} = None are {problems}")
+        require(
+            any(problem.startswith(f"{name} is None") for problem in problems),
+            f"{name} = None gives {problems}; expected a message that begins with {name} is None",
+        )
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {

@@ -1,4 +1,4 @@
-"""The method under check: its class, built on the small CLIP, with noise for images."""
+"""The method under check: its class, built on the small CLIP model, with noise as images."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.algorithms import CLASSES
 from domainbed_carft.text import unknown
 
-DATASET = "EmojiStyles"  # whose defaults are for few steps with the small CLIP
+DATASET = "EmojiStyles"  # its defaults suit a few steps with the small CLIP model
 SHAPE = (3, 32, 32)
 CLASS_NAMES = ["dog", "cat", "owl"]
 CONTEXTS = [f"a photo of a {{}} in style {number}." for number in range(28)]  # enough for FDAlign
 DOMAINS = 2
-IMAGES = 4  # of each domain in a batch
-MICRO_BATCH = 3  # which does not divide a batch
+IMAGES = 4  # per domain in a batch
+MICRO_BATCH = 3  # does not divide a batch evenly
 LP_STEPS = 2
 
 Minibatches = list[tuple[Tensor, Tensor]]
 
 
 class Inapplicable(Exception):
-    """A check does not apply to the method; the message says why."""
+    """A check does not apply to the method; the message is the reason."""
 
 
 def minibatches(seed: int = 0, dtype: torch.dtype = torch.float32) -> Minibatches:
-    """Noise images and labels of each domain."""
+    """Return noise images and labels of each domain."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(DOMAINS, IMAGES, *SHAPE, generator=generator).to(dtype)
     labels = torch.randint(len(CLASS_NAMES), (DOMAINS, IMAGES), generator=generator)
     return [*zip(images, labels)]
 
 
-def moved(batches: Minibatches, device: torch.device | str) -> Minibatches:
-    """The minibatches on a device."""
+def move_batches(batches: Minibatches, device: torch.device | str) -> Minibatches:
+    """Move the minibatches to a device."""
     return [(x.to(device), y.to(device)) for x, y in batches]
 
 
 def take_step(algorithm: CLIPAlgorithm, seed: int, batches: Minibatches) -> dict[str, float]:
-    """Take a step with the random numbers of its seed, and end a checkpoint where one is due."""
+    """Take a step with the random numbers of its seed, and finish a checkpoint if one is due."""
     torch.manual_seed(seed)
     measurements = algorithm.update(batches)
     if algorithm.uses_validation_loss:
@@ -60,21 +60,21 @@ def take_step(algorithm: CLIPAlgorithm, seed: int, batches: Minibatches) -> dict
     return measurements
 
 
-def gradients_of(algorithm: CLIPAlgorithm) -> dict[str, Tensor]:
-    """Name -> gradient of the last step."""
+def get_gradients(algorithm: CLIPAlgorithm) -> dict[str, Tensor]:
+    """Return parameter name -> gradient of the last step."""
     return {name: p.grad for name, p in algorithm.named_parameters() if p.grad is not None}
 
 
 def find_classes(method: str | Path | type[CLIPAlgorithm]) -> list[type[CLIPAlgorithm]]:
-    """The classes of an algorithm's name, of a Python file, or of a class.
+    """Return the algorithm classes of an algorithm's name, a Python file, or a class.
 
-    Raises CarftError for an unknown name, and for a file that holds no usable method.
+    Raises CarftError for an unknown name, and for a file that contains no usable method.
     """
     if isinstance(method, type):
         if not issubclass(method, CLIPAlgorithm):
             raise CarftError(
-                f"the class {method.__name__} is not an algorithm, expected a class that derives "
-                "from CLIPAlgorithm"
+                f"the class {method.__name__} is not an algorithm; expected a subclass of "
+                "CLIPAlgorithm"
             )
         return [method]
     if str(method) in CLASSES:
@@ -82,7 +82,7 @@ def find_classes(method: str | Path | type[CLIPAlgorithm]) -> list[type[CLIPAlgo
     if not str(method).endswith(".py"):
         problem = unknown("algorithm", str(method), CLASSES)
         raise CarftError(
-            f"{problem}; for a method of your own, pass its file, such as my_method.py"
+            f"{problem}; to check your own method, pass its file, such as my_method.py"
         )
 
     file = MethodFile(Path(method).absolute(), "METHOD")
@@ -91,20 +91,20 @@ def find_classes(method: str | Path | type[CLIPAlgorithm]) -> list[type[CLIPAlgo
     return [*loaded.classes.values()]
 
 
-def file_of(algorithm_class: type[CLIPAlgorithm]) -> str:
-    """Return the file of a class, "" if it was defined in a notebook."""
+def find_file(algorithm_class: type[CLIPAlgorithm]) -> str:
+    """Return the file that defines a class, or "" for a class defined in a notebook."""
     return getattr(sys.modules[algorithm_class.__module__], "__file__", None) or ""
 
 
 class Subject:
-    """A method's class with the hyperparameters under which it is checked.
+    """An algorithm class with the hyperparameters for checking it.
 
     Attributes:
-        algorithm_class: the class of the method.
-        name: the name of that class.
-        given_hparams: the hyperparameters that the user has set.
-        hparams: its complete hyperparameters: the defaults of ``DATASET``, then what suits a few
-            steps on noise, then the user's own.
+        algorithm_class: class of the method.
+        name: name of the class.
+        given_hparams: hyperparameters set by the user.
+        hparams: complete hyperparameters: the defaults for ``DATASET``, overridden by settings for
+            a few steps on noise, overridden by the user's.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Subject:
         self._trained: dict[bool, CLIPAlgorithm] = {}
 
     def build(self, hparams: Mapping[str, Any] | None = None, seed: int = 0) -> CLIPAlgorithm:
-        """Build the algorithm, with its ``hparams`` or exactly these; it prints nothing."""
+        """Build the algorithm with ``hparams`` (by default ``self.hparams``), printing nothing."""
         torch.manual_seed(seed)
         with contextlib.redirect_stdout(io.StringIO()):
             return self.algorithm_class(
@@ -129,23 +129,23 @@ class Subject:
             )
 
     def build_exact(self, **hparams: Any) -> CLIPAlgorithm:
-        """Build the algorithm for `arithmetic.float64`, without dropout and clipped gradients.
+        """Build the algorithm for `arithmetic.float64`, without dropout and gradient clipping.
 
-        To be called outside of that: files of weights cannot be read in it.
+        Call this outside the `float64` context, in which weights cannot be read from files.
         """
         unclipped = {**self.hparams, "lora_dropout": 0.0, "grad_clip": 0.0}
         return self.build({**unclipped, **hparams}).double()
 
-    def start(self, exact: bool = False) -> CLIPAlgorithm:
-        """A copy of the algorithm before its first step, by `build_exact` if it is ``exact``."""
+    def get_initial(self, exact: bool = False) -> CLIPAlgorithm:
+        """Return a copy of the algorithm before its first step, built in float64 if ``exact``."""
         if exact not in self._start:
             self._start[exact] = self.build_exact() if exact else self.build()
         return copy.deepcopy(self._start[exact])
 
-    def trained(self, exact: bool = False) -> CLIPAlgorithm:
-        """A copy of the algorithm two steps into its last phase, in float64 if it is ``exact``."""
+    def get_trained(self, exact: bool = False) -> CLIPAlgorithm:
+        """Return a copy of the algorithm two steps into its last phase, in float64 if ``exact``."""
         if exact not in self._trained:
-            algorithm = self.start(exact)
+            algorithm = self.get_initial(exact)
             dtype = torch.float64 if exact else torch.float32
             with float64() if exact else contextlib.nullcontext():
                 for seed in range(algorithm.lp_steps + 2):

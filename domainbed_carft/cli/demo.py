@@ -77,7 +77,7 @@ def _train(declaration: Declaration, output: Path) -> None:
     if len(trained) < len(declaration.algorithms):
         print(f"{ZERO_SHOT}: evaluated without training")
     print(f"{', '.join(trained)}: trained for {declaration.steps_of(dataset)} steps")
-    page.require_place(output / "report")
+    page.require_report_folder(output / "report")
 
     sweep_folder = output / "sweep"
     # No selection uses the training in-splits, which are two thirds of the evaluation.

@@ -46,7 +46,7 @@ def add_to(commands: Any) -> None:
 
 
 def _preflight(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.preflight.rehearsal import rehearse
+    from domainbed_carft.preflight.run import run_preflight
     from domainbed_carft.sweep import launch, preflight_file
 
     plan = launch.plan(
@@ -58,7 +58,7 @@ def _preflight(arguments: argparse.Namespace) -> int:
     )
     raise_for(plan.launcher_problems)
     arguments.status_of_errors = FAILED  # from here on they are no wrong arguments
-    preflight = rehearse(plan, report=(lambda row: None) if arguments.json else _print_row)
+    preflight = run_preflight(plan, report=(lambda row: None) if arguments.json else _print_row)
     preflight_file.write(plan.output, preflight)
 
     if arguments.json:

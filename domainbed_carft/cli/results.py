@@ -211,8 +211,8 @@ def _report(arguments: argparse.Namespace) -> None:
         against=arguments.against,
     )
     print_errors(describe_warnings(report.warnings))
-    if report.why_no_examples:
-        print_errors([f"No example images: {report.why_no_examples}"])
+    if report.no_examples_reason:
+        print_errors([f"No example images: {report.no_examples_reason}"])
     if not report.is_complete:
         print_errors(["Some cells are incomplete; see the notes on the page."])
     print(f"Report: {printable(str(report.index))}")

@@ -1,1 +1,1 @@
-"""A rehearsal of a sweep on this machine: what would fail or be slow is known in minutes."""
+"""``carft preflight``: find in minutes which parts of a sweep would fail or be slow."""

@@ -1,4 +1,4 @@
-"""Which jobs of a sweep are rehearsed: one for each way to compute that it has."""
+"""Select the jobs that a preflight tries: one for each group of jobs with equal costs."""
 
 from __future__ import annotations
 
@@ -16,31 +16,27 @@ from domainbed_carft.sweep import costs, host
 
 # Hparams on which the zero-shot accuracy depends.
 _ZERO_SHOT = ("clip_backbone", "class_names", "contexts", "protocol", "preprocessing")
-_MAX_WRITTEN = 60  # characters of an hparam in a label
-_WEIGHT = "_weight"  # of a term, which is computed unless it is 0
+_MAX_WRITTEN = 60  # characters of one hparam in a label
+_WEIGHT = "_weight"  # weight of a loss term, which costs time unless its weight is 0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Jobs of one algorithm whose steps cost the same, for each image.
+    """Jobs of one algorithm whose steps cost the same per image."""
 
-    ``job``: the one with the largest batch, which is rehearsed; ``label``: the algorithm and the
-    hparams by which it differs from other recipes of the sweep.
-    """
-
-    label: str
-    job: Job
+    label: str  # the algorithm, and the hparams that distinguish it from the sweep's other recipes
+    job: Job  # the job with the largest batch, which the preflight tries
     jobs: Sequence[Job]
 
     @property
     def rows(self) -> list[tuple[str, str, str]]:
-        """Variant, dataset and algorithm of its jobs, each once: the rows of the costs."""
+        """Distinct (variant, dataset, algorithm) of the jobs: the rows of the table of costs."""
         keys = [(job.variant, job.key.dataset, job.key.algorithm) for job in self.jobs]
         return [*dict.fromkeys(keys)]
 
 
-def recipes_of(jobs: Sequence[Job], datasets: Mapping[str, Dataset]) -> list[Recipe]:
-    """The recipes of a sweep, in the order of its jobs."""
+def group_into_recipes(jobs: Sequence[Job], datasets: Mapping[str, Dataset]) -> list[Recipe]:
+    """Group the jobs of a sweep into recipes, in the order of the jobs."""
     jobs_by_key: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:
         key = (job.key.algorithm, json.dumps(_costly_hparams(job), sort_keys=True))
@@ -57,40 +53,40 @@ def recipes_of(jobs: Sequence[Job], datasets: Mapping[str, Dataset]) -> list[Rec
 
 
 def _label(algorithm: str, job: Job, jobs: Sequence[Job]) -> str:
-    """The algorithm, and the hparams of a job in which others of the algorithm differ."""
+    """Return the algorithm and the hparams in which its jobs differ, with the job's values."""
     hparams = _costly_hparams(job)
-    of_algorithm = [_costly_hparams(job) for job in jobs if job.key.algorithm == algorithm]
+    all_hparams = [_costly_hparams(job) for job in jobs if job.key.algorithm == algorithm]
     differing = [
         f"{name}={value!r}"[:_MAX_WRITTEN]
         for name, value in hparams.items()
-        if any(values.get(name) != value for values in of_algorithm)
+        if any(values.get(name) != value for values in all_hparams)
     ]
     return " ".join([algorithm, *differing])
 
 
-def clip_of(job: Job) -> str:
-    """The hparam clip_backbone of a job; "" if its algorithm has none."""
+def get_clip(job: Job) -> str:
+    """Return the hparam clip_backbone of a job, or "" if its algorithm does not have it."""
     return str(host.job_hparams(job.args).get("clip_backbone", ""))
 
 
 def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """A job of CLIPZeroShot for each CLIP, prompts and protocol that a dataset is used with."""
-    job_of_setting: dict[tuple[str, str], Job] = {}
+    """Return a CLIPZeroShot job for each dataset, CLIP model, prompts and protocol of the jobs."""
+    jobs_by_setting: dict[tuple[str, str], Job] = {}
     for job in jobs:
         hparams = host.job_hparams(job.args)
         shared = {name: hparams[name] for name in _ZERO_SHOT if name in hparams}
-        if shared.get("contexts") == WITHOUT_TARGET:  # nothing would be left
+        if shared.get("contexts") == WITHOUT_TARGET:  # with all targets, none would remain
             shared["contexts"] = "domains"
         text = json.dumps(shared, sort_keys=True)
         args = {**job.args, "algorithm": "CLIPZeroShot", "hparams": text}
-        job_of_setting.setdefault((job.key.dataset, text), replace(job, args=args))
-    return [*job_of_setting.values()]
+        jobs_by_setting.setdefault((job.key.dataset, text), replace(job, args=args))
+    return [*jobs_by_setting.values()]
 
 
 def _costly_hparams(job: Job) -> dict[str, Any]:
-    """The hparams that a job sets and that change what a step costs for an image."""
-    known = hparams_of(job.key.algorithm) if job.key.algorithm in CLASSES else {}
-    costless = {name for name, hparam in known.items() if not hparam.changes_cost}
+    """Return the hparams that a job sets and that change the cost of a step per image."""
+    hparams = hparams_of(job.key.algorithm) if job.key.algorithm in CLASSES else {}
+    costless = {name for name, hparam in hparams.items() if not hparam.changes_cost}
     costless |= {*DEMANDABLE} - {"preprocessing"}
     costly = {}
     for name, value in parse_overrides(job.args).items():

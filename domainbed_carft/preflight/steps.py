@@ -1,4 +1,4 @@
-"""The steps of a job in this process, prepared as `train` does: their memory and their speeds."""
+"""Measure memory and speed of a job's steps, prepared in this process as `train` does it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from domainbed.lib.job_batches import JobBatches
     from domainbed.lib.training import Trainer
 
-SECONDS = 3.0  # that each speed is measured for, on a GPU
-SECONDS_ON_PROCESSOR = 0.7
+SECONDS = 3.0  # duration of each measurement on a GPU
+SECONDS_ON_CPU = 0.7
 _MAX_STEPS = 200
-_NEVER = 2**40  # a step that no rehearsal reaches
+_NEVER = 2**40  # a step that no preflight reaches
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # what the kernel takes for it
+_RESET_PEAK = "5"  # the kernel's code for resetting the peak
 
 
 def prepare(
@@ -40,9 +40,13 @@ def prepare(
 ) -> Trainer:
     """Build the trainer of a job: check its arguments, load its data, build its algorithm.
 
-    ``variables``: the process variables that its launcher gives it, which stay set. ``folder``:
-    takes the place of the job's. ``targets``: take the place of its test environments. Raises what
-    `train` would.
+    Raises the same errors as `train`.
+
+    Args:
+        job: the job.
+        variables: environment variables that its launcher sets; they remain set.
+        folder: folder to use instead of the job's own.
+        targets: environments to use instead of the job's test environments.
     """
     os.environ.update(variables)
     train_arguments = host.module("lib.train_arguments")
@@ -64,10 +68,10 @@ def prepare(
 
 @contextlib.contextmanager
 def loaded_batches(trainer: Trainer, evaluates: bool = False) -> Iterator[JobBatches]:
-    """The batches of a trainer's steps, by its loaders; with ``evaluates``, an evaluation first."""
+    """Load the batches of a trainer's steps, after an evaluation's if ``evaluates``."""
     batches = trainer.batches
     batches.begin(
-        step=1,  # there is an evaluation after step 0
+        step=1,  # an evaluation follows step 0
         pending=evaluates,
         once=False,
         workers=trainer.n_workers,
@@ -79,59 +83,58 @@ def loaded_batches(trainer: Trainer, evaluates: bool = False) -> Iterator[JobBat
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, what jobs print on standard output is dropped: the rows say what matters."""
+    """Discard what jobs print on standard output."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 @dataclass(frozen=True)
 class StepMeasures:
-    """The steps of a job: loss of the first, peak memory in bytes, and speeds in images/s.
+    """Measurements of a job's steps."""
 
-    ``steps``: steps alone; ``with_loading``: steps with their loading; ``predictions``: evaluation
-    without loading.
-    """
+    loss: float  # of the first step
+    peak_memory: int  # bytes
+    steps: float  # images/s of steps without loading
+    with_loading: float  # images/s of steps with loading
+    predictions: float  # images/s of an evaluation without loading
 
-    loss: float
-    peak_memory: int
-    steps: float
-    with_loading: float
-    predictions: float
+    def training_seconds(self, reference_loading: float, loading: float) -> float:
+        """Return the seconds per training image.
 
-    def training_seconds(self, measured_on: float, loading: float) -> float:
-        """Seconds for each image that is trained on.
+        The slower of loading and steps counts, multiplied by the slowdown that was measured when
+        both ran at the same time.
 
-        The slower of loading and steps counts, and by how much both together were slower than it on
-        the dataset on which they were measured. ``measured_on`` and ``loading``: images/s that the
-        loaders of that dataset and of the job's deliver.
+        Args:
+            reference_loading: images/s of the loaders of the dataset used for the measurement.
+            loading: images/s of the loaders of the job's dataset.
         """
-        overlap = min(self.steps, measured_on) / self.with_loading
+        overlap = min(self.steps, reference_loading) / self.with_loading
         return max(1.0, overlap) / min(self.steps, loading)
 
     def evaluation_seconds(self, loading: float) -> float:
-        """Seconds for each image that is evaluated: the slower of loading and predictions."""
+        """Return the seconds per evaluated image: the slower of loading and predicting."""
         return 1 / min(self.predictions, loading)
 
 
 def measure_loading(trainer: Trainer) -> float:
-    """The images/s that the loaders of a job deliver."""
+    """Measure the images/s of a job's loaders."""
     with loaded_batches(trainer) as batches:
         return _speed(batches.step_batches, _images_per_step(trainer), _read_ahead(trainer))
 
 
 def measure_steps(trainer: Trainer) -> StepMeasures:
-    """Take steps of a job at its own batch, model and precision."""
+    """Measure steps of a job with its batch size, model and precision."""
     algorithm: Any = trainer.algorithm
-    if hasattr(algorithm, "lp_steps"):  # the second phase of LP-FT costs more than the first
+    if hasattr(algorithm, "lp_steps"):  # the second phase of LP-FT costs more
         algorithm.steps_taken = algorithm.lp_steps
     step: Callable[..., Mapping[str, torch.Tensor]] = host.module("lib.step_meters").step
     images_per_step = _images_per_step(trainer)
 
     with loaded_batches(trainer) as batches:
         batch = batches.step_batches()
-        begin_peak()
+        reset_peak_memory()
         loss = float(step(algorithm, batch).get("loss", 0.0))
-        step(algorithm, batch)  # the first one made the optimizer's moments
+        step(algorithm, batch)  # the first step allocates the optimizer's moments
         peak = peak_memory()
         with_loading = _speed(
             lambda: step(algorithm, batches.step_batches()), images_per_step, _read_ahead(trainer)
@@ -151,14 +154,14 @@ def _images_per_step(trainer: Trainer) -> int:
 
 
 def _read_ahead(trainer: Trainer) -> int:
-    """Steps whose batches the loader processes have ready at the beginning, and one more."""
+    """Return the number of steps with prefetched batches, and one more."""
     return -(-2 * trainer.n_workers // len(trainer.job.training_envs)) + 1
 
 
 def _speed(action: Callable[[], object], images: int, warm_up: int = 1) -> float:
-    """The images/s of an action on so many, repeated for some seconds after its warm-up."""
+    """Measure the images/s of an action on ``images`` images, repeated for some seconds."""
     device = devices.default_device()
-    seconds = SECONDS if devices.is_gpu(device) else SECONDS_ON_PROCESSOR
+    seconds = SECONDS if devices.is_gpu(device) else SECONDS_ON_CPU
     for _ in range(warm_up):
         action()
     devices.wait_for(device)
@@ -173,20 +176,21 @@ def _speed(action: Callable[[], object], images: int, warm_up: int = 1) -> float
 
 
 def total_memory() -> int:
-    """Bytes that a job may use: the GPU's, or those of this process's machine or cgroup."""
-    has_gpu = devices.is_gpu(devices.default_device())
-    return devices.gpu_facts().memory if has_gpu else machine.memory()
+    """Return the bytes available to a job: on the GPU, or on this machine or in its cgroup."""
+    if devices.is_gpu(devices.default_device()):
+        return devices.gpu_facts().memory
+    return machine.memory()
 
 
-def begin_peak() -> None:
-    """Forget the memory used so far, for `peak_memory`."""
+def reset_peak_memory() -> None:
+    """Start a new measurement of `peak_memory`."""
     devices.reset_peak_memory(devices.default_device())
     with contextlib.suppress(OSError):
         _CLEAR.write_text(_RESET_PEAK)
 
 
 def peak_memory() -> int:
-    """Bytes in use at most since `begin_peak`: of tensors on the GPU, or of this process."""
+    """Return the peak bytes since `reset_peak_memory`, of the GPU's tensors or of this process."""
     device = devices.default_device()
     if devices.is_gpu(device):
         return devices.peak_memory(device)

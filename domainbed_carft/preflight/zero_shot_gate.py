@@ -1,7 +1,8 @@
-"""The zero-shot gate: what the sweep's CLIP says of its data, beside what is published.
+"""The zero-shot gate: compare a CLIP model's zero-shot accuracy with published ones.
 
-Class names in another order, another edition, another normalisation or activation stop no job, and
-ruin all of its results. They show in the accuracy before training.
+Jobs run through with class names in the wrong order, another edition of the data, or a wrong
+normalisation or activation, but all of their results are useless. The accuracy before training
+reveals such mistakes.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from domainbed.lib.training import Trainer
 
 SECTION = "zero-shot gate"
-MAX_IMAGES = 2000  # of a dataset
-LEVEL = 0.95  # of the binomial interval
+MAX_IMAGES = 2000  # per dataset
+LEVEL = 0.95  # confidence level of the binomial interval
 FAILING_POINTS = 10.0  # below the lowest published figure
 NEAR_CHANCE = 1.5  # times the accuracy of guessing
 
@@ -33,29 +34,25 @@ _SEED = 0
 _PUBLISHED_METHOD = "zero-shot CLIP"
 
 CAUSES = (
-    "check, the most likely first: class names (in the order of the sorted class folders), the "
-    "data's edition (carft data verify), its normalisation (protocol, preprocessing), the CLIP's "
-    "activation (QuickGELU; open_clip:NAME-quickgelu/TAG)"
+    "check in this order: the class names (they follow the sorted class folders), the edition of "
+    "the data (carft data verify), its normalisation (hparams protocol and preprocessing), the "
+    "activation of the CLIP model (QuickGELU; open_clip:NAME-quickgelu/TAG)"
 )
 
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """The accuracy of a CLIP before training on ``images`` of a dataset, in percent.
+    """The accuracy of a CLIP model on a dataset before training."""
 
-    It is the mean over the environments, as in published tables; ``low`` and ``high``: the binomial
-    interval of as many images.
-    """
-
-    accuracy: float
-    images: int
-    classes: int
-    low: float
+    accuracy: float  # percent, the mean over the environments, as in published tables
+    images: int  # number of predicted images
+    classes: int  # number of classes
+    low: float  # ends of the binomial interval, in percent
     high: float
 
     @classmethod
-    def of_counts(cls, correct: Sequence[int], totals: Sequence[int], classes: int) -> ZeroShot:
-        """The accuracy of the ``correct`` predictions among ``totals``, of each environment."""
+    def from_counts(cls, correct: Sequence[int], totals: Sequence[int], classes: int) -> ZeroShot:
+        """Compute the accuracy from the correct and all predictions of each environment."""
         share = float(np.mean([hits / total for hits, total in zip(correct, totals)]))
         n_images = sum(totals)
         test = scipy.stats.binomtest(round(share * n_images), n_images)
@@ -70,15 +67,16 @@ class ZeroShot:
 
 
 def gate_row(trainer: Trainer) -> PreflightRow:
-    """The row of a dataset, of a job of `zero_shot_jobs` that trains on no environment."""
+    """Measure the row of a dataset, with the trainer of a job from `zero_shot_jobs`."""
     dataset, clip = trainer.args.dataset, trainer.hparams["clip_backbone"]
     facts = job.find_facts(trainer.hparams, trainer.dataset.num_classes, has_kl=False)
     label = f"{Path(dataset).name}, {clip}"
-    return judge(label, measure(trainer), published_rows(dataset, clip), facts.prompts.digest)
+    rows = published_rows(dataset, clip)
+    return compare_with_published(label, measure(trainer), rows, facts.prompts.digest)
 
 
 def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
-    """The rows of published.csv with a zero-shot accuracy of this CLIP on the dataset."""
+    """Return the rows of published.csv with a zero-shot accuracy of this CLIP on the dataset."""
     if clip != published.BACKBONE:
         return []
     return [
@@ -88,13 +86,13 @@ def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
     ]
 
 
-def judge(
+def compare_with_published(
     label: str, zero_shot: ZeroShot, rows: Sequence[dict[str, Any]], prompt_digest: str
 ) -> PreflightRow:
-    """The row of an accuracy beside the published ``rows``, if there are any.
+    """Return the row that compares an accuracy with the published ``rows``, if there are any.
 
-    A warning where it is below the lowest of them by more than the interval; a failure where it is
-    more than FAILING_POINTS below it, or near chance.
+    It is a warning if the interval lies below all of them, and a failure if the accuracy is more
+    than FAILING_POINTS below the lowest one, or near chance.
     """
     listed = ", ".join(f"{row['accuracy']:.1f} ({row['source']})" for row in rows)
     detail = (
@@ -103,27 +101,29 @@ def judge(
     )
     chance = 100 / zero_shot.classes
     if zero_shot.low <= chance or zero_shot.accuracy < NEAR_CHANCE * chance:
-        problem = f"near chance, which is {chance:.1f}%: {detail}"
+        problem = f"near chance ({chance:.1f}%): {detail}"
         return PreflightRow(SECTION, label, "failure", problem, CAUSES)
 
     lowest = min((row["accuracy"] for row in rows), default=0.0)
     if zero_shot.accuracy < lowest - FAILING_POINTS:
         points = lowest - zero_shot.accuracy
-        problem = f"{points:.1f} points below the lowest published: {detail}"
+        problem = f"{points:.1f} points below the lowest published accuracy: {detail}"
         return PreflightRow(SECTION, label, "failure", problem, CAUSES)
     if zero_shot.high < lowest:
-        return PreflightRow(SECTION, label, "warning", f"below all published: {detail}", CAUSES)
+        problem = f"below all published accuracies: {detail}"
+        return PreflightRow(SECTION, label, "warning", problem, CAUSES)
     return PreflightRow(SECTION, label, "pass", detail)
 
 
 def measure(trainer: Trainer) -> ZeroShot:
-    """The zero-shot accuracy, as a job evaluates: on all images, or some drawn by a seed."""
+    """Measure the zero-shot accuracy with a job's evaluator, on at most MAX_IMAGES images."""
     misc = host.module("lib.misc")
-    share = MAX_IMAGES // len(trainer.dataset)
-    is_small = sum(map(len, trainer.dataset)) <= MAX_IMAGES
+    max_images = MAX_IMAGES
+    if sum(map(len, trainer.dataset)) > MAX_IMAGES:
+        max_images = MAX_IMAGES // len(trainer.dataset)
     splits = {}
     for number, environment in enumerate(trainer.dataset):
-        size = len(environment) if is_small else min(share, len(environment))
+        size = min(max_images, len(environment))
         splits[f"env{number}"] = misc.split_dataset(environment, size, _SEED)[0]
 
     trainer.batches.evaluated, trainer.evaluator.splits = splits, [*splits]
@@ -131,4 +131,4 @@ def measure(trainer: Trainer) -> ZeroShot:
         accuracies = trainer.evaluator.accuracies()
     totals = [len(split) for split in splits.values()]
     correct = [round(accuracies[f"{name}_acc"] * len(splits[name])) for name in splits]
-    return ZeroShot.of_counts(correct, totals, trainer.dataset.num_classes)
+    return ZeroShot.from_counts(correct, totals, trainer.dataset.num_classes)

@@ -1,9 +1,9 @@
-"""``carft report``: the results of a sweep as one page and its figures."""
+"""``carft report``: the results of a sweep as a web page with figures."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from domainbed_carft.lazy import import_attribute
+from domainbed_carft.lazy import imported_attribute
 
-__getattr__ = partial(import_attribute, __name__)
+__getattr__ = partial(imported_attribute, __name__)

@@ -1,4 +1,4 @@
-"""Figures of what `carft evaluate` measured: reliability and flips."""
+"""Figures of the measurements of `carft evaluate`: reliability and flips."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ from domainbed_carft.report.plots import (
 )
 from domainbed_carft.text import printable
 
-# Of more algorithms each environment has a figure of its own: a page prints 9 inches.
+# With more algorithms, each environment has its own figure, because a printed page has 9 inches.
 MAX_BARS_IN_GROUP = 6
 
 _BAR_HEIGHT = 0.2  # inches from one bar to the next
 _GROUP_GAP = 1.6  # bars between two groups, for the title of the second
-_ROOM_FOR_NUMBERS = 1.35  # of the longest bar
-_LIGHT = 0.45  # opacity of lost images' bars
+_LENGTH_WITH_NUMBER = 1.35  # times the longest bar, with the number behind it
+_FADED = 0.45  # of the bars of lost images
 
 
-def reliability(title: str, name: str, bins: pd.DataFrame, style: Style) -> Figure:
-    """Accuracy over confidence, and below how many images each bin has.
+def draw_reliability(title: str, name: str, bins: pd.DataFrame, style: Style) -> Figure:
+    """Draw accuracy over confidence, and below it the share of images per bin.
 
-    ``bins``: of `frames.reliability`, the rows of one algorithm, which is the ``title``; the
-    figure's title has its expected calibration error, too.
+    Args:
+        title: name of the algorithm; its expected calibration error is appended.
+        name: stem of the figure's file names.
+        bins: rows of `frames.reliability` of this algorithm.
+        style: style of the algorithm.
     """
     series = rows_by(bins, "series")
     canvas = new_canvas(3.9, [*series])
     upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
     handles = {
-        label: _draw_reliability(upper, lower, rows, style, is_hollow=label == AT_TEMPERATURE)
+        label: _draw_reliability_line(upper, lower, rows, style, is_hollow=label == AT_TEMPERATURE)
         for label, rows in series.items()
     }
     upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy (%)")
@@ -49,18 +52,18 @@ def reliability(title: str, name: str, bins: pd.DataFrame, style: Style) -> Figu
     lower.set_ylim(bottom=0)
     add_legend(canvas, handles)
 
-    first, *scaled = [calibration_error(rows) for rows in series.values()]
-    title += f": ECE {first:.1f}%"
+    unscaled, *scaled = [calibration_error(rows) for rows in series.values()]
+    title += f": ECE {unscaled:.1f}%"
     if scaled:
         title += f", {AT_TEMPERATURE} {scaled[0]:.1f}%"
     alt = f"Lines of accuracy over confidence, {' and '.join(series)}: {title}."
     return save_figure(canvas, title, name, alt, bins.drop(columns="algorithm"))
 
 
-def _draw_reliability(
+def _draw_reliability_line(
     upper: Any, lower: Any, bins: pd.DataFrame, style: Style, is_hollow: bool
 ) -> Line2D:
-    """A line of the bins that have images, and steps of how many; returns the line."""
+    """Draw the accuracies of non-empty bins and the histogram of images; return the line."""
     with_images = bins[bins["images"] > 0]
     dash: Any = (0, (3, 1.5)) if is_hollow else "solid"
     (line,) = upper.plot(
@@ -83,13 +86,17 @@ def _draw_reliability(
     return line
 
 
-def flips(
+def draw_flips(
     title: str, name: str, rows: pd.DataFrame, styles: Styles, names: Mapping[str, str]
 ) -> Figure:
-    """Bars of the gained images to the right and of the lost ones to the left, in percent.
+    """Draw bars of gained images to the right and of lost images to the left, in percent.
 
-    ``rows``: of `frames.flips`; there is a group of bars for each environment. ``names``: of the
-    algorithms on the page.
+    Args:
+        title: title of the figure.
+        name: stem of the figure's file names.
+        rows: rows of `frames.flips`; each environment is a group of bars.
+        styles: algorithm -> style.
+        names: algorithm -> name on the page.
     """
     groups = rows_by(rows, "environment")
     canvas = new_canvas(0.75 + _BAR_HEIGHT * (len(rows) + _GROUP_GAP * len(groups)))
@@ -100,16 +107,16 @@ def flips(
     ticks = {}
     for label, group in groups.items():
         axes.text(0, height, printable(label), ha="center", va="center", weight="bold")
-        counts_of = group.set_index("algorithm")
+        counts = group.set_index("algorithm")
         for algorithm, style in styles.items():
-            if algorithm in counts_of.index:
+            if algorithm in counts.index:
                 height += 1
                 ticks[height] = printable(names[algorithm])
-                length = _draw_flips(axes, height, counts_of.loc[algorithm], style.colour)
+                length = _draw_flip_bars(axes, height, counts.loc[algorithm], style.colour)
                 longest = max(longest, length)
         height += _GROUP_GAP
 
-    reach = (longest or 1.0) * _ROOM_FOR_NUMBERS
+    reach = (longest or 1.0) * _LENGTH_WITH_NUMBER
     axes.axvline(0, color=INK, lw=0.8)
     axes.set_yticks(list(ticks), list(ticks.values()))
     axes.tick_params(axis="y", length=0)
@@ -120,20 +127,20 @@ def flips(
     axes.set_xlabel("lost ← images (%) → gained")
 
     alt = (
-        "Bars of the images gained and lost against zero-shot CLIP on "
+        "Bars of the images gained and lost compared with zero-shot CLIP on "
         f"{', '.join(groups)}: {title}."
     )
     data = rows.assign(algorithm=rows["algorithm"].map(names))
     return save_figure(canvas, title, name, alt, data)
 
 
-def _draw_flips(axes: Any, height: float, counts: pd.Series[int], colour: str) -> float:
-    """The two bars of one algorithm with their numbers; returns the length of the longer one."""
+def _draw_flip_bars(axes: Any, height: float, counts: pd.Series[int], colour: str) -> float:
+    """Draw the two bars of one algorithm with their numbers; return the longer length."""
     n_images = counts[["gained", "lost", "both_right", "both_wrong"]].sum()
     gained_percent = 100 * counts["gained"] / n_images
     lost_percent = 100 * counts["lost"] / n_images
     axes.barh(height, gained_percent, 0.78, color=colour, edgecolor=INK, linewidth=0.6)
-    axes.barh(height, -lost_percent, 0.78, color=colour, alpha=_LIGHT, edgecolor=INK, linewidth=0.6)
+    axes.barh(height, -lost_percent, 0.78, color=colour, alpha=_FADED, edgecolor=INK, linewidth=0.6)
 
     axes.text(gained_percent, height, f" {gained_percent:.1f}", va="center", fontsize=9)
     axes.text(-lost_percent, height, f"{lost_percent:.1f} ", va="center", ha="right", fontsize=9)

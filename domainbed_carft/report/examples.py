@@ -1,7 +1,7 @@
-"""Images of the environment left out that one algorithm gains or loses against another.
+"""Example images of the target that one algorithm predicts correctly and another one does not.
 
-They are found by the rows that ``carft evaluate`` saved, without weights. Nothing is hand-picked:
-the first images in the order of the split are shown.
+The predictions are read from the rows saved by ``carft evaluate``, so no weights are needed. The
+examples are not hand-picked: they are the first such images in the order of the split.
 """
 
 from __future__ import annotations
@@ -24,66 +24,68 @@ from domainbed_carft.results import evaluations
 from domainbed_carft.results.evaluations import ImageRows
 from domainbed_carft.results.selection import SelectedRun
 
-IMAGE_SIDE = 144  # px of an image on the page, at most
+MAX_IMAGE_SIDE = 144  # px of an image on the page
 
 
 class Answer(NamedTuple):
-    """The class that an algorithm predicts for an image, and its probability."""
+    """The class that an algorithm predicts for an image."""
 
     algorithm: str
     predicted: str
-    probability: float
+    probability: float  # of the predicted class
 
 
 class Example(NamedTuple):
-    """An image as a data URI, its number in the split, its true class, and both answers."""
+    """An image with its class and the predictions of both algorithms."""
 
-    uri: str
-    number: int
-    truth: str
+    uri: str  # the image as a data URI
+    number: int  # index in the split
+    truth: str  # true class
     answers: Sequence[Answer]
 
 
 @dataclass(frozen=True)
 class TargetExamples:
-    """The examples of an environment left out, or of several that have none.
+    """The examples of a target, or the reason why several targets have no examples."""
 
-    ``text``: how many images each algorithm gets right, or why there are no examples.
-    ``examples``: a title, such as who is right -> its examples.
-    """
-
-    environment: str
-    text: str
-    examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    environment: str  # the target, or the targets separated by commas
+    text: str  # numbers of images that only one algorithm predicts correctly, or the reason
+    examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)  # title -> examples
 
 
-def examples_of(
+def find_examples(
     environments: Sequence[str],
     selected: Sequence[SelectedRun],
     pair: Sequence[str],
     count: int,
     data_dir: str | None,
 ) -> list[TargetExamples]:
-    """The examples of each of the ``environments``, then those without any, by the reason.
+    """Find the examples of each target; targets without examples follow, grouped by the reason.
 
-    ``selected``: the selected runs on their dataset; ``pair``: the algorithms to compare;
-    ``count``: examples of each direction, at most.
+    Args:
+        environments: labels of the dataset's environments.
+        selected: selected runs on the dataset.
+        pair: the two algorithms to compare.
+        count: maximum number of examples for each winner.
+        data_dir: folder of the data, or None for the folder recorded in the jobs.
     """
     targets = []
-    environments_without: dict[str, list[str]] = {}
+    labels_by_reason: dict[str, list[str]] = {}
     for target, label in enumerate(environments):
         runs = [candidate for candidate in selected if candidate.target == target]
         try:
-            targets.append(_target_examples(label, _evaluated_pair(runs, pair), count, data_dir))
+            targets.append(
+                _target_examples(label, _find_evaluated_pair(runs, pair), count, data_dir)
+            )
         except CarftError as error:
-            environments_without.setdefault(str(error), []).append(label)
+            labels_by_reason.setdefault(str(error), []).append(label)
     return targets + [
-        TargetExamples(", ".join(labels), reason) for reason, labels in environments_without.items()
+        TargetExamples(", ".join(labels), reason) for reason, labels in labels_by_reason.items()
     ]
 
 
-def _evaluated_pair(selected: Sequence[SelectedRun], pair: Sequence[str]) -> list[SelectedRun]:
-    """What was selected for ``pair`` in the first trial in which both have their rows."""
+def _find_evaluated_pair(selected: Sequence[SelectedRun], pair: Sequence[str]) -> list[SelectedRun]:
+    """Return the runs of both algorithms in the first trial whose predictions were saved."""
     evaluated = {
         (run.trial, run.row): run
         for run in selected
@@ -101,24 +103,24 @@ def _evaluated_pair(selected: Sequence[SelectedRun], pair: Sequence[str]) -> lis
 def _target_examples(
     label: str, pair: Sequence[SelectedRun], count: int, data_dir: str | None
 ) -> TargetExamples:
-    """The examples of one environment."""
-    (first, classes), (second, other_classes) = map(_rows, pair)
-    images = _images(pair[0], data_dir)
+    """Find the examples of one target."""
+    (first_rows, classes), (second_rows, second_classes) = map(_load_rows, pair)
+    images = _list_images(pair[0], data_dir)
     labels = [image_label for _, image_label in images]
-    for rows in (first, second):
-        if classes != other_classes or rows.label.tolist() != labels:
+    for rows in (first_rows, second_rows):
+        if classes != second_classes or rows.label.tolist() != labels:
             raise CarftError(
-                f"the images of {label} are not those that carft evaluate predicted; restore the "
-                "data, or pass its folder as --data_dir"
+                f"the images of {label} have changed since carft evaluate predicted them; restore "
+                "the data, or pass its folder as --data_dir"
             )
 
-    rows_of = {pair[0].row: first, pair[1].row: second}
+    rows_by_algorithm = {pair[0].row: first_rows, pair[1].row: second_rows}
     counts = []
     examples = {}
-    for winner, loser in itertools.permutations(rows_of):
-        gained = rows_of[winner].is_correct & ~rows_of[loser].is_correct
+    for winner, loser in itertools.permutations(rows_by_algorithm):
+        gained = rows_by_algorithm[winner].is_correct & ~rows_by_algorithm[loser].is_correct
         indices = np.flatnonzero(gained).tolist()
-        counts.append(f"only {winner} gets {len(indices)} right")
+        counts.append(f"{len(indices)} correct only with {winner}")
         title = f"{winner} right, {loser} wrong: {len(indices[:count])} of {len(indices)}"
         examples[title] = [
             Example(
@@ -127,7 +129,7 @@ def _target_examples(
                 truth=classes[labels[index]],
                 answers=[
                     Answer(name, classes[int(rows.predicted[index])], float(rows.top[index]))
-                    for name, rows in rows_of.items()
+                    for name, rows in rows_by_algorithm.items()
                 ],
             )
             for index in indices[:count]
@@ -137,18 +139,18 @@ def _target_examples(
     return TargetExamples(label, text, examples)
 
 
-def _rows(selected: SelectedRun) -> tuple[ImageRows, list[str]]:
-    """The rows of a run's target, and the names of the classes."""
+def _load_rows(selected: SelectedRun) -> tuple[ImageRows, list[str]]:
+    """Load the saved predictions on a run's target, and the class names."""
     rows, facts = evaluations.load_rows(Path(selected.run.folder), int(selected.outcome.step))
     if not facts.matches(selected.run.job):
-        raise CarftError("the evaluation is of another job; run carft evaluate on the sweep")
+        raise CarftError("the saved evaluation is of another job; run carft evaluate on the sweep")
     number = [split.number for split in facts.splits].index(selected.target)
     begin = sum(split.images for split in facts.splits[:number])
     return rows.raw.slice(begin, begin + facts.splits[number].images), facts.classes
 
 
-def _images(selected: SelectedRun, data_dir: str | None) -> list[tuple[str, int]]:
-    """The paths and labels of the target's in-split, divided as in training.
+def _list_images(selected: SelectedRun, data_dir: str | None) -> list[tuple[str, int]]:
+    """Return paths and labels of the target's in-split, in the order used in training.
 
     Raises CarftError if the dataset's folder cannot be listed.
     """
@@ -160,7 +162,7 @@ def _images(selected: SelectedRun, data_dir: str | None) -> list[tuple[str, int]
         for label, paths in enumerate(classes.values())
         for path in paths
     ]
-    # Upstream's: shuffled once for the out-split, and again for the uda-split.
+    # Like upstream: shuffle once to take out the out-split, and again to take out the uda-split.
     seed = seed_hash(args["trial_seed"], selected.target)
     for fraction in ("holdout_fraction", "uda_holdout_fraction"):
         np.random.RandomState(seed).shuffle(images)
@@ -169,7 +171,7 @@ def _images(selected: SelectedRun, data_dir: str | None) -> list[tuple[str, int]
 
 
 def _list_dataset(args: Mapping[str, Any], data_dir: str | None) -> dict[str, dict[str, list[str]]]:
-    """Environment -> class -> paths of a job's dataset, or of that in ``data_dir``."""
+    """Return environment -> class -> paths of a job's dataset, in ``data_dir`` if it is given."""
     name = args["dataset"]
     if name not in benchmarks.BENCHMARKS:
         return list_environments(Path(data_dir or name)).paths()
@@ -180,9 +182,9 @@ def _list_dataset(args: Mapping[str, Any], data_dir: str | None) -> dict[str, di
 
 
 def _image_uri(path: str) -> str:
-    """A small copy of an image, as a data URI."""
+    """Return a thumbnail as a data URI."""
     image = image_files.read_image(image_files.open_image, path)
-    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    image.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
     file = io.BytesIO()
     image.save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

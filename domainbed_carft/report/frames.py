@@ -1,8 +1,8 @@
-"""What the figures of a report are drawn from: pandas frames of the selected runs.
+"""The data of a report's figures: pandas frames of the selected runs.
 
-In-domain accuracy is the mean over the out-splits of the environments trained on, whose images
-are augmented as DomainBed evaluates them; out-of-domain accuracy is that on the target's in-split,
-which DomainBed reports. Both are in percent.
+In-domain accuracy is the mean over the out-splits of the training environments, whose images are
+augmented as in DomainBed. Out-of-domain accuracy is the accuracy on the target's in-split, which
+DomainBed reports. Both are in percent.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table
 
 RUN = ["dataset", "algorithm", "target", "trial"]
-NO_TARGET = -1  # of a run that left nothing out
+NO_TARGET = -1  # for runs without a target
 ACCURACIES = ["out_of_domain", "in_domain"]
-# Recorded by our algorithms: how far the context distribution has moved, in nats and as a share.
+# Drift of the context distribution, recorded by CLIP algorithms: in nats, and as a share.
 DRIFT = ["loss_kl", "context_agreement"]
 
 BEFORE_SCALING = "before scaling"
@@ -39,10 +39,11 @@ AT_TEMPERATURE = "at the fitted temperature"
 
 
 def accuracies(table: Table) -> pd.DataFrame:
-    """The accuracies of a table and their averages, of those cells that have a value.
+    """Return the accuracies of a table and their averages, without empty cells.
 
-    Columns: ``column`` (ENVIRONMENTS or AVERAGE), ``environment``, ``algorithm``, ``accuracy``,
-    ``error`` (nan without one), ``n`` and ``incomplete``.
+    Returns:
+        One row per cell with the columns ``column`` (ENVIRONMENTS or AVERAGE), ``environment``,
+        ``algorithm``, ``accuracy``, ``error`` (nan if there is none), ``n`` and ``incomplete``.
     """
     rows = [
         [cell.column, cell.label, cell.row, cell.mean, cell.standard_error, cell.n, cell.is_incomplete]
@@ -54,11 +55,13 @@ def accuracies(table: Table) -> pd.DataFrame:
 
 
 def checkpoints(selected_runs: Sequence[SelectedRun]) -> pd.DataFrame:
-    """A row for each checkpoint of the selected runs, sorted by RUN and step.
+    """Return the accuracies and drifts of all checkpoints of the selected runs.
 
-    Columns: RUN, ``step``, ``in_domain``, ``out_of_domain``, ``selected`` (whether the method takes
-    this checkpoint) and, nan where they were not recorded, DRIFT, the agreement in percent. Runs
-    that left nothing out have the target NO_TARGET, and no ``out_of_domain``.
+    Returns:
+        One row per checkpoint, sorted by RUN and step, with the columns RUN, ``step``,
+        ``in_domain``, ``out_of_domain``, ``selected`` (True for the selected checkpoint) and DRIFT
+        (the agreement in percent; nan if not recorded). Runs without a target have the target
+        NO_TARGET and a nan as ``out_of_domain``.
     """
     rows: dict[tuple[object, ...], tuple[object, ...]] = {}
     for selected in selected_runs:
@@ -69,11 +72,11 @@ def checkpoints(selected_runs: Sequence[SelectedRun]) -> pd.DataFrame:
         out_of_domain = in_splits[:, target] if run.test_envs else np.full(len(in_domain), np.nan)
         drift = _drift_by_step(run)
 
-        for step, inside, outside in zip(run.steps, in_domain, out_of_domain):
+        for step, in_accuracy, out_accuracy in zip(run.steps, in_domain, out_of_domain):
             key = (selected.dataset, selected.row, target, selected.trial, step)
-            is_selected = step == selected.outcome.step
             kl, agreement = drift.get(step, [math.nan, math.nan])
-            rows[key] = (*key, 100 * inside, 100 * outside, is_selected, kl, 100 * agreement)
+            percents = (100 * in_accuracy, 100 * out_accuracy)
+            rows[key] = (*key, *percents, step == selected.outcome.step, kl, 100 * agreement)
 
     columns = [*RUN, "step", "in_domain", "out_of_domain", "selected", *DRIFT]
     frame = pd.DataFrame(rows.values(), columns=columns).astype({"selected": bool})
@@ -81,7 +84,7 @@ def checkpoints(selected_runs: Sequence[SelectedRun]) -> pd.DataFrame:
 
 
 def _drift_by_step(run: RecordedRun) -> dict[float, list[float]]:
-    """Step -> the values of DRIFT, which the algorithm measured and ``run`` does not hold."""
+    """Return step -> the recorded values of DRIFT."""
     return {
         float(record["step"]): [_finite_or_nan(record.get(name)) for name in DRIFT]
         for record in records.read_run_records(run)
@@ -89,31 +92,39 @@ def _drift_by_step(run: RecordedRun) -> dict[float, list[float]]:
 
 
 def _finite_or_nan(value: Any) -> float:
-    is_finite = type(value) in (int, float) and abs(value) <= sys.float_info.max
-    return float(value) if is_finite else math.nan
+    if type(value) in (int, float) and abs(value) <= sys.float_info.max:
+        return float(value)
+    return math.nan
 
 
-def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """Each trial's mean over the targets that it has, as in the tables.
+def average_over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
+    """Average over the targets of each trial, as the tables do.
 
-    Of a trial's steps those count at which it has all of these targets: a line would jump where one
-    ends. ``frame``: ``checkpoints`` of one dataset. Rows are (algorithm, trial), and step if it
-    has one.
+    Steps at which a trial lacks some of its targets are dropped, because a line would jump there.
+
+    Args:
+        frame: rows of `checkpoints` of one dataset, with or without the column ``step``.
+        values: columns to average.
+
+    Returns:
+        One row per algorithm, trial and, if ``frame`` has the column, step.
     """
     trial = ["algorithm", "trial"]
     keys = [*trial, "step"] if "step" in frame else trial
     by_step = frame.groupby(keys, sort=True)[list(values)]
     counts = by_step.count()
-    has_all_targets = counts == counts.groupby(trial).transform("max")
-    return by_step.mean()[has_all_targets & (counts > 0)].dropna(how="all").reset_index()
+    max_counts = counts.groupby(trial).transform("max")
+    return by_step.mean()[(counts == max_counts) & (counts > 0)].dropna(how="all").reset_index()
 
 
-def over_trials(
+def average_over_trials_by_step(
     frame: pd.DataFrame, values: Sequence[str], error: ErrorKind = DOMAINBED
 ) -> pd.DataFrame:
-    """Lines over steps: ``panel`` (a name of ``values``), ``algorithm``, ``step``, mean and error.
+    """Average over the trials at each step.
 
-    A single trial has an error of 0.
+    Returns:
+        One row per value, algorithm and step, with the columns ``panel`` (the name of the value),
+        ``algorithm``, ``step``, ``mean`` and ``error`` (0 for a single trial).
     """
     lines = []
     for value in values:
@@ -125,11 +136,12 @@ def over_trials(
     return pd.DataFrame(lines, columns=["panel", "algorithm", "step", "mean", "error"])
 
 
-def means_of_trials(frame: pd.DataFrame, error: ErrorKind = DOMAINBED) -> pd.DataFrame:
-    """A row an algorithm: means of both accuracies, errors (nan of one trial), ``trials``.
+def average_over_trials(frame: pd.DataFrame, error: ErrorKind = DOMAINBED) -> pd.DataFrame:
+    """Average the accuracies of `average_over_targets` over the trials.
 
-    ``frame``: of `over_targets`. Columns: ``algorithm``, ``in_domain``, ``in_domain_error``,
-    ``out_of_domain``, ``out_of_domain_error`` and ``trials``.
+    Returns:
+        One row per algorithm with the columns ``algorithm``, ``in_domain``, ``in_domain_error``
+        (nan for a single trial), ``out_of_domain``, ``out_of_domain_error`` and ``trials``.
     """
     means = []
     for algorithm, rows in frame.dropna(subset=ACCURACIES).groupby("algorithm"):
@@ -148,13 +160,17 @@ def means_of_trials(frame: pd.DataFrame, error: ErrorKind = DOMAINBED) -> pd.Dat
 def choices(
     runs: Sequence[RecordedRun], method: str, first_stage: Sequence[RecordedRun] = ()
 ) -> pd.DataFrame:
-    """A row for each choice of hyperparameters that the method had, where it had several.
+    """Return the choices of hyperparameters in each trial that has several.
 
-    ``first_stage``: of a search in two stages, of which ``runs`` are the second.
+    Args:
+        runs: the runs of the search, or of the second stage of a search in two stages.
+        method: selection method.
+        first_stage: runs of the first stage, if there are two stages.
 
-    Columns: RUN, ``choice``, ``validation`` and ``out_of_domain`` accuracy, in [0, 1], at the
-    checkpoint that the method takes, and ``selected``: whether this one was chosen for its target
-    and trial.
+    Returns:
+        One row per choice with the columns RUN, ``choice``, ``validation`` and ``out_of_domain``
+        (accuracies in [0, 1] at the selected checkpoint) and ``selected`` (True for the choice
+        that was selected for its target and trial).
     """
     rule = selection.METHODS[method]
     repeated_values = {
@@ -177,11 +193,11 @@ def choices(
     return pd.DataFrame(rows, columns=columns).astype({"selected": bool})
 
 
-# What `carft evaluate` measured
+# Measurements of `carft evaluate`
 
 
 class TargetEvaluation(NamedTuple):
-    """What was measured of a selected run on the environment that it left out."""
+    """The evaluation of a selected run on its target."""
 
     algorithm: str
     target: int
@@ -190,27 +206,29 @@ class TargetEvaluation(NamedTuple):
 
 
 def target_evaluations(selected_runs: Sequence[SelectedRun]) -> list[TargetEvaluation]:
-    """The evaluations of the selected runs that have one."""
+    """Return the evaluations of the selected runs that were evaluated."""
     evaluations = []
     for selected in selected_runs:
         figures = find_run_metrics(selected)
-        part = figures.get_environment(selected.target) if isinstance(figures, RunMetrics) else None
-        if part:
-            folder = selected.run.folder
-            evaluations.append(TargetEvaluation(selected.row, selected.target, folder, part))
+        if not isinstance(figures, RunMetrics):
+            continue
+        target_figures = figures.get_environment(selected.target)
+        if target_figures:
+            evaluation = TargetEvaluation(
+                selected.row, selected.target, selected.run.folder, target_figures
+            )
+            evaluations.append(evaluation)
     return evaluations
 
 
 def evaluated_names(
     selected_runs: Sequence[SelectedRun], evaluations: Sequence[TargetEvaluation]
 ) -> dict[str, str]:
-    """Algorithm -> its name, with how many of its runs were evaluated unless all were."""
+    """Return algorithm -> its name, followed by the number of evaluated runs unless all were."""
     names = {}
     for algorithm in dict.fromkeys(evaluation.algorithm for evaluation in evaluations):
-        of_algorithm = [
-            evaluation for evaluation in evaluations if evaluation.algorithm == algorithm
-        ]
-        n_evaluated = len({evaluation.folder for evaluation in of_algorithm})
+        folders = {entry.folder for entry in evaluations if entry.algorithm == algorithm}
+        n_evaluated = len(folders)
         n_selected = len({run.run.folder for run in selected_runs if run.row == algorithm})
         names[algorithm] = algorithm
         if n_evaluated < n_selected:
@@ -219,11 +237,12 @@ def evaluated_names(
 
 
 def reliability(evaluations: Sequence[TargetEvaluation]) -> pd.DataFrame:
-    """Numbers of images by confidence, all evaluated images of an algorithm as one set.
+    """Count images by confidence, pooled over all evaluations of an algorithm.
 
-    Columns: ``algorithm``, ``series`` (BEFORE_SCALING, and AT_TEMPERATURE of those algorithms of
-    which every run has a temperature), ``bin``, ``images``, ``correct``, and ``confidence``, the
-    sum over the images.
+    Returns:
+        One row per algorithm, series and bin, with the columns ``algorithm``, ``series``
+        (BEFORE_SCALING, and AT_TEMPERATURE if all runs of the algorithm have a temperature),
+        ``bin``, ``images``, ``correct`` and ``confidence`` (summed over the images).
     """
     unscaled = {evaluation.algorithm for evaluation in evaluations if not evaluation.figures.scaled}
     rows = []
@@ -239,19 +258,24 @@ def reliability(evaluations: Sequence[TargetEvaluation]) -> pd.DataFrame:
             ]
 
     columns = ["algorithm", "series", "bin", "images", "correct", "confidence"]
-    return _summed(pd.DataFrame(rows, columns=columns), by=["algorithm", "series", "bin"])
+    return _sum_by(pd.DataFrame(rows, columns=columns), by=["algorithm", "series", "bin"])
 
 
 def calibration_error(bins: pd.DataFrame) -> float:
-    """The expected calibration error of one algorithm and series of `reliability`, in percent."""
+    """Return the expected calibration error in percent of one series of `reliability`."""
     return 100 * float((bins["correct"] - bins["confidence"]).abs().sum() / bins["images"].sum())
 
 
 def flips(evaluations: Sequence[TargetEvaluation], environments: Sequence[str]) -> pd.DataFrame:
-    """Numbers of images by whether zero-shot CLIP and the runs predict them correctly.
+    """Count the images that zero-shot CLIP, the runs, both or neither predict correctly.
 
-    ``environments``: their labels, by number. Columns: ``environment``, ``algorithm``, ``gained``,
-    ``lost``, ``both_right``, ``both_wrong``.
+    Args:
+        evaluations: evaluations on the targets.
+        environments: labels of the dataset's environments.
+
+    Returns:
+        One row per environment and algorithm, with the columns ``environment``, ``algorithm``,
+        ``gained``, ``lost``, ``both_right`` and ``both_wrong``.
     """
     rows = [
         {
@@ -261,14 +285,14 @@ def flips(evaluations: Sequence[TargetEvaluation], environments: Sequence[str]) 
         }
         for evaluation in sorted(evaluations, key=lambda evaluation: evaluation.target)
     ]
-    return _summed(pd.DataFrame(rows), by=["environment", "algorithm"])
+    return _sum_by(pd.DataFrame(rows), by=["environment", "algorithm"])
 
 
 def rows_by(frame: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:
-    """Value of a column of names -> its rows, in the order of the first ones."""
+    """Return value of a column -> its rows, in the order of first occurrence."""
     return {str(value): rows for value, rows in frame.groupby(column, sort=False)}
 
 
-def _summed(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """The sums over rows that are equal in the columns ``by``, in the order of the first ones."""
+def _sum_by(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Sum over rows with equal values of the columns ``by``, in the order of first occurrence."""
     return frame.groupby(by, sort=False, as_index=False).sum()

@@ -1,4 +1,4 @@
-"""``carft report``: from folders of records to the page and its figures."""
+"""``carft report``: write the page and its figures for folders of records."""
 
 from __future__ import annotations
 
@@ -54,58 +54,61 @@ _NAMED_FILES = 3  # in a message
 
 @dataclass(frozen=True)
 class Report:
-    """What `write_report` wrote: the page ``index``, with its figures beside it.
+    """A report written by `write_report`.
 
-    ``is_complete``: whether no cell of the page's tables is incomplete; ``why_no_examples``: "" if
-    the page shows example images; ``warnings``: about unusable files.
+    Attributes:
+        index: path of the page; its figures are in the folder ``figures`` next to it.
+        is_complete: True if the page's tables have no incomplete cells.
+        no_examples_reason: the reason why the page has no example images, or "" if it has some.
+        warnings: warnings about unusable files.
     """
 
     index: Path
     is_complete: bool
-    why_no_examples: str
+    no_examples_reason: str
     warnings: Sequence[RecordWarning]
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the template shows; ``keys``: algorithm -> an image of its line, as a data URI."""
+    """The content of the page, for the template."""
 
     results: Results
     title: str
-    headline: Sequence[str]
-    facts: Sequence[tuple[str, str]]
-    keys: Mapping[str, str]
+    headline: Sequence[str]  # sentences
+    facts: Sequence[tuple[str, str]]  # names and values
+    keys: Mapping[str, str]  # algorithm -> image of its line in the legend, as a data URI
     legend: Figure
     sections: Sequence[Section]
     averages: Sequence[Grid]
     comparisons: Sequence[Grid]
     published: Sequence[Grid]
-    why_no_examples: str
+    no_examples_reason: str
     provenance: Provenance
 
     @property
     def figures(self) -> list[Figure]:
-        """All figures, the legend first."""
+        """All figures, starting with the legend."""
         return [self.legend, *(figure for section in self.sections for figure in section.figures)]
 
     @property
     def is_complete(self) -> bool:
-        """Whether no cell of the tables is incomplete."""
+        """True if the tables have no incomplete cells."""
         return not any(table.n_incomplete for table in self.results.tables)
 
     @property
     def comparison_captions(self) -> Sequence[str]:
-        """The paragraphs that explain the comparisons."""
+        """The paragraphs below the comparisons."""
         return comparisons.CAPTION
 
     @property
     def notes(self) -> list[str]:
-        """What differs between the runs."""
+        """The differences between the runs, as sentences."""
         return [note for group in self.results.collection.groups for note in group.notes]
 
     @property
     def warnings(self) -> list[str]:
-        """What is wrong in the files that were read, as lines."""
+        """The problems found in files, one line each."""
         return describe_warnings(self.results.warnings)
 
 
@@ -122,22 +125,36 @@ def write_report(
     against: str | None = None,
     **reading: Any,
 ) -> Report:
-    """Write the report on ``sweeps`` into the folder ``output``, as ``carft report`` does.
+    """Write a report on sweeps, like ``carft report``.
 
-    ``pair``: the algorithms to compare, by default PAIR if both have jobs; ``n_examples``: images
-    per environment that one of them gets right and the other wrong, 0 for none; ``data_dir``: where
-    the data is now; ``opening``: a section before those of the datasets. ``sweeps``, ``reading``,
-    and ``columns`` to ``against``: as for `collect`. The page is by the first selection method.
+    The page uses the first selection method.
 
-    Raises CarftError if ``output`` has other files, if the pair is not one of algorithms that have
-    jobs, and for what `collect` does.
+    Args:
+        sweeps: folders of sweeps, as for `collect`.
+        output: folder for the page and its figures.
+        pair: the two algorithms to compare; by default CARFT and CLIPFineTune if both have jobs.
+        n_examples: maximum number of example images per target and algorithm of the pair that
+            predicts them correctly while the other one does not; 0 for no examples.
+        data_dir: folder of the datasets if it has moved since the jobs ran.
+        opening: a section to show before the sections of the datasets.
+        columns: columns of the tables, as for `collect`.
+        error: kind of uncertainty after the means, as for `collect`.
+        against: algorithm that the others are compared with, as for `collect`.
+        **reading: further arguments of `collect`.
+
+    Returns:
+        The path of the page, and the problems to report to the user.
+
+    Raises:
+        CarftError: if ``output`` contains other files, an algorithm of the pair has no jobs, or
+            `collect` fails.
     """
     output = as_path(output)
     collection = as_collection(sweeps, **reading)
     if not collection.runs:
         raise CarftError(
-            "there is nothing to show yet: by sweep.json all jobs with records are of the first "
-            "stage of a search that is over; wait for the first record of the second stage"
+            "there are no results to show yet: all records are from the first stage of a search, "
+            "which is finished; wait for the first record of the second stage"
         )
     collection = replace(collection, methods=collection.methods[:1])
     pair = _choose_pair(collection, pair)
@@ -148,16 +165,16 @@ def write_report(
         error=error,
         against=against,
     )
-    require_place(output)  # before figures and examples, which take time
+    require_report_folder(output)  # before drawing, which takes time
 
-    page = _page_on(results, pair, n_examples=n_examples, data_dir=as_text(data_dir))
+    page = _make_page(results, pair, n_examples=n_examples, data_dir=as_text(data_dir))
     if opening:
         page = replace(page, sections=[opening, *page.sections])
     _write(output, page)
     return Report(
         index=output / INDEX,
         is_complete=page.is_complete,
-        why_no_examples=page.why_no_examples,
+        no_examples_reason=page.no_examples_reason,
         warnings=results.warnings,
     )
 
@@ -165,37 +182,40 @@ def write_report(
 def _choose_pair(
     collection: Collection, requested: tuple[str, str] | None
 ) -> tuple[str, str] | None:
-    """The requested algorithms, else those of PAIR if both have jobs.
+    """Return the requested pair, or PAIR by default, or None if PAIR cannot be compared.
 
-    Raises CarftError if the requested ones are not two of the collection's.
+    Raises CarftError if the requested pair cannot be compared.
     """
     first, second = requested or PAIR
-    is_valid = first != second and {first, second} <= {*collection.rows}
-    if is_valid and collection.methods != [selection.IN_DOMAIN]:
+    if (
+        first != second
+        and {first, second} <= {*collection.rows}
+        and collection.methods != [selection.IN_DOMAIN]
+    ):
         return first, second
     if requested:
         raise CarftError(
-            f"--examples {first} {second}: expected two different algorithms of "
+            f"--examples {first} {second} is invalid; expected two different algorithms of "
             f"{', '.join(collection.rows)}, and a --select other than in-domain"
         )
     return None
 
 
-def _page_on(
+def _make_page(
     results: Results, pair: tuple[str, str] | None, n_examples: int, data_dir: str | None
 ) -> Page:
-    """The page on ``results`` by one selection method; the rest as for `write_report`."""
+    """Make the page on ``results`` of one selection method; see `write_report`."""
     collection = results.collection
     differences = compare_rows(collection, pair[1], row=pair[0]) if pair else []
     with plots.figure_style():
         maker = SectionMaker(
             results=results,
-            styles=plots.styles_of(collection.rows),
-            name=unique_names(),
-            examples_of=_examples_of(pair, n_examples, data_dir),
+            styles=plots.get_styles(collection.rows),
+            make_name=unique_names(),
+            find_examples=_example_finder(pair, n_examples, data_dir),
         )
-        legend = plots.legend(maker.styles, maker.name("legend"))
-        keys = plots.legend_keys(maker.styles)
+        legend = plots.draw_legend(maker.styles, maker.make_name("legend"))
+        keys = plots.draw_legend_keys(maker.styles)
         sections = _sections(results, maker, differences)
 
     averages = [table for table in results.tables if table.averages and len(table.columns) > 1]
@@ -209,20 +229,22 @@ def _page_on(
         sections=sections,
         averages=[table.grid() for table in averages],
         comparisons=comparisons.grids([*differences, *results.comparisons_against]),
-        published=_grids_of_published(results),
-        why_no_examples="" if maker.examples_of else _why_no_examples(collection, pair),
-        provenance=provenance.provenance_of(collection),
+        published=_published_grids(results),
+        no_examples_reason=""
+        if maker.find_examples
+        else _explain_missing_examples(collection, pair),
+        provenance=provenance.get_provenance(collection),
     )
 
 
 def _sections(
     results: Results, maker: SectionMaker, differences: Sequence[Comparison]
 ) -> list[Section]:
-    """A section for each dataset of each group, those of most rows first, then each suite's."""
+    """Make a section per dataset and group, most rows first, then a section per suite."""
     entries = list(best_hparams(results.collection))
     groups = zip(results.collection.groups, results.tables_of_groups, strict=True)
     sections = [
-        maker.of_table(
+        maker.make_table_section(
             group,
             table,
             [
@@ -230,7 +252,7 @@ def _sections(
                 for entry in entries
                 if (entry.setting, entry.dataset) == (table.setting, table.dataset)
             ],
-            _findings_of(table, results, differences),
+            _table_findings(table, results, differences),
         )
         for group, tables in groups
         for table in tables
@@ -238,11 +260,11 @@ def _sections(
     ]
     sections.sort(key=lambda section: -len(section.table.rows))
     suite_rows = suites.rows_by_table(results.suite_scores)
-    return [*sections, *(maker.of_suite(rows) for rows in suite_rows)]
+    return [*sections, *(maker.make_suite_section(rows) for rows in suite_rows)]
 
 
-def _grids_of_published(results: Results) -> list[Grid]:
-    """Tables beside published figures: of each group, if its datasets have any, and of suites."""
+def _published_grids(results: Results) -> list[Grid]:
+    """Make the tables that compare groups and suites with published figures, if there are any."""
     grids = suites.published_grids(results.suite_scores)
     datasets = {run.dataset for run in results.collection.runs}
     if datasets.isdisjoint(figure["dataset"] for figure in published.read_numbers()):
@@ -250,41 +272,41 @@ def _grids_of_published(results: Results) -> list[Grid]:
     return [*map(published.grid, results.comparisons or ()), *grids]
 
 
-def _examples_of(
+def _example_finder(
     pair: tuple[str, str] | None, n_examples: int, data_dir: str | None
 ) -> Callable[..., list[TargetExamples]] | None:
-    """What makes the examples of environments and selected runs; None if none are to be shown."""
+    """Return a function (environments, selected runs) -> examples; None if there are none."""
     if not (pair and n_examples > 0):
         return None
-    return partial(examples.examples_of, pair=pair, count=n_examples, data_dir=data_dir)
+    return partial(examples.find_examples, pair=pair, count=n_examples, data_dir=data_dir)
 
 
-def _why_no_examples(collection: Collection, pair: tuple[str, str] | None) -> str:
-    """Why the page shows no example images, and how to get some."""
+def _explain_missing_examples(collection: Collection, pair: tuple[str, str] | None) -> str:
+    """Return the reason why the page has no example images, and how to add some."""
     if pair:
-        return "they were switched off by --n_examples 0."
+        return "they are switched off by --n_examples 0."
     return (
-        "they compare two algorithms on the environments left out, by default "
-        f"{' and '.join(PAIR)}. For others, add --examples A B; these jobs are of "
+        f"examples compare two algorithms on the targets, by default {' and '.join(PAIR)}. To "
+        "compare two others, add --examples A B; the algorithms here are "
         f"{', '.join(collection.rows)}."
     )
 
 
 def _title(collection: Collection) -> str:
-    """The datasets, what was left out, and the algorithms that are compared."""
+    """Return the page's title: the datasets, the protocol, and the algorithms."""
     runs = collection.runs
-    left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
+    protocol = f"{'one' if any(run.test_envs for run in runs) else 'no'} domain held out"
     titles = benchmarks.dataset_titles(row_names.environment_labels(runs))
     names = collection.rows
     if len(names) > _NAMED_ALGORITHMS:
         n_others = len(names) - _NAMED_ALGORITHMS + 1
         names = [*names[: _NAMED_ALGORITHMS - 1], f"{n_others} other methods"]
     listing = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    return f"{', '.join(titles.values())}, {left_out} left out: {listing}"
+    return f"{', '.join(titles.values())}, {protocol}: {listing}"
 
 
 def _facts(collection: Collection) -> list[tuple[str, str]]:
-    """Names and values: how many jobs there are, of what, how long they trained, and how chosen."""
+    """Return names and values of facts: numbers of jobs, training time, selection method."""
     runs = collection.runs
     algorithms = {run.algorithm for run in runs}
     trials = {run.job.key.trial for run in runs}
@@ -292,13 +314,13 @@ def _facts(collection: Collection) -> list[tuple[str, str]]:
         ("Jobs", f"{len(runs):,}"),
         ("Methods", f"{len(algorithms):,}"),
         ("Trials", f"{len(trials):,}"),
-        *(("Training", text) for text in _training_times(runs)),
+        *(("Training", duration) for duration in _training_times(runs)),
         ("Selected by", selection.METHODS[collection.methods[0]].title),
     ]
 
 
 def _training_times(runs: Sequence[RecordedRun]) -> list[str]:
-    """The hours of all jobs, if one device trained them and the records have their times."""
+    """Return the total training time if all records have times of the same device."""
     hours = [run.cost.training_hours for run in runs if run.cost.training_hours is not None]
     devices = {run.cost.device for run in runs}
     if len(devices) > 1 or len(hours) < len(runs):
@@ -308,11 +330,11 @@ def _training_times(runs: Sequence[RecordedRun]) -> list[str]:
     return [f"{duration} on {devices.pop()}"]
 
 
-# What the page and its sections say first
+# The first sentences of the page and its sections
 
 
 def _headline(results: Results, differences: Sequence[Comparison]) -> list[str]:
-    """What the page says first: all that can be said of the setting that has the most rows."""
+    """Return the sentences on the setting with the most rows."""
     tables = [table for table in results.tables if not table.averages]
     if not tables:
         return []
@@ -320,54 +342,55 @@ def _headline(results: Results, differences: Sequence[Comparison]) -> list[str]:
     return _sentences(results, differences, setting)
 
 
-def _findings_of(table: Table, results: Results, differences: Sequence[Comparison]) -> list[str]:
-    """The sentences on a table: of the only dataset of its setting, all that can be said."""
-    tables = [other for other in results.tables if other.setting == table.setting]
-    if len({other.dataset for other in tables if not other.averages}) == 1:
+def _table_findings(table: Table, results: Results, differences: Sequence[Comparison]) -> list[str]:
+    """Return the sentences on a table, with the comparison if its setting has one dataset."""
+    datasets = {
+        entry.dataset
+        for entry in results.tables
+        if entry.setting == table.setting and not entry.averages
+    }
+    if len(datasets) == 1:
         return _sentences(results, differences, table.setting)
     return _best_averages(table)
 
 
 def _sentences(results: Results, differences: Sequence[Comparison], setting: str) -> list[str]:
-    """Sentences on all runs of one setting, the most important one first.
-
-    The difference between the pair of algorithms, if they are compared, and the best averages.
-    """
+    """Return the sentences on one setting: the comparison of the pair, and the best averages."""
     tables = [table for table in results.tables if table.setting == setting]
     averages = [table for table in tables if table.averages and len(table.columns) > 1]
-    of_datasets = [table for table in tables if not table.averages]
-    tables = averages if len(of_datasets) > 1 else of_datasets
-    of_unit = {entry.unit: entry for entry in differences if entry.setting == setting}
+    dataset_tables = [table for table in tables if not table.averages]
+    tables = averages if len(dataset_tables) > 1 else dataset_tables
+    differences_by_unit = {entry.unit: entry for entry in differences if entry.setting == setting}
     sentences = []
-    if of_unit:
-        by_pair = of_unit.pop(comparisons.PAIR, None)
-        (by_unit,) = of_unit.values()  # environments, or trials of one model each
+    if differences_by_unit:
+        by_pair = differences_by_unit.pop(comparisons.PAIR, None)
+        (by_unit,) = differences_by_unit.values()  # the unit is the environment or the trial
         sentences.append(_sentence_on_difference(by_unit, tables))
         sentences.append(_sentences_on_intervals(by_unit, by_pair))
     return [*sentences, *(sentence for table in tables for sentence in _best_averages(table))]
 
 
 def _best_averages(table: Table) -> list[str]:
-    """The sentence on the highest averages of a table, and the next; none without complete ones."""
-    rank_of_row = rank_cells([row.average_cell for row in table.rows], COLUMNS[AVERAGE])
-    rows_of_rank = {
-        rank: [row for row, of_row in zip(table.rows, rank_of_row, strict=True) if of_row == rank]
+    """Return a sentence on the two highest averages, or nothing if all are incomplete."""
+    ranks = rank_cells([row.average_cell for row in table.rows], COLUMNS[AVERAGE])
+    rows_by_rank = {
+        rank: [row for row, row_rank in zip(table.rows, ranks, strict=True) if row_rank == rank]
         for rank in (BEST, SECOND)
     }
     leaders = [
         f"{' and '.join(row.algorithm for row in rows)} with {rows[0].average:.1f}%"
-        for rows in rows_of_rank.values()
+        for rows in rows_by_rank.values()
         if rows
     ]
     return [f"Highest average accuracy: {', then '.join(leaders)}."] if leaders else []
 
 
 def _sentence_on_difference(entry: Comparison, tables: Sequence[Table]) -> str:
-    """By how much one algorithm is better than another, with their averages if these are of it."""
+    """Describe the difference of a pair, with the averages if it is their difference."""
     side = "more" if entry.average_difference >= 0 else "less"
     sentence = (
         f"{entry.algorithm} is {abs(entry.average_difference):.1f} points {side} accurate than "
-        f"{entry.against} on environments left out of training"
+        f"{entry.against} on held-out environments"
     )
 
     cells = {row.algorithm: row.average_cell for table in tables for row in table.rows}
@@ -381,9 +404,9 @@ def _sentence_on_difference(entry: Comparison, tables: Sequence[Table]) -> str:
 
 
 def _sentences_on_intervals(by_unit: Comparison, by_pair: Comparison | None) -> str:
-    """How sure the difference is, by environments or trials, and how sure it seems by pairs."""
+    """Describe the intervals of the difference, over environments or trials and over pairs."""
     if by_unit.trials == 1:
-        return "These are the runs of one trial, too few for an interval: other trials may differ."
+        return "These are the runs of one trial, too few for an interval: other trials can differ."
     interval = f"{comparisons.LEVEL}% interval"
     units = f"{by_unit.unit}s"
     count = by_unit.n
@@ -394,7 +417,7 @@ def _sentences_on_intervals(by_unit: Comparison, by_pair: Comparison | None) -> 
         subject = f"Its {interval} over {count} {units} is"
         if not math.isclose(by_unit.mean_difference, by_unit.average_difference, abs_tol=1e-9):
             subject = (
-                f"If all {count} {units} count alike instead of all datasets, it is "
+                f"With equal weights for all {count} {units} instead of all datasets, it is "
                 f"{by_unit.mean_difference:+.1f} points, with a {interval} of"
             )
         sentences = f"{subject} {values}{includes_0}."
@@ -402,7 +425,7 @@ def _sentences_on_intervals(by_unit: Comparison, by_pair: Comparison | None) -> 
     if by_pair and by_pair.n > count:
         sentences += (
             f" Over {by_pair.n} pairs of runs it is {by_pair.interval_text(digits=1)}, which is "
-            "optimistic: pairs of an environment share test images."
+            "optimistic, because pairs of the same environment share test images."
         )
     return sentences
 
@@ -410,8 +433,8 @@ def _sentences_on_intervals(by_unit: Comparison, by_pair: Comparison | None) -> 
 # The folder
 
 
-def require_place(folder: Path) -> None:
-    """Raise CarftError unless ``folder`` can take a report: new, empty, or an earlier report's."""
+def require_report_folder(folder: Path) -> None:
+    """Raise CarftError unless ``folder`` is new, empty, or contains an earlier report."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(name for name in os.listdir(folder) if name[0] != ".")
@@ -423,22 +446,22 @@ def require_place(folder: Path) -> None:
         if len(names) > _NAMED_FILES:
             listing += ", ..."
         raise CarftError(
-            f"-o {folder} has other files ({listing}); "
+            f"-o {folder} contains other files ({listing}); "
             "expected a new or empty folder, or the folder of an earlier report"
         )
 
 
 def _write(folder: Path, page: Page) -> None:
-    """Write the page and its figures, and remove figures of an earlier report that it has not."""
+    """Write the page and its figures, and remove outdated figures of an earlier report."""
     contents = {INDEX: _render(page)}
     for figure in page.figures:
         contents |= {f"{FIGURES}/{name}": content for name, content in figure.files.items()}
 
     earlier_figures = {*_FIGURE_LINK.findall(_earlier_page(folder))}
     try:
-        if (folder / FIGURES).is_symlink():  # to a folder that is not the report's
+        if (folder / FIGURES).is_symlink():  # never write through a link into another folder
             (folder / FIGURES).unlink()
-        for name, content in contents.items():  # the page first: it marks the folder as a report's
+        for name, content in contents.items():  # the page first: it marks the folder as a report
             files.save_bytes(folder / name, content)
         for name in earlier_figures.difference(contents):
             (folder / name).unlink(missing_ok=True)
@@ -447,16 +470,16 @@ def _write(folder: Path, page: Page) -> None:
 
 
 def _render(page: Page) -> bytes:
-    """The page as HTML."""
+    """Render the page as HTML."""
     html: str = _template().render(page=page, version=__version__)
-    # Halves of characters, which names may have, are in no encoding.
+    # Names can contain surrogates, which UTF-8 cannot encode.
     return html.encode("utf-8", "backslashreplace")
 
 
 @cache
 def _template() -> Any:
     templates = text.templates(autoescape=True)
-    # Names are anybody's; what is markup already has come through here.
+    # Names in records are untrusted. Markup, a subclass of str, is printable already.
     templates.finalize = lambda value: text.printable(value) if type(value) is str else value
     return templates.get_template("report/page.html.j2")
 

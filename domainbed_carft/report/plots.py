@@ -1,6 +1,6 @@
-"""The figures of a report, each drawn from a data frame: dots, lines, and marks in a plane.
+"""The figures of a report, drawn from data frames: dots, lines, and scatter plots.
 
-They are drawn inside `figure_style`. Accuracies in the frames are in percent.
+Draw them inside the context `figure_style`. Accuracies in the frames are in percent.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ ZERO_SHOT = "CLIPZeroShot"
 MUTED = "#57606a"
 
 Styles = Mapping[str, Style]
-# Column of a frame -> the ends of its axis
+# Column of a frame -> the limits of its axis
 Limits = Mapping[str, tuple[float, float]]
 
-# Column of a frame -> the title of its axis
+# Column of a frame -> the label of its axis
 AXES = {
     "out_of_domain": "out-of-domain accuracy (%)",
     "in_domain": "in-domain accuracy, augmented images (%)",
@@ -48,8 +48,8 @@ AXES = {
     "mean_of_shifts": "mean accuracy of the shifts (%)",
 }
 
-# Of algorithms that declare none, again in turn if there are more
-_STYLES_OF_OTHERS = (
+# For algorithms that declare no style, in turn
+_FALLBACK_STYLES = (
     Style(0, "#57606a", "o", (0, (1, 1)), hollow=True),
     Style(0, "#0072B2", "s", (0, (3, 2)), hollow=True),
     Style(0, "#882255", "^", (0, (7, 1)), hollow=True),
@@ -59,56 +59,53 @@ _STYLES_OF_OTHERS = (
     Style(0, "#AA4499", "X", (0, (5, 4)), hollow=True),
 )
 
-_WIDTH = 4.0  # inches: at 72 px an inch it fits a phone, and a page of 1,440 px has three
+_WIDTH = 4.0  # inches; at 72 px per inch, one fits on a phone and three on a screen of 1,440 px
 _DPI = 180  # of the PNG
 _LEGEND_ROW = 0.2  # inches
 _DOT_ROW = 0.22  # inches from one dot to the next
 _KEY_SIZE = (0.5, 0.2)  # inches
-_LETTERS_ALONG_AXIS = 40  # of names that have more together, each is upright
-# A legend has two columns if the longest names of both have no more letters than this.
-_LETTERS_IN_LEGEND_ROW = 38
-_MARKERS_ON_LINE = 10
-_LOGARITHMIC_RATIO = 8  # of numbers from which on their axis is logarithmic
-_SPREAD_OF_TRIALS = 0.5  # of the distance between two choices
-_MEAN_SPAN = np.array([-0.35, 0.35])  # of the line at a choice's mean
+_MAX_LETTERS_ALONG_AXIS = 40  # longer rows of names are rotated
+# A legend has two columns if their longest names have no more letters together.
+_MAX_LETTERS_IN_LEGEND_ROW = 38
+_MAX_MARKERS_ON_LINE = 10
+_LOGARITHMIC_RATIO = 8  # of the largest to the smallest value, for a logarithmic axis
+_SPREAD_OF_TRIALS = 0.5  # share of the distance between two choices
+_MEAN_SPAN = np.array([-0.35, 0.35])  # ends of the line at a choice's mean
 
 
-# What all figures share
+# Common parts of the figures
 
 
 def figure_style() -> AbstractContextManager[None]:
-    """A context in which matplotlib draws in the report's style."""
+    """Return a context in which matplotlib draws in the report's style."""
     return matplotlib.rc_context(fname=str(ASSETS / "report" / "figures.mplstyle"))
 
 
-def styles_of(algorithms: Sequence[str]) -> dict[str, Style]:
-    """Algorithm -> the style that it declares, else the next of the others' in the order given."""
-    known = own_methods.list_algorithms()
+def get_styles(algorithms: Sequence[str]) -> dict[str, Style]:
+    """Return algorithm -> its declared style, or the next fallback style."""
+    declarations = own_methods.list_algorithms()
     styles = {}
     number = 0
     for name in algorithms:
-        declaration = known.get(name)
+        declaration = declarations.get(name)
         if declaration and declaration.style:
             styles[name] = declaration.style
         else:
-            styles[name] = _STYLES_OF_OTHERS[number % len(_STYLES_OF_OTHERS)]
+            styles[name] = _FALLBACK_STYLES[number % len(_FALLBACK_STYLES)]
             number += 1
     return styles
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: its title, the stem of its files' names, what it shows in words, and the files.
-
-    ``csv``: the numbers that are drawn.
-    """
+    """A figure with the contents of its files."""
 
     title: str
-    name: str
-    alt: str
+    name: str  # stem of its file names
+    alt: str  # description in words
     svg: str
     png: bytes
-    csv: str
+    csv: str  # the numbers in the figure
 
     @property
     def uri(self) -> str:
@@ -117,7 +114,7 @@ class Figure:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """Name -> content of the figure's files."""
+        """File name -> content."""
         return {
             f"{self.name}.svg": self.svg.encode(),
             f"{self.name}.png": self.png,
@@ -126,16 +123,19 @@ class Figure:
 
 
 def new_canvas(height: float, legend: Sequence[str] = (), width: float = _WIDTH) -> Canvas:
-    """An empty canvas with room for a legend below.
+    """Create an empty canvas with space for a legend below.
 
-    ``height`` and ``width``: in inches, without the legend; ``legend``: its names.
+    Args:
+        height: inches, without the legend.
+        legend: names in the legend.
+        width: inches.
     """
     legend_rows = math.ceil(len(legend) / _legend_columns(legend))
     return Canvas(figsize=(width, height + _LEGEND_ROW * legend_rows), layout="constrained")
 
 
 def add_legend(canvas: Canvas, handles: Mapping[str, Any], **options: Any) -> None:
-    """Add a legend below the axes; ``handles``: name -> what was drawn for it."""
+    """Add a legend below the axes for the handles, by their names."""
     canvas.legend(
         list(handles.values()),
         [printable(name) for name in handles],
@@ -146,33 +146,33 @@ def add_legend(canvas: Canvas, handles: Mapping[str, Any], **options: Any) -> No
 
 
 def _legend_columns(names: Sequence[str]) -> int:
-    """Two if the names of a legend fit side by side. It is filled column after column."""
-    half = (len(names) + 1) // 2
+    """Return 2 if the names of a legend fit side by side, otherwise 1."""
+    half = (len(names) + 1) // 2  # matplotlib fills the first column first
     first_width = max(map(len, names[:half]), default=0)
     second_width = max(map(len, names[half:]), default=0)
-    return 2 if first_width + second_width <= _LETTERS_IN_LEGEND_ROW else 1
+    return 2 if first_width + second_width <= _MAX_LETTERS_IN_LEGEND_ROW else 1
 
 
-def padded(low: float, high: float, least: float = 1.0) -> tuple[float, float]:
-    """Limits of an axis: a little more than from ``low`` to ``high``, and ``least`` apart."""
-    margin = max(0.06 * (high - low), (least - (high - low)) / 2)
+def padded_limits(low: float, high: float, min_span: float = 1.0) -> tuple[float, float]:
+    """Return limits with a margin around ``low`` and ``high``, at least ``min_span`` apart."""
+    margin = max(0.06 * (high - low), (min_span - (high - low)) / 2)
     return low - margin, high + margin
 
 
 def save_figure(canvas: Canvas, title: str, name: str, alt: str, data: pd.DataFrame) -> Figure:
-    """The canvas as SVG and PNG, without dates and versions of programs, and ``data`` as CSV."""
+    """Save the canvas as SVG and PNG, without dates and versions, and ``data`` as CSV."""
     raster = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that the font lacks, and of long names
+        warnings.simplefilter("ignore")  # about missing glyphs and long names
         canvas.draw_without_rendering()
-        canvas.set_layout_engine(None)  # already laid out; else this is redone for each file
-        svg = _svg_of(canvas)
+        canvas.set_layout_engine(None)  # otherwise the layout is computed again for each file
+        svg = _render_svg(canvas)
         canvas.savefig(raster, format="png", dpi=_DPI, metadata={"Software": None})
     return Figure(title, name, alt, svg, raster.getvalue(), data_as_csv(data))
 
 
-def _svg_of(canvas: Canvas) -> str:
-    """The canvas as SVG, without the document type, whose address would look like one to fetch."""
+def _render_svg(canvas: Canvas) -> str:
+    """Render the canvas as SVG, without the document type, which contains a URL."""
     vector = io.StringIO()
     canvas.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
     svg = vector.getvalue()
@@ -184,14 +184,14 @@ def _data_uri(svg: str) -> str:
 
 
 def data_as_csv(data: pd.DataFrame) -> str:
-    """The rows of a frame as CSV, numbers with six digits that count, names safe to print."""
+    """Return the rows as CSV, with six significant digits and printable names."""
     texts = data.select_dtypes(exclude="number").columns
     printed = data.assign(**{name: data[name].map(str).map(printable) for name in texts})
     return str(printed.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
-def legend_keys(styles: Styles) -> dict[str, str]:
-    """Algorithm -> an image of its line and mark on no ground, as a data URI."""
+def draw_legend_keys(styles: Styles) -> dict[str, str]:
+    """Return algorithm -> transparent image of its line and marker, as a data URI."""
     keys = {}
     for algorithm, style in styles.items():
         canvas = Canvas(figsize=_KEY_SIZE)
@@ -200,40 +200,44 @@ def legend_keys(styles: Styles) -> dict[str, str]:
         line.set_data([0.02, 0.5, 0.98], [0.5, 0.5, 0.5])
         line.set_markevery([1])
         canvas.add_artist(line)
-        keys[algorithm] = _data_uri(_svg_of(canvas))
+        keys[algorithm] = _data_uri(_render_svg(canvas))
     return keys
 
 
-def legend(styles: Styles, name: str) -> Figure:
-    """The legend of the figures that have none, to put beside them elsewhere."""
+def draw_legend(styles: Styles, name: str) -> Figure:
+    """Draw the legend of the figures without a legend, for use in a paper."""
     canvas = new_canvas(0.1, [*styles])
     add_legend(canvas, {algorithm: _legend_line(style) for algorithm, style in styles.items()})
     rows = [(algorithm, style.colour, style.marker) for algorithm, style in styles.items()]
     data = pd.DataFrame(rows, columns=["algorithm", "colour", "marker"])
-    return save_figure(canvas, "Legend", name, f"Line and mark of {', '.join(styles)}.", data)
+    return save_figure(canvas, "Legend", name, f"Lines and markers of {', '.join(styles)}.", data)
 
 
 def _legend_line(style: Style) -> Line2D:
     return Line2D([], [], color=style.colour, lw=1.8, ms=6, linestyle=style.dash, **style.mark)
 
 
-def _name_places(axes: Any, places: Sequence[float], names: Sequence[str]) -> None:
-    """Mark places along the horizontal axis by names, upright if there is no room."""
-    is_crowded = sum(len(name) + 1 for name in names) > _LETTERS_ALONG_AXIS
+def _name_ticks(axes: Any, places: Sequence[float], names: Sequence[str]) -> None:
+    """Label places along the horizontal axis, with rotated names if there is no space."""
+    n_letters = sum(len(name) + 1 for name in names)
     printed = [printable(name) for name in names]
-    axes.set_xticks(places, printed, rotation=90 if is_crowded else 0)
+    axes.set_xticks(places, printed, rotation=90 if n_letters > _MAX_LETTERS_ALONG_AXIS else 0)
 
 
 # Dots: the accuracies of one environment
 
 
-def dots(
+def draw_dots(
     title: str, name: str, cells: pd.DataFrame, styles: Styles, limits: tuple[float, float]
 ) -> Figure:
-    """A dot for the accuracy of each algorithm, from top to bottom, with its error.
+    """Draw a dot with error bars for the accuracy of each algorithm, from top to bottom.
 
-    ``cells``: of `frames.accuracies`, a row an algorithm. ``limits``: of the axis, as `dot_limits`
-    returns them.
+    Args:
+        title: title of the figure.
+        name: stem of the figure's file names.
+        cells: rows of `frames.accuracies`, one per algorithm.
+        styles: algorithm -> style.
+        limits: limits of the axis, from `dot_limits`.
     """
     canvas = new_canvas(0.7 + _DOT_ROW * len(cells))
     axes = canvas.subplots()
@@ -262,15 +266,15 @@ def dots(
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("accuracy (%)")
 
-    alt = f"Dots of the accuracy, {title}, as in the table above, for {len(cells)} algorithms."
+    alt = f"Dots of the accuracy, {title}, same as in the table, for {len(cells)} algorithms."
     columns = ["algorithm", "accuracy", "error", "n", "incomplete"]
     return save_figure(canvas, title, name, alt, cells[columns])
 
 
 def dot_limits(cells: pd.DataFrame) -> tuple[float, float]:
-    """The ends of an axis that has the accuracies of all ``cells``, with their errors."""
+    """Return limits for the accuracies of all ``cells`` with their errors."""
     errors = cells["error"].fillna(0)
-    return padded((cells["accuracy"] - errors).min(), (cells["accuracy"] + errors).max())
+    return padded_limits((cells["accuracy"] - errors).min(), (cells["accuracy"] + errors).max())
 
 
 # Lines: accuracy over steps, or over a hyperparameter
@@ -278,20 +282,17 @@ def dot_limits(cells: pd.DataFrame) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class HorizontalAxis:
-    """What lines run over: the axis's title, whether it is logarithmic, and what is marked on it.
-
-    ``marks``: place -> name; without any the places of whole numbers are chosen.
-    """
+    """The horizontal axis of a figure with lines."""
 
     title: str
     is_logarithmic: bool = False
-    marks: Mapping[float, str] = field(default_factory=dict)
+    ticks: Mapping[float, str] = field(default_factory=dict)  # place -> label; integers by default
 
 
 STEPS = HorizontalAxis("training step")
 
 
-def curves(
+def draw_curves(
     title: str,
     name: str,
     lines: pd.DataFrame,
@@ -301,11 +302,18 @@ def curves(
     limits: Limits | None = None,
     has_legend: bool = False,
 ) -> Figure:
-    """A panel for each value that is drawn, with a line an algorithm and a band of its error.
+    """Draw one panel per value, with a line and an error band for each algorithm.
 
-    ``lines``: of `frames.over_trials`; ``over``: what its column ``step`` is. ``limits``: of
-    vertical axes that several figures share. ``has_legend``: of its own, for lines that the page's
-    legend lacks. An algorithm with one step, as zero-shot CLIP has, is a horizontal line.
+    An algorithm with a single step, such as zero-shot CLIP, becomes a horizontal line.
+
+    Args:
+        title: title of the figure.
+        name: stem of the figure's file names.
+        lines: rows of `frames.average_over_trials_by_step`.
+        styles: algorithm -> style.
+        over: the axis of the column ``step``.
+        limits: limits of vertical axes shared with other figures.
+        has_legend: add a legend to the figure, for lines that are not in the page's legend.
     """
     panels = list(dict.fromkeys(lines["panel"]))
     algorithms = [algorithm for algorithm in styles if algorithm in set(lines["algorithm"])]
@@ -315,15 +323,15 @@ def curves(
     handles = {}
     for axes, panel in zip(all_axes, panels):
         axes.set_title(AXES[panel])
-        of_panel = frames.rows_by(lines[lines["panel"] == panel], "algorithm")
-        for algorithm in reversed(algorithms):  # the first algorithm lies on top
-            if algorithm in of_panel:
-                handles[algorithm] = _draw_line(axes, of_panel[algorithm], styles[algorithm])
+        panel_lines = frames.rows_by(lines[lines["panel"] == panel], "algorithm")
+        for algorithm in reversed(algorithms):  # the first algorithm is drawn on top
+            if algorithm in panel_lines:
+                handles[algorithm] = _draw_line(axes, panel_lines[algorithm], styles[algorithm])
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.set_ylim((limits or {}).get(panel))
 
     all_axes[-1].set_xlabel(printable(over.title))
-    _scale(all_axes[-1], over)
+    _scale_axis(all_axes[-1], over)
     if has_legend:
         add_legend(canvas, {algorithm: handles[algorithm] for algorithm in algorithms})
 
@@ -334,17 +342,14 @@ def curves(
 
 
 def line_limits(lines: pd.DataFrame) -> Limits:
-    """Panel -> the limits of the vertical axis that hold all of its lines, and their bands."""
+    """Return panel -> limits for all of its lines and error bands."""
     low = (lines["mean"] - lines["error"]).groupby(lines["panel"]).min()
     high = (lines["mean"] + lines["error"]).groupby(lines["panel"]).max()
-    return {str(panel): padded(low[panel], high[panel]) for panel in low.index}
+    return {str(panel): padded_limits(low[panel], high[panel]) for panel in low.index}
 
 
 def _draw_line(axes: Any, line: pd.DataFrame, style: Style) -> Any:
-    """A line of the means and a band of their errors; of a single mean a horizontal line.
-
-    Returns what stands for it in a legend.
-    """
+    """Draw the line of the means and its error band; return the handle for the legend."""
     low = line["mean"] - line["error"]
     high = line["mean"] + line["error"]
     if len(line) == 1:
@@ -361,34 +366,38 @@ def _draw_line(axes: Any, line: pd.DataFrame, style: Style) -> Any:
         lw=1.8,
         **style.mark,
         linestyle=style.dash,
-        markevery=max(1, len(line) // _MARKERS_ON_LINE),
+        markevery=max(1, len(line) // _MAX_MARKERS_ON_LINE),
     )
     return handle
 
 
-def _scale(axes: Any, over: HorizontalAxis) -> None:
-    """Scale the horizontal axis, and mark its values."""
+def _scale_axis(axes: Any, over: HorizontalAxis) -> None:
+    """Scale the horizontal axis, and set its ticks."""
     if over.is_logarithmic:
         axes.set_xscale("log")
     axes.minorticks_off()
 
-    if over.marks:
-        _name_places(axes, list(over.marks), list(over.marks.values()))
+    if over.ticks:
+        _name_ticks(axes, list(over.ticks), list(over.ticks.values()))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
-def over_hparams(
+def draw_hparam_curves(
     means: pd.DataFrame,
     rows: Mapping[str, JointRow],
     title: str,
-    name: Callable[..., str],
+    make_name: Callable[..., str],
     error: ErrorKind = DOMAINBED,
 ) -> list[Figure]:
-    """A figure for each name that rows differ in: accuracy over its values, a line an algorithm.
+    """Draw accuracy over the values of each hyperparameter in which the rows differ.
 
-    ``means``: of `frames.over_targets`, whose algorithms are names of ``rows``. ``name(word, ...)``
-    makes a figure's name; ``error``: what the bands are.
+    Args:
+        means: rows of `frames.average_over_targets`, with names of ``rows`` as algorithms.
+        rows: name -> joint row.
+        title: beginning of the figures' titles.
+        make_name: function that makes a unique file name from words.
+        error: kind of the error bands.
     """
     drawn_rows = {name: row for name, row in rows.items() if name in set(means["algorithm"])}
     figures = []
@@ -403,11 +412,11 @@ def over_hparams(
         placed = placed.assign(
             step=placed["algorithm"].map(places), algorithm=placed["algorithm"].map(line_names)
         )
-        figure = curves(
+        figure = draw_curves(
             f"{title}, over {hparam}",
-            name(title, "over", hparam),
-            frames.over_trials(placed, frames.ACCURACIES, error),
-            styles_of(list(dict.fromkeys(line_names.values()))),
+            make_name(title, "over", hparam),
+            frames.average_over_trials_by_step(placed, frames.ACCURACIES, error),
+            get_styles(list(dict.fromkeys(line_names.values()))),
             over=_hparam_axis(hparam, values),
             has_legend=True,
         )
@@ -416,23 +425,24 @@ def over_hparams(
 
 
 def _value(row: JointRow, hparam: str) -> Any:
-    """The row's value of a name; a list as text, to be told from others."""
+    """Return the row's value of a hyperparameter, a list or dict as hashable text."""
     value = row.values[hparam]
     return str(value) if isinstance(value, (list, dict)) else value
 
 
 def _hparam_axis(hparam: str, values: Sequence[Any]) -> HorizontalAxis:
-    """An axis with a mark at each value, logarithmic for positive numbers that span as much."""
-    marks = {
+    """Make an axis with a tick at each value, logarithmic for a wide range of positive numbers."""
+    ticks = {
         _place(value, values): f"{value:g}" if _is_number(value) else str(value) for value in values
     }
-    is_numeric = all(map(_is_number, values))
-    is_spread = is_numeric and 0 < _LOGARITHMIC_RATIO * min(values) <= max(values)
-    return HorizontalAxis(hparam, is_logarithmic=is_spread, marks=marks)
+    if not all(map(_is_number, values)):
+        return HorizontalAxis(hparam, ticks=ticks)
+    is_logarithmic = 0 < _LOGARITHMIC_RATIO * min(values) <= max(values)
+    return HorizontalAxis(hparam, is_logarithmic, ticks)
 
 
 def _place(value: Any, values: Sequence[Any]) -> float:
-    """Numbers stand at their places; if any value is none, all stand side by side."""
+    """Return a number itself, or the index of the value if some values are not numbers."""
     return float(value if all(map(_is_number, values)) else values.index(value))
 
 
@@ -441,23 +451,28 @@ def _is_number(value: Any) -> bool:
 
 
 def _line_name(row: JointRow, hparam: str) -> str:
-    """The algorithm, and the row's values of what else its rows differ in."""
+    """Return the algorithm, followed by its values of the other hyperparameters."""
     other_values = [f"{name} {value}" for name, value in row.values.items() if name != hparam]
     return f"{row.algorithm} ({', '.join(other_values)})" if other_values else row.algorithm
 
 
-# Marks in a plane: one accuracy against another
+# Scatter plots: one accuracy against another
 
 
-def robustness(
+def draw_robustness(
     title: str, name: str, points: pd.DataFrame, styles: Styles, limits: Limits | None = None
 ) -> Figure:
-    """In-domain against out-of-domain accuracy, a mark a row.
+    """Draw in-domain against out-of-domain accuracy, one mark per row.
 
-    Algorithms that lie higher at the same place from left to right are the more robust ones (Taori
-    et al., "Measuring Robustness to Natural Distribution Shifts in Image Classification", 2020).
-    ``points``: of `frames.means_of_trials`, or without errors a row for each run. ``limits``: of
-    axes that several figures share.
+    Of algorithms with equal in-domain accuracy, the higher one is more robust (Taori et al.,
+    "Measuring Robustness to Natural Distribution Shifts in Image Classification", 2020).
+
+    Args:
+        title: title of the figure.
+        name: stem of the figure's file names.
+        points: rows of `frames.average_over_trials`, or one row per run without errors.
+        styles: algorithm -> style.
+        limits: limits of axes shared with other figures.
     """
     canvas = new_canvas(3.2) if limits else new_canvas(3.4, width=4.6)
     axes = canvas.subplots()
@@ -466,8 +481,8 @@ def robustness(
         axes.set(**{"xlim" if column == "in_domain" else "ylim": limit})
 
     alt = (
-        "Marks of in-domain against out-of-domain accuracy, of which the first is on augmented "
-        f"images: {title}, for {', '.join(handles)}."
+        "Marks of in-domain accuracy, measured on augmented images, against out-of-domain "
+        f"accuracy: {title}, for {', '.join(handles)}."
     )
     return save_figure(canvas, title, name, alt, points)
 
@@ -475,17 +490,24 @@ def robustness(
 def draw_marks(
     axes: Any, points: pd.DataFrame, styles: Styles, *, x: str, y: str
 ) -> dict[str, Any]:
-    """Draw a mark for each row of ``points``, and errors if there are any; returns the handles.
+    """Draw one mark per row, with error bars if there are errors; return the legend's handles.
 
-    ``x``, ``y``: its columns, beside which the errors have columns of their names and ``_error``. A
-    line at the height of a single mark of zero-shot CLIP shows who is more accurate.
+    A single mark of zero-shot CLIP has a horizontal line for comparison.
+
+    Args:
+        axes: matplotlib axes.
+        points: rows with the columns ``algorithm``, ``x`` and ``y``, and optionally their errors in
+            columns with the suffix ``_error``.
+        styles: algorithm -> style.
+        x: column of the horizontal axis.
+        y: column of the vertical axis.
     """
-    rows_of = frames.rows_by(points, "algorithm")
-    algorithms = [algorithm for algorithm in styles if algorithm in rows_of]
+    rows_by_algorithm = frames.rows_by(points, "algorithm")
+    algorithms = [algorithm for algorithm in styles if algorithm in rows_by_algorithm]
     handles = {}
-    for algorithm in reversed(algorithms):  # the first algorithm lies on top
+    for algorithm in reversed(algorithms):  # the first algorithm is drawn on top
         style = styles[algorithm]
-        rows = rows_of[algorithm]
+        rows = rows_by_algorithm[algorithm]
         if algorithm == ZERO_SHOT and len(rows) == 1:
             axes.axhline(rows[y].iloc[0], color=style.colour, lw=1, ls=(0, (4, 2)), zorder=1)
         handles[algorithm] = axes.errorbar(
@@ -508,12 +530,18 @@ def draw_marks(
     return {algorithm: handles[algorithm] for algorithm in algorithms}
 
 
-def suite(title: str, name: str, points: pd.DataFrame, styles: Styles) -> Figure:
-    """Accuracy in distribution against the mean of the shifts, as in WiSE-FT's paper.
+def draw_suite(title: str, name: str, points: pd.DataFrame, styles: Styles) -> Figure:
+    """Draw accuracy in distribution against the mean over the shifts, as in WiSE-FT's paper.
 
-    ``points``: rows with the columns ``algorithm``, ``alpha`` (nan for a run itself),
-    ``in_distribution`` and ``mean_of_shifts``. From the zero-shot CLIP a straight line leads to
-    each run, and WiSE-FT's curve if there are its points.
+    A straight line connects the zero-shot CLIP model with each run, and a curve connects the
+    points of WiSE-FT if there are any.
+
+    Args:
+        title: title of the figure.
+        name: stem of the figure's file names.
+        points: rows with the columns ``algorithm``, ``alpha`` (nan for a run itself),
+            ``in_distribution`` and ``mean_of_shifts``.
+        styles: algorithm -> style.
     """
     runs = points[points["alpha"].isna()]
     canvas = new_canvas(3.4, list(dict.fromkeys(runs["algorithm"])))
@@ -525,18 +553,18 @@ def suite(title: str, name: str, points: pd.DataFrame, styles: Styles) -> Figure
     zero_shot = pd.concat([runs[runs["algorithm"] == ZERO_SHOT], originals]).head(1)
     for algorithm in handles:
         colour = styles[algorithm].colour
-        of_algorithm = points[points["algorithm"] == algorithm]
-        curve = of_algorithm.dropna(subset="alpha").sort_values("alpha")
+        algorithm_points = points[points["algorithm"] == algorithm]
+        curve = algorithm_points.dropna(subset="alpha").sort_values("alpha")
         axes.plot(*_coordinates(curve), color=colour, lw=1.4, marker=".", ms=5, zorder=2)
 
-        run = of_algorithm[of_algorithm["alpha"].isna()]
+        run = algorithm_points[algorithm_points["alpha"].isna()]
         if len(zero_shot):
             ends = pd.concat([zero_shot, run])
             axes.plot(*_coordinates(ends), color=colour, lw=1, ls=(0, (1, 2)), zorder=1)
 
     alt = (
         "Marks of accuracy in distribution against the mean of the shifted test sets, with lines "
-        f"from the zero-shot CLIP and WiSE-FT's curves: {title}, for {', '.join(handles)}."
+        f"from zero-shot CLIP and the curves of WiSE-FT: {title}, for {', '.join(handles)}."
     )
     return save_figure(canvas, title, name, alt, points)
 
@@ -548,14 +576,18 @@ def _coordinates(points: pd.DataFrame) -> tuple[pd.Series[float], pd.Series[floa
 # A search: a dot for every choice of hyperparameters
 
 
-def choices(title: str, name: str, rows: pd.DataFrame, style: Style) -> Figure:
-    """The accuracies of all choices of one algorithm; what selection chose is filled.
+def draw_choices(title: str, name: str, rows: pd.DataFrame, style: Style) -> Figure:
+    """Draw the accuracies of all choices of one algorithm, with selected choices filled.
 
-    ``rows``: of `frames.choices`.
+    Args:
+        title: title of the figure.
+        name: stem of the figure's file names.
+        rows: rows of `frames.choices`.
+        style: style of the algorithm.
     """
     ordered = sorted(set(rows["choice"]))
     axis_title, names = _choice_names(ordered)
-    dots = {"chosen": True, "not chosen": False}
+    dots = {"selected": True, "not selected": False}
     canvas = new_canvas(4.4, [*dots, "mean"])
     all_axes = canvas.subplots(2, 1, sharex=True)
 
@@ -563,17 +595,17 @@ def choices(title: str, name: str, rows: pd.DataFrame, style: Style) -> Figure:
     for axes, column in zip(all_axes, ("out_of_domain", "validation")):
         axes.set_title(AXES[column])
         percent = 100 * rows[column]
-        for is_chosen in (False, True):  # what was chosen lies on top
-            is_drawn = rows["selected"] == is_chosen
-            dot = _choice_dot(style, is_chosen)
-            axes.plot(positions[is_drawn], percent[is_drawn], zorder=3 + is_chosen, **dot)
+        for is_selected in (False, True):  # selected choices are drawn on top
+            is_drawn = rows["selected"] == is_selected
+            dot = _choice_dot(style, is_selected)
+            axes.plot(positions[is_drawn], percent[is_drawn], zorder=3 + is_selected, **dot)
         for position, choice in enumerate(ordered):
             mean = percent[rows["choice"] == choice].mean()
             axes.plot(position + _MEAN_SPAN, [mean, mean], color=INK, lw=1.4)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.grid(axis="x", visible=False)
 
-    _name_places(all_axes[-1], range(len(names)), names)
+    _name_ticks(all_axes[-1], range(len(names)), names)
     all_axes[-1].set(xlabel=printable(axis_title), xlim=(-0.6, len(names) - 0.4))
     handles = {label: Line2D([], [], **_choice_dot(style, dots[label])) for label in dots}
     handles["mean"] = Line2D([], [], color=INK, lw=1.4)
@@ -587,22 +619,22 @@ def choices(title: str, name: str, rows: pd.DataFrame, style: Style) -> Figure:
 
 
 def _choice_names(ordered: Sequence[Choice]) -> tuple[str, list[str]]:
-    """The title of an axis of choices, and the name of each on it.
+    """Return the axis title and a short name for each choice.
 
-    Of one searched hyperparameter the values alone, of random draws the seeds.
+    The names are the values of the only searched hyperparameter, or the seeds of random draws.
     """
     hparams = {name for choice in ordered for name in choice.searched_values}
     if not hparams:
         return "draw (hparams seed)", [str(choice.hparams_seed) for choice in ordered]
     if len(hparams) == 1 and not any(choice.hparams_seed for choice in ordered):
         (hparam,) = hparams
-        # A job that the manifest does not list has none.
+        # Jobs that are not in the manifest have no searched values.
         return hparam, [str(choice.searched_values.get(hparam, "default")) for choice in ordered]
     return "hyperparameters", [str(choice) for choice in ordered]
 
 
 def _offsets(trials: pd.Series[int]) -> pd.Series[float]:
-    """How far each trial's dots stand from the middle, so that they do not hide each other."""
+    """Return the horizontal offset of each trial's dots, which keeps them from overlapping."""
     numbers = sorted(set(trials))
     if len(numbers) == 1:
         return 0.0 * trials
@@ -610,7 +642,7 @@ def _offsets(trials: pd.Series[int]) -> pd.Series[float]:
     return trials.map(dict(zip(numbers, offsets)))
 
 
-def _choice_dot(style: Style, is_chosen: bool) -> dict[str, Any]:
-    """Keywords for ``Axes.plot``: a dot that is filled if the choice was chosen."""
-    face = style.colour if is_chosen else PAPER
+def _choice_dot(style: Style, is_selected: bool) -> dict[str, Any]:
+    """Return the keywords of ``Axes.plot`` for a dot, filled if the choice was selected."""
+    face = style.colour if is_selected else PAPER
     return {"ls": "", "marker": "o", "ms": 4.5, "mfc": face, "mec": style.colour, "mew": 0.9}

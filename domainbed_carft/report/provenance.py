@@ -1,4 +1,4 @@
-"""Where the numbers of a page come from: the jobs of each cell, and how to get them again."""
+"""The provenance of a page: the jobs of each cell, and the commands that reproduce them."""
 
 from __future__ import annotations
 
@@ -26,40 +26,36 @@ from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams
 from domainbed_carft.sweep import chosen_runs
 
-_OUTPUT = "OUT"  # stands for the folder of the sweeps
+_OUTPUT = "OUT"  # placeholder for the folder of the sweeps
 _SOFTWARE = ("matplotlib", "pandas", "numpy", "jinja2")
-# What jobs have as data_dir whose datasets need no folder.
+# Values of data_dir in jobs whose datasets need no folder.
 _NO_DATA_FOLDERS = (None, "", ".", "embedded")
-# Hparams that say which CLIP read which prompts.
+# Recorded values that identify the CLIP model and its prompts.
 _CLIP_AND_PROMPTS = ("clip_backbone", "clip_digest", "contexts", "class_names", "prompts_digest")
 
 
 @dataclass(frozen=True)
 class JobCommand:
-    """A job on the page: the name of its place there, its folder below OUT, its command line."""
+    """The command of a job, as the page shows it."""
 
-    place: str
-    folder: str
-    line: str
+    place: str  # HTML id on the page
+    folder: str  # below OUT
+    line: str  # shell command
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """How to get a page again.
+    """Everything that is needed to reproduce a page."""
 
-    ``commands``: folder of a job -> its command; ``digest``: SHA-256 of the records; ``sweeps``: of
-    each that a file declares, the command that launches it, and the file's text.
-    """
-
-    software: str
+    software: str  # packages with their versions
     settings: Grid
-    digest: str
-    commands: Mapping[str, JobCommand]
-    sweeps: Sequence[tuple[str, str]]
+    digest: str  # SHA-256 of the records
+    commands: Mapping[str, JobCommand]  # folder of a job -> its command
+    sweeps: Sequence[tuple[str, str]]  # launch command and declaration of each declared sweep
 
 
-def provenance_of(collection: Collection) -> Provenance:
-    """The provenance of a page on these runs."""
+def get_provenance(collection: Collection) -> Provenance:
+    """Collect the provenance of a page on these runs."""
     runs = collection.runs
     return Provenance(
         software=", ".join(f"{package} {version(package)}" for package in _SOFTWARE),
@@ -71,7 +67,7 @@ def provenance_of(collection: Collection) -> Provenance:
 
 
 def _settings(runs: Sequence[RecordedRun]) -> Grid:
-    """Arguments, hparams and versions of the jobs, their CLIPs and prompts."""
+    """List arguments, hparams and versions of the jobs, with their CLIP models and prompts."""
     counts: Counter[tuple[str, str]] = Counter()
     titles = benchmarks.dataset_titles(run.dataset for run in runs)
     for run in runs:
@@ -91,30 +87,30 @@ def _settings(runs: Sequence[RecordedRun]) -> Grid:
 
 
 def _digest(runs: Iterable[RecordedRun]) -> str:
-    """SHA-256 of the records of all runs, file after file in the order of their folders."""
+    """Return the SHA-256 of the concatenated record files, in the order of their folders."""
     folders = sorted({run.folder for run in runs}, key=os.fsencode)
     contents = [files.read_regular(Path(folder, RECORDS)) for folder in folders]
     return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
 def _commands(runs: Iterable[RecordedRun]) -> dict[str, JobCommand]:
-    """A job's folder -> its command for a shell, with the arguments that were recorded.
+    """Return folder of a job -> its shell command with the recorded arguments.
 
-    The folders on the page are below OUT, so that it does not tell where the sweeps are here.
+    The page shows folders relative to OUT, so that it does not reveal local paths.
     """
     jobs = {run.folder: run.job for run in runs}
-    above = os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in jobs])
+    parent = os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in jobs])
 
     commands = {}
     for number, (folder, job) in enumerate(jobs.items(), 1):
-        label = os.path.join(_OUTPUT, os.path.relpath(os.path.abspath(folder), above))
+        label = os.path.join(_OUTPUT, os.path.relpath(os.path.abspath(folder), parent))
         line = replace(job, folder=Path(label)).line
         commands[folder] = JobCommand(f"job-{number}", label, line)
     return commands
 
 
 def _sweeps(folders: Iterable[Path]) -> list[tuple[str, str]]:
-    """Command and declaration of the sweeps in these output folders that have a copy of it."""
+    """Return launch command and declaration of each sweep whose folder contains a declaration."""
     declared = []
     for folder in folders:
         with contextlib.suppress(OSError, CarftError):
@@ -133,53 +129,49 @@ def _sweeps(folders: Iterable[Path]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class CellJobs:
-    """The runs that were chosen in one cell, one for each trial.
+    """The selected runs of one cell, one per trial."""
 
-    ``place``: the name of their place on the page; ``environment``: the one left out, "" if none.
-    """
-
-    place: str
+    place: str  # HTML id of their rows on the page
     algorithm: str
-    environment: str
+    environment: str  # the target; "" if all environments were trained on
     runs: Sequence[chosen_runs.ChosenRun]
 
 
 @dataclass(frozen=True)
 class TableJobs:
-    """The jobs behind the cells of one table.
-
-    ``shared``: the hyperparameters that were set or chosen alike for all of them; ``places``:
-    for each row, and each column but the first, the place of the cell's jobs, "" for none.
-    """
+    """The jobs of all cells of one table."""
 
     cells: Sequence[CellJobs]
-    shared: str
+    shared: str  # hyperparameters with the same values in all of these jobs
+    # For each row, the HTML ids of its cells' jobs without the first column; "" if there are none.
     places: Sequence[Sequence[str]]
 
 
-def jobs_of_table(
-    table: Table, entries: Sequence[BestHparams], name: Callable[..., str]
+def get_table_jobs(
+    table: Table, entries: Sequence[BestHparams], make_name: Callable[..., str]
 ) -> TableJobs:
-    """The jobs behind the cells of ``table``.
+    """Collect the jobs of a table's cells.
 
-    ``entries``: what was chosen for the table; ``name(word, ...)``: makes unique names for places
-    on the page.
+    Args:
+        table: the table.
+        entries: the selected runs of the table.
+        make_name: function that makes a unique HTML id from words.
     """
     runs, shared = chosen_runs.describe(entries)
     cells = []
     for (algorithm, environment), cell_runs in itertools.groupby(
         runs, key=lambda run: (run.entry.row, run.entry.environment or "")
     ):
-        place = name("cell", table.dataset, algorithm, environment or "all")
+        place = make_name("cell", table.dataset, algorithm, environment or "all")
         cells.append(CellJobs(place, algorithm, environment, list(cell_runs)))
 
-    place_of = {(cell.algorithm, cell.environment): cell.place for cell in cells}
+    place_by_cell = {(cell.algorithm, cell.environment): cell.place for cell in cells}
 
-    def place_of_jobs(cell: Cell) -> str:
+    def get_place(cell: Cell) -> str:
         if cell.column != ENVIRONMENTS:
             return ""
-        of_all = place_of.get((cell.row, ""), "")  # of jobs that left nothing out
-        return place_of.get((cell.row, cell.label), of_all)
+        without_target = place_by_cell.get((cell.row, ""), "")
+        return place_by_cell.get((cell.row, cell.label), without_target)
 
-    places = [[place_of_jobs(cell) for cell in row.printed_cells] for row in table.rows]
+    places = [[get_place(cell) for cell in row.printed_cells] for row in table.rows]
     return TableJobs(cells, shared, places)

@@ -1,4 +1,4 @@
-"""The sections of a report's page: a table, its jobs, its figures and example images."""
+"""The sections of a report: tables with their jobs, figures and example images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_NAMES = 3  # of incomplete rows in a figure's title
 
 
 class Part(NamedTuple):
-    """Figures of one kind, for which the template has a title and words."""
+    """Figures of one kind; the template has a title and a text for each kind."""
 
     kind: str
     figures: Sequence[Figure]
@@ -36,22 +36,17 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page: of a dataset, or of a suite.
+    """A section of the page, on a dataset or a suite."""
 
-    ``id``: its place on the page; ``findings``: sentences on the table; ``lead``: the figures above
-    the table; ``ranks``: for each row the ranks of its cells, 0 for none; ``more_tables``: below
-    it; ``examples``: those of each environment left out.
-    """
-
-    id: str
+    id: str  # HTML id
     title: str
     table: Grid
     parts: Sequence[Part]
-    findings: Sequence[str] = ()
-    lead: Sequence[Figure] = ()
-    ranks: Sequence[Sequence[int]] = ()
+    findings: Sequence[str] = ()  # sentences on the table
+    lead: Sequence[Figure] = ()  # figures above the table
+    ranks: Sequence[Sequence[int]] = ()  # for each row, the ranks of its cells; 0 if unranked
     jobs: TableJobs | None = None
-    more_tables: Sequence[Grid] = ()
+    more_tables: Sequence[Grid] = ()  # below the table
     examples: Sequence[TargetExamples] = ()
 
     @property
@@ -61,7 +56,7 @@ class Section:
 
 
 def unique_names() -> Callable[..., str]:
-    """A maker of unique names for files and places on the page, from words."""
+    """Return a function that makes unique file names and HTML ids from words."""
     counts: Counter[str] = Counter()
 
     def name(*words: str) -> str:
@@ -75,29 +70,30 @@ def unique_names() -> Callable[..., str]:
 
 @dataclass(frozen=True)
 class SectionMaker:
-    """Makes the sections of a page.
-
-    ``name(word, ...)``: makes unique names for files and places on the page; ``examples_of``: makes
-    the examples of environments and selected runs, if any are to be shown.
-    """
+    """Makes the sections of a page."""
 
     results: Results
     styles: Styles
-    name: Callable[..., str]
-    examples_of: Callable[..., list[TargetExamples]] | None
+    make_name: Callable[..., str]  # words -> unique file name or HTML id
+    # (environments, selected runs) -> examples; None if the page has no examples
+    find_examples: Callable[..., list[TargetExamples]] | None
 
-    def of_table(
+    def make_table_section(
         self,
         group: Group,
         table: Table,
         entries: Sequence[BestHparams],
         findings: Sequence[str],
     ) -> Section:
-        """The section of one dataset: the table, its jobs and figures, and examples of images.
+        """Make the section of one dataset.
 
-        ``group``: of the table; ``entries``: what was chosen for it; ``findings``: sentences on it.
+        Args:
+            group: the group of the table.
+            table: the table.
+            entries: the selected runs of the table.
+            findings: sentences on the table.
         """
-        identity = self.name("data", table.dataset)
+        identity = self.make_name("data", table.dataset)
         runs = [run for run in group.runs if run.dataset == table.dataset]
         selected = [
             entry for entry in group.select(table.method) if entry.dataset == table.dataset
@@ -107,8 +103,8 @@ class SectionMaker:
 
         parts = [Part("accuracy", self._dots(table))]
         parts += self._choices(table, runs)
-        parts += self._over_hparams(table, at_selection)
-        parts.append(Part("steps", self._over_steps(table, checkpoints)))
+        parts += self._hparam_curves(table, at_selection)
+        parts.append(Part("steps", self._step_curves(table, checkpoints)))
         parts.append(Part("robustness", self._robustness(table, at_selection)))
         parts.append(Part("drift", self._drift(table, checkpoints)))
         parts += self._evaluations(table, selected)
@@ -120,53 +116,50 @@ class SectionMaker:
             findings=findings,
             lead=self._lead(table, at_selection),
             ranks=table.ranks,
-            jobs=provenance.jobs_of_table(table, entries, self.name),
+            jobs=provenance.get_table_jobs(table, entries, self.make_name),
             more_tables=[*filter(None, [table.choices_grid()])],
-            examples=self.examples_of(table.columns, selected) if self.examples_of else (),
+            examples=self.find_examples(table.columns, selected) if self.find_examples else (),
         )
 
     def _lead(self, table: Table, at_selection: pd.DataFrame) -> list[Figure]:
-        """The first figures: in-domain against out-of-domain accuracy, and the averages.
-
-        None of a single algorithm, which is compared with nothing.
-        """
+        """Draw the first figures, unless there is only one algorithm."""
         if len(table.rows) < 2:
             return []
 
-        trials = frames.over_targets(at_selection, frames.ACCURACIES)
-        means = frames.means_of_trials(trials, table.error)
+        trials = frames.average_over_targets(at_selection, frames.ACCURACIES)
+        means = frames.average_over_trials(trials, table.error)
         cells = frames.accuracies(table)
         averages = cells[cells["column"] == AVERAGE]
         lead = []
         if len(means):
-            name = self.name(table.dataset, "robustness")
-            title = _marked("In-domain against out-of-domain", table)
-            lead.append(plots.robustness(title, name, means, self.styles))
+            name = self.make_name(table.dataset, "robustness")
+            title = _mark_title("In-domain against out-of-domain", table)
+            lead.append(plots.draw_robustness(title, name, means, self.styles))
         if len(averages):
-            name = self.name(table.dataset, "accuracy", "average")
-            title = _marked("Average over environments", table)
+            name = self.make_name(table.dataset, "accuracy", "average")
+            title = _mark_title("Average over environments", table)
             limits = plots.dot_limits(averages)
-            lead.append(plots.dots(title, name, averages, self.styles, limits))
+            lead.append(plots.draw_dots(title, name, averages, self.styles, limits))
         return lead
 
     def _dots(self, table: Table) -> list[Figure]:
-        """The accuracies of each environment, all on the same axis."""
+        """Draw the accuracies on each environment, all with the same limits."""
         cells = frames.accuracies(table)
         cells = cells[cells["column"] == ENVIRONMENTS]
         limits = plots.dot_limits(cells)
         return [
-            plots.dots(
-                _marked(label, table),
-                self.name(table.dataset, "accuracy", label),
-                of_environment,
+            plots.draw_dots(
+                _mark_title(label, table),
+                self.make_name(table.dataset, "accuracy", label),
+                environment_cells,
                 self.styles,
                 limits,
             )
-            for label, of_environment in frames.rows_by(cells, "environment").items()
+            for label, environment_cells in frames.rows_by(cells, "environment").items()
         ]
 
     def _choices(self, table: Table, runs: Sequence[RecordedRun]) -> list[Part]:
-        """A figure of all choices for each algorithm that had several; no part without any."""
+        """Draw the choices of each algorithm that has several; return no part if none has."""
         cells = {(run.dataset, run.row, run.job.role.cell) for run in runs}
         first_stage = [
             run
@@ -175,9 +168,9 @@ class SectionMaker:
         ]
         choices = frames.choices(runs, table.method, first_stage)
         figures = [
-            plots.choices(
-                _marked(algorithm, table),
-                self.name(table.dataset, "choices", algorithm),
+            plots.draw_choices(
+                _mark_title(algorithm, table),
+                self.make_name(table.dataset, "choices", algorithm),
                 choices[choices["algorithm"] == algorithm],
                 style,
             )
@@ -186,76 +179,79 @@ class SectionMaker:
         ]
         return [Part("choices", figures)] if figures else []
 
-    def _over_hparams(self, table: Table, at_selection: pd.DataFrame) -> list[Part]:
-        """Accuracy over what the rows of a joint table differ in; no part for any other table."""
-        figures = plots.over_hparams(
-            frames.over_targets(at_selection, frames.ACCURACIES),
+    def _hparam_curves(self, table: Table, at_selection: pd.DataFrame) -> list[Part]:
+        """Draw accuracy over the hyperparameters of a joint table; return no part for others."""
+        figures = plots.draw_hparam_curves(
+            frames.average_over_targets(at_selection, frames.ACCURACIES),
             self.results.collection.joint_rows,
             title=table.dataset_title,
-            name=self.name,
+            make_name=self.make_name,
             error=table.error,
         )
-        marked = [replace(figure, title=_marked(figure.title, table)) for figure in figures]
+        marked = [replace(figure, title=_mark_title(figure.title, table)) for figure in figures]
         return [Part("hparams", marked)] if marked else []
 
-    def _over_steps(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
-        """Accuracy over steps, the mean over the environments left out and each of them."""
-        rows_of: dict[str, pd.DataFrame] = {}
+    def _step_curves(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
+        """Draw accuracy over steps, for the mean over the targets and for each target."""
+        rows_by_title: dict[str, pd.DataFrame] = {}
         if checkpoints["target"].nunique() > 1:
-            means = frames.over_targets(checkpoints, frames.ACCURACIES)
-            rows_of["mean over environments"] = means
-        rows_of |= _by_target(table, checkpoints)
-        lines_of = {
-            title: frames.over_trials(rows, frames.ACCURACIES, table.error)
-            for title, rows in rows_of.items()
+            means = frames.average_over_targets(checkpoints, frames.ACCURACIES)
+            rows_by_title["mean over environments"] = means
+        rows_by_title |= _rows_by_target_title(table, checkpoints)
+        lines_by_title = {
+            title: frames.average_over_trials_by_step(rows, frames.ACCURACIES, table.error)
+            for title, rows in rows_by_title.items()
         }
-        lines_of = {title: lines for title, lines in lines_of.items() if len(lines)}
-        if not lines_of:
+        lines_by_title = {title: lines for title, lines in lines_by_title.items() if len(lines)}
+        if not lines_by_title:
             return []
 
-        limits = plots.line_limits(pd.concat(lines_of.values()))
+        limits = plots.line_limits(pd.concat(lines_by_title.values()))
         return [
-            plots.curves(
-                _marked(title, table),
-                self.name(table.dataset, "over_steps", title),
+            plots.draw_curves(
+                _mark_title(title, table),
+                self.make_name(table.dataset, "over_steps", title),
                 lines,
                 self.styles,
                 limits=limits,
             )
-            for title, lines in lines_of.items()
+            for title, lines in lines_by_title.items()
         ]
 
     def _robustness(self, table: Table, at_selection: pd.DataFrame) -> list[Figure]:
-        """In-domain against out-of-domain accuracy, a mark a run, for each environment left out."""
+        """Draw in-domain against out-of-domain accuracy of the runs, for each target."""
         columns = ["algorithm", "trial", *frames.ACCURACIES]
         points = at_selection.dropna(subset=frames.ACCURACIES)
         if points.empty:
             return []
         limits = {
-            name: plots.padded(points[name].min(), points[name].max()) for name in frames.ACCURACIES
+            name: plots.padded_limits(points[name].min(), points[name].max())
+            for name in frames.ACCURACIES
         }
         return [
-            plots.robustness(
-                _marked(title, table),
-                self.name(table.dataset, "robustness", title),
+            plots.draw_robustness(
+                _mark_title(title, table),
+                self.make_name(table.dataset, "robustness", title),
                 rows[columns],
                 self.styles,
                 limits,
             )
-            for title, rows in _by_target(table, points).items()
+            for title, rows in _rows_by_target_title(table, points).items()
         ]
 
     def _drift(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
-        """How far the context distribution moves, if any run recorded that."""
-        drift = frames.over_targets(checkpoints, frames.DRIFT)
-        lines = frames.over_trials(drift, frames.DRIFT, table.error)
+        """Draw the drift of the context distribution if a run recorded it."""
+        drift = frames.average_over_targets(checkpoints, frames.DRIFT)
+        lines = frames.average_over_trials_by_step(drift, frames.DRIFT, table.error)
         if lines.empty:
             return []
-        name = self.name(table.dataset, "context_drift")
-        return [plots.curves(_marked(table.dataset_title, table), name, lines, self.styles)]
+        name = self.make_name(table.dataset, "context_drift")
+        return [
+            plots.draw_curves(_mark_title(table.dataset_title, table), name, lines, self.styles)
+        ]
 
     def _evaluations(self, table: Table, selected: Sequence[SelectedRun]) -> list[Part]:
-        """Figures of what ``carft evaluate`` measured; an empty part without any evaluated run."""
+        """Draw the measurements of ``carft evaluate``; the part is empty if there are none."""
         evaluations = frames.target_evaluations(selected)
         if not evaluations:
             return [Part("evaluation", [])]
@@ -263,9 +259,9 @@ class SectionMaker:
         names = frames.evaluated_names(selected, evaluations)
         bins = frames.reliability(evaluations)
         reliability = [
-            evaluation_plots.reliability(
-                f"{names[algorithm]}{_mark(algorithm, table)}",
-                self.name(table.dataset, "reliability", algorithm),
+            evaluation_plots.draw_reliability(
+                f"{names[algorithm]}{_incomplete_mark(algorithm, table)}",
+                self.make_name(table.dataset, "reliability", algorithm),
                 bins[bins["algorithm"] == algorithm],
                 style,
             )
@@ -278,15 +274,19 @@ class SectionMaker:
         ]
 
     def _flips(self, table: Table, rows: pd.DataFrame, names: Mapping[str, str]) -> list[Figure]:
-        """A figure of all environments; of many algorithms one for each environment."""
+        """Draw the flips in one figure, or one per environment if there are many algorithms."""
         title = table.dataset_title
         if len(names) <= evaluation_plots.MAX_BARS_IN_GROUP:
-            name = self.name(table.dataset, "flips")
-            return [evaluation_plots.flips(_marked(title, table), name, rows, self.styles, names)]
+            name = self.make_name(table.dataset, "flips")
+            return [
+                evaluation_plots.draw_flips(
+                    _mark_title(title, table), name, rows, self.styles, names
+                )
+            ]
         return [
-            evaluation_plots.flips(
-                f"{title}, {label}{_mark(label, table)}",
-                self.name(table.dataset, "flips", label),
+            evaluation_plots.draw_flips(
+                f"{title}, {label}{_incomplete_mark(label, table)}",
+                self.make_name(table.dataset, "flips", label),
                 rows[rows["environment"] == label],
                 self.styles,
                 names,
@@ -294,45 +294,47 @@ class SectionMaker:
             for label in dict.fromkeys(rows["environment"])
         ]
 
-    def of_suite(self, rows: Sequence[suites.Scores]) -> Section:
-        """The section of a suite: its table, and where it has shifts, the figure."""
+    def make_suite_section(self, rows: Sequence[suites.Scores]) -> Section:
+        """Make the section of a suite: its table, and a figure if it has shifted test sets."""
         table = suites.grid(rows)
-        identity = self.name("suite", rows[0].suite)
+        identity = self.make_name("suite", rows[0].suite)
         columns = ["algorithm", "alpha", "in_distribution", "mean_of_shifts"]
         points = pd.DataFrame(suites.curve_points(rows), columns=columns)
         parts = []
         if points["alpha"].isna().any():
-            parts.append(Part("suite", [plots.suite(table.title, identity, points, self.styles)]))
+            parts.append(
+                Part("suite", [plots.draw_suite(table.title, identity, points, self.styles)])
+            )
         return Section(id=identity, title=table.title, table=table, parts=parts)
 
 
-def _by_target(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """A title and the rows of each environment left out; all rows if nothing was left out."""
-    if (rows["target"] == frames.NO_TARGET).any():  # as in all of them
-        return {"nothing held out": rows}
+def _rows_by_target_title(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return title -> rows of each target; all rows together if the runs have no targets."""
+    if (rows["target"] == frames.NO_TARGET).any():  # then no run has a target
+        return {"no target": rows}
 
-    rows_of_target = {
-        _title_of_target(label): rows[rows["target"] == target]
+    rows_by_title = {
+        _target_title(label): rows[rows["target"] == target]
         for target, label in enumerate(table.columns)
     }
-    return {title: target_rows for title, target_rows in rows_of_target.items() if len(target_rows)}
+    return {title: target_rows for title, target_rows in rows_by_title.items() if len(target_rows)}
 
 
-def _title_of_target(label: str) -> str:
-    return f"{label} left out"
+def _target_title(label: str) -> str:
+    return f"target {label}"
 
 
-def _marked(title: str, table: Table) -> str:
-    """A figure's title, with the rows that are incomplete in what it shows."""
-    return f"{title}{_mark(title, table)}"
+def _mark_title(title: str, table: Table) -> str:
+    """Add the incomplete rows to a figure's title."""
+    return f"{title}{_incomplete_mark(title, table)}"
 
 
-def _mark(title: str, table: Table) -> str:
-    """The rows that are incomplete in an environment, or in any if ``title`` names none."""
-    environment = {
-        text: label for label in table.columns for text in (label, _title_of_target(label))
+def _incomplete_mark(title: str, table: Table) -> str:
+    """List the rows that are incomplete on the title's environment, or on any environment."""
+    environments = {
+        text: label for label in table.columns for text in (label, _target_title(label))
     }
-    names = table.incomplete_rows(environment.get(title, ""))
+    names = table.incomplete_rows(environments.get(title, ""))
     if title in (row.algorithm for row in table.rows):
         return " (incomplete)" if title in names else ""
     listing = ", ".join(names) if len(names) <= _MAX_NAMES else f"{len(names)} rows"

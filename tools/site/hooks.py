@@ -1,9 +1,9 @@
-"""Hooks of MkDocs: files outside docs/, formulas, and wide tables.
+"""Hooks of MkDocs for documents outside docs/, formulas, and wide tables.
 
-Documents next to docs/ are pages of the site, and links to them lead there. A link to any other
+Documents next to docs/ become pages of the site, and links to them are adapted. A link to any other
 file of the repository, such as a declared sweep, becomes the name of the file. Formulas become
-MathML, which browsers draw without a script. A table is put into an element that takes the focus,
-so that keys scroll it.
+MathML, which browsers draw without a script. A table is wrapped in a focusable element, so that it
+can be scrolled by keyboard.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the documents beside docs/ as pages."""
+    """Add the documents next to docs/ as pages."""
     for document in COPIED:
         text = (ROOT / document).read_text(encoding="utf-8")
         files.append(File.generated(config, PAGES[document], content=text))
@@ -41,7 +41,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **arguments: Any) -> str:
-    """The text with its links between documents as links between pages."""
+    """Replace links between documents by links between pages."""
     page_path = page.file.src_uri
     document = next((d for d in COPIED if PAGES[d] == page_path), f"docs/{page_path}")
 
@@ -51,22 +51,22 @@ def on_page_markdown(markdown: str, page: Any, **arguments: Any) -> str:
             return match.group(0)
 
         path = posixpath.normpath(posixpath.join(posixpath.dirname(document), target))
-        on_site = PAGES.get(path, path[len("docs/") :] if path.startswith("docs/") else "")
-        if not on_site:
+        site_path = PAGES.get(path, path[len("docs/") :] if path.startswith("docs/") else "")
+        if not site_path:
             return label if (ROOT / path).exists() else match.group(0)
-        return f"[{label}]({posixpath.relpath(on_site, posixpath.dirname(page_path))}{anchor})"
+        return f"[{label}]({posixpath.relpath(site_path, posixpath.dirname(page_path))}{anchor})"
 
     return _LINK.sub(replace, markdown)
 
 
-# What the extension pymdownx.arithmatex makes of `$...$` and `$$...$$`.
+# Output of the extension pymdownx.arithmatex for `$...$` and `$$...$$`.
 _INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
 _BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.DOTALL)
 _TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 
 
 def on_page_content(content: str, **arguments: Any) -> str:
-    """The page's HTML with each formula as MathML and each table in an element that scrolls."""
+    """Replace formulas by MathML, and wrap tables in elements that scroll."""
     content = _BLOCK.sub(lambda match: _mathml(match.group(1), "block"), content)
     content = _INLINE.sub(lambda match: _mathml(match.group(1), "inline"), content)
     return _TABLE.sub(r'<div class="table-scroll" tabindex="0">\g<0></div>', content)

@@ -1,10 +1,10 @@
 """Write the generated parts of docs/reference, and the schema of declared sweeps.
 
     python tools/site/reference.py           # write them
-    python tools/site/reference.py --check   # exit status 1 if a file has another part
+    python tools/site/reference.py --check   # exit status 1 if a file is out of date
 
-A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. The schema, by which editors
-check a declared sweep, is assets/sweep.schema.json.
+A generated part is enclosed in `<!-- begin NAME -->` and `<!-- end NAME -->`. Editors use the
+schema, assets/sweep.schema.json, to check declared sweeps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "reference"
 SCHEMA = ROOT / "domainbed_carft" / "assets" / "sweep.schema.json"
 USUAL_DATASET = "PACS"
-# Datasets whose defaults differ from those of all others, and what the page calls them.
+# Dataset with its own defaults -> its name on the page.
 SPECIAL_DATASETS = {
     "EmojiStyles": "tiny",
     "VLCS": "VLCS",
@@ -42,8 +42,8 @@ SPECIAL_DATASETS = {
 _HPARAM_COLUMNS = (
     "| name | what it does | default | values; random search | source |\n|---|---|---|---|---|"
 )
-# Title of a table -> the first of its names; it goes on to the first one of the next table.
-_GROUPS_OF_ALL = {
+# Title of a table -> its first hyperparameter. Each table ends where the next one begins.
+_SHARED_GROUPS = {
     "CLIP, prompts and images": "clip_backbone",
     "The head": "head_init",
     "Optimizer and schedule": "lr",
@@ -54,8 +54,8 @@ _GROUPS_OF_ALL = {
 }
 
 
-class HelpOfAllVersions(argparse.RawDescriptionHelpFormatter):
-    """Help with each argument as Python 3.12 and older show it, and 100 columns."""
+class StableHelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Format help in 100 columns, with arguments formatted like in Python 3.12 and older."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=100)
@@ -69,11 +69,11 @@ class HelpOfAllVersions(argparse.RawDescriptionHelpFormatter):
 
 
 def commands() -> str:
-    """Return the help of every command, from the parsers that read the command line."""
+    """Return the help of all commands, from their parsers."""
     sys.path.append(str(ROOT / "third_party"))
     from domainbed.lib import sweep_arguments, train_arguments
 
-    parsers = [*_commands_of(cli._parser())]
+    parsers = [*_find_commands(cli._parser())]
     for parser in (train_arguments.build_parser(), sweep_arguments.build_parser()):
         parser.prog = f"python -m {parser.prog}"
         parser.usage = "%(prog)s [options]"
@@ -81,13 +81,13 @@ def commands() -> str:
 
     parts = []
     for parser in parsers:
-        parser.formatter_class = HelpOfAllVersions
+        parser.formatter_class = StableHelpFormatter
         parts.append(f"## {parser.prog}\n\n```text\n{parser.format_help().strip()}\n```")
     return "\n\n".join(parts)
 
 
-def _commands_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """The parsers without subcommands below ``parser``."""
+def _find_commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parsers of all commands without subcommands."""
     nested = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     if not nested:
         yield parser
@@ -95,7 +95,7 @@ def _commands_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentP
     helps = {choice.dest: choice.help for choice in nested[0]._choices_actions}
     for name, child in nested[0].choices.items():
         child.description = child.description or helps.get(name)
-        yield from _commands_of(child)
+        yield from _find_commands(child)
 
 
 def _cell(text: str) -> str:
@@ -103,23 +103,24 @@ def _cell(text: str) -> str:
 
 
 def hyperparameters() -> str:
-    """Return a table of each group of hyperparameters, from their declarations."""
-    everyone = [*CLIPAlgorithm.own_hparams()]
-    groups = {first: title for title, first in _GROUPS_OF_ALL.items()}
+    """Return a table for each group of hyperparameters, from their declarations."""
+    shared_names = [*CLIPAlgorithm.own_hparams()]
+    groups = {first: title for title, first in _SHARED_GROUPS.items()}
     shared: dict[str, tuple[Sequence[str], list[str]]] = {}
-    of_some: dict[str, tuple[Sequence[str], list[str]]] = {}
+    special: dict[str, tuple[Sequence[str], list[str]]] = {}
     title = ""
-    for name in everyone:
+    for name in shared_names:
         title = groups.get(name, title)
         shared.setdefault(title, (ALGORITHMS, []))[1].append(name)
 
     for name in algorithms.hparams_of("CARFT"):
-        if name not in everyone:
+        if name not in shared_names:
             owners = tuple(a for a in ALGORITHMS if name in algorithms.CLASSES[a].own_hparams())
-            of_some.setdefault(f"Only {', '.join(owners)}", (owners, []))[1].append(name)
+            special.setdefault(f"Only {', '.join(owners)}", (owners, []))[1].append(name)
 
-    (first, of_carft), *others = of_some.items()  # CAR-FT's own, which most readers look for
-    sections = {first: of_carft, **shared, **dict(others)}
+    # CAR-FT's hyperparameters come first, because most readers look for them.
+    (carft_title, carft_section), *special_sections = special.items()
+    sections = {carft_title: carft_section, **shared, **dict(special_sections)}
     parts = []
     for title, (owners, names) in sections.items():
         rows = "\n".join(_hparam_row(name, owners) for name in names)
@@ -128,30 +129,30 @@ def hyperparameters() -> str:
 
 
 def _hparam_row(name: str, owners: Sequence[str]) -> str:
-    """The row of a hyperparameter; ``owners``: the algorithms on which it has an effect."""
+    """Return the table row of a hyperparameter that affects the algorithms ``owners``."""
     hparams = {owner: algorithms.hparams_of(owner)[name] for owner in owners}
     hparam = hparams[owners[0]]
-    values = _plain(hparam.expected).replace("False, True", "false, true")  # as in JSON
-    search = _usual_and_exceptions({owner: _draws(owned) for owner, owned in hparams.items()})
+    values = _plain(hparam.expected).replace("False, True", "false, true")  # like in JSON
+    search = _merge_texts({owner: _draws(owned) for owner, owned in hparams.items()})
     cells = [
         f"`{name}`",
         _cell(hparam.meaning),
-        _usual_and_exceptions({owner: _defaults(owned) for owner, owned in hparams.items()}),
+        _merge_texts({owner: _defaults(owned) for owner, owned in hparams.items()}),
         f"{values}; *search* {search}" if search else values,
         _cell("; ".join(dict.fromkeys(owned.source for owned in hparams.values()))),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _usual_and_exceptions(texts: Mapping[str, str]) -> str:
-    """The text of the first algorithm, then those that differ, with their algorithms."""
+def _merge_texts(texts: Mapping[str, str]) -> str:
+    """Return the first algorithm's text, followed by different texts with their algorithms."""
     usual, *_ = texts.values()
-    algorithms_of: dict[str, list[str]] = {}
+    exceptions: dict[str, list[str]] = {}
     for algorithm, text in texts.items():
         if text != usual:
-            algorithms_of.setdefault(text, []).append(algorithm)
-    exceptions = [f"{', '.join(names)}: {text or 'fixed'}" for text, names in algorithms_of.items()]
-    return "; ".join(filter(None, [usual, *exceptions]))
+            exceptions.setdefault(text, []).append(algorithm)
+    listing = [f"{', '.join(names)}: {text or 'fixed'}" for text, names in exceptions.items()]
+    return "; ".join(filter(None, [usual, *listing]))
 
 
 def _defaults(hparam: Hparam) -> str:
@@ -165,7 +166,7 @@ def _defaults(hparam: Hparam) -> str:
 
 
 def _number(value: float) -> str:
-    """A number as papers write it: 5e-6, 0.25."""
+    """Format a number like 5e-6 or 0.25."""
     if 0 < value < 0.01:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
@@ -173,17 +174,17 @@ def _number(value: float) -> str:
 
 
 def _code(text: str) -> str:
-    """Code in a cell. In backticks a bar is shown with its backslash by some renderers."""
+    """Format code in a cell, without backticks if it has a bar, which some renderers escape."""
     return f"<code>{_plain(text)}</code>" if "|" in text else f"`{text}`"
 
 
 def _plain(text: str) -> str:
-    """Text in a cell with its bars as entities, which every renderer shows as bars."""
+    """Replace bars by entities, which all renderers show as bars."""
     return text.replace("<", "&lt;").replace("|", "&#124;")
 
 
 def _draws(hparam: Hparam) -> str:
-    """The range of a random search, found by a generator that returns the ends of its ranges."""
+    """Return the range of a random search, by generators that draw the ends of all ranges."""
     draw = hparam.draw
     if draw is None:
         return ""
@@ -196,25 +197,24 @@ def _draws(hparam: Hparam) -> str:
 
 
 def _by_dataset(text_for: Callable[[str], str]) -> str:
-    """The text of most datasets, then in parentheses those that differ, with their datasets."""
+    """Return the usual text, followed by different texts with their datasets in parentheses."""
     usual = text_for(USUAL_DATASET)
-    datasets_of: dict[str, list[str]] = {}
+    exceptions: dict[str, list[str]] = {}
     for dataset, label in SPECIAL_DATASETS.items():
         if (text := text_for(dataset)) != usual:
-            datasets_of.setdefault(text, []).append(label)
-    others = "; ".join(f"{', '.join(names)} {text}" for text, names in datasets_of.items())
-    return f"{usual} ({others})" if others else usual
+            exceptions.setdefault(text, []).append(label)
+    listing = "; ".join(f"{', '.join(names)} {text}" for text, names in exceptions.items())
+    return f"{usual} ({listing})" if listing else usual
 
 
 class _End(np.random.RandomState):
-    """A generator whose numbers are at the end ``index`` of each range: 0 the low, 1 the high."""
+    """A generator that draws the end ``index`` of each range: 0 is the low end, 1 the high end."""
 
     def __init__(self, index: int) -> None:
         super().__init__(0)
         self.index = index
 
     def uniform(self, *ends: float) -> float:  # type: ignore[override]
-        """The end of a range."""
         return ends[self.index]
 
 
@@ -222,7 +222,7 @@ _ENDS = (_End(0), _End(1))
 
 
 def sweeps() -> str:
-    """Return the table of the included sweeps, then each declaration with its number of jobs."""
+    """Return the table of the included sweeps, and each declaration with its number of jobs."""
     text = (ROOT / "sweeps" / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\]\(([\w-]+)\.yaml\)", r"](#\1)", text).replace("](../docs/", "](../")
     parts = [text.strip()]
@@ -244,25 +244,30 @@ PARTS = {
 _PART = re.compile(r"(<!-- begin ([\w ]+) -->\n).*?(\n<!-- end \2 -->)", re.DOTALL)
 
 
-def with_parts(page: str) -> str:
-    """The text of a page with its parts made anew."""
+def update_parts(page: str) -> str:
+    """Replace the generated parts of a page."""
     return _PART.sub(lambda match: match[1] + PARTS[match[2]]().strip() + match[3], page)
 
 
 def sweep_schema() -> str:
-    """The JSON schema of a declared sweep, as pydantic makes it of the model."""
+    """Return the JSON schema of a declared sweep."""
     return json.dumps(Shape.model_json_schema(), indent=2) + "\n"
 
 
 def main() -> int:
-    """Write the files, or compare them."""
+    """Write the files, or check that they are up to date."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check that the files are up to date, without writing them",
+    )
     check = parser.parse_args().check
 
-    made = {page: with_parts(page.read_text(encoding="utf-8")) for page in FOLDER.glob("*.md")}
+    texts = {page: update_parts(page.read_text(encoding="utf-8")) for page in FOLDER.glob("*.md")}
+    texts[SCHEMA] = sweep_schema()
     status = 0
-    for path, text in {**made, SCHEMA: sweep_schema()}.items():
+    for path, text in texts.items():
         if text != path.read_text(encoding="utf-8") and check:
             print(f"{path.relative_to(ROOT)} is not up to date", file=sys.stderr)
             status = 1

@@ -1,5 +1,5 @@
-// Headers become buttons that sort their table, commands can be copied, and tables say that they scroll.
-// Without this script tables are just not sorted, and commands are selected by hand.
+// Turn headers into buttons that sort their table, add buttons that copy commands, and mark tables that scroll.
+// The page works without this script, but its tables cannot be sorted.
 "use strict";
 for (const block of document.querySelectorAll(".code")) {
   const button = document.createElement("button");
@@ -12,7 +12,7 @@ for (const block of document.querySelectorAll(".code")) {
 async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // such as in an old browser, or where the page may not
+  } catch { // in an old browser, or without permission
     const area = document.createElement("textarea");
     area.value = text;
     document.body.append(area);
@@ -41,7 +41,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 function sort(table, headers, column) {
   const header = headers[column];
   const numeric = isNumeric(table, column);
-  // Numbers are asked for from the highest on, names from A on.
+  // Numbers start with the highest, names with A.
   const first = numeric ? "descending" : "ascending";
   const other = numeric ? "ascending" : "descending";
   const order = header.getAttribute("aria-sort") === first ? other : first;
@@ -51,11 +51,11 @@ function sort(table, headers, column) {
     const [x, y] = [a, b].map((row) => row.cells[column].textContent.trim());
     if (!numeric) return sign * x.localeCompare(y, "en", { numeric: true });
     const [p, q] = [parseFloat(x), parseFloat(y)];
-    if (isNaN(p) || isNaN(q)) return isNaN(p) - isNaN(q); // what has no value comes last
+    if (isNaN(p) || isNaN(q)) return isNaN(p) - isNaN(q); // cells without a value come last
     return sign * (p - q);
   });
   table.tBodies[0].append(...rows);
-  headers.forEach((one) => one.removeAttribute("aria-sort"));
+  headers.forEach((cell) => cell.removeAttribute("aria-sort"));
   header.setAttribute("aria-sort", order);
   document.getElementById("status").textContent =
     `${table.caption.textContent}: sorted by ${header.textContent}, ${order}`;
