@@ -141,7 +141,7 @@ def test_what_a_method_adds_to_the_prediction_is_neither_exported_nor_interpolat
     with pytest.raises(CarftError, match=message):
         domainbed_carft.export(run, folder / "out.pt")
     with pytest.raises(CarftError, match=message):
-        wise_ft.alpha_setter(run, str(random_tiny))
+        wise_ft.make_alpha_setter(run, str(random_tiny))
     assert not (folder / "out.pt").exists()
 
 

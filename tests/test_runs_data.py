@@ -19,7 +19,7 @@ from domainbed_carft.runs import splits as data
 
 
 def splits_by_name(run):
-    return {split.name: split for split in data.splits(run)}
+    return {split.name: split for split in data.read_splits(run)}
 
 
 def test_an_image_is_the_same_however_it_is_loaded(trained):
@@ -40,7 +40,7 @@ def test_an_image_is_the_same_however_it_is_loaded(trained):
 @pytest.mark.parametrize("which", ["best", "last"])
 def test_images_give_the_recorded_accuracies(trained, which):
     run = saved.open_run(trained, which)
-    (record,) = (record for record in records(trained) if record["step"] == data.step_of(run))
+    (record,) = (record for record in records(trained) if record["step"] == data.get_step(run))
     splits = splits_by_name(run)
     for name in ("env0_in", "env0_uda", "env1_out", "env2_out", "env3_out"):
         images, labels = next(iter(DataLoader(splits[name].items, 1000)))
@@ -54,7 +54,7 @@ def test_random_data_of_a_run_is_drawn_again(pets, tmp_path):
     args = {"dataset": "Debug28", "seed": 7, "trial_seed": 2}
     parts = {"args": args, "image_plan": None, "model_input_shape": (3, 28, 28)}
     job = changed(pets / "CLIPZeroShot", tmp_path, data_edition="", **parts)
-    split = data.splits(saved.open_run(job))[1]
+    split = data.read_splits(saved.open_run(job))[1]
 
     preparation.seed_everything(7)
     environment = datasets.Debug28(None, [0], {})[1]
@@ -91,22 +91,22 @@ def test_data_that_is_missing_or_other_than_the_runs_is_refused(
 ):
     run = saved.open_run(changed(pets / "CARFT", tmp_path, args=args))
     with pytest.raises(CarftError, match=message):
-        data.splits(run, data_dir)
+        data.read_splits(run, data_dir)
 
 
 def test_another_normalisation_than_the_runs_is_refused(pets):
     run = saved.open_run(pets / "CARFT")
     run.algorithm.input.shift += 0.5
     with pytest.raises(CarftError, match=r"normalisation \[.*\] then, \["):
-        data.splits(run)
+        data.read_splits(run)
 
 
 def test_a_users_own_folder_is_found_where_it_is_now_and_refused_once_changed(pets, tmp_path):
     here = shutil.copytree(pets / "my pets", tmp_path / "here")
     run = saved.open_run(changed(pets / "CARFT", tmp_path / "job", args={"dataset": str(here)}))
-    before = [split.items.host_items.keys for split in data.splits(run)]
+    before = [split.items.host_items.keys for split in data.read_splits(run)]
     there = here.rename(tmp_path / "there")
-    assert [split.items.host_items.keys for split in data.splits(run, str(there))] == before
+    assert [split.items.host_items.keys for split in data.read_splits(run, str(there))] == before
 
     shutil.copytree(there, here)  # as recorded; what is given still counts
     for folder in (here, there):
@@ -115,13 +115,13 @@ def test_a_users_own_folder_is_found_where_it_is_now_and_refused_once_changed(pe
 
     (there / "art" / "cat" / "0.png").rename(there / "art" / "wild dog" / "from cat.png")
     with pytest.raises(CarftError, match="data_edition consistent: .* then, consistent: .* now"):
-        data.splits(run, str(there))
+        data.read_splits(run, str(there))
 
     for environment in there.iterdir():
         (environment / "cat").rename(environment / "zebra")
     message = r"classes \['cat', 'wild dog'\] then, \['wild dog', 'zebra'\] now. Restore the data"
     with pytest.raises(CarftError, match=message):
-        data.splits(run, str(there))
+        data.read_splits(run, str(there))
 
 
 # After the contract: what DomainBed's `lib.misc` has, a dataset that augments, and `train`'s end.
@@ -160,7 +160,7 @@ torch.save({
 os.rename("data", "moved")
 
 from domainbed_carft.runs import saved, splits
-found = splits.splits(saved.open_run("."), "moved")
+found = splits.read_splits(saved.open_run("."), "moved")
 passes = [torch.cat([x for x, _ in DataLoader(found[1].items, b)]) for b in (3, 8)]
 print(json.dumps({
     "file": domainbed.__file__, "equal": torch.equal(*passes),

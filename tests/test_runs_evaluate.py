@@ -46,7 +46,7 @@ def test_without_records_the_weights_themselves_say_what_is_selected(trained, tm
 def test_each_splits_figures_equal_a_direct_computation(pets, capsys):
     document = evaluated(capsys, pets / "CARFT", "--which", "last")
     run = saved.open_run(pets / "CARFT")
-    for split, scores in zip(splits.splits(run), document["splits"], strict=True):
+    for split, scores in zip(splits.read_splits(run), document["splits"], strict=True):
         with torch.no_grad():
             x, labels = next(iter(DataLoader(split.items, 64)))
             logits = run.algorithm.predict(x).double()

@@ -125,7 +125,7 @@ def test_images_of_a_soup_are_not_augmented(runs, uniform, tmp_path, capsys):
 
     unaugmented = splits.read_data(member, is_augmented=False).splits
     for split, as_trained, expected in zip(
-        splits.splits(opened), splits.splits(member), unaugmented, strict=True
+        splits.read_splits(opened), splits.read_splits(member), unaugmented, strict=True
     ):
         assert torch.equal(split.items[0][0], expected.items[0][0])
         assert torch.equal(split.items[0][0], as_trained.items[0][0]) == split.is_target

@@ -78,7 +78,7 @@ def test_saved_weights_open_in_all_commands(pets, mixed, capsys, tmp_path):
     assert second_run.alpha == 0.25
 
     quarter = saved.open_run(pets / "CARFT")
-    wise_ft.alpha_setter(quarter, None)(0.25)
+    wise_ft.make_alpha_setter(quarter, None)(0.25)
     torch.testing.assert_close(
         quarter.algorithm.state_dict(), second_run.algorithm.state_dict(), rtol=1e-5, atol=1e-6
     )

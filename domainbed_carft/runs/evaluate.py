@@ -19,8 +19,8 @@ from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import (
     LoadingOptions,
     check_loading,
+    make_predictor,
     predict_rows,
-    run_predictor,
 )
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, as_run
@@ -203,8 +203,8 @@ def evaluate_splits(run: Run, options: LoadingOptions) -> Evaluation:
     Raises CarftError if the data is missing or not the run's, and where an image of a split cannot
     be read.
     """
-    splits = splitting.splits(run, options.data_dir)
-    (rows,) = predict_rows(splits, run_predictor(run, options.device), options)
+    splits = splitting.read_splits(run, options.data_dir)
+    (rows,) = predict_rows(splits, make_predictor(run, options.device), options)
     test_set, test_set_error = _evaluate_own_test_set(run, options)
 
     return Evaluation(
@@ -214,7 +214,7 @@ def evaluate_splits(run: Run, options: LoadingOptions) -> Evaluation:
         soup=run.soup,
         dataset=run.args["dataset"],
         weights=run.path.name,
-        step=splitting.step_of(run, options.data_dir),
+        step=splitting.get_step(run, options.data_dir),
         wise_ft_alpha=run.alpha,
         transform=splitting.transform_name(run),
         targets=sorted({split.environment for split in splits if split.is_target}),

@@ -37,12 +37,12 @@ from domainbed_carft.results.formats import escape_markdown
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import (
     AnyRun,
-    architecture_of,
+    get_architecture,
+    load_original_clip,
     load_run,
-    original_clip,
     require_clip_with_head,
 )
-from domainbed_carft.runs.soup_members import DESCRIBING, SAME_ARGS
+from domainbed_carft.runs.soup_members import SHARED_ARGS, SOUP_HPARAMS
 from domainbed_carft.version import __version__
 
 SUFFIXES = (".pt", ".pth")
@@ -63,7 +63,7 @@ REPEATED_ARGS = (
     "checkpoint_freq",
 )
 # Those of them that a soup keeps.
-SOUP_ARGS = ("algorithm", *SAME_ARGS, "task")
+SOUP_ARGS = ("algorithm", *SHARED_ARGS, "task")
 
 CLIP_HEAD_WIDTH = 64  # of the text encoder's attention heads, in all of OpenAI's CLIPs
 
@@ -135,9 +135,9 @@ def export(
     require_clip_with_head(run)
     output = as_path(path)
     original = as_text(original)
-    is_folder = bool(architecture_of(run))
+    is_folder = bool(get_architecture(run))
     _require_fitting_name(run, output, is_folder, half)
-    files = _files_of(output, is_folder)
+    files = _output_files(output, is_folder)
 
     # A folder that is there gets its files replaced, one by one; else it appears whole.
     is_new_folder = is_folder and not os.path.lexists(output)
@@ -146,12 +146,12 @@ def export(
         if os.path.lexists(path) and not force:
             raise CarftError(f"{path} already exists; choose another name, or add --force")
 
-    clip = original_clip(run, original)
+    clip = load_original_clip(run, original)
     require_output(output if is_new_folder else files.weights, (clip.path,))
     state = _state_dict(run, clip, half)
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".carft-export-") as temporary:
-            staged = _files_of(Path(temporary, output.name), is_folder)
+            staged = _output_files(Path(temporary, output.name), is_folder)
             _write(staged, run, clip, state, is_folder)
 
             staging_folder = staged.weights.parent
@@ -164,7 +164,7 @@ def export(
     return files
 
 
-def _files_of(output: Path, is_folder: bool) -> ExportedFiles:
+def _output_files(output: Path, is_folder: bool) -> ExportedFiles:
     return ExportedFiles.inside(output) if is_folder else ExportedFiles.named_after(output)
 
 
@@ -200,7 +200,7 @@ def _write(
     if not is_folder:
         _save(files.weights, state)
 
-    card = card_of(run, clip, state, weights=files.weights, head=files.head)
+    card = make_card(run, clip, state, weights=files.weights, head=files.head)
     files.card.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     page = readme(card, files.card.name)
     # "replace": file names need not be text.
@@ -264,7 +264,7 @@ def _head(run: Run) -> dict[str, Any]:
     }
 
 
-def card_of(
+def make_card(
     run: Run,
     clip: backbone.Backbone,
     state: Mapping[str, Tensor],
@@ -368,13 +368,13 @@ def run_facts(run: Run) -> dict[str, Any]:
     is_soup = run.soup is not None
     known_args = SOUP_ARGS if is_soup else REPEATED_ARGS
     arguments = {name: run.args.get(name) if name in known_args else None for name in REPEATED_ARGS}
-    record = {} if is_soup else _record_of(run, arguments)
+    record = {} if is_soup else _find_record(run, arguments)
 
     environments = _environment_names(arguments["dataset"], record)
     targets = [f"env{index}" for index in arguments["test_envs"] or ()]
     hparams = dict(run.hparams)
     if is_soup:  # which has no settings of a training
-        hparams = {name: value for name, value in hparams.items() if name in DESCRIBING}
+        hparams = {name: value for name, value in hparams.items() if name in SOUP_HPARAMS}
 
     return {
         "title": run.title,
@@ -394,7 +394,7 @@ def run_facts(run: Run) -> dict[str, Any]:
     }
 
 
-def _record_of(run: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _find_record(run: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The last record of the job that is of these weights; {} if there is none."""
     if run.alpha is not None:  # no record is of weights that nobody has trained
         return {}

@@ -27,12 +27,12 @@ class ImagePrediction:
             return {"path": self.path, "error": self.error}
         return {
             "path": self.path,
-            "classes": most_likely(self.classes, top),
-            "contexts": most_likely(self.contexts, top),
+            "classes": get_most_likely(self.classes, top),
+            "contexts": get_most_likely(self.contexts, top),
         }
 
 
-def most_likely(probabilities: Mapping[str, float], top: int | None) -> dict[str, float]:
+def get_most_likely(probabilities: Mapping[str, float], top: int | None) -> dict[str, float]:
     """The ``top`` largest probabilities, the largest first; all, in their own order, for None."""
     if not top:
         return dict(probabilities)
@@ -47,7 +47,7 @@ def predict_files(
 
     A file that cannot be read has an ``error`` instead of probabilities.
     """
-    for batch in run.predicted_batches(paths, batch_size, workers):
+    for batch in run.predict_batches(paths, batch_size, workers):
         predictions = batch.predictions
         rows = zip(
             predictions.class_probabilities.tolist(), predictions.context_probabilities.tolist()

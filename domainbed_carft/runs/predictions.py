@@ -22,7 +22,7 @@ from domainbed_carft.runs.run import Run, require_finite
 from domainbed_carft.runs.splits import Split
 from domainbed_carft.text import progress
 
-MANY_IMAGES = 5000  # below, starting processes takes longer than they save
+MIN_IMAGES_FOR_WORKERS = 5000  # below, starting processes takes longer than they save
 MAX_WORKERS = 8  # unless the user asks for more
 
 # From images (N, 3, R, R) to logits (N, K), once for each variant of the weights.
@@ -102,7 +102,7 @@ def split_batches(
     Raises CarftError, with the split's name, where an image cannot be read.
     """
     total = sum(map(len, splits))
-    processes = worker_count(workers, total >= MANY_IMAGES)
+    processes = worker_count(workers, total >= MIN_IMAGES_FOR_WORKERS)
 
     with progress(total=total, unit="image", description="evaluating", delay=2) as bar:
         for position, split in enumerate(splits):
@@ -131,11 +131,11 @@ def predict_rows(
         variant_logits = predict(batch.images.to(options.device))
         labels = batch.labels.to(options.device)
         for batches_of_variant, logits in zip(batches, variant_logits):
-            batches_of_variant[batch.position].append(_rows_of(logits, labels))
+            batches_of_variant[batch.position].append(_make_rows(logits, labels))
     return [[ImageRows.joined(parts) for parts in of_splits] for of_splits in batches]
 
 
-def _rows_of(logits: Tensor, labels: Tensor) -> ImageRows:
+def _make_rows(logits: Tensor, labels: Tensor) -> ImageRows:
     """The rows of a batch, by its logits (N, K) and labels (N,)."""
     log_probabilities = logits.double().log_softmax(dim=1)
     probabilities = log_probabilities.exp()
@@ -158,7 +158,7 @@ def _rows_of(logits: Tensor, labels: Tensor) -> ImageRows:
     )
 
 
-def run_predictor(run: Run, device: torch.device) -> Predictor:
+def make_predictor(run: Run, device: torch.device) -> Predictor:
     """Predicts with the weights that the run then has; moves the run to ``device``."""
     algorithm = run.algorithm.to(device)
     return lambda images: [algorithm.predict(images)]

@@ -145,7 +145,7 @@ class Run:
             raise CarftError("there are no images to predict; give at least one")
 
         batches = []
-        for batch in self.predicted_batches(items, batch_size):
+        for batch in self.predict_batches(items, batch_size):
             for image, error in zip(batch.images, batch.errors):
                 if error:
                     raise CarftError(f"{os.fspath(image)} cannot be read: {error}")
@@ -157,7 +157,7 @@ class Run:
             contexts=self.contexts,
         )
 
-    def predicted_batches(
+    def predict_batches(
         self, images: Sequence[ImageInput], batch_size: int, workers: int = 0
     ) -> Iterator[PredictedBatch]:
         """The predictions of images as `predict` takes them, with only a few in memory.

@@ -33,7 +33,7 @@ from domainbed_carft.method.algorithm import TRAINING_PREFIXES, CLIPAlgorithm
 from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.runs.predictions import choose_device
 from domainbed_carft.runs.run import Run as Run
-from domainbed_carft.runs.saved_checks import require_run, with_facts_among_hparams
+from domainbed_carft.runs.saved_checks import add_facts_to_hparams, require_run
 from domainbed_carft.text import printable, quantity
 
 _ENCODER = "encoder."  # how the names of the encoder's weights begin
@@ -215,14 +215,14 @@ def open_run(path: Path | str, which: str | None = None) -> Run:
     records are in its folder, and weights that are not finite.
     """
     file = weights_file(Path(path), which)
-    run = run_of(weights.load_weights(file), file)
+    run = build_run(weights.load_weights(file), file)
     _require_recorded(run)
     return run
 
 
-def run_of(content: Any, file: Path) -> Run:
+def build_run(content: Any, file: Path) -> Run:
     """The run that the ``content`` of the weights file ``file`` is; raises as `open_run`."""
-    content = with_facts_among_hparams(content)
+    content = add_facts_to_hparams(content)
     require_run(content, file)
     algorithm, contexts, classes = _restore(content, file)
     _require_finite(algorithm, file)
@@ -288,7 +288,7 @@ def require_clip_with_head(run: Run) -> None:
         )
 
 
-def original_clip(run: Run, file: str | None = None) -> backbone.Backbone:
+def load_original_clip(run: Run, file: str | None = None) -> backbone.Backbone:
     """The CLIP that the run started from: ``file`` if given, else the published one it names.
 
     ``file`` may be any name of `backbone.load`. Raises CarftError where the run names a path or one
@@ -309,7 +309,7 @@ def original_clip(run: Run, file: str | None = None) -> backbone.Backbone:
             f"{clip.path} is not the CLIP that {run.path} started from: its SHA-256 is "
             f"{clip.digest}, expected {expected_digest}. Give the right file with --original FILE"
         )
-    if clip.architecture != architecture_of(run):
+    if clip.architecture != get_architecture(run):
         raise CarftError(
             f"{name} has the weights but not the configuration of the CLIP that {run.path} started "
             "from; give it by the same name as for training, or by its export"
@@ -319,12 +319,12 @@ def original_clip(run: Run, file: str | None = None) -> backbone.Backbone:
     return clip
 
 
-def original_weights(run: Run, original: str | None) -> dict[str, Tensor]:
+def load_original_weights(run: Run, original: str | None) -> dict[str, Tensor]:
     """The zero-shot CLIP's encoder and head, under the names of the run's state dict.
 
-    The head has the scale of the run's. ``original`` and what is raised: as `original_clip`.
+    The head has the scale of the run's. ``original`` and what is raised: as `load_original_clip`.
     """
-    clip = original_clip(run, original)
+    clip = load_original_clip(run, original)
     text_features = backbone.text_features(clip, prompts.prompts(run.contexts, run.classes))
     head_scale = float(run.algorithm.logit_scale / run.algorithm.head_factor)
 
@@ -338,7 +338,7 @@ def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
-def architecture_of(run: Run) -> str:
+def get_architecture(run: Run) -> str:
     """open_clip's configuration of the run's CLIP as JSON; "" for OpenAI's format."""
     characters = run.algorithm.state_dict().get("architecture", torch.empty(0))
     return bytes(characters.tolist()).decode()
@@ -406,7 +406,7 @@ def _restore_state(
     algorithm.load_state_dict(trained_state)
 
 
-def new_folder(output: AnyPath | None, names: Iterable[str]) -> Path | None:
+def check_output_folder(output: AnyPath | None, names: Iterable[str]) -> Path | None:
     """The folder for results; CarftError if one of the files is in it already."""
     if output is None:
         return None

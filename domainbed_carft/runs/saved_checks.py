@@ -57,7 +57,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 
 _NONE = type(None)
 _FILE_NAME = re.compile(r"[\w.-]{1,100}")
-SOUPS = ("uniform", "greedy")
+SOUP_KINDS = ("uniform", "greedy")
 
 
 # The fields of a soup and of its members, and the types that they may have.
@@ -85,13 +85,13 @@ def _has_types(fields: Any, types: Mapping[str, tuple[type, ...]]) -> bool:
 
 def _is_soup(soup: Any) -> bool:
     members = soup["members"]
-    if type(members) is not list or soup["kind"] not in SOUPS:
+    if type(members) is not list or soup["kind"] not in SOUP_KINDS:
         return False
     fits = _has_types(soup, _SOUP_TYPES)
     return fits and all(_has_types(member, _MEMBER_TYPES) for member in members)
 
 
-def with_facts_among_hparams(content: Any) -> Any:
+def add_facts_to_hparams(content: Any) -> Any:
     """The ``content`` of a weights file, its ``model_hparams`` complete and with the job's facts.
 
     Anything that is not a run of ours is returned as it is.

@@ -27,19 +27,19 @@ from domainbed_carft.runs.predictions import (
     SplitAccuracies,
     check_loading,
     choose_device,
-    run_predictor,
+    make_predictor,
 )
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.saved import AnyRun, load_run, new_folder, save_weights
+from domainbed_carft.runs.saved import AnyRun, check_output_folder, load_run, save_weights
 from domainbed_carft.runs.soup_members import (
     Member,
+    make_members,
     mean_weights,
-    members_of,
     require_alike,
     shared_content,
 )
 from domainbed_carft.runs.splits import Split
-from domainbed_carft.runs.suites import SuiteScores, SuiteTest, measure_variants, suite_test
+from domainbed_carft.runs.suites import SuiteScores, SuiteTest, make_suite_test, measure_variants
 
 SOUP_TABLE = "soup.json"
 SOUP_FILES = {"uniform": "model_soup_uniform.pkl", "greedy": "model_soup_greedy.pkl"}
@@ -153,9 +153,9 @@ def soup(
     check_loading(suite, batch_size, workers)
     loaded, chosen_device = _loaded(runs, device)
     require_alike(loaded)
-    folder = new_folder(output, [SOUP_TABLE, *SOUP_FILES.values()])
+    folder = check_output_folder(output, [SOUP_TABLE, *SOUP_FILES.values()])
     options = LoadingOptions(chosen_device, batch_size, workers, as_text(data_dir))
-    measurement = _SoupMeasurement.of(members_of(loaded), options, suite)
+    measurement = _SoupMeasurement.of(make_members(loaded), options, suite)
 
     members = [
         replace(member, validation=measurement.validation_accuracy([member]))
@@ -175,7 +175,7 @@ def soup(
         files.save_text(folder / SOUP_TABLE, json.dumps(soups.as_dict(), indent=1) + "\n")
         for one_soup in (uniform, greedy):
             weights = mean_weights(one_soup.members)
-            content = measurement.content_of(one_soup, weights)
+            content = measurement.make_content(one_soup, weights)
             save_weights(folder / SOUP_FILES[one_soup.kind], content)
     return soups
 
@@ -230,10 +230,10 @@ class _SoupMeasurement:
         """Find the images; raises CarftError if there are none to choose by."""
         content = shared_content(members, options.data_dir)
         described = {**content, "soup": _UNMEASURED, "model_dict": mean_weights(members)}
-        run = saved.run_of(described, members[0].run.path)
+        run = saved.build_run(described, members[0].run.path)
 
-        test = suite_test(suite, run, options) if suite else None
-        splits = splitting.splits(run, options.data_dir)
+        test = make_suite_test(suite, run, options) if suite else None
+        splits = splitting.read_splits(run, options.data_dir)
         validation_splits = [
             split for split in splits if not split.is_target and split.name.endswith("_out")
         ]
@@ -244,7 +244,7 @@ class _SoupMeasurement:
     def validation_accuracy(self, members: Sequence[Member]) -> float:
         """The mean accuracy of the members' mean on the validation splits, as a share of 1."""
         self.run.algorithm.load_state_dict(mean_weights(members))
-        predict = run_predictor(self.run, self.options.device)
+        predict = make_predictor(self.run, self.options.device)
         ((accuracies, _),) = measure_variants(predict, self.validation_splits, None, self.options)
         assert accuracies.in_domain is not None  # they have images
         return accuracies.in_domain
@@ -252,12 +252,12 @@ class _SoupMeasurement:
     def evaluate(self, weights: Mapping[str, Tensor]) -> tuple[SplitAccuracies, SuiteScores | None]:
         """The accuracies of a state dict on all splits, or on a suite and the validation splits."""
         self.run.algorithm.load_state_dict(weights)
-        predict = run_predictor(self.run, self.options.device)
+        predict = make_predictor(self.run, self.options.device)
         # The in-splits take far longer than the suite.
         splits = self.validation_splits if self.test else self.splits
         (measured,) = measure_variants(predict, splits, self.test, self.options)
         return measured
 
-    def content_of(self, one_soup: Soup, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    def make_content(self, one_soup: Soup, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """The weights file of a soup: a file like model.pkl."""
         return {**self.content, "soup": one_soup.description(), "model_dict": weights}

@@ -19,23 +19,23 @@ from domainbed_carft.runs.merge_weights import fold_head_scale, mean
 from domainbed_carft.runs.run import Run
 
 # Of a run's arguments and hparams: those whose runs held out the same images and started alike.
-SAME_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
-SAME_HPARAMS = ("clip_digest", "prompts_digest", "protocol", "data_edition")
+SHARED_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
+SHARED_HPARAMS = ("clip_digest", "prompts_digest", "protocol", "data_edition")
 
 # The hparams that say what a soup reads and how it predicts. Its others are those of a training,
 # which a soup has none of: they get the defaults of the plainest algorithm.
-DESCRIBING = (
-    *SAME_HPARAMS,
+SOUP_HPARAMS = (
+    *SHARED_HPARAMS,
     "clip_backbone",
     "clip_revision",
     "contexts",
     "class_names",
     "preprocessing",
 )
-PLAINEST = "CLIPFineTune"
+SOUP_ALGORITHM = "CLIPFineTune"
 
 # The arguments that a soup keeps where its members share them.
-SOUP_ARGS = ("algorithm", *SAME_ARGS, "task", "data_dir")
+SOUP_ARGS = ("algorithm", *SHARED_ARGS, "task", "data_dir")
 SIZES = ("model_input_shape", "model_num_classes", "model_num_domains")
 
 
@@ -71,7 +71,7 @@ class Member:
             **self.as_dict(),
             "hparams_seed": seed_of("hparams_seed"),
             "seed": seed_of("seed"),
-            "step": splits.step_of(run),
+            "step": splits.get_step(run),
             "wise_ft_alpha": run.alpha,
             "weight": weight,
             "validation": self.validation,
@@ -111,9 +111,9 @@ def require_alike(runs: Sequence[Run]) -> None:
 
 def _differences(run: Run, first: Run) -> list[str]:
     """In what two runs differ that the members of a soup have to share."""
-    differences = [name for name in SAME_ARGS if run.args.get(name) != first.args.get(name)]
+    differences = [name for name in SHARED_ARGS if run.args.get(name) != first.args.get(name)]
     differences += [
-        name for name in SAME_HPARAMS if run.hparams.get(name) != first.hparams.get(name)
+        name for name in SHARED_HPARAMS if run.hparams.get(name) != first.hparams.get(name)
     ]
 
     buffer_pairs = zip(run.algorithm.input.buffers(), first.algorithm.input.buffers())
@@ -121,12 +121,12 @@ def _differences(run: Run, first: Run) -> list[str]:
         torch.equal(buffer.cpu(), first_buffer.cpu()) for buffer, first_buffer in buffer_pairs
     ):
         differences.append("the images' normalisation")
-    if saved.architecture_of(run) != saved.architecture_of(first):
+    if saved.get_architecture(run) != saved.get_architecture(first):
         differences.append("the CLIP's architecture")
     return differences
 
 
-def members_of(runs: Sequence[Run]) -> list[Member]:
+def make_members(runs: Sequence[Run]) -> list[Member]:
     """The runs as members, in the order of their files' digests, and with one head scale.
 
     A head predicts by its scale times its weights, and some algorithms train the product and others
@@ -161,10 +161,10 @@ def shared_content(members: Sequence[Member], data_dir: str | None) -> dict[str,
     arguments: dict[str, Any] = {
         name: shared_arguments[name] for name in SOUP_ARGS if name in shared_arguments
     }
-    arguments.setdefault("algorithm", PLAINEST)
+    arguments.setdefault("algorithm", SOUP_ALGORITHM)
     arguments["data_dir"] = data_dir or first["args"].get("data_dir")
 
-    shared: dict[str, Any] = {"args": arguments, "model_hparams": _hparams_of(members)}
+    shared: dict[str, Any] = {"args": arguments, "model_hparams": _soup_hparams(members)}
     for name in SIZES:
         shared[name] = first[name]
 
@@ -176,12 +176,12 @@ def shared_content(members: Sequence[Member], data_dir: str | None) -> dict[str,
     return shared
 
 
-def _hparams_of(members: Sequence[Member]) -> dict[str, Any]:
-    """The hparams of a soup: DESCRIBING from its members, and no setting of a training."""
+def _soup_hparams(members: Sequence[Member]) -> dict[str, Any]:
+    """The hparams of a soup: SOUP_HPARAMS from its members, and no setting of a training."""
     first = members[0].run.hparams
     shared = _shared_items([member.run.hparams for member in members])
-    algorithm_hparams = {*hparams_of(PLAINEST)}
-    defaults = hparam_values(PLAINEST, members[0].run.args["dataset"])
+    algorithm_hparams = {*hparams_of(SOUP_ALGORITHM)}
+    defaults = hparam_values(SOUP_ALGORITHM, members[0].run.args["dataset"])
     is_folded = float(members[0].state["head_factor"]) == 1.0
 
     hparams = {name: value for name, value in shared.items() if name not in algorithm_hparams}
@@ -189,7 +189,7 @@ def _hparams_of(members: Sequence[Member]) -> dict[str, Any]:
         hparams["data_augmentation"] = False
 
     hparams |= defaults
-    hparams |= {name: first[name] for name in DESCRIBING if name in first}
+    hparams |= {name: first[name] for name in SOUP_HPARAMS if name in first}
     hparams["head_scale"] = "folded" if is_folded else "outside"
     hparams["amp"] = shared.get("amp", "off")
     hparams["context_scale"] = shared.get("context_scale", "logit_scale")

@@ -73,7 +73,7 @@ class RunData:
         return _KeyedItems(part, (number,), self.images)
 
 
-def splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
+def read_splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
     """The splits of the run's job: all in-splits, all out-splits, all uda-splits.
 
     ``data_dir`` defaults to the one that the job was trained with; for a user's own data it is the
@@ -87,7 +87,7 @@ def splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
 
 
 def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> RunData:
-    """The data of the run's job, split as in training; raises as `splits`.
+    """The data of the run's job, split as in training; raises as `read_splits`.
 
     ``is_augmented``: whether the images of training environments are augmented, as in training,
     instead of going through the test transform.
@@ -203,7 +203,7 @@ def _environment_names(facts: dataset_facts.DatasetFacts, count: int) -> list[st
     return names if len(names) == count else [str(index) for index in range(count)]
 
 
-def step_of(run: Run, data_dir: str | None = None) -> int | None:
+def get_step(run: Run, data_dir: str | None = None) -> int | None:
     """The step of the run's weights; None for a soup, and where the number of steps is unknown."""
     if run.soup is not None or run.step is not None:
         return run.step
@@ -216,7 +216,7 @@ def step_of(run: Run, data_dir: str | None = None) -> int | None:
 
 
 def transform_name(run: Run) -> str:
-    """How `splits` transforms the images of training environments, for a key in JSON."""
+    """How `read_splits` transforms the images of training environments, for a key in JSON."""
     return "as in training" if run.soup is None else "test"
 
 
@@ -273,7 +273,7 @@ def _recorded_images(run: Run, hparams: dict[str, Any]) -> Any:
     return Images(plan)
 
 
-def positions_in_environment(split: Split) -> list[int]:
+def get_environment_positions(split: Split) -> list[int]:
     """Where the images of a split of `read_data` are in their environment, in order."""
     items = split.items.host_items
     positions = list(range(len(items)))
@@ -283,7 +283,7 @@ def positions_in_environment(split: Split) -> list[int]:
     return positions
 
 
-def digest_of_images(environment: Any, positions: Sequence[int]) -> str:
+def hash_images(environment: Any, positions: Sequence[int]) -> str:
     """The SHA-256 of the images of a host's environment at these positions, in order.
 
     Images in files count by their path below the environment's folder, label, size and time of

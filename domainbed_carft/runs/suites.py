@@ -28,12 +28,12 @@ from domainbed_carft.runs.predictions import (
     LoadingOptions,
     Predictor,
     SplitAccuracies,
+    make_predictor,
     predict_rows,
-    run_predictor,
     split_accuracies,
 )
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.splits import Split, step_of
+from domainbed_carft.runs.splits import Split, get_step
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Suite, TestSet, TestSetCopy
 
@@ -232,13 +232,13 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 
 
 def evaluate_on_suite(name: str, run: Run, options: LoadingOptions) -> SuiteEvaluation:
-    """A run on the suite called ``name``; raises as `suite_test` and `SuiteTest.scores`."""
-    test = suite_test(name, run, options)
-    (scores,) = test.scores(run_predictor(run, options.device))
+    """A run on the suite called ``name``; raises as `make_suite_test` and `SuiteTest.scores`."""
+    test = make_suite_test(name, run, options)
+    (scores,) = test.scores(make_predictor(run, options.device))
     return SuiteEvaluation(run_facts(run), scores)
 
 
-def suite_test(
+def make_suite_test(
     name: str, run: Run, options: LoadingOptions, skipped: Collection[str] = ()
 ) -> SuiteTest:
     """The suite called ``name`` without the ``skipped`` sets, for a run, by its test transform.
@@ -334,13 +334,13 @@ def evaluate_clip(name: str, suite_name: str, options: LoadingOptions) -> SuiteE
     """
     suite = catalogue.get(suite_name)
     copies, unread = _locate(suite, options.data_dir)
-    plan, predict = zero_shot_classifier(suite, backbone.load(name), options.device)
+    plan, predict = make_zero_shot_classifier(suite, backbone.load(name), options.device)
     test = SuiteTest(suite, copies, unread, plan, options)
     (scores,) = test.scores(predict)
     return SuiteEvaluation({"clip": name, "algorithm": "zero-shot CLIP"}, scores)
 
 
-def zero_shot_classifier(
+def make_zero_shot_classifier(
     suite: Suite, clip: backbone.Backbone, device: torch.device
 ) -> tuple[ImagePlan, Predictor]:
     """How the CLIP's images are made, and what predicts a suite's classes by the suite's prompts.
@@ -374,7 +374,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "algorithm": run.args["algorithm"],
         "title": run.title,
         "weights": run.path.name,
-        "step": step_of(run),
+        "step": get_step(run),
         "wise_ft_alpha": run.alpha,
     }
 

@@ -40,7 +40,7 @@ from domainbed_carft.text import log, progress, quantity
 
 # Bytes of weights that one pass over a suite holds at a time: hundreds of small CLIPs, five
 # ViT-B/16. More runs need more passes, so that neither memory nor an interruption costs much.
-_PASS_BYTES = 2 << 30
+_MAX_PASS_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _evaluated_run(
 
 
 @dataclass(frozen=True)
-class SweepOnSuite:
+class SweepSuiteEvaluation:
     """How many runs were measured, and why others were not."""
 
     measured: int
@@ -227,7 +227,9 @@ def _require_original(name: str) -> None:
         raise CarftError(invalid("original", name, "an existing file, or the name of a CLIP"))
 
 
-def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> SweepOnSuite:
+def evaluate_sweep_on_suite(
+    folder: Path, suite: str, options: SweepOptions
+) -> SweepSuiteEvaluation:
     """Measure each run that validation chose on the sets of a suite that it was not trained on.
 
     The records are added to the jobs' suites.jsonl. Runs with a record of their weights are not
@@ -248,7 +250,7 @@ def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> 
         else:
             first = Path(task["weights"][0]).parent
             problems.append(f"{quantity(n_runs, 'run')}, {first} first: {end.message}")
-    return SweepOnSuite(measured, problems)
+    return SweepSuiteEvaluation(measured, problems)
 
 
 def _passes(runs: Sequence[SuiteRun], suite: str) -> Iterator[dict[str, Any]]:
@@ -269,12 +271,12 @@ def _passes(runs: Sequence[SuiteRun], suite: str) -> Iterator[dict[str, Any]]:
 
 
 def _parts(files: Sequence[Path]) -> Iterator[list[Path]]:
-    """The files in order, as lists of at most _PASS_BYTES, or of one file that is larger."""
+    """The files in order, as lists of at most _MAX_PASS_BYTES, or of one file that is larger."""
     part: list[Path] = []
     held_bytes = 0
     for file in files:
         size = file.stat().st_size
-        if part and held_bytes + size > _PASS_BYTES:
+        if part and held_bytes + size > _MAX_PASS_BYTES:
             yield part
             part = []
             held_bytes = 0

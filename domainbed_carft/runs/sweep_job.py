@@ -52,11 +52,11 @@ from domainbed_carft.runs.suites import (
     SuiteEvaluation,
     append_record,
     evaluation_plan,
+    make_suite_test,
     require_classes,
     run_facts,
-    suite_test,
 )
-from domainbed_carft.runs.zero_shot import zero_shot_columns
+from domainbed_carft.runs.zero_shot import get_zero_shot_columns
 from domainbed_carft.suites import catalogue
 from domainbed_carft.text import printable
 
@@ -71,8 +71,8 @@ MODULE = "domainbed_carft.runs.sweep_job"
 FAILED = 1
 CURRENT = 3  # the files in the folder are still true
 
-LOWEST_TEMPERATURE = 0.01
-HIGHEST_TEMPERATURE = 100.0
+MIN_TEMPERATURE = 0.01
+MAX_TEMPERATURE = 100.0
 _PRECISION = 1e-15  # of the logarithm of the temperature
 
 
@@ -104,7 +104,7 @@ def evaluate_run(
     """Open a run, predict, measure, save; whether it had to be predicted.
 
     If the rows in the folder are of the same weights, images and prompts, only the figures are
-    made. ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises
+    made. ``original``: the CLIP that the run started from, as in `saved.load_original_clip`. Raises
     CarftError if that, the weights of the step or an image cannot be read.
     """
     recorded = _recorded_run(folder, step)
@@ -121,7 +121,7 @@ def evaluate_run(
         return False
 
     task = prepare(run, step, options.data_dir)
-    facts = facts_of(task)
+    facts = get_facts(task)
     if earlier and dataclasses.replace(earlier[1], temperature=None, validation=[]) == facts:
         _save_figures(folder, *earlier)
         return False
@@ -182,7 +182,7 @@ def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
     return EvaluationTask(run, step, data, reported, validation)
 
 
-def facts_of(task: EvaluationTask) -> EvaluationFacts:
+def get_facts(task: EvaluationTask) -> EvaluationFacts:
     """What the task will measure, without its temperature and validation splits."""
     run = task.run
     return EvaluationFacts(
@@ -213,8 +213,8 @@ def _data_digest(task: EvaluationTask) -> str:
     digest = hashlib.sha256()
     for part in (*task.reported, *task.validation):
         environment = task.data.dataset[part.number]
-        positions = splitting.positions_in_environment(part)
-        images = splitting.digest_of_images(environment, positions)
+        positions = splitting.get_environment_positions(part)
+        images = splitting.hash_images(environment, positions)
         digest.update(f"{part.name} {part.environment} {images}\n".encode())
     return digest.hexdigest()
 
@@ -227,7 +227,7 @@ def evaluate_images(
 ) -> tuple[EvaluatedRows, EvaluationFacts]:
     """The rows of the reported splits, and the facts with temperature and validation splits.
 
-    ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises CarftError
+    ``original``: the CLIP that the run started from, as in `saved.load_original_clip`. Raises CarftError
     where it or an image cannot be read.
     """
     algorithm = task.run.algorithm.to(options.device)
@@ -243,7 +243,8 @@ def evaluate_images(
         task.reported, predict_at_temperatures, options, variants=2 if temperature else 1
     )
     zero_shot = [
-        zero_shot_columns(task.run, task.data, part, options, original) for part in task.reported
+        get_zero_shot_columns(task.run, task.data, part, options, original)
+        for part in task.reported
     ]
     evaluated_rows = EvaluatedRows(
         raw=ImageRows.joined(rows[0]),
@@ -283,7 +284,7 @@ def _validate(
 def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
     """The temperature with the least mean negative log-likelihood (Guo et al., ICML 2017).
 
-    It is from LOWEST_TEMPERATURE to HIGHEST_TEMPERATURE: if all images are predicted correctly,
+    It is from MIN_TEMPERATURE to MAX_TEMPERATURE: if all images are predicted correctly,
     the best one is 0, and the answer is the lowest. ``logits``: (N, K), of any floating-point type,
     N > 0; ``labels``: (N,).
     """
@@ -299,12 +300,12 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
         mean = (probabilities * exact_logits).sum(dim=1)
         return float((mean - true_logits).mean())
 
-    lowest = math.log(LOWEST_TEMPERATURE)
-    highest = math.log(HIGHEST_TEMPERATURE)
+    lowest = math.log(MIN_TEMPERATURE)
+    highest = math.log(MAX_TEMPERATURE)
     if slope(lowest) <= 0:
-        return Temperature(LOWEST_TEMPERATURE, len(labels), is_at_limit=True)
+        return Temperature(MIN_TEMPERATURE, len(labels), is_at_limit=True)
     if slope(highest) >= 0:
-        return Temperature(HIGHEST_TEMPERATURE, len(labels), is_at_limit=True)
+        return Temperature(MAX_TEMPERATURE, len(labels), is_at_limit=True)
     root = optimize.brentq(slope, lowest, highest, xtol=_PRECISION)
     return Temperature(math.exp(root), len(labels), is_at_limit=False)
 
@@ -315,7 +316,7 @@ def evaluate_together(
     """Measure runs on the sets of a suite but the ``skipped``; each adds to its suites.jsonl.
 
     ``files``: their weights. Runs whose images are made in one way share a pass over them. Raises
-    CarftError as `open_run` and `suite_test`, and if a set cannot be read; then the runs of that
+    CarftError as `open_run` and `make_suite_test`, and if a set cannot be read; then the runs of that
     pass get no record.
     """
     runs_by_plan: dict[ImagePlan, list[Run]] = defaultdict(list)
@@ -326,7 +327,7 @@ def evaluate_together(
 
     options = dataclasses.replace(options, workers=options.workers or 0)
     for runs in runs_by_plan.values():
-        test = suite_test(suite, runs[0], options, skipped)
+        test = make_suite_test(suite, runs[0], options, skipped)
         all_scores = test.scores(_predictor(runs, options), variants=len(runs))
         first = all_scores[0]
         if first.unread:

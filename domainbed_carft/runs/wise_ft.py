@@ -25,14 +25,14 @@ from domainbed_carft.runs import BATCH_SIZE, merge_weights, saved
 from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import LoadingOptions, SplitAccuracies, check_loading
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.saved import AnyRun, as_run, new_folder, save_weights
+from domainbed_carft.runs.saved import AnyRun, as_run, check_output_folder, save_weights
 from domainbed_carft.runs.suites import (
     SuiteEvaluation,
     SuiteScores,
     SuiteTest,
+    make_suite_test,
     measure_variants,
     run_facts,
-    suite_test,
 )
 
 if TYPE_CHECKING:
@@ -156,21 +156,21 @@ def wise_ft(
     alphas = as_list(alphas)
     check(NUMBERS, alphas=alphas, save=save)
     check_loading(suite, batch_size, workers)
-    alphas = sorted_alphas(alphas)
+    alphas = sort_alphas(alphas)
     saved_alphas = [alpha for alpha in alphas if alpha in save]
     if len(saved_alphas) < len({*save}):
         raise CarftError(
-            f"weights to save: alphas {listed_alphas(save)}; expected some of "
-            f"{listed_alphas(alphas)}"
+            f"weights to save: alphas {format_alphas(save)}; expected some of "
+            f"{format_alphas(alphas)}"
         )
     run = as_run(run, device)
     options = LoadingOptions(run.device, batch_size, workers, as_text(data_dir))
     weights_names = {alpha: weights_name(alpha) for alpha in saved_alphas}
-    folder = new_folder(output, [WISE_FT_TABLE, *CURVE_FILES, *weights_names.values()])
+    folder = check_output_folder(output, [WISE_FT_TABLE, *CURVE_FILES, *weights_names.values()])
 
-    test = suite_test(suite, run, options) if suite else None
-    splits = [] if suite else splitting.splits(run, options.data_dir)
-    set_alpha = alpha_setter(run, as_text(original))
+    test = make_suite_test(suite, run, options) if suite else None
+    splits = [] if suite else splitting.read_splits(run, options.data_dir)
+    set_alpha = make_alpha_setter(run, as_text(original))
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -182,7 +182,7 @@ def wise_ft(
 
     try:
         measured = measure_variants(predict_by_alphas, splits, test, options, variants=len(alphas))
-        result = _wise_ft_of(run, alphas, measured, test)
+        result = _make_result(run, alphas, measured, test)
         if folder:
             files.save_text(folder / WISE_FT_TABLE, json.dumps(result.as_dict(), indent=1) + "\n")
             _draw_curve(folder, result)
@@ -194,19 +194,19 @@ def wise_ft(
     return result
 
 
-def sorted_alphas(alphas: Iterable[float]) -> list[float]:
+def sort_alphas(alphas: Iterable[float]) -> list[float]:
     """The alphas in ascending order; CarftError unless they are different numbers from 0 to 1."""
     ascending = sorted(alpha + 0.0 for alpha in alphas)  # -0.0 is 0
     is_in_range = all(0 <= alpha <= 1 for alpha in ascending)
     if not is_in_range or len(set(ascending)) < len(ascending):
         raise CarftError(
-            f"--alphas {listed_alphas(ascending)}: expected different numbers from 0 (the original "
+            f"--alphas {format_alphas(ascending)}: expected different numbers from 0 (the original "
             "CLIP) to 1 (the run)"
         )
     return ascending
 
 
-def listed_alphas(alphas: Sequence[float]) -> str:
+def format_alphas(alphas: Sequence[float]) -> str:
     """The alphas as words on a command line."""
     return " ".join(f"{alpha:g}" for alpha in alphas)
 
@@ -217,12 +217,12 @@ def weights_name(alpha: float) -> str:
     return f"model_alpha_{rounded if float(rounded) == alpha else repr(alpha)}.pkl"
 
 
-def alpha_setter(run: Run, original: str | None) -> Callable[[float], None]:
+def make_alpha_setter(run: Run, original: str | None) -> Callable[[float], None]:
     """What makes the run's algorithm predict by the weights of an alpha.
 
-    ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises CarftError
+    ``original``: the CLIP that the run started from, as in `saved.load_original_clip`. Raises CarftError
     for algorithms that train nothing or the text encoder or that predict by more than the encoder
-    and the head, for a random head, and as `saved.original_clip`.
+    and the head, for a random head, and as `saved.load_original_clip`.
     """
     _require_interpolable(run)
     algorithm = run.algorithm
@@ -231,7 +231,7 @@ def alpha_setter(run: Run, original: str | None) -> Callable[[float], None]:
     state = algorithm.state_dict()
     moved = {
         name: weights.to(run.device)
-        for name, weights in saved.original_weights(run, original).items()
+        for name, weights in saved.load_original_weights(run, original).items()
         if weights.is_floating_point() and not torch.equal(state[name].cpu(), weights)
     }
     tuned = {name: state[name].clone() for name in moved}
@@ -257,7 +257,7 @@ def _require_interpolable(run: Run) -> None:
         raise CarftError(f"{run.path} is a run of {algorithm}, {reason}")
 
 
-def reached_alpha(run: Run) -> float:
+def get_effective_alpha(run: Run) -> float:
     """How far the run's own weights are from the original CLIP to what was fine-tuned.
 
     A soup is what was fine-tuned, whatever its runs were: its weights are at 1.
@@ -267,7 +267,7 @@ def reached_alpha(run: Run) -> float:
     return 1.0 if run.soup is not None else float(run.hparams["wise_alpha"])
 
 
-def _wise_ft_of(
+def _make_result(
     run: Run,
     alphas: Sequence[float],
     measured: Sequence[tuple[SplitAccuracies, SuiteScores | None]],
@@ -285,7 +285,7 @@ def _wise_ft_of(
         in_distribution = suite.sets.get(test.suite.in_distribution)
         in_domain = in_distribution.accuracy if in_distribution else None
         scores.append(AlphaScores(alpha, in_domain, suite.means["mean"], suite=suite))
-        model = {**run_facts(run), "wise_ft_alpha": alpha * reached_alpha(run)}
+        model = {**run_facts(run), "wise_ft_alpha": alpha * get_effective_alpha(run)}
         evaluations.append(SuiteEvaluation(model, suite))
 
     return WiseFT(
@@ -323,7 +323,7 @@ def _content_at(run: Run, alpha: float) -> dict[str, Any]:
     }
     if run.soup is not None:
         content["soup"] = run.soup
-    content["wise_ft_alpha"] = alpha * reached_alpha(run)
+    content["wise_ft_alpha"] = alpha * get_effective_alpha(run)
     content["wise_ft_step"] = run.step
     return content
 

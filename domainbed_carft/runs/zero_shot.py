@@ -32,13 +32,13 @@ from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.splits import (
     RunData,
     Split,
-    digest_of_images,
-    positions_in_environment,
+    get_environment_positions,
+    hash_images,
 )
 
 FORMAT = 1
 # From this share of an environment on, all of it is predicted: other runs need the rest.
-WORTH_ALL = 0.5
+MIN_SHARE = 0.5
 
 _DTYPES: dict[str, np.dtype[Any]] = {"predicted": np.dtype("<u2"), "alignment": np.dtype("<f4")}
 
@@ -51,19 +51,19 @@ class ZeroShotColumns:
     alignment: npt.NDArray[np.float32]
 
 
-def zero_shot_columns(
+def get_zero_shot_columns(
     run: Run, data: RunData, split: Split, options: LoadingOptions, original: str | None
 ) -> ZeroShotColumns:
     """The original CLIP on the images of a split, under the run's prompts.
 
-    ``original``: the CLIP that the run started from, as in `saved.original_clip`, which is asked
+    ``original``: the CLIP that the run started from, as in `saved.load_original_clip`, which is asked
     only if the answer is not cached. Raises CarftError as that does, and where an image cannot be
     read.
     """
     environment = data.dataset[split.number]
-    positions = positions_in_environment(split)
+    positions = get_environment_positions(split)
     scored_positions: Sequence[int] = positions
-    if len(positions) >= WORTH_ALL * len(environment):
+    if len(positions) >= MIN_SHARE * len(environment):
         scored_positions = range(len(environment))
 
     path = files.cache_folder() / "zero_shot" / f"{_key(run, data, split, scored_positions)}.npz"
@@ -92,10 +92,10 @@ def _key(run: Run, data: RunData, split: Split, positions: Sequence[int]) -> str
     parts = {
         "format": FORMAT,
         "clip": run.hparams["clip_digest"],
-        "architecture": saved.architecture_of(run),
+        "architecture": saved.get_architecture(run),
         "prompts": prompts.as_json(run.contexts, run.classes),
         "folder": os.path.realpath(getattr(environment, "root", "")),
-        "images": digest_of_images(environment, positions),
+        "images": hash_images(environment, positions),
         "transform": repr(getattr(environment, "transform", None)),
         "size": list(run.content["model_input_shape"]),
         "input": [buffer.flatten().tolist() for buffer in run.algorithm.input.buffers()],
@@ -121,7 +121,7 @@ def _predict(
     run: Run, split: Split, options: LoadingOptions, original: str | None
 ) -> ZeroShotColumns:
     """The answer for all images of a split, in float32 even where the run predicts in bf16."""
-    clip = saved.original_clip(run, original)
+    clip = saved.load_original_clip(run, original)
     run_prompts = prompts.prompts(run.contexts, run.classes)
     text_features = backbone.text_features(clip, run_prompts)
     class_weights = objective.zero_shot_weights(text_features).classes.to(options.device)
