@@ -289,7 +289,7 @@ def test_loading_a_run_looks_nothing_up_on_the_hub(folders, tmp_path):
     algorithm = make(folders["gelu"], "CLIPZeroShot")
     algorithm.hparams["clip_backbone"] = "open_clip:hf-hub:nobody/asked"
     run = reopened(algorithm, tmp_path)
-    with pytest.raises(CarftError, match="no hub is asked; give that CLIP with --original"):
+    with pytest.raises(CarftError, match="nothing is downloaded; pass that CLIP as --original"):
         saved.load_original_clip(run)
     assert saved.load_original_clip(run, folders["gelu"]).digest == run.hparams["clip_digest"]
 

@@ -165,7 +165,7 @@ def test_a_batch_has_a_row_for_each_image(image, run):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([], "there are no images to predict; give at least one"),
+        ([], "there are no images to predict; pass at least one"),
         ("gone.png", "gone.png cannot be read: No such file or directory"),
         ([3], "an image is int; expected a path, a Pillow image, a tensor"),
         (None, "an image is NoneType; expected a path, a Pillow image, a tensor"),

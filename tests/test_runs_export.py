@@ -247,7 +247,7 @@ def test_the_readme_names_data_by_its_folder_and_escapes_names_for_markdown(file
     facts = json.loads(files.card.read_text(encoding="utf-8"))
     facts["run"]["dataset"] = "../somewhere/own3"
     facts["run"]["hparams"] = {"contexts": ["a|b", "<i>", "`c`", "d\ne"]}
-    page = export.readme(facts, "x.json")
+    page = export.render_readme(facts, "x.json")
     assert page.startswith("# CARFT on own3\n") and "\nData: own3" in page
     assert "somewhere" not in page.replace(facts["run"]["command"], "")
 

@@ -214,4 +214,4 @@ def test_runs_that_held_out_other_images_are_refused_by_name(runs, part, change,
     opened = [saved.open_run(run) for run in runs[:2]]
     getattr(opened[1], part).update(change)
     with pytest.raises(CarftError, match=message):
-        soup_members.require_alike(opened)
+        soup_members.require_compatible(opened)

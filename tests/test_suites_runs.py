@@ -208,7 +208,7 @@ def run_here(command, slot, children):
     """What a process of the sweep does, without the seconds that a new one takes to start."""
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         status = sweep_job.main(command[3:])
-    return sweep.End(status, stderr.getvalue().strip())
+    return sweep.ProcessEnd(status, stderr.getvalue().strip())
 
 
 def test_a_sweep_is_measured_once_on_sets_that_it_was_not_trained_on(
@@ -239,7 +239,7 @@ def test_a_pass_holds_as_many_runs_as_memory_allows(suite, out, monkeypatch):
 
     def keep_task(command, slot, children):
         passes.append([Path(file).stat().st_size for file in json.loads(command[3])["weights"]])
-        return sweep.End(0, "")
+        return sweep.ProcessEnd(0, "")
 
     monkeypatch.setattr(sweep, "run_process", keep_task)
     options = sweep.SweepOptions(device="cpu", jobs=1)

@@ -75,7 +75,7 @@ def in_this_process(monkeypatch):
     def run_here(command, slot, children):
         with contextlib.redirect_stderr(io.StringIO()) as stderr:
             status = sweep_job.main(command[3:])
-        return sweep.End(status, stderr.getvalue().strip())
+        return sweep.ProcessEnd(status, stderr.getvalue().strip())
 
     monkeypatch.setattr(sweep, "run_process", run_here)
 
