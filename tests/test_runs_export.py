@@ -253,4 +253,4 @@ def test_the_readme_names_data_by_its_folder_and_escapes_names_for_markdown(file
 
     row = next(line for line in page.splitlines() if line.startswith("| contexts"))
     assert row == r'| contexts | \["a\|b", "\<i\>", "\`c\`", "d\\ne"\] |'
-    assert "| fluent3d (left out) |" in page and "| twemoji |" in page
+    assert "| fluent3d (test environment) |" in page and "| twemoji |" in page

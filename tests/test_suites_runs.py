@@ -142,7 +142,7 @@ def test_invalid_combinations_are_refused(suite, job, capsys, words, message):
         (
             lambda data: Image.new("RGB", (8, 30)).save(data / "art/cat/3.png"),
             "Cut",
-            "of its 8 x 30 pixels nothing is left without the border of 4",
+            "the image has 8 x 30 pixels, too small to remove a border of 4",
         ),
     ],
 )

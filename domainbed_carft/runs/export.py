@@ -301,11 +301,11 @@ def make_card(
     protocol = run.hparams["protocol"]
     architecture = json.loads(clip.architecture or "{}")
     config = architecture.get("model_cfg") or open_clip_config(clip.model)
-    is_half = any(tensor.dtype == torch.float16 for tensor in state.values())
+    dtypes = {tensor.dtype for tensor in state.values()}
     card = {
         "format": "open_clip folder" if architecture else "OpenAI CLIP state dict",
         "quick_gelu": bool(config.get("quick_gelu")),
-        "precision": "fp16" if is_half else "fp32",
+        "precision": "fp16" if torch.float16 in dtypes else "fp32",
         "open_clip_name": open_clip_name(clip.name),
         "open_clip_config": config,
         "weights": _describe_file(weights),

@@ -134,9 +134,10 @@ class Run:
         """Predict the classes and contexts of one or several images.
 
         Args:
-            images: one image or several: paths, Pillow images, or uint8 tensors (3, H, W) or
-                (N, 3, H, W) from 0 to 255, to which the test transform is applied. Floating-point
-                tensors are used without changes; apply `Run.transform` to the images first.
+            images: a path, a Pillow image, a uint8 tensor (N, 3, H, W) from 0 to 255, or a sequence
+                of paths, Pillow images and uint8 tensors (3, H, W). The test transform is applied
+                to them. Floating-point tensors are used without changes, so apply `Run.transform`
+                first.
             batch_size: images per batch.
 
         Returns:
@@ -155,8 +156,9 @@ class Run:
             ['class_probabilities', 'classes', 'context_probabilities', 'contexts']
         """
         check(COUNT, batch_size=batch_size)
-        is_several = isinstance(images, Iterable) and not isinstance(images, str)
-        items = [*images] if is_several else [images]
+        items = [images]
+        if isinstance(images, Iterable) and not isinstance(images, str):
+            items = [*images]
         if not items:
             raise CarftError("there are no images to predict; pass at least one")
 

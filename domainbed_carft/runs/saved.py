@@ -171,8 +171,8 @@ def open_step(recorded: RecordedRun, step: int) -> Run | None:
 
     for file in (folder / name for name in names if (folder / name).exists()):
         run = open_run(file)
-        is_last = file.name == WEIGHTS["last"]
-        if step == (max(recorded.steps) if is_last else run.step):
+        weights_step = max(recorded.steps) if file.name == WEIGHTS["last"] else run.step
+        if step == weights_step:
             _require_same_job(run, recorded)
             return run
     return None
@@ -339,7 +339,7 @@ def load_original_clip(run: Run, file: str | None = None) -> backbone.Backbone:
             f"{name} has the weights but not the configuration of the CLIP that {run.path} started "
             "from; pass the same name as in training, or its export"
         )
-    if _shapes(clip.model.visual) != _shapes(run.algorithm.encoder):
+    if _get_shapes(clip.model.visual) != _shapes(run.algorithm.encoder):
         raise CarftError(f"the image encoders of {run.path} and {clip.path} differ in shape")
     return clip
 
@@ -359,7 +359,7 @@ def load_original_weights(run: Run, original: str | None) -> dict[str, Tensor]:
     return weights
 
 
-def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+def _get_shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 

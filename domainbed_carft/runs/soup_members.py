@@ -191,7 +191,6 @@ def _soup_hparams(members: Sequence[Member]) -> dict[str, Any]:
     shared = _shared_items([member.run.hparams for member in members])
     algorithm_hparams = {*hparams_of(SOUP_ALGORITHM)}
     defaults = hparam_values(SOUP_ALGORITHM, members[0].run.args["dataset"])
-    is_folded = float(members[0].state["head_factor"]) == 1.0
 
     hparams = {name: value for name, value in shared.items() if name not in algorithm_hparams}
     if "data_augmentation" in first:  # an hparam of DomainBed
@@ -199,7 +198,7 @@ def _soup_hparams(members: Sequence[Member]) -> dict[str, Any]:
 
     hparams |= defaults
     hparams |= {name: first[name] for name in SOUP_HPARAMS if name in first}
-    hparams["head_scale"] = "folded" if is_folded else "outside"
+    hparams["head_scale"] = "folded" if float(members[0].state["head_factor"]) == 1.0 else "outside"
     hparams["amp"] = shared.get("amp", "off")
     hparams["context_scale"] = shared.get("context_scale", "logit_scale")
     return hparams

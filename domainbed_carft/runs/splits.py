@@ -176,8 +176,9 @@ def require_same_data(
 
     for name, before, now in comparisons:
         if before != now:
-            is_text = isinstance(before, str)
-            before_text, now_text = (before, now) if is_text else differences(before, now)
+            before_text, now_text = before, now
+            if not isinstance(before, str):
+                before_text, now_text = differences(before, now)
             raise CarftError(
                 f"the dataset {run.args['dataset']} is not what {run.path} was trained on: {name} "
                 f"{before_text} then, {now_text} now. Restore the data, or pass its location as "

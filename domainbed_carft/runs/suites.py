@@ -167,7 +167,7 @@ class SuiteTest:
                 unread.append(test_set.name)
                 continue
             for sets, rows in zip(sets_of_variants, rows_of_variants):
-                sets[test_set.name] = _test_set_scores(test_set, copy, rows)
+                sets[test_set.name] = _score_test_set(test_set, copy, rows)
 
         if not sets_of_variants[0]:
             raise _make_unreadable_error(self.suite, problems)
@@ -223,7 +223,7 @@ def group_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     return logits[:, torch.tensor(padded, device=logits.device)].amax(dim=2)
 
 
-def _test_set_scores(test_set: TestSet, copy: TestSetCopy, rows: ImageRows) -> TestSetScores:
+def _score_test_set(test_set: TestSet, copy: TestSetCopy, rows: ImageRows) -> TestSetScores:
     figures = measure(rows, test_set.classes)
     correct = sum(figures.class_correct)
     return TestSetScores(
@@ -399,8 +399,7 @@ def append_record(weights_file: Path, evaluation: SuiteEvaluation) -> None:
 
     An evaluation with unreadable images is not recorded, since an earlier record can be complete.
     """
-    is_job = (weights_file.parent / RECORDS).exists()
-    if is_job and not evaluation.has_unread_sets:
+    if (weights_file.parent / RECORDS).exists() and not evaluation.has_unread_sets:
         digest = weights.cached_sha256(weights_file)
         records.append(weights_file.parent, {**evaluation.as_dict(), "weights_digest": digest})
 

@@ -248,8 +248,9 @@ class SweepSuiteEvaluation:
 
 
 def _require_original(name: str) -> None:
-    is_published = name.startswith(open_clip.PREFIX) or name in openai.PUBLISHED
-    if not is_published and not Path(name).is_file():
+    if name.startswith(open_clip.PREFIX) or name in openai.PUBLISHED:
+        return
+    if not Path(name).is_file():
         raise CarftError(invalid("original", name, "an existing file, or the name of a CLIP"))
 
 

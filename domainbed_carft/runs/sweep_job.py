@@ -91,8 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             files = [Path(file) for file in task["weights"]]
             evaluate_together(files, task["suite"], options, skipped=task["skipped"])
             return 0
-        is_new = evaluate_run(Path(task["folder"]), task["step"], options, task["original"])
-        return 0 if is_new else CURRENT
+        if evaluate_run(Path(task["folder"]), task["step"], options, task["original"]):
+            return 0
+        return CURRENT
     except (CarftError, OSError, RuntimeError) as error:  # RuntimeError: torch is out of memory
         print(printable(str(error).splitlines()[0]), file=sys.stderr)
         return FAILED

@@ -226,8 +226,8 @@ def wise_ft(
 def sort_alphas(alphas: Iterable[float]) -> list[float]:
     """Return the alphas in ascending order; raises CarftError if they are invalid."""
     ascending = sorted(alpha + 0.0 for alpha in alphas)  # turns -0.0 into 0.0
-    is_in_range = all(0 <= alpha <= 1 for alpha in ascending)
-    if not is_in_range or len(set(ascending)) < len(ascending):
+    invalid = [alpha for alpha in ascending if not 0 <= alpha <= 1]
+    if invalid or len(set(ascending)) < len(ascending):
         raise CarftError(
             f"--alphas {format_alphas(ascending)}: expected different numbers from 0 (the original "
             "CLIP) to 1 (the run)"
@@ -343,8 +343,7 @@ def _save_complete_curve(folder: Path, result: WiseFT) -> None:
         if scores.in_domain is not None and scores.out_of_domain is not None
     ]
     if len(points) == len(result.alphas):
-        is_on_suite = bool(result.suite_evaluations)
-        save_curve(folder, points, result.title, is_on_suite)
+        save_curve(folder, points, result.title, is_on_suite=bool(result.suite_evaluations))
 
 
 def _make_content(run: Run, alpha: float) -> dict[str, Any]:
