@@ -339,7 +339,7 @@ def load_original_clip(run: Run, file: str | None = None) -> backbone.Backbone:
             f"{name} has the weights but not the configuration of the CLIP that {run.path} started "
             "from; pass the same name as in training, or its export"
         )
-    if _get_shapes(clip.model.visual) != _shapes(run.algorithm.encoder):
+    if _get_shapes(clip.model.visual) != _get_shapes(run.algorithm.encoder):
         raise CarftError(f"the image encoders of {run.path} and {clip.path} differ in shape")
     return clip
 
