@@ -10,7 +10,7 @@ import torch
 from domainbed import datasets
 from domainbed.lib import misc, preparation
 from fake_checkout import module_text, run_python, write_checkout
-from runs_jobs import ENVIRONMENTS, changed, records, write_images
+from runs_jobs import ENVIRONMENTS, copy_changed, records, write_images
 from torch.utils.data import DataLoader
 
 from domainbed_carft.errors import CarftError
@@ -53,7 +53,7 @@ def test_random_data_of_a_run_is_drawn_again(pets, tmp_path):
     """Debug28 is noise, made after the seeds were set."""
     args = {"dataset": "Debug28", "seed": 7, "trial_seed": 2}
     parts = {"args": args, "image_plan": None, "model_input_shape": (3, 28, 28)}
-    job = changed(pets / "CLIPZeroShot", tmp_path, data_edition="", **parts)
+    job = copy_changed(pets / "CLIPZeroShot", tmp_path, data_edition="", **parts)
     split = data.read_splits(saved.open_run(job))[1]
 
     preparation.seed_everything(7)
@@ -65,7 +65,7 @@ def test_random_data_of_a_run_is_drawn_again(pets, tmp_path):
 
 def test_a_users_own_folder_with_two_targets(pets, tmp_path):
     args = {"test_envs": [0, 2], "uda_holdout_fraction": 0.3}
-    job = changed(pets / "CARFT", tmp_path, args=args, model_num_domains=1)
+    job = copy_changed(pets / "CARFT", tmp_path, args=args, model_num_domains=1)
     splits = splits_by_name(saved.open_run(job))
     names = [f"env{i}_{part}" for part in ("in", "out") for i in range(3)]
     assert list(splits) == [*names, "env0_uda", "env1_uda"]
@@ -89,7 +89,7 @@ def test_a_users_own_folder_with_two_targets(pets, tmp_path):
 def test_data_that_is_missing_or_other_than_the_runs_is_refused(
     pets, tmp_path, args, data_dir, message
 ):
-    run = saved.open_run(changed(pets / "CARFT", tmp_path, args=args))
+    run = saved.open_run(copy_changed(pets / "CARFT", tmp_path, args=args))
     with pytest.raises(CarftError, match=message):
         data.read_splits(run, data_dir)
 
@@ -103,7 +103,9 @@ def test_another_normalisation_than_the_runs_is_refused(pets):
 
 def test_a_users_own_folder_is_found_where_it_is_now_and_refused_once_changed(pets, tmp_path):
     here = shutil.copytree(pets / "my pets", tmp_path / "here")
-    run = saved.open_run(changed(pets / "CARFT", tmp_path / "job", args={"dataset": str(here)}))
+    run = saved.open_run(
+        copy_changed(pets / "CARFT", tmp_path / "job", args={"dataset": str(here)})
+    )
     before = [split.items.host_items.keys for split in data.read_splits(run)]
     there = here.rename(tmp_path / "there")
     assert [split.items.host_items.keys for split in data.read_splits(run, str(there))] == before

@@ -5,7 +5,15 @@ import shutil
 
 import pytest
 import torch
-from runs_jobs import accuracies, by_split, calibration_error, carft, changed, evaluated, records
+from runs_jobs import (
+    accuracies,
+    accuracies_by_split,
+    calibration_error,
+    carft,
+    copy_changed,
+    evaluate_json,
+    records,
+)
 from torch.utils.data import DataLoader
 
 from domainbed_carft import cli
@@ -23,7 +31,7 @@ def test_evaluate_reproduces_the_records_to_the_digit(pets, tmp_path, capsys, wh
 
     document = json.loads(output.read_text())
     recorded = {record["step"]: accuracies(record) for record in records(pets / "CARFT")}
-    assert by_split(document) == recorded[document["step"]]
+    assert accuracies_by_split(document) == recorded[document["step"]]
     assert document["weights"] == weights and document["transform"] == "as in training"
     assert document["targets"] == ["art"]
 
@@ -34,7 +42,7 @@ def test_without_records_the_weights_themselves_say_what_is_selected(trained, tm
         shutil.copy(trained / name, tmp_path)
         assert saved.choose_weights(tmp_path, None) == tmp_path / "model_best.pkl"
 
-    changed(trained, tmp_path, args={"test_envs": []}, model_num_domains=4)
+    copy_changed(trained, tmp_path, args={"test_envs": []}, model_num_domains=4)
     shutil.copy(tmp_path / "model.pkl", tmp_path / "model_best.pkl")
     assert saved.choose_weights(tmp_path, None) == tmp_path / "model.pkl"
     assert saved.choose_weights(tmp_path, "best") == tmp_path / "model_best.pkl"
@@ -44,7 +52,7 @@ def test_without_records_the_weights_themselves_say_what_is_selected(trained, tm
 
 
 def test_each_splits_figures_equal_a_direct_computation(pets, capsys):
-    document = evaluated(capsys, pets / "CARFT", "--which", "last")
+    document = evaluate_json(capsys, pets / "CARFT", "--which", "last")
     run = saved.open_run(pets / "CARFT")
     for split, scores in zip(splits.read_splits(run), document["splits"], strict=True):
         with torch.no_grad():
@@ -64,7 +72,7 @@ def test_each_splits_figures_equal_a_direct_computation(pets, capsys):
 
 
 def test_the_text_output_names_the_weights_and_has_a_row_per_split(pets, capsys):
-    split = evaluated(capsys, pets / "CARFT")["splits"][0]
+    split = evaluate_json(capsys, pets / "CARFT")["splits"][0]
     carft("evaluate", pets / "CARFT")
     first, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith("Weights: model_best.pkl of ") and "--which last" in first
@@ -101,7 +109,7 @@ def test_evaluate_never_overwrites_files_of_a_job(pets, tmp_path, capsys):
 def test_a_broken_image_is_named(pets, tmp_path, capsys, workers):
     shutil.copytree(pets / "my pets", tmp_path / "pets")
     (tmp_path / "pets" / "photo" / "cat" / "3.png").write_text("no image")
-    job = changed(pets / "CARFT", tmp_path, args={"dataset": str(tmp_path / "pets")})
+    job = copy_changed(pets / "CARFT", tmp_path, args={"dataset": str(tmp_path / "pets")})
     carft("evaluate", job, "--workers", workers, status=1)
     (err,) = capsys.readouterr().err.splitlines()
     assert "an image of photo (env1_" in err

@@ -12,7 +12,7 @@ import pytest
 import torch
 from domainbed.lib.train_arguments import build_parser
 from domainbed.scripts import train
-from runs_jobs import changed
+from runs_jobs import copy_changed
 from torch.nn.functional import cosine_similarity, normalize
 from torchvision.datasets.folder import default_loader
 
@@ -135,7 +135,7 @@ def test_the_user_names_the_original_unless_it_is_published(
     """Even a good file is not opened for a run's word alone."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(openai.locate("tiny")[0], "mine.pt")
-    changed(pets / "CARFT", tmp_path, model_hparams={"clip_backbone": "mine.pt"})
+    copy_changed(pets / "CARFT", tmp_path, model_hparams={"clip_backbone": "mine.pt"})
     command = [command[0], "model.pkl", *command[1:], "-o", "out.pt"]
     assert cli.main(command) == 1
     assert "mine.pt'. Paths named in a run are not opened" in capsys.readouterr().err

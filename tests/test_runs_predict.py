@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
-from runs_jobs import carft, changed, weights
+from runs_jobs import carft, copy_changed, load_weights
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft.images.clip_input import CLIPInput
@@ -137,15 +137,15 @@ def test_classes_of_the_same_name_are_told_apart_by_label(pets, tmp_path, capfd)
     """Of the folders "Wild_Dog" and "wild-dog", say."""
     text = prompts.as_json(prompts.contexts("emoji"), ["wild dog", "wild dog"])
     words = torch.tensor([*text.encode()], dtype=torch.uint8)
-    job = changed(pets / "CARFT", tmp_path, model_dict={"words": words})
+    job = copy_changed(pets / "CARFT", tmp_path, model_dict={"words": words})
     ((prediction,), _) = predict(capfd, job, noise(tmp_path / "x.png"))
     assert list(prediction["classes"]) == ["wild dog (label 0)", "wild dog (label 1)"]
     assert sum(prediction["classes"].values()) == pytest.approx(1)
 
 
 def test_weights_that_overflow_are_an_error(pets, tmp_path, capfd):
-    head = weights(pets / "CARFT" / "model.pkl")["head.weight"].sign() * 3e38
-    job = changed(pets / "CARFT", tmp_path, model_dict={"head.weight": head})
+    head = load_weights(pets / "CARFT" / "model.pkl")["head.weight"].sign() * 3e38
+    job = copy_changed(pets / "CARFT", tmp_path, model_dict={"head.weight": head})
     for command in (("predict", job, noise(tmp_path / "x.png")), ("evaluate", job)):
         carft(*command, status=1)
         assert "the weights are finite but overflow: " in capfd.readouterr().err

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from runs_jobs import changed, records
+from runs_jobs import copy_changed, records
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.protocols import plan_for, recorded_plan
@@ -114,7 +114,7 @@ NESTED_WORDS = torch.tensor([*b"[" * 10**5])
     ],
 )
 def test_weights_that_are_no_run_of_ours_are_refused(pets, tmp_path, part, changes, message):
-    folder = changed(pets / "CARFT", tmp_path, **{part: changes})
+    folder = copy_changed(pets / "CARFT", tmp_path, **{part: changes})
     with pytest.raises(CarftError, match=message) as raised:
         saved.open_run(folder)
     assert len(str(raised.value)) < 600
@@ -143,7 +143,7 @@ def test_missing_files_are_named(pets, tmp_path):
 def test_weights_that_contradict_the_records_beside_them_are_refused(
     pets, tmp_path, part, name, value
 ):
-    changed(pets / "CARFT", tmp_path, **{part: {name: value}})
+    copy_changed(pets / "CARFT", tmp_path, **{part: {name: value}})
     assert saved.load_run(tmp_path, device="cpu").classes
 
     shutil.copy(pets / "CARFT" / "results.jsonl", tmp_path)

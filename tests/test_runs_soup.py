@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs_jobs import by_split, carft, changed, evaluated, weights
+from runs_jobs import accuracies_by_split, carft, copy_changed, evaluate_json, load_weights
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import export, saved, soup, soup_members, splits
@@ -25,7 +25,9 @@ def runs(pets, tmp_path_factory):
         "zero-shot": pets / "CLIPZeroShot" / "model.pkl",
     }
     half = {"holdout_fraction": 0.5}
-    return [changed(file, place / name, args=half) / "model.pkl" for name, file in files.items()]
+    return [
+        copy_changed(file, place / name, args=half) / "model.pkl" for name, file in files.items()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def made(folder):
 
 def mean_by_hand(paths):
     """The mean of some runs' weights, with the scale of the head in the head."""
-    states = [weights(path) for path in paths]
+    states = [load_weights(path) for path in paths]
     for state in states:
         state["head.weight"] = state["head.weight"].double() * state["head_factor"].double()
         state["head_factor"] = torch.tensor(1.0)
@@ -69,7 +71,7 @@ def test_soups_are_means_of_the_runs_that_validation_chose(runs, tmp_path, capsy
     def in_domain(parts):
         """Of the mean of some runs' weights, by `carft evaluate`."""
         torch.save({**contents[0], "model_dict": mean_by_hand(parts)}, tmp_path / "mean.pkl")
-        shares = by_split(evaluated(capsys, tmp_path / "mean.pkl"))
+        shares = accuracies_by_split(evaluate_json(capsys, tmp_path / "mean.pkl"))
         return (shares["env1_out"] + shares["env2_out"]) / 2
 
     for path, accuracy in validation.items():
@@ -87,8 +89,8 @@ def test_soups_are_means_of_the_runs_that_validation_chose(runs, tmp_path, capsy
     for kind, row in by_kind.items():
         path = tmp_path / "out" / f"model_soup_{kind}.pkl"
         expected = mean_by_hand(row["runs"])
-        torch.testing.assert_close(weights(path), expected, rtol=1e-6, atol=1e-7)
-        assert by_split(evaluated(capsys, path)) == row["splits"]
+        torch.testing.assert_close(load_weights(path), expected, rtol=1e-6, atol=1e-7)
+        assert accuracies_by_split(evaluate_json(capsys, path)) == row["splits"]
 
 
 def test_the_greedy_soup_adds_runs_that_strictly_improve_it():
@@ -133,13 +135,13 @@ def test_images_of_a_soup_are_not_augmented(runs, uniform, tmp_path, capsys):
     words = ("--alphas", 0.5, 1, "--save", 0.5)
     carft("wise-ft", uniform, "-o", tmp_path / "mix", *words)
     rows = json.loads((tmp_path / "mix" / "wise_ft.json").read_text())["alphas"]
-    document = evaluated(capsys, uniform)
-    assert rows[1]["splits"] == by_split(document)
+    document = evaluate_json(capsys, uniform)
+    assert rows[1]["splits"] == accuracies_by_split(document)
     assert (document["transform"], document["title"]) == ("test", "soup of 2 runs (CARFT)")
 
     half = saved.open_run(tmp_path / "mix" / "model_alpha_0.50.pkl")
     assert half.alpha == 0.5 and half.soup == opened.soup
-    assert by_split(evaluated(capsys, half.path)) == rows[0]["splits"]
+    assert accuracies_by_split(evaluate_json(capsys, half.path)) == rows[0]["splits"]
 
 
 def test_a_soup_describes_itself_without_settings_of_its_runs(pets, tmp_path):
@@ -186,7 +188,7 @@ def test_a_soup_describes_itself_without_settings_of_its_runs(pets, tmp_path):
 )
 def test_a_file_with_an_invalid_soup_is_refused(uniform, tmp_path, change):
     with pytest.raises(CarftError, match="its soup is "):
-        saved.open_run(changed(uniform, tmp_path, soup=change))
+        saved.open_run(copy_changed(uniform, tmp_path, soup=change))
 
 
 def test_fewer_than_two_different_runs_make_no_soup(runs, tmp_path, capsys):

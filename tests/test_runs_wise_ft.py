@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs_jobs import accuracies, by_split, carft, evaluated, records, weights
+from runs_jobs import accuracies, accuracies_by_split, carft, evaluate_json, load_weights, records
 
 from domainbed_carft.runs import saved, wise_ft
 
@@ -31,12 +31,14 @@ def test_saved_weights_equal_the_formula_to_the_bit(pets, mixed):
 
     The packed job's head was computed by another processor, whose rounding may differ.
     """
-    zero_shot, run = (weights(pets / name / "model.pkl") for name in ("CLIPZeroShot", "CARFT"))
+    zero_shot, run = (load_weights(pets / name / "model.pkl") for name in ("CLIPZeroShot", "CARFT"))
     zero_shot["head.weight"] *= zero_shot["logit_scale"]
     zero_shot["head_factor"] = torch.tensor(1.0)
     assert not torch.equal(zero_shot["encoder.proj"], run["encoder.proj"])
 
-    start, half, end = (weights(mixed / f"model_alpha_{a}.pkl") for a in ("0.00", "0.50", "1.00"))
+    start, half, end = (
+        load_weights(mixed / f"model_alpha_{a}.pkl") for a in ("0.00", "0.50", "1.00")
+    )
     assert start.keys() == zero_shot.keys() == run.keys() == half.keys() == end.keys()
     for name in run:
         rounding = {"rtol": 1e-5, "atol": 1e-6} if name == "head.weight" else {"rtol": 0, "atol": 0}
@@ -68,8 +70,8 @@ def test_saved_weights_open_in_all_commands(pets, mixed, capsys, tmp_path):
     run = saved.open_run(path)
     assert run.alpha == 0.5 and type(run.algorithm).__name__ == "CARFT"
 
-    document = evaluated(capsys, path)
-    assert by_split(document) == results(mixed)[0.5]["splits"]
+    document = evaluate_json(capsys, path)
+    assert accuracies_by_split(document) == results(mixed)[0.5]["splits"]
     assert document["wise_ft_alpha"] == 0.5
 
     carft("predict", path, pets / "my pets" / "art" / "cat" / "0.png")

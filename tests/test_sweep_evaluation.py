@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from runs_jobs import calibration_error, carft, changed, records
+from runs_jobs import calibration_error, carft, copy_changed, records
 from torch.utils.data import DataLoader
 
 import domainbed_carft
@@ -43,9 +43,9 @@ def output(pets, tmp_path_factory):
     job = shutil.copytree(pets / "CARFT", output / "2")
     lines = (job / "results.jsonl").read_text().replace('"test_envs": [0]', '"test_envs": [1]')
     (job / "results.jsonl").write_text(lines)
-    changed(pets / "CARFT" / "model_best.pkl", job, args={"test_envs": [1]})
+    copy_changed(pets / "CARFT" / "model_best.pkl", job, args={"test_envs": [1]})
     (job / "model.pkl").rename(job / "model_best.pkl")
-    changed(pets / "CARFT", job, args={"test_envs": [1]})
+    copy_changed(pets / "CARFT", job, args={"test_envs": [1]})
     return output
 
 
@@ -173,7 +173,7 @@ def test_a_damaged_file_is_measured_again_and_equal_to_the_byte(job):
 def test_other_weights_are_measured_again(job):
     path = job / f"evaluation_step{LAST_STEP}.json"
     before = json.loads(path.read_text())["splits"][0]["calibration"]
-    changed(job, job, model_dict={"head.bias": torch.tensor([0.0, 1.0])})
+    copy_changed(job, job, model_dict={"head.bias": torch.tensor([0.0, 1.0])})
     assert evaluate_again(job)
     assert json.loads(path.read_text())["splits"][0]["calibration"] != before
 
