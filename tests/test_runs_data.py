@@ -90,13 +90,6 @@ def test_missing_or_different_data_is_an_error(pets, tmp_path, args, data_dir, m
         splits.read_splits(run, data_dir)
 
 
-def test_different_normalisation_is_an_error(pets):
-    run = saved.open_run(pets / "CARFT")
-    run.algorithm.input.shift += 0.5
-    with pytest.raises(CarftError, match=r"normalisation \[.*\] then, \["):
-        splits.read_splits(run)
-
-
 def test_own_folder_can_be_moved_but_not_changed(pets, tmp_path):
     recorded = shutil.copytree(pets / "my pets", tmp_path / "recorded")
     args = {"dataset": str(recorded)}

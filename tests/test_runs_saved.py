@@ -10,7 +10,6 @@ import torch
 from runs_jobs import copy_changed, records
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.images.protocols import plan_for, recorded_plan
 from domainbed_carft.method import prompts
 from domainbed_carft.runs import saved
 
@@ -33,14 +32,6 @@ def test_trained_job_opens_with_its_settings(trained):
 def test_step_is_read_from_the_name_of_the_weights(pets, tmp_path):
     path = shutil.copy(pets / "CARFT" / "model.pkl", tmp_path / "model_step40.pkl")
     assert saved.open_run(str(path)).step == 40
-
-
-def test_image_plan_is_the_recorded_one_or_the_default_of_the_protocol(pets):
-    run = saved.open_run(pets / "CARFT")
-    assert run.image_plan.as_json() == records(pets / "CARFT")[0]["image_plan"]
-
-    content = {name: value for name, value in run.content.items() if name != "image_plan"}
-    assert recorded_plan(content, run.algorithm.input) == plan_for("domainbed", 48, augment=True)
 
 
 class Evil:
