@@ -212,7 +212,7 @@ def test_sweep_is_measured_once_and_not_on_its_training_environments(
     damaged = saved.choose_weights(out / "CARFT", None)
     damaged.write_bytes(b"no weights")
     printed = carft(capsys, *words, status=3)
-    assert f"1 run, {damaged.parent} first: {damaged}" in printed.err
+    assert f"1 run, starting with {damaged.parent}: {damaged}" in printed.err
     assert "CLIPLinearProbe" in printed.out
 
 

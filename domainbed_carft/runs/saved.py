@@ -40,8 +40,15 @@ _ENCODER = "encoder."  # prefix of the encoder's weights
 
 # Functions that predict, and prefixes of the weights that they use. A user's own method can
 # override the functions and add weights.
-_PREDICTING = ("predict", "forward", "features", "class_logits", "context_logits", "logits_over")
-_PREDICTING_WEIGHTS = (
+_PREDICTION_FUNCTIONS = (
+    "predict",
+    "forward",
+    "features",
+    "class_logits",
+    "context_logits",
+    "logits_over",
+)
+_PREDICTION_WEIGHTS = (
     _ENCODER,
     "head.",
     "head_factor",
@@ -294,11 +301,11 @@ def require_clip_with_head(run: Run) -> None:
     method = type(run.algorithm)
     additions = [
         f"a {name} of its own"
-        for name in _PREDICTING
+        for name in _PREDICTION_FUNCTIONS
         if getattr(method, name) is not getattr(CLIPAlgorithm, name)
     ]
     additions += [
-        name for name in run.algorithm.state_dict() if not name.startswith(_PREDICTING_WEIGHTS)
+        name for name in run.algorithm.state_dict() if not name.startswith(_PREDICTION_WEIGHTS)
     ]
     if additions:
         raise CarftError(

@@ -251,7 +251,9 @@ def _require_original(name: str) -> None:
     if name.startswith(open_clip.PREFIX) or name in openai.PUBLISHED:
         return
     if not Path(name).is_file():
-        raise CarftError(invalid("original", name, "an existing file, or the name of a CLIP"))
+        raise CarftError(
+            invalid("original", name, "an existing file, or the name of a CLIP checkpoint")
+        )
 
 
 def evaluate_sweep_on_suite(
@@ -276,7 +278,7 @@ def evaluate_sweep_on_suite(
             measured += n_runs
         else:
             first = Path(task["weights"][0]).parent
-            problems.append(f"{quantity(n_runs, 'run')}, {first} first: {end.message}")
+            problems.append(f"{quantity(n_runs, 'run')}, starting with {first}: {end.message}")
     return SweepSuiteEvaluation(measured, problems)
 
 
