@@ -186,7 +186,7 @@ def _output_files(output: Path, is_folder: bool) -> ExportedFiles:
 
 
 def _require_fitting_name(run: Run, output: Path, is_folder: bool, half: bool) -> None:
-    """Raise CarftError unless the output is a folder exactly if the run started from open_clip."""
+    """Raise CarftError unless the output is a folder for open_clip runs, and a file for others."""
     has_suffix = output.suffix in SUFFIXES
     if is_folder and (half or has_suffix):
         raise CarftError(
