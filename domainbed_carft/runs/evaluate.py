@@ -99,7 +99,7 @@ class Evaluation:
         weights: name of the weights file.
         step: step after which the weights were saved, or None if unknown.
         wise_ft_alpha: alpha of weights that ``carft wise-ft`` saved, or None.
-        transform: transform of the images of training environments, see `splits.transform_name`.
+        transform: transform of the images of training environments, see `splits.get_transform_name`.
         targets: names of the environments held out in training.
         classes: class names, in label order.
         splits: scores of each split.
@@ -247,7 +247,7 @@ def evaluate_splits(run: Run, options: LoadingOptions) -> Evaluation:
         weights=run.path.name,
         step=splitting.get_step(run, options.data_dir),
         wise_ft_alpha=run.alpha,
-        transform=splitting.transform_name(run),
+        transform=splitting.get_transform_name(run),
         targets=sorted({split.environment for split in splits if split.is_target}),
         classes=run.classes,
         splits=[

@@ -392,7 +392,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     arguments = {name: run.args.get(name) if name in known_args else None for name in REPEATED_ARGS}
     record = {} if is_soup else _find_record(run, arguments)
 
-    environments = _environment_names(arguments["dataset"], record)
+    environments = _get_environment_names(arguments["dataset"], record)
     targets = [f"env{index}" for index in arguments["test_envs"] or ()]
     hparams = dict(run.hparams)
     if is_soup:  # its members can have other training hyperparameters
@@ -430,7 +430,7 @@ def _find_record(run: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return max(matching, key=lambda record: float(record["step"]), default={})
 
 
-def _environment_names(dataset: Any, record: Mapping[str, Any]) -> dict[str, str]:
+def _get_environment_names(dataset: Any, record: Mapping[str, Any]) -> dict[str, str]:
     """Map env0, env1, ... to names of environments, taken from the record or the benchmark."""
     names = record.get("environments")
     if not isinstance(names, list):

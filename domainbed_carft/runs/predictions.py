@@ -190,7 +190,7 @@ class SplitAccuracies:
     splits: dict[str, float | None]
 
 
-def split_accuracies(splits: Sequence[Split], rows: Sequence[ImageRows]) -> SplitAccuracies:
+def compute_accuracies(splits: Sequence[Split], rows: Sequence[ImageRows]) -> SplitAccuracies:
     """Return the accuracies of one variant of the weights on the splits, and their two means."""
     accuracies = {
         split.name: int(part.is_correct.sum()) / len(part.label) if len(part.label) else None

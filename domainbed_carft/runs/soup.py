@@ -104,7 +104,7 @@ class Soups:
 
     Attributes:
         arguments: training arguments that all runs share, by name.
-        transform: transform of the images of training environments, see `splits.transform_name`.
+        transform: transform of the images of training environments, see `splits.get_transform_name`.
         uniform: mean of all runs.
         greedy: mean of the runs that improve the validation accuracy.
     """
@@ -193,7 +193,7 @@ def soup(
     else:
         greedy = Soup("greedy", chosen, *measurement.evaluate(mean_weights(chosen)))
     run = measurement.run
-    soups = Soups(run.args, splitting.transform_name(run), uniform, greedy)
+    soups = Soups(run.args, splitting.get_transform_name(run), uniform, greedy)
 
     if folder:
         files.save_text(folder / SOUP_TABLE, json.dumps(soups.as_dict(), indent=1) + "\n")

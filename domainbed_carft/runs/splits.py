@@ -73,7 +73,7 @@ class RunData:
     splits: list[Split]
     images: Any
 
-    def items(self, number: int, positions: Sequence[int]) -> Dataset[Any]:
+    def select_items(self, number: int, positions: Sequence[int]) -> Dataset[Any]:
         """Return the images of an environment at ``positions``, read like those of the splits."""
         part = Subset(self.dataset[number], positions)
         return _KeyedItems(part, (number,), self.images)
@@ -128,7 +128,7 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
     images = _make_images(run, hparams)
     facts = dataset_facts.recall(hparams)
     require_same_data(run, dataset, targets, facts)
-    names = _environment_names(facts, len(dataset))
+    names = _get_environment_names(facts, len(dataset))
 
     # The same key as in `train`: seed, step, number of the split, and number of the image.
     step = last_step if run.step is None else run.step
@@ -172,7 +172,7 @@ def require_same_data(
     if normalisation:
         model_input = run.algorithm.input
         input_now = CLIPInput(model_input.preprocessing, *normalisation)
-        comparisons.append(("normalisation", _rounded(model_input), _rounded(input_now)))
+        comparisons.append(("normalisation", _round_input(model_input), _round_input(input_now)))
 
     for name, before, now in comparisons:
         if before != now:
@@ -186,7 +186,7 @@ def require_same_data(
             )
 
 
-def _rounded(model_input: CLIPInput) -> list[list[float]]:
+def _round_input(model_input: CLIPInput) -> list[list[float]]:
     """Return scale and shift of an input, to four decimals."""
     return [
         [round(value, 4) for value in buffer.flatten().tolist()] for buffer in model_input.buffers()
@@ -213,7 +213,7 @@ def _split_as_trained(run: Run, dataset: Any) -> list[NamedSplit]:
     return name_splits(environments)
 
 
-def _environment_names(facts: dataset_facts.DatasetFacts, count: int) -> list[str]:
+def _get_environment_names(facts: dataset_facts.DatasetFacts, count: int) -> list[str]:
     """Return the names of the environments, or numbers if the host's dataset has no names."""
     names = [environment.name for environment in facts.environments]
     return names if len(names) == count else [str(index) for index in range(count)]
@@ -231,7 +231,7 @@ def get_step(run: Run, data_dir: str | None = None) -> int | None:
     return steps - 1 if type(steps) is int else None
 
 
-def transform_name(run: Run) -> str:
+def get_transform_name(run: Run) -> str:
     """Return the name of the transform of training environments in `read_splits`, for JSON."""
     return "as in training" if run.soup is None else "test"
 

@@ -28,9 +28,9 @@ from domainbed_carft.runs.predictions import (
     LoadingOptions,
     Predictor,
     SplitAccuracies,
+    compute_accuracies,
     make_predictor,
     predict_rows,
-    split_accuracies,
 )
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.splits import Split, get_step
@@ -263,7 +263,7 @@ def make_suite_test(
     suite = catalogue.get(name).without(skipped)
     require_classes(run, suite)
     copies, unread = _locate(suite, options.data_dir or run.args.get("data_dir"))
-    return SuiteTest(suite, copies, unread, evaluation_plan(run), options)
+    return SuiteTest(suite, copies, unread, get_evaluation_plan(run), options)
 
 
 def measure_variants(
@@ -275,7 +275,7 @@ def measure_variants(
 ) -> list[tuple[SplitAccuracies, SuiteScores | None]]:
     """Return the accuracies on splits and suite of each variant that ``predict`` returns."""
     rows_of_variants = predict_rows(splits, predict, options, variants)
-    accuracies = [split_accuracies(splits, rows) for rows in rows_of_variants]
+    accuracies = [compute_accuracies(splits, rows) for rows in rows_of_variants]
     on_suite: list[SuiteScores | None] = [None] * variants
     if test:
         on_suite = [*test.measure(predict, variants)]
@@ -339,7 +339,7 @@ def require_classes(run: Run, suite: Suite) -> None:
     )
 
 
-def evaluation_plan(run: Run) -> ImagePlan:
+def get_evaluation_plan(run: Run) -> ImagePlan:
     """Return the transform of a suite's images for a run: the run's own, without augmentation."""
     resolution = run.algorithm.input.preprocessing.resolution
     return dataclasses.replace(run.image_plan.without_augmentation(), size=resolution)

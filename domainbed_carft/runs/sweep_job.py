@@ -52,7 +52,7 @@ from domainbed_carft.runs.suites import (
     SuiteEvaluation,
     append_record,
     describe_weights,
-    evaluation_plan,
+    get_evaluation_plan,
     make_suite_test,
     require_classes,
 )
@@ -352,7 +352,7 @@ def evaluate_together(
     for file in files:
         run = saved.open_run(file)
         require_classes(run, catalogue.get(suite))
-        runs_by_plan[evaluation_plan(run)].append(run)
+        runs_by_plan[get_evaluation_plan(run)].append(run)
 
     options = dataclasses.replace(options, workers=options.workers or 0)
     for runs in runs_by_plan.values():

@@ -97,7 +97,7 @@ class WiseFT:
         test_envs: indices of the test environments.
         step: step of the weights, or None for the last step.
         run_alpha: alpha of the run itself if ``carft wise-ft`` saved it, otherwise None.
-        transform: transform of the images of training environments, see `splits.transform_name`.
+        transform: transform of the images of training environments, see `splits.get_transform_name`.
         alphas: accuracies at each alpha, in ascending order.
         title: title of the curve.
         suite_evaluations: evaluation of each alpha for the job's records, if a suite was given.
@@ -194,7 +194,7 @@ def wise_ft(
         )
     run = as_run(run, device)
     options = LoadingOptions(run.device, batch_size, workers, as_text(data_dir))
-    weights_names = {alpha: weights_name(alpha) for alpha in saved_alphas}
+    weights_names = {alpha: name_weights(alpha) for alpha in saved_alphas}
     folder = check_output_folder(output, [WISE_FT_TABLE, *CURVE_FILES, *weights_names.values()])
 
     test = make_suite_test(suite, run, options) if suite else None
@@ -240,7 +240,7 @@ def format_alphas(alphas: Sequence[float]) -> str:
     return " ".join(f"{alpha:g}" for alpha in alphas)
 
 
-def weights_name(alpha: float) -> str:
+def name_weights(alpha: float) -> str:
     """Return the file name of the weights at an alpha, with two decimals or more if needed."""
     rounded = f"{alpha:.2f}"
     return f"model_alpha_{rounded if float(rounded) == alpha else repr(alpha)}.pkl"
@@ -328,7 +328,7 @@ def _make_result(
         test_envs=list(run.args["test_envs"]),
         step=run.step,
         run_alpha=run.alpha,
-        transform=splitting.transform_name(run),
+        transform=splitting.get_transform_name(run),
         alphas=scores,
         title=f"{run.title} on {benchmarks.dataset_title(run.args['dataset'])}",
         suite_evaluations=evaluations,

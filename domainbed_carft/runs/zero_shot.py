@@ -84,7 +84,7 @@ def get_zero_shot_columns(
             name=split.name,
             environment=split.environment,
             is_target=split.is_target,
-            items=data.items(split.number, scored_positions),
+            items=data.select_items(split.number, scored_positions),
             number=split.number,
         )
         columns = _predict(run, part, options, original)
