@@ -99,7 +99,7 @@ class Evaluation:
         weights: name of the weights file.
         step: step after which the weights were saved, or None if unknown.
         wise_ft_alpha: alpha of weights that ``carft wise-ft`` saved, or None.
-        transform: transform of the images of training environments, see `splits.get_transform_name`.
+        transform: transform of images of training environments, "as in training" or "test".
         targets: names of the environments held out in training.
         classes: class names, in label order.
         splits: scores of each split.

@@ -104,7 +104,7 @@ class Soups:
 
     Attributes:
         arguments: training arguments that all runs share, by name.
-        transform: transform of the images of training environments, see `splits.get_transform_name`.
+        transform: transform of images of training environments, "as in training" or "test".
         uniform: mean of all runs.
         greedy: mean of the runs that improve the validation accuracy.
     """

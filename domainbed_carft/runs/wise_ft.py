@@ -97,7 +97,7 @@ class WiseFT:
         test_envs: indices of the test environments.
         step: step of the weights, or None for the last step.
         run_alpha: alpha of the run itself if ``carft wise-ft`` saved it, otherwise None.
-        transform: transform of the images of training environments, see `splits.get_transform_name`.
+        transform: transform of images of training environments, "as in training" or "test".
         alphas: accuracies at each alpha, in ascending order.
         title: title of the curve.
         suite_evaluations: evaluation of each alpha for the job's records, if a suite was given.
@@ -281,11 +281,11 @@ def _require_interpolable(run: Run) -> None:
     algorithm = run.args["algorithm"]
     reason = ""
     if run.algorithm.is_constant:
-        reason = "which trains nothing; expected one that does"
+        reason = "which trains nothing; expected a run that trains weights"
     if run.algorithm.trains_text:
         reason = "whose head depends on its text encoder; set wise_alpha before training"
     if run.hparams["head_init"] == "random" and run.algorithm.trains_head:
-        reason = "which started from a random head; expected one with head_init 'zero-shot'"
+        reason = "which started from a random head; expected a run with head_init 'zero-shot'"
     if reason:
         raise CarftError(f"{run.path} is a run of {algorithm}, {reason}")
 
