@@ -143,7 +143,7 @@ def predict_rows(
         labels = batch.labels.to(options.device)
         for batches_of_variant, logits in zip(batches, variant_logits):
             batches_of_variant[batch.position].append(_make_rows(logits, labels))
-    return [[ImageRows.joined(parts) for parts in of_splits] for of_splits in batches]
+    return [[ImageRows.joined(parts) for parts in variant] for variant in batches]
 
 
 def _make_rows(logits: Tensor, labels: Tensor) -> ImageRows:
