@@ -22,7 +22,7 @@ from domainbed_carft.runs import saved, splits
 
 @pytest.mark.parametrize(
     ("flags", "weights"),
-    [(["--which", "last", "--workers", "2"], "model.pkl"), ([], "model_best.pkl")],
+    [(["--which", "last", "--workers", "1"], "model.pkl"), ([], "model_best.pkl")],
 )
 def test_evaluate_reproduces_the_records_to_the_digit(pets, tmp_path, capsys, flags, weights):
     output = tmp_path / "evaluation.json"
