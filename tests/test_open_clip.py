@@ -309,7 +309,7 @@ def test_the_same_weights_with_another_activation_are_another_clip(folders, tmp_
     with pytest.raises(CarftError, match="not the configuration of the CLIP"):
         saved.load_original_clip(run, plain_name)
     with pytest.raises(CarftError, match="differ in the CLIP's architecture"):
-        soup_members.require_alike([run, reopened(make(plain_name), tmp_path / "other")])
+        soup_members.require_compatible([run, reopened(make(plain_name), tmp_path / "other")])
 
 
 def test_a_failed_write_of_weights_is_an_os_error(tmp_path):
