@@ -137,7 +137,7 @@ def test_what_a_method_adds_to_the_prediction_is_neither_exported_nor_interpolat
     x = minibatches()[0][0]
     assert torch.equal(run.algorithm.predict(x), algorithm.eval().predict(x))
 
-    message = "predicts with more than CLIP's image encoder.* a class_logits of its own, adapter.weig"
+    message = "needs more than CLIP's image encoder.* a class_logits of its own, adapter.weig"
     with pytest.raises(CarftError, match=message):
         domainbed_carft.export(run, folder / "out.pt")
     with pytest.raises(CarftError, match=message):

@@ -309,8 +309,8 @@ def require_clip_with_head(run: Run) -> None:
     ]
     if additions:
         raise CarftError(
-            f"{run.path} is a run of {method.__name__}, which predicts with more than CLIP's image "
-            f"encoder and a head: it has {', '.join(additions)}. The original CLIP has no "
+            f"{run.path} is a run of {method.__name__}, which needs more than CLIP's image encoder "
+            f"and a head to predict: it has {', '.join(additions)}. The original CLIP has no "
             "counterpart to that, and an exported CLIP has no place for it"
         )
 
