@@ -176,13 +176,11 @@ def require_same_data(
 
     for name, before, now in comparisons:
         if before != now:
-            before_text, now_text = before, now
             if not isinstance(before, str):
-                before_text, now_text = differences(before, now)
+                before, now = differences(before, now)
             raise CarftError(
                 f"the dataset {run.args['dataset']} is not what {run.path} was trained on: {name} "
-                f"{before_text} then, {now_text} now. Restore the data, or pass its location as "
-                "--data_dir"
+                f"{before} then, {now} now. Restore the data, or pass its location as --data_dir"
             )
 
 
