@@ -68,7 +68,7 @@ def predict(task: dict[str, Any]) -> int:
     assert run is not None  # `train` saved it
     evaluation = sweep_job.prepare(run, task["step"])
     splits = [*evaluation.reported, *evaluation.validation]
-    predictor = predictions.run_predictor(run, options.device)
+    predictor = predictions.make_predictor(run, options.device)
     (rows,) = predictions.predict_rows(splits, predictor, options)
     return 0 if all(len(part.label) for part in rows) else 1
 

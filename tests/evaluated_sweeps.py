@@ -1,11 +1,10 @@
-"""Small sweeps of real training, for the tests of `carft evaluate OUT`, and figures for records."""
+"""Figures of random predictions, for tests of tables and reports."""
 
 import json
 
 import numpy as np
-from runs_jobs import train_job, write_images
 
-from domainbed_carft.jobs.job import IDENTITY, get_folder_name
+from domainbed_carft.jobs.job import IDENTITY
 from domainbed_carft.results import evaluations
 from domainbed_carft.results.evaluations import (
     EvaluatedRows,
@@ -16,32 +15,11 @@ from domainbed_carft.results.evaluations import (
     ValidationSplit,
 )
 
-STEPS = 3
-
-
-def train_sweep(folder, algorithms, targets=(0, 1), trials=(0,)):
-    """A job of each algorithm, target and trial on noise; the sweep's output folder."""
-    images = write_images(folder / "own")
-    output = folder / "OUT"
-    for algorithm in algorithms:
-        for trial in trials:
-            for target in targets:
-                name = get_folder_name({"algorithm": algorithm, "trial": trial, "target": target})
-                train_job(
-                    output / name,
-                    images,
-                    algorithm,
-                    *("--trial_seed", str(trial), "--checkpoint_freq", "1"),
-                    "--skip_training_in_splits",
-                    test_envs=(str(target),),
-                )
-    return output
-
 
 def write_figures(sweep, num_classes=7):
-    """Write figures of random predictions beside the records, for each job and step, without rows.
+    """Write figures of random predictions next to the records, for each job and step.
 
-    The number of images differs from job to job, so that pooled figures are no means of figures.
+    The number of images differs between jobs, so that pooled figures differ from mean figures.
     """
     draw = np.random.default_rng(0)
     for path in sorted(sweep.rglob("results.jsonl")):

@@ -1,5 +1,7 @@
-"""Small jobs of real training on a user's own images, for the tests of what is done with them."""
+"""Small training jobs on a user's own images, and helpers to read and change their runs."""
 
+import contextlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ CLASSES = ("cat", "wild dog")
 
 
 def write_images(folder: Path, count: int = 10) -> Path:
-    """Noise with a tint that tells the classes apart; ``count`` of each class and environment."""
+    """Write ``count`` images of each class and environment: noise with a tint for each class."""
     noise = np.random.default_rng(0)
     for environment in ENVIRONMENTS:
         for label, name in enumerate(CLASSES):
@@ -37,12 +39,12 @@ def train_job(
     algorithm: str,
     *further_arguments: str,
     test_envs: Sequence[str] = ("0",),
-    **changed: Any,
+    **overrides: Any,
 ) -> Path:
-    """Train three steps; the job's folder."""
+    """Train three steps, and return the job's folder."""
     hparams: dict[str, Any] = {"clip_backbone": "tiny", "batch_size": 4}
     hparams |= {"warmup_steps": 0, "total_steps": 5}
-    hparams |= {"contexts": "emoji", "lr": 1e-3, **changed}
+    hparams |= {"contexts": "emoji", "lr": 1e-3, **overrides}
     arguments = ["--algorithm", algorithm, "--dataset", str(images), "--steps", "3"]
     arguments += ["--test_envs", *test_envs, "--workers", "0", "--hparams", json.dumps(hparams)]
     assert train.main([*arguments, *further_arguments, "--output_dir", str(output)]) == 0
@@ -50,30 +52,30 @@ def train_job(
 
 
 def carft(command: str, *words: object, status: int = 0) -> None:
-    """A command on the CPU."""
+    """Run a command on the CPU."""
     assert cli.main([command, *map(str, words), "--device", "cpu"]) == status
 
 
-def evaluated(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    """The document of `carft evaluate`."""
+def evaluate_json(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    """Return the document that `carft evaluate --json` prints."""
     capsys.readouterr()
     carft("evaluate", *words, "--json")
     return json.loads(capsys.readouterr().out)
 
 
-def by_split(document: Any) -> dict[str, float]:
+def accuracies_by_split(document: Any) -> dict[str, float]:
     return {split["name"]: split["accuracy"] for split in document["splits"]}
 
 
-def weights(path: Path) -> dict[str, torch.Tensor]:
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model_dict"]
     return state
 
 
-def changed(job: Path, folder: Path, **parts: Any) -> Path:
-    """Copy a job's weights into a folder with other ``parts``, of mappings only some items.
+def copy_changed(job: Path, folder: Path, **parts: Any) -> Path:
+    """Copy weights into a folder with other ``parts``; mappings update only some items.
 
-    ``job``: its folder, for the last weights, or a weights file.
+    ``job``: a weights file, or a job's folder for the last weights.
     """
     content = torch.load(job / "model.pkl" if job.is_dir() else job, weights_only=True)
     for name, part in parts.items():
@@ -93,7 +95,7 @@ def accuracies(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Calibration as Guo et al. 2017, equation 3, has it, one of 15 bins after another."""
+    """Return the ECE of Guo et al. 2017, equation 3, with a loop over 15 bins."""
     confidences, predicted = logits.softmax(dim=1).max(dim=1)
     is_correct = (predicted == labels).double()
     error = 0.0
@@ -103,3 +105,12 @@ def calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:
             gap = is_correct[inside].mean() - confidences[inside].mean()
             error += float(inside.double().mean() * gap.abs())
     return error
+
+
+def run_sweep_job(command: Sequence[str], slot: object, children: object) -> Any:
+    """Evaluate in this process, without the seconds that a new process takes to start."""
+    from domainbed_carft.runs import sweep, sweep_job  # slow imports, for few tests
+
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        status = sweep_job.main(command[3:])
+    return sweep.ProcessEnd(status, stderr.getvalue().strip())

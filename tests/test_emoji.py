@@ -144,7 +144,7 @@ def test_the_suite_and_the_dataset_make_the_same_input_of_an_image(protocol):
         batches.append(images.clone())
         return [torch.zeros(len(images), 10)]
 
-    test.scores(predict)
+    test.measure(predict)
     images = {
         path: environment[position][0]
         for environment in dataset

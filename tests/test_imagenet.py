@@ -208,7 +208,7 @@ def test_a_job_evaluates_the_two_percent_that_are_held_out(data, tmp_path, capsy
     assert train.main(words) == 0
     assert f"CLIP classes: {', '.join(imagenet.class_names())}\n" in capsys.readouterr().out
 
-    (split,) = splits.splits(saved.open_run(tmp_path / "job"))
+    (split,) = splits.read_splits(saved.open_run(tmp_path / "job"))
     assert (split.name, len(split)) == ("env0_out", 40)
     last = json.loads((tmp_path / "job" / "results.jsonl").read_text().splitlines()[-1])
     assert "env0_out_acc" in last and "env0_in_acc" not in last

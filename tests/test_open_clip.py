@@ -289,9 +289,9 @@ def test_loading_a_run_looks_nothing_up_on_the_hub(folders, tmp_path):
     algorithm = make(folders["gelu"], "CLIPZeroShot")
     algorithm.hparams["clip_backbone"] = "open_clip:hf-hub:nobody/asked"
     run = reopened(algorithm, tmp_path)
-    with pytest.raises(CarftError, match="no hub is asked; give that CLIP with --original"):
-        saved.original_clip(run)
-    assert saved.original_clip(run, folders["gelu"]).digest == run.hparams["clip_digest"]
+    with pytest.raises(CarftError, match="nothing is downloaded; pass that CLIP as --original"):
+        saved.load_original_clip(run)
+    assert saved.load_original_clip(run, folders["gelu"]).digest == run.hparams["clip_digest"]
 
     del algorithm.facts["preprocessing"]  # the dataset would ask the CLIP
     with pytest.raises(CarftError, match="its model_hparams is"):
@@ -307,9 +307,9 @@ def test_the_same_weights_with_another_activation_are_another_clip(folders, tmp_
 
     run = reopened(make(folders["quickgelu"]), tmp_path)
     with pytest.raises(CarftError, match="not the configuration of the CLIP"):
-        saved.original_clip(run, plain_name)
+        saved.load_original_clip(run, plain_name)
     with pytest.raises(CarftError, match="differ in the CLIP's architecture"):
-        soup_members.require_alike([run, reopened(make(plain_name), tmp_path / "other")])
+        soup_members.require_compatible([run, reopened(make(plain_name), tmp_path / "other")])
 
 
 def test_a_failed_write_of_weights_is_an_os_error(tmp_path):

@@ -137,11 +137,11 @@ def test_layers_added_to_the_prediction_are_not_exported_or_interpolated(
     x = minibatches()[0][0]
     assert torch.equal(run.algorithm.predict(x), algorithm.eval().predict(x))
 
-    message = "predicts by more than CLIP's image encoder.* a class_logits of its own, adapter.weig"
+    message = "needs more than CLIP's image encoder.* a class_logits of its own, adapter.weig"
     with pytest.raises(CarftError, match=message):
         domainbed_carft.export(run, folder / "out.pt")
     with pytest.raises(CarftError, match=message):
-        wise_ft.alpha_setter(run, str(random_tiny))
+        wise_ft.make_alpha_setter(run, str(random_tiny))
     assert not (folder / "out.pt").exists()
 
 

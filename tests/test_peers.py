@@ -174,7 +174,7 @@ def test_wise_ft_starts_from_a_runs_own_interpolation(random_tiny, tmp_path):
     algorithm = make(random_tiny, "CLIPWiSEFT")
     train(algorithm, 2)
     run = reopened(algorithm, tmp_path)
-    wise_ft.alpha_setter(run, str(random_tiny))(0.5)
+    wise_ft.make_alpha_setter(run, str(random_tiny))(0.5)
     quarter = {
         n: torch.lerp(s, p, 0.25)
         for (n, p), s in zip(

@@ -118,7 +118,7 @@ def predict(selected):
     run = saved.open_run(selected.run.folder, "last")
     data = splits.read_data(run, is_augmented=False)
     split = next(part for part in data.splits if part.name == "env0_in")
-    positions = splits.positions_in_environment(split)
+    positions = splits.get_environment_positions(split)
     samples = [data.dataset[0].samples[position] for position in positions]
     images = torch.stack([split.items[number][0] for number in range(len(split))])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A saved run is opened for what it is, and nothing in a file is ever executed."""
+"""Saved runs open with their settings, and nothing in a weights file is executed."""
 
 import os
 import pickle
@@ -7,17 +7,15 @@ import zipfile
 
 import pytest
 import torch
-from runs_jobs import changed, records
+from runs_jobs import copy_changed, records
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.images.protocols import plan_for, recorded_plan
 from domainbed_carft.method import prompts
 from domainbed_carft.runs import saved
 
 
-def test_a_trained_job_opens_with_its_settings(trained):
+def test_trained_job_opens_with_its_settings(trained):
     run = saved.open_run(trained)
-    assert run.path == trained / "model.pkl"
     assert run.classes == list(prompts.BUILT_IN_CLASSES["EmojiStyles"])
     assert run.contexts == prompts.contexts("emoji")
     assert run.hparams["prompts_digest"] == prompts.digest(run.contexts, run.classes)
@@ -31,19 +29,9 @@ def test_a_trained_job_opens_with_its_settings(trained):
     assert not torch.equal(run.algorithm.head.weight, best.algorithm.head.weight)
 
 
-def test_weights_named_by_a_step_keep_it_and_the_folders_class_names(pets, tmp_path):
+def test_step_is_read_from_the_name_of_the_weights(pets, tmp_path):
     path = shutil.copy(pets / "CARFT" / "model.pkl", tmp_path / "model_step40.pkl")
-    run = saved.open_run(str(path))
-    assert run.step == 40
-    assert run.classes == ["cat", "wild dog"]
-
-
-def test_the_image_plan_is_the_recorded_one_or_the_protocols(pets):
-    run = saved.open_run(pets / "CARFT")
-    assert run.image_plan.as_json() == records(pets / "CARFT")[0]["image_plan"]
-
-    content = {name: value for name, value in run.content.items() if name != "image_plan"}
-    assert recorded_plan(content, run.algorithm.input) == plan_for("domainbed", 48, augment=True)
+    assert saved.open_run(str(path)).step == 40
 
 
 class Evil:
@@ -69,11 +57,11 @@ def test_nothing_in_a_weights_file_is_executed(tmp_path, write):
     path = tmp_path / "model.pkl"
     victim = tmp_path / "executed"
     write(path, Evil(victim))
-    with pytest.raises(CarftError, match="model.pkl.*may be code; nothing in") as raised:
+    with pytest.raises(CarftError, match="model.pkl") as raised:
         saved.open_run(path)
     assert not victim.exists() and "\n" not in str(raised.value)
     pickle.loads(pickle.dumps(Evil(victim)))
-    assert victim.exists()  # it would have
+    assert victim.exists()  # the pickle does execute code
 
 
 SPARSE = torch.empty((10**5, 3, 160, 160), layout=torch.sparse_coo)
@@ -107,26 +95,26 @@ NESTED_WORDS = torch.tensor([*b"[" * 10**5])
         ("model_dict", {"words": NESTED_WORDS}, "not hold the weights of a CARFT"),
         ("model_dict", {"words": ONE_WORD}, "not hold the weights of a CARFT"),
         ("model_dict", {"head.weight": torch.ones(2)}, "not hold the weights of a CARFT"),
-        ("model_dict", {"encoder.conv1.weight": SPARSE}, "quantized, sparse or empty"),
-        ("model_dict", {"logit_scale": torch.empty(1, device="meta")}, "expected dense"),
+        ("model_dict", {"encoder.conv1.weight": SPARSE}, "sparse"),
+        ("model_dict", {"logit_scale": torch.empty(1, device="meta")}, "dense"),
         ("model_dict", {"head.bias": torch.tensor([0.0, torch.inf])}, "not finite in 1 tensor"),
         ("model_dict", {"head.bias": torch.tensor([0.0, torch.nan])}, "head.bias: the training"),
     ],
 )
-def test_weights_that_are_no_run_of_ours_are_refused(pets, tmp_path, part, changes, message):
-    folder = changed(pets / "CARFT", tmp_path, **{part: changes})
+def test_invalid_weights_file_is_an_error(pets, tmp_path, part, changes, message):
+    folder = copy_changed(pets / "CARFT", tmp_path, **{part: changes})
     with pytest.raises(CarftError, match=message) as raised:
         saved.open_run(folder)
     assert len(str(raised.value)) < 600
 
 
-def test_missing_files_are_named(pets, tmp_path):
+def test_missing_weights_are_named(pets, tmp_path):
     with pytest.raises(CarftError, match=r"has no model\.pkl; expected the folder of a finished"):
         saved.open_run(tmp_path)
     shutil.copy(pets / "CARFT" / "model_best.pkl", tmp_path)
     with pytest.raises(CarftError, match=r"has no model\.pkl; use --which best for its model_best"):
         saved.open_run(tmp_path)
-    with pytest.raises(CarftError, match="--which chooses a file in a folder; omit it"):
+    with pytest.raises(CarftError, match="--which chooses a file in a folder, but .* omit it"):
         saved.open_run(tmp_path / "model_best.pkl", "last")
 
 
@@ -137,13 +125,11 @@ def test_missing_files_are_named(pets, tmp_path):
         ("args", "trial_seed", 1),
         ("args", "seed", 1),
         ("args", "holdout_fraction", 0.4),
-        ("model_hparams", "lr", 1e-4),  # as that of another job of a search
+        ("model_hparams", "lr", 1e-4),  # another job of a search
     ],
 )
-def test_weights_that_contradict_the_records_beside_them_are_refused(
-    pets, tmp_path, part, name, value
-):
-    changed(pets / "CARFT", tmp_path, **{part: {name: value}})
+def test_weights_that_contradict_the_records_are_an_error(pets, tmp_path, part, name, value):
+    copy_changed(pets / "CARFT", tmp_path, **{part: {name: value}})
     assert saved.load_run(tmp_path, device="cpu").classes
 
     shutil.copy(pets / "CARFT" / "results.jsonl", tmp_path)

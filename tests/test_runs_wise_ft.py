@@ -1,4 +1,4 @@
-"""`carft wise-ft`: the weights between CLIP and a run, to the bit, and what it says of them."""
+"""`carft wise-ft`: bit-identical weights between CLIP and a run, and their accuracies."""
 
 import json
 import os
@@ -7,36 +7,38 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs_jobs import accuracies, by_split, carft, evaluated, records, weights
+from runs_jobs import accuracies, accuracies_by_split, carft, evaluate_json, load_weights, records
 
 from domainbed_carft.runs import saved, wise_ft
 
 
 @pytest.fixture(scope="module")
 def mixed(pets, tmp_path_factory):
-    """A folder with the results of three alphas."""
+    """A folder with the results and the weights of three alphas."""
     folder = tmp_path_factory.mktemp("mixed") / "wise ft"
     job = pets / "CARFT" / "model.pkl"
     carft("wise-ft", job, "-o", folder, "--alphas", "1", "0", "0.5", "--save", "all")
     return folder
 
 
-def results(folder):
+def read_results(folder):
     rows = json.loads((folder / "wise_ft.json").read_text())["alphas"]
     return {row["alpha"]: row for row in rows}
 
 
 def test_saved_weights_equal_the_formula_to_the_bit(pets, mixed):
-    """Those of alpha 0 zero-shot CLIP, its scale folded into the head as CARFT's is.
+    """Alpha 0 is zero-shot CLIP, with the scale folded into the head like CARFT's.
 
-    The packed job's head was computed by another processor, whose rounding may differ.
+    The packed job's head was computed on another CPU, whose rounding can differ.
     """
-    zero_shot, run = (weights(pets / name / "model.pkl") for name in ("CLIPZeroShot", "CARFT"))
+    zero_shot, run = (load_weights(pets / name / "model.pkl") for name in ("CLIPZeroShot", "CARFT"))
     zero_shot["head.weight"] *= zero_shot["logit_scale"]
     zero_shot["head_factor"] = torch.tensor(1.0)
     assert not torch.equal(zero_shot["encoder.proj"], run["encoder.proj"])
 
-    start, half, end = (weights(mixed / f"model_alpha_{a}.pkl") for a in ("0.00", "0.50", "1.00"))
+    start, half, end = (
+        load_weights(mixed / f"model_alpha_{a}.pkl") for a in ("0.00", "0.50", "1.00")
+    )
     assert start.keys() == zero_shot.keys() == run.keys() == half.keys() == end.keys()
     for name in run:
         rounding = {"rtol": 1e-5, "atol": 1e-6} if name == "head.weight" else {"rtol": 0, "atol": 0}
@@ -49,12 +51,12 @@ def test_saved_weights_equal_the_formula_to_the_bit(pets, mixed):
         assert np.array_equal(half[name].numpy(), expected), name
 
 
-def test_accuracies_of_wise_ft_equal_the_records(pets, mixed):
-    rows = results(mixed)
+def test_accuracies_equal_the_records(pets, mixed):
+    rows = read_results(mixed)
     assert rows[1.0]["splits"] == accuracies(records(pets / "CARFT")[-1])
 
     zero_shot = accuracies(records(pets / "CLIPZeroShot")[-1])
-    for name in ("env0_in", "env0_out"):  # of the target, whose images are not augmented
+    for name in ("env0_in", "env0_out"):  # images of the target are not augmented
         assert rows[0.0]["splits"][name] == zero_shot[name]
 
     for row in rows.values():
@@ -63,49 +65,43 @@ def test_accuracies_of_wise_ft_equal_the_records(pets, mixed):
         assert row["out_of_domain"] == row["splits"]["env0_in"]
 
 
-def test_saved_weights_open_in_all_commands(pets, mixed, capsys, tmp_path):
+def test_saved_weights_are_a_run_that_can_be_interpolated_again(pets, mixed, capsys, tmp_path):
     path = mixed / "model_alpha_0.50.pkl"
-    run = saved.open_run(path)
-    assert run.alpha == 0.5 and type(run.algorithm).__name__ == "CARFT"
-
-    document = evaluated(capsys, path)
-    assert by_split(document) == results(mixed)[0.5]["splits"]
+    document = evaluate_json(capsys, path)
+    assert accuracies_by_split(document) == read_results(mixed)[0.5]["splits"]
     assert document["wise_ft_alpha"] == 0.5
 
-    carft("predict", path, pets / "my pets" / "art" / "cat" / "0.png")
     carft("wise-ft", path, "-o", tmp_path / "again", "--alphas", "0.5", "--save", "0.5")
     second_run = saved.open_run(tmp_path / "again" / "model_alpha_0.50.pkl")
     assert second_run.alpha == 0.25
 
     quarter = saved.open_run(pets / "CARFT")
-    wise_ft.alpha_setter(quarter, None)(0.25)
+    wise_ft.make_alpha_setter(quarter, None)(0.25)
     torch.testing.assert_close(
         quarter.algorithm.state_dict(), second_run.algorithm.state_dict(), rtol=1e-5, atol=1e-6
     )
 
 
-def test_wise_ft_draws_the_curve_and_saves_no_weights_unless_asked(pets, tmp_path, capsys):
+def test_wise_ft_draws_the_curve_and_saves_no_weights_by_default(pets, tmp_path, capsys):
     carft("wise-ft", pets / "CARFT", "-o", tmp_path / "out", "--alphas", "0", "1")
     assert capsys.readouterr().out.startswith(f"Weights: model_best.pkl of {pets / 'CARFT'}, ")
 
     names = [wise_ft.WISE_FT_TABLE, *wise_ft.CURVE_FILES]
     assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
     assert Image.open(tmp_path / "out" / "wise_ft.png").format == "PNG"
-    comments = (tmp_path / "out" / "wise_ft.svg").read_text()  # text is drawn as paths
-    for words in ("0 (original CLIP)", "1 (the run)", "CARFT on"):
-        assert words in comments
+    assert "0 (original CLIP)" in (tmp_path / "out" / "wise_ft.svg").read_text()
 
 
 @pytest.mark.parametrize(
     ("run", "flags", "message"),
     [
         ("no run", ["--alphas", "0", "1.5", "-1"], ": expected different numbers"),
-        ("no run", ["--alphas", "0.5", "--save", "0.4"], ": expected all, none, or some"),
+        ("no run", ["--alphas", "0.5", "--save", "0.4"], "--save 0.4"),
         ("CLIPZeroShot", [], "CLIPZeroShot, which trains nothing"),
-        ("CARFT", ["--suite", "imagnet"], "no suite is called 'imagnet'"),
+        ("CARFT", ["--suite", "imagnet"], "imagnet"),
     ],
 )
-def test_refused_commands_write_nothing(pets, tmp_path, capsys, run, flags, message):
+def test_invalid_commands_write_nothing(pets, tmp_path, capsys, run, flags, message):
     carft("wise-ft", pets / run, "-o", tmp_path / "out", *flags, status=1)
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 

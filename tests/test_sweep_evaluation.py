@@ -1,7 +1,5 @@
-"""`carft evaluate OUT`: the figures of a sweep, against another computation from the logits."""
+"""`carft evaluate OUT`: the figures of a sweep equal a direct computation from the logits."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from runs_jobs import calibration_error, carft, changed, records
+from runs_jobs import calibration_error, carft, copy_changed, records, run_sweep_job
 from torch.utils.data import DataLoader
 
 import domainbed_carft
@@ -32,9 +30,9 @@ LAST_STEP = 2
 
 @pytest.fixture(scope="module")
 def output(pets, tmp_path_factory):
-    """Three jobs: CARFT with two targets, zero-shot CLIP with one; their folders in another order.
+    """Three jobs, in folders of another order: CARFT with two targets, zero-shot CLIP with one.
 
-    The records of the second target are those of the first.
+    The second target has the same records as the first.
     """
     output = tmp_path_factory.mktemp("sweep") / "OUT"
     shutil.copytree(pets / "CARFT", output / "3")
@@ -43,15 +41,15 @@ def output(pets, tmp_path_factory):
     job = shutil.copytree(pets / "CARFT", output / "2")
     lines = (job / "results.jsonl").read_text().replace('"test_envs": [0]', '"test_envs": [1]')
     (job / "results.jsonl").write_text(lines)
-    changed(pets / "CARFT" / "model_best.pkl", job, args={"test_envs": [1]})
+    copy_changed(pets / "CARFT" / "model_best.pkl", job, args={"test_envs": [1]})
     (job / "model.pkl").rename(job / "model_best.pkl")
-    changed(pets / "CARFT", job, args={"test_envs": [1]})
+    copy_changed(pets / "CARFT", job, args={"test_envs": [1]})
     return output
 
 
 @pytest.fixture(scope="module")
 def evaluation(output):
-    """A first evaluation, by the processes that the command starts."""
+    """The first evaluation, in separate processes."""
     return evaluate_sweep(output, SweepOptions(device="cpu", workers=0, jobs=2))
 
 
@@ -70,24 +68,17 @@ def copy(job, output):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Evaluate in this process, without the seconds that new ones take to start."""
-
-    def run_here(command, slot, children):
-        with contextlib.redirect_stderr(io.StringIO()) as stderr:
-            status = sweep_job.main(command[3:])
-        return sweep.End(status, stderr.getvalue().strip())
-
-    monkeypatch.setattr(sweep, "run_process", run_here)
+    monkeypatch.setattr(sweep, "run_process", run_sweep_job)
 
 
 def evaluate_again(job, data_dir=None):
-    """Evaluate a job at its last step; whether its images were predicted again."""
+    """Evaluate a job at its last step; return True if its images were predicted again."""
     options = LoadingOptions(torch.device("cpu"), workers=0, data_dir=data_dir)
     return sweep_job.evaluate_run(job, LAST_STEP, options)
 
 
-def logits_of(run, split):
-    """Logits (N, K) in float64, and labels (N,)."""
+def predict_logits(run, split):
+    """Return logits (N, K) in float64 and labels (N,)."""
     with torch.no_grad():
         images, labels = next(iter(DataLoader(split.items, 64)))
         return run.algorithm.predict(images).double(), labels
@@ -96,7 +87,7 @@ def logits_of(run, split):
 @pytest.mark.parametrize(
     ("scale", "n_wrong", "limit"), [(3.0, 15, None), (1.0, 0, 0.01), (1.0, 50, 100.0)]
 )
-def test_the_temperature_is_the_root_of_the_likelihoods_derivative(scale, n_wrong, limit):
+def test_temperature_is_the_root_of_the_derivative_of_the_likelihood(scale, n_wrong, limit):
     logits = scale * torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     labels = logits.argmax(dim=1)
     labels[:n_wrong] = (labels[:n_wrong] + 1) % 3
@@ -110,7 +101,7 @@ def test_the_temperature_is_the_root_of_the_likelihoods_derivative(scale, n_wron
         assert float(inverse.grad) == pytest.approx(0, abs=TOLERANCE)
 
 
-def test_all_figures_equal_an_independent_computation(pets, evaluation):
+def test_figures_equal_a_direct_computation(pets, evaluation):
     zero_shot = saved.open_run(pets / "CLIPZeroShot")
     assert {run.method for run in evaluation.runs} == {"training-domain", "oracle"}
     assert {run.selected.target for run in evaluation.runs} == {0, 1}
@@ -118,7 +109,7 @@ def test_all_figures_equal_an_independent_computation(pets, evaluation):
         run = saved.open_run(evaluated.folder, "last" if evaluated.step == LAST_STEP else "best")
         target = evaluated.selected.target
         data = {part.name: part for part in splits.read_data(run, is_augmented=False).splits}
-        inner = [logits_of(run, data[f"env{i}_out"]) for i in range(3) if i != target]
+        inner = [predict_logits(run, data[f"env{i}_out"]) for i in range(3) if i != target]
         accuracies = [float((x.argmax(1) == y).double().mean()) for x, y in inner]
         assert evaluated.figures.in_domain == pytest.approx(np.mean(accuracies), abs=TOLERANCE)
 
@@ -126,7 +117,7 @@ def test_all_figures_equal_an_independent_computation(pets, evaluation):
         fitted = sweep_job.fit_temperature(*map(torch.cat, zip(*inner)))
         assert figures.temperature == pytest.approx(fitted.value, rel=TOLERANCE)
 
-        logits, labels = logits_of(run, data[f"env{target}_in"])
+        logits, labels = predict_logits(run, data[f"env{target}_in"])
         for measured, scale in ((figures.calibration, 1), (figures.scaled, figures.temperature)):
             scaled = logits / scale
             error = calibration_error(scaled, labels)
@@ -142,7 +133,7 @@ def test_all_figures_equal_an_independent_computation(pets, evaluation):
         assert figures.mean_per_class == pytest.approx(np.mean(by_class))
         assert figures.worst_class.accuracy == pytest.approx(min(by_class))
 
-        zero_shot_logits, _ = logits_of(zero_shot, data[f"env{target}_in"])
+        zero_shot_logits, _ = predict_logits(zero_shot, data[f"env{target}_in"])
         was_correct = zero_shot_logits.argmax(1) == labels
         assert figures.zero_shot_accuracy == pytest.approx(float(was_correct.double().mean()))
         assert figures.flips.gained == int((is_correct & ~was_correct).sum())
@@ -155,13 +146,12 @@ def test_all_figures_equal_an_independent_computation(pets, evaluation):
 
 
 def test_runs_are_in_the_order_of_the_tables(evaluation):
-    """Whatever the folders are called."""
     runs = [(run.method, run.selected.row, run.selected.target) for run in evaluation.runs]
     expected = [("CARFT", 0), ("CARFT", 1), ("CLIPZeroShot", 0)]
     assert runs == [(method, *run) for method in ("training-domain", "oracle") for run in expected]
 
 
-def test_a_damaged_file_is_measured_again_and_equal_to_the_byte(job):
+def test_damaged_rows_are_measured_again_with_equal_bytes(job):
     assert not evaluate_again(job)
     damaged = job / f"evaluation_step{LAST_STEP}.npz"
     content = damaged.read_bytes()
@@ -170,24 +160,24 @@ def test_a_damaged_file_is_measured_again_and_equal_to_the_byte(job):
     assert damaged.read_bytes() == content
 
 
-def test_other_weights_are_measured_again(job):
-    path = job / f"evaluation_step{LAST_STEP}.json"
-    before = json.loads(path.read_text())["splits"][0]["calibration"]
-    changed(job, job, model_dict={"head.bias": torch.tensor([0.0, 1.0])})
-    assert evaluate_again(job)
-    assert json.loads(path.read_text())["splits"][0]["calibration"] != before
+def change_weights(job, data):
+    copy_changed(job, job, model_dict={"head.bias": torch.tensor([0.0, 1.0])})
 
 
-def test_a_changed_image_is_measured_again(job, pets, tmp_path):
-    data = shutil.copytree(pets / "my pets", tmp_path / "data")
-    assert not evaluate_again(job, str(data))
+def touch_images(job, data):
     for image in data.rglob("*.png"):
         os.utime(image, (0, 0))
+
+
+@pytest.mark.parametrize("change", [change_weights, touch_images])
+def test_changed_weights_or_images_are_measured_again(job, pets, tmp_path, change):
+    data = shutil.copytree(pets / "my pets", tmp_path / "data")
+    assert not evaluate_again(job, str(data))
+    change(job, data)
     assert evaluate_again(job, str(data))
 
 
-def test_figures_alone_are_made_of_the_rows(job):
-    """Without a prediction, and without the weights."""
+def test_missing_figures_are_computed_from_the_rows_without_weights(job):
     path = job / f"evaluation_step{LAST_STEP}.json"
     expected = path.read_bytes()
     path.unlink()
@@ -197,14 +187,12 @@ def test_figures_alone_are_made_of_the_rows(job):
     assert path.read_bytes() == expected
 
 
-def test_an_original_that_does_not_exist_is_an_error_before_any_run(copy):
+def test_missing_original_is_an_error_before_any_run(copy):
     with pytest.raises(CarftError, match="original is '/nope', expected an existing file"):
         domainbed_carft.evaluate(copy, original="/nope", workers=0)
 
 
-def test_the_command_prints_rows_and_another_step_never_stands_in(
-    copy, job, evaluation, in_this_process, capsys
-):
+def test_weights_of_another_step_are_never_used(copy, job, in_this_process, capsys):
     first, last = records(job)
     lines = [{**first, "step": 1, "env1_out_acc": 1.0}, {**last, "env1_out_acc": 0.0}]
     (job / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -213,54 +201,51 @@ def test_the_command_prints_rows_and_another_step_never_stands_in(
     assert "weights of step 1 were not kept" in printed
 
     rows = {line.split(",")[0]: line.split() for line in printed.splitlines() if ", art " in line}
-    assert rows["CARFT"][2] == "X"
-    run = evaluation.runs[2]
-    figures = [run.on_target.accuracy, run.figures.in_domain, run.on_target.mean_per_class]
-    assert rows["CLIPZeroShot"][2:5] == [f"{100 * figure:.1f}" for figure in figures]
+    assert rows["CARFT"][2] == "X" != rows["CLIPZeroShot"][2]
 
 
-def test_json_has_every_run_and_python_the_same(copy, in_this_process, capsys):
+def test_json_equals_the_document_of_the_python_api(copy, in_this_process, capsys):
     methods = ["oracle", "training-domain"]
     carft("evaluate", copy, "--json", "--jobs", 1, "--select", ",".join(methods))
     document = json.loads(capsys.readouterr().out)
     assert [run["selection"] for run in document["runs"][::2]] == methods
     assert document["current"] == 4 and document["measured"] == 0
 
-    in_python = domainbed_carft.evaluate(copy, device="cpu", workers=0, jobs=1, methods=methods)
-    assert document == json.loads(json.dumps(in_python.as_dict()))
+    evaluation = domainbed_carft.evaluate(copy, device="cpu", workers=0, jobs=1, methods=methods)
+    assert document == json.loads(json.dumps(evaluation.as_dict()))
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "flag"),
     [
-        ("evaluate OUT --which last", "--which is for a run"),
-        ("evaluate . --which last", "--which is for a run, and . is a sweep's folder"),
-        ("evaluate .. --which last", "--which is for a run, and .. is a sweep's folder"),
-        ("evaluate OUT --suite dtd --select oracle", "--select is for a sweep without --suite"),
-        ("evaluate OUT --suite dtd --original x", "--original is for a sweep without --suite"),
-        ("evaluate JOB --select oracle", "--select is for a sweep's folder"),
-        ("evaluate JOB --jobs 2", "--jobs is for a sweep's folder"),
-        ("evaluate JOB --original x", "--original is for a sweep's folder"),
-        ("evaluate --clip tiny --suite dtd --which last", "--which is for a run's folder"),
+        ("evaluate OUT --which last", "--which"),
+        ("evaluate . --which last", "--which"),
+        ("evaluate .. --which last", "--which"),
+        ("evaluate OUT --suite dtd --select oracle", "--select"),
+        ("evaluate OUT --suite dtd --original x", "--original"),
+        ("evaluate JOB --select oracle", "--select"),
+        ("evaluate JOB --jobs 2", "--jobs"),
+        ("evaluate JOB --original x", "--original"),
+        ("evaluate --clip tiny --suite dtd --which last", "--which"),
     ],
 )
-def test_flags_that_nothing_reads_are_refused(words, message, tmp_path, monkeypatch, capsys):
-    """Also of the folder of several sweeps, and of the one above, as `carft collect` reads them."""
+def test_unused_flags_are_errors(words, flag, tmp_path, monkeypatch, capsys):
+    """OUT is a sweep, "." a folder with a sweep, and ".." the folder above; collect reads all."""
     sweep_of_jobs = tmp_path / "above" / "sweeps" / "OUT"
     collect_sweeps.write_job(sweep_of_jobs, "JOB")
     monkeypatch.chdir(sweep_of_jobs.parent)
     assert cli.main(words.replace("JOB", "OUT/JOB").split()) == 1
-    assert message in capsys.readouterr().err
+    assert flag in capsys.readouterr().err
 
 
-def test_a_table_says_what_was_not_evaluated(pets, capsys):
+def test_table_names_runs_that_were_not_evaluated(pets, capsys):
     cli.main(["collect", str(pets), "--columns", "average,ece", "--select", "training-domain"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "not evaluated; run carft evaluate on the sweep: art trial 0" in printed
+    assert "not evaluated" in printed and "art trial 0" in printed
 
 
 @pytest.mark.slow
-def test_an_interrupted_evaluation_goes_on_where_it_was(output, evaluation, tmp_path):
+def test_interrupted_evaluation_is_resumed(output, evaluation, tmp_path):
     output = shutil.copytree(output, tmp_path / "OUT")
     for path in output.glob("*/evaluation*"):
         path.unlink()

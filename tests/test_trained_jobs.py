@@ -1,4 +1,4 @@
-"""The packed jobs are what training makes of them today."""
+"""The packed jobs equal the same jobs trained now."""
 
 import pytest
 import torch
@@ -9,30 +9,30 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def again(tmp_path_factory):
-    """The same jobs, trained now."""
-    folder = tmp_path_factory.mktemp("again")
+def retrained(tmp_path_factory):
+    """The folder of the same jobs, trained now."""
+    folder = tmp_path_factory.mktemp("retrained")
     trained_jobs.train_on_emoji_styles(folder)
     trained_jobs.train_on_pets(folder)
     return folder
 
 
 @pytest.fixture(params=[trained_jobs.ON_EMOJI_STYLES, *trained_jobs.PETS])
-def jobs(request, again, trained, pets):
-    """A packed job, and the same trained now."""
+def jobs(request, retrained, trained, pets):
+    """A packed job, and the same job trained now."""
     packed = trained if request.param == trained.name else pets / request.param
-    return packed, again / request.param
+    return packed, retrained / request.param
 
 
 @pytest.mark.parametrize("name", trained_jobs.WEIGHTS)
-def test_weights_differ_by_the_rounding_of_the_packed_ones(jobs, name):
-    """By half of a step, and by float32's tolerance where they are packed as they are.
+def test_weights_differ_only_by_the_rounding_of_the_packed_weights(jobs, name):
+    """The tolerance is half of a rounding step, and float32's for weights packed without rounding.
 
-    Where a gradient is nearly 0 its sign is the rounding's, and Adam moves the weight by it: all
-    biases of attention's keys, and another one or two in 100,000 on another processor.
+    Where a gradient is nearly 0, its sign is rounding noise, which Adam turns into a change of the
+    weight: all biases of attention keys, and one or two weights in 100,000 on another CPU.
     """
     packed, trained_now = (torch.load(job / name, weights_only=True)["model_dict"] for job in jobs)
-    originals = trained_jobs.load_original_weights()
+    originals = trained_jobs.original_weights()
     assert packed.keys() == trained_now.keys()
     assert originals.keys() < packed.keys()
 
@@ -49,7 +49,7 @@ def test_weights_differ_by_the_rounding_of_the_packed_ones(jobs, name):
     assert n_differing <= sum(weight.numel() for weight in packed.values()) / 10_000
 
 
-def test_records_hold_the_same_losses_and_settings(jobs):
+def test_records_have_the_same_losses_and_settings(jobs):
     for packed, trained_now in zip(*map(records, jobs), strict=True):
         losses, losses_now = (
             {key: value for key, value in record.items() if key.startswith("loss")}
@@ -58,5 +58,5 @@ def test_records_hold_the_same_losses_and_settings(jobs):
         assert losses == pytest.approx(losses_now, rel=1e-4, abs=1e-6)
         assert accuracies(packed).keys() == accuracies(trained_now).keys()
         for record in (packed, trained_now):
-            del record["hparams"]["class_names"]  # with the path of "my pets"
+            del record["hparams"]["class_names"]  # contains the path of "my pets"
         assert packed["hparams"] == trained_now["hparams"]

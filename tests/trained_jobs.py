@@ -112,7 +112,7 @@ def round_weights(job: Path) -> None:
         (record,) = (record for record in records if record["step"] == step)
         evaluation = domainbed_carft.evaluate(job / name, device="cpu", workers=0)
         assert isinstance(evaluation, Evaluation)
-        measured = runs_jobs.by_split(evaluation.as_dict())
+        measured = runs_jobs.accuracies_by_split(evaluation.as_dict())
         for split in runs_jobs.accuracies(record):
             record[f"{split}_acc"] = measured[split]
 

@@ -34,7 +34,7 @@ from domainbed_carft.runs.sweep import (
     evaluate_sweep_on_suite,
     is_sweep_folder,
 )
-from domainbed_carft.runs.wise_ft import listed_alphas, sorted_alphas, wise_ft
+from domainbed_carft.runs.wise_ft import format_alphas, sort_alphas, wise_ft
 from domainbed_carft.text import log, printable, progress, quantity
 
 
@@ -217,7 +217,7 @@ def _prediction_line(prediction: ImagePrediction, line_format: str, top: int | N
 
 def wise_ft_command(arguments: argparse.Namespace) -> int:
     """Write results and weights, and print the accuracies; 3 if a test set cannot be read."""
-    alphas = sorted_alphas(arguments.alphas)
+    alphas = sort_alphas(arguments.alphas)
     saved_alphas = _chosen_alphas(arguments.save, alphas)
     run = load_run(arguments.path, arguments.which, arguments.device)
     result = wise_ft(
@@ -259,7 +259,7 @@ def _chosen_alphas(words: Sequence[str], alphas: Sequence[float]) -> list[float]
     except ValueError:
         raise CarftError(
             f"--save {' '.join(words)}: expected all, none, or some of --alphas "
-            f"{listed_alphas(alphas)}"
+            f"{format_alphas(alphas)}"
         ) from None
 
 

@@ -10,7 +10,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.results import columns, formats, tables
 from domainbed_carft.results.evaluations import ECE_BINS
 from domainbed_carft.runs.evaluate import Evaluation
-from domainbed_carft.runs.predict import ImagePrediction, most_likely
+from domainbed_carft.runs.predict import ImagePrediction, get_most_likely
 from domainbed_carft.runs.soup import Soups
 from domainbed_carft.runs.suites import SuiteEvaluation, SuiteScores
 from domainbed_carft.runs.sweep import SweepEvaluation
@@ -235,8 +235,8 @@ def prediction_line(prediction: ImagePrediction, top: int | None) -> str:
     if prediction.error:
         return ""
 
-    classes = _listed(most_likely(prediction.classes, top or TOP))
-    contexts = _listed(most_likely(prediction.contexts, top or TOP))
+    classes = _listed(get_most_likely(prediction.classes, top or TOP))
+    contexts = _listed(get_most_likely(prediction.contexts, top or TOP))
     return f"{printable(prediction.path)}: {printable(f'{classes} | {contexts}')}\n"
 
 

@@ -1,4 +1,4 @@
-"""A saved run measured: accuracy, calibration and confusion on its splits, or on a suite."""
+"""Accuracy, calibration and confusion of a saved run on its splits, or on a suite."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import (
     LoadingOptions,
     check_loading,
+    make_predictor,
     predict_rows,
-    run_predictor,
 )
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, as_run
@@ -36,10 +36,15 @@ from domainbed_carft.suites import catalogue
 
 @dataclass(frozen=True)
 class SplitScores:
-    """The predictions on one split of ``environment``; ``is_target``: whether it was left out.
+    """Scores of a run on one split.
 
-    ``figures``: None without images. ``confusion`` (K, K): images by true class (row) and
-    predicted class (column).
+    Attributes:
+        name: name of the split in the records, such as "env0_in".
+        environment: name of the environment.
+        is_target: True if the environment was held out in training.
+        images: number of images.
+        figures: accuracy and calibration, or None if the split is empty.
+        confusion: (K, K), number of images by true class (row) and predicted class (column).
     """
 
     name: str
@@ -50,13 +55,21 @@ class SplitScores:
     confusion: npt.NDArray[np.int64]
 
     def class_accuracies(self) -> list[float | None]:
-        """The accuracy (recall) of each class, in label order; None without images."""
+        """Return the accuracy (recall) of each class.
+
+        Returns:
+            A share of 1 for each class, in label order, or None if the class has no image.
+        """
         totals = self.confusion.sum(axis=1).tolist()
         hits = self.confusion.diagonal().tolist()
         return [hit / total if total else None for hit, total in zip(hits, totals)]
 
     def as_dict(self, classes: Sequence[str]) -> dict[str, Any]:
-        """The scores, for JSON; ``classes``: the names in label order."""
+        """Return the scores for JSON.
+
+        Args:
+            classes: class names, in label order.
+        """
         totals = self.confusion.sum(axis=1).tolist()
         return {
             "name": self.name,
@@ -75,13 +88,23 @@ class SplitScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run on the splits of its dataset; accuracies and errors are shares of 1.
+    """Scores of a run on the splits of its dataset; accuracies and errors are shares of 1.
 
-    ``run``: the path of the weights. ``step``: after which they were saved, None if unknown.
-    ``transform``: how images of training environments are transformed, see
-    `splits.transform_name`. ``targets``: the environments left out. ``test_set``: of the tasks of
-    CLIP's paper, which have a test set of their own, the scores on it; ``test_set_error`` says why
-    there are none.
+    Attributes:
+        run: path of the weights file.
+        algorithm: name of the algorithm.
+        title: title of the run, see `Run.title`.
+        soup: description of a soup, or None.
+        dataset: name of the dataset.
+        weights: name of the weights file.
+        step: step after which the weights were saved, or None if unknown.
+        wise_ft_alpha: alpha of weights that ``carft wise-ft`` saved, or None.
+        transform: transform of images of training environments, "as in training" or "test".
+        targets: names of the environments held out in training.
+        classes: class names, in label order.
+        splits: scores of each split.
+        test_set: scores on the dataset's official test set; only for the tasks of CLIP's paper.
+        test_set_error: reason why there are no scores on the official test set, or None.
     """
 
     run: str
@@ -101,13 +124,13 @@ class Evaluation:
 
     @property
     def has_unread_sets(self) -> bool:
-        """Whether the task's own test set is there but could not be read."""
+        """True if the official test set was found but could not be read."""
         if self.test_set:
             return self.test_set.has_unread_sets
         return isinstance(self.test_set_error, UnreadableError)
 
     def as_dict(self) -> dict[str, Any]:
-        """The evaluation, for JSON: everything that `carft evaluate --json` prints."""
+        """Return the evaluation for JSON, with the keys of ``carft evaluate --json``."""
         document: dict[str, Any] = {
             "run": self.run,
             "algorithm": self.algorithm,
@@ -142,30 +165,42 @@ def evaluate(
     methods: Sequence[str] | None = None,
     jobs: int | None = None,
 ) -> Evaluation | SuiteEvaluation | SweepEvaluation:
-    """Accuracy, calibration and confusion of a run on the splits of its dataset, or on a suite.
+    """Evaluate a run on the splits of its dataset or on a suite, or all selected runs of a sweep.
 
-    Of the output folder of a sweep: calibration and flips of every selected run, which
-    are kept in the runs' folders.
+    The results of a sweep are saved in the folders of its runs. Unlike ``carft evaluate --suite``,
+    this function writes no record of a suite.
 
-    ``suite``: the name of whole test sets, such as "imagenet", instead of the splits. ``data_dir``:
-    the folder above the dataset's, or your own data folder itself; by default the recorded one.
-    ``device``: by default the run's, of a path the GPU if there is one. ``workers``: processes that
-    load images; by default one per core where there are many images.
+    Args:
+        run: a `Run`, a job's folder, a weights file, or the output folder of a sweep.
+        suite: name of a suite of test sets, such as "imagenet", to use instead of the splits.
+        data_dir: the folder that contains the dataset's folder or, for your own data, the data
+            folder itself. Default: the recorded one.
+        device: such as "cpu" or "cuda:1". Default: the device of a `Run`, otherwise the GPU if
+            there is one.
+        batch_size: images per batch.
+        workers: number of processes that load images. Default: one per core if there are many
+            images.
+        original: for sweeps, the CLIP checkpoint that the runs started from; required unless it is
+            a published one.
+        methods: for sweeps, names of selection methods. Default: the methods shown in the tables.
+        jobs: for sweeps, number of runs evaluated at a time.
 
-    Of sweeps alone: ``methods``, selection methods, by default those of the tables; ``jobs``, how
-    many runs at a time; ``original``, the CLIP that the runs started from, needed unless that is a
-    published one.
+    Returns:
+        An `Evaluation` of a run on its splits, a `SuiteEvaluation` if ``suite`` is given, or a
+        `SweepEvaluation` if ``run`` is the folder of a sweep.
 
-    Raises CarftError if the data is missing or not the run's, and for an unknown suite. Unlike
-    ``carft evaluate --suite`` it writes no record.
+    Raises:
+        CarftError: if the data is missing or differs from the run's, the suite is unknown, or an
+            image of a split cannot be read.
 
-    >>> evaluation = evaluate(job, workers=0)
-    >>> evaluation.splits[0].name, evaluation.splits[0].is_target
-    ('env0_in', True)
-    >>> 0 <= evaluation.splits[0].figures.accuracy <= 1
-    True
-    >>> evaluation.as_dict()["splits"][0]["images"] == evaluation.splits[0].images
-    True
+    Examples:
+        >>> evaluation = evaluate(job, workers=0)
+        >>> evaluation.splits[0].name, evaluation.splits[0].is_target
+        ('env0_in', True)
+        >>> 0 <= evaluation.splits[0].figures.accuracy <= 1
+        True
+        >>> evaluation.as_dict()["splits"][0]["images"] == evaluation.splits[0].images
+        True
     """
     check_loading(suite, batch_size, workers)
     check(TEXTS, is_optional=True, methods=methods)
@@ -173,7 +208,7 @@ def evaluate(
     if not isinstance(run, Run) and is_sweep_folder(as_path(run)):
         if suite:
             raise CarftError(
-                "a suite is for a run here; for a sweep use runs.sweep.evaluate_sweep_on_suite"
+                "suite needs a single run here; for a sweep call runs.sweep.evaluate_sweep_on_suite"
             )
         sweep_options = SweepOptions(
             device=device,
@@ -188,7 +223,7 @@ def evaluate(
     for name, value in (("original", original), ("methods", methods), ("jobs", jobs)):
         if value is not None:
             raise CarftError(
-                f"{name} is for the output folder of a sweep, and this is a run; leave it out"
+                f"{name} is for the output folder of a sweep, but you passed a run; omit {name}"
             )
     loaded = as_run(run, device)
     options = LoadingOptions(loaded.device, batch_size, workers, as_text(data_dir))
@@ -198,14 +233,10 @@ def evaluate(
 
 
 def evaluate_splits(run: Run, options: LoadingOptions) -> Evaluation:
-    """The run on the splits of its dataset, and on the task's own test set if it has one.
-
-    Raises CarftError if the data is missing or not the run's, and where an image of a split cannot
-    be read.
-    """
-    splits = splitting.splits(run, options.data_dir)
-    (rows,) = predict_rows(splits, run_predictor(run, options.device), options)
-    test_set, test_set_error = _evaluate_own_test_set(run, options)
+    """Evaluate a run on the splits of its dataset and, if there is one, its official test set."""
+    splits = splitting.read_splits(run, options.data_dir)
+    (rows,) = predict_rows(splits, make_predictor(run, options.device), options)
+    test_set, test_set_error = _evaluate_official_test_set(run, options)
 
     return Evaluation(
         run=str(run.path),
@@ -214,9 +245,9 @@ def evaluate_splits(run: Run, options: LoadingOptions) -> Evaluation:
         soup=run.soup,
         dataset=run.args["dataset"],
         weights=run.path.name,
-        step=splitting.step_of(run, options.data_dir),
+        step=splitting.get_step(run, options.data_dir),
         wise_ft_alpha=run.alpha,
-        transform=splitting.transform_name(run),
+        transform=splitting.get_transform_name(run),
         targets=sorted({split.environment for split in splits if split.is_target}),
         classes=run.classes,
         splits=[
@@ -235,15 +266,15 @@ def evaluate_splits(run: Run, options: LoadingOptions) -> Evaluation:
     )
 
 
-def _evaluate_own_test_set(
+def _evaluate_official_test_set(
     run: Run, options: LoadingOptions
 ) -> tuple[SuiteEvaluation | None, CarftError | None]:
-    """The scores on the task's own test set, or why there are none; neither for other datasets."""
+    """Return the scores on a task's test set, or the error; (None, None) for other datasets."""
     task = run.args["dataset"]
     if task not in TASKS or tuple(run.classes) != catalogue.get(task).classes:
         return None, None
 
     try:
         return evaluate_on_suite(task, run, options), None
-    except CarftError as error:  # the splits are measured all the same
+    except CarftError as error:  # the scores on the splits are still worth reporting
         return None, error

@@ -1,8 +1,8 @@
-"""A run exported as a CLIP that other libraries read, its class head, and a card.
+"""Export a run as a CLIP checkpoint that other libraries load, with class head and model card.
 
-The CLIP is the original's state dict with the fine-tuned image encoder, in OpenAI's format, or for
-open_clip's checkpoints a folder that its ``local-dir:`` loads. Neither has a place for a head. The
-card says what the export holds and how it was made, as JSON and as a page for people.
+The checkpoint is the original state dict with the fine-tuned image encoder, either in OpenAI's
+format or, for runs that started from open_clip, as a folder for open_clip's ``local-dir:``. Neither
+format has a place for a class head, so the head is a file of its own.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from domainbed_carft.results.formats import escape_markdown
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import (
     AnyRun,
-    architecture_of,
+    get_architecture,
+    load_original_clip,
     load_run,
-    original_clip,
     require_clip_with_head,
 )
-from domainbed_carft.runs.soup_members import DESCRIBING, SAME_ARGS
+from domainbed_carft.runs.soup_members import SHARED_ARGS, SOUP_HPARAMS
 from domainbed_carft.version import __version__
 
 SUFFIXES = (".pt", ".pth")
-_TEXT_ENCODER = "text."  # how the names of a trained text encoder begin
+_TEXT_ENCODER = "text."  # prefix of the weights of a trained text encoder
 
-# The arguments of a run by which it is repeated; not those that only say where files are.
+# The arguments that are needed to repeat a run, without the paths of its files.
 REPEATED_ARGS = (
     "algorithm",
     "dataset",
@@ -62,15 +62,22 @@ REPEATED_ARGS = (
     "steps",
     "checkpoint_freq",
 )
-# Those of them that a soup keeps.
-SOUP_ARGS = ("algorithm", *SAME_ARGS, "task")
+_REPEATED_SOUP_ARGS = ("algorithm", *SHARED_ARGS, "task")
 
-CLIP_HEAD_WIDTH = 64  # of the text encoder's attention heads, in all of OpenAI's CLIPs
+# Width of an attention head of the text encoder, in all CLIP models of OpenAI.
+CLIP_HEAD_WIDTH = 64
 
 
 @dataclass(frozen=True)
 class ExportedFiles:
-    """The files of one export, named after the weights, or in a folder of their own."""
+    """Paths of the files of an export.
+
+    Attributes:
+        weights: the CLIP checkpoint.
+        head: the class head.
+        card: the model card for programs, in JSON.
+        readme: the model card for people, in Markdown.
+    """
 
     weights: Path
     head: Path
@@ -79,7 +86,7 @@ class ExportedFiles:
 
     @classmethod
     def named_after(cls, weights: Path) -> ExportedFiles:
-        """The files of an export in OpenAI's format, whose names begin as that of the weights."""
+        """Return the paths of an export in OpenAI's format, next to the weights file."""
         return cls(
             weights=weights,
             head=weights.with_suffix(".head.pt"),
@@ -88,8 +95,8 @@ class ExportedFiles:
         )
 
     @classmethod
-    def inside(cls, folder: Path) -> ExportedFiles:
-        """The files of an export for open_clip, all in one folder."""
+    def in_folder(cls, folder: Path) -> ExportedFiles:
+        """Return the paths of an export for open_clip, all in one folder."""
         return cls(
             weights=folder / open_clip.WEIGHTS,
             head=folder / "head.pt",
@@ -99,11 +106,11 @@ class ExportedFiles:
 
     @property
     def paths(self) -> list[Path]:
-        """All four files."""
+        """The paths of all four files."""
         return [self.weights, self.head, self.card, self.readme]
 
     def as_dict(self) -> dict[str, str]:
-        """The paths as text, by what the files hold."""
+        """Return the paths as text, by the names of the attributes."""
         return {name: str(path) for name, path in vars(self).items()}
 
 
@@ -115,43 +122,53 @@ def export(
     half: bool = False,
     force: bool = False,
 ) -> ExportedFiles:
-    """Write a run as a CLIP that clip and open_clip load, with class head and card; returns where.
+    """Export a run as a CLIP checkpoint for clip and open_clip, with class head and model card.
 
-    ``path``: a name that ends in .pt; of a run that started from open_clip:..., a folder.
-    ``original``: the CLIP that the run started from, needed unless that is a published one.
-    ``half``: in half precision, as OpenAI publishes its weights. ``force``: overwrite. All files
-    are written, or none is.
+    Either all files are written or none.
 
-    Raises CarftError if a file is there already or cannot be written, if the original is missing or
-    not the run's, for weights that are not finite, and for your own method if it predicts by more
-    than the image encoder and the head.
+    Args:
+        run: a `Run`, a job's folder, or a weights file.
+        path: the file to write, ending in .pt; a folder if the run started from open_clip.
+        original: the CLIP checkpoint that the run started from; required unless it is a published
+            one.
+        half: save in half precision, like OpenAI's published weights.
+        force: overwrite existing files.
 
-    >>> files = export(job, folder / "clip.pt")
-    >>> files.head.name, files.card.name
-    ('clip.head.pt', 'clip.json')
+    Returns:
+        The paths of the files.
+
+    Raises:
+        CarftError: if a file exists or cannot be written, the original checkpoint is missing or
+            differs from the run's, the weights are not finite, or your own method predicts with
+            more than the image encoder and the head.
+
+    Examples:
+        >>> files = export(job, folder / "clip.pt")
+        >>> files.head.name, files.card.name
+        ('clip.head.pt', 'clip.json')
     """
     check(FLAG, half=half, force=force)
     run = run if isinstance(run, Run) else load_run(run, device="cpu")
     require_clip_with_head(run)
     output = as_path(path)
     original = as_text(original)
-    is_folder = bool(architecture_of(run))
+    is_folder = bool(get_architecture(run))
     _require_fitting_name(run, output, is_folder, half)
-    files = _files_of(output, is_folder)
+    files = _output_files(output, is_folder)
 
-    # A folder that is there gets its files replaced, one by one; else it appears whole.
+    # In an existing folder each file is replaced; a new folder appears with all of its files.
     is_new_folder = is_folder and not os.path.lexists(output)
     for path in [output] if is_new_folder else files.paths:
         require_output(path, (run.path, original))
         if os.path.lexists(path) and not force:
             raise CarftError(f"{path} already exists; choose another name, or add --force")
 
-    clip = original_clip(run, original)
+    clip = load_original_clip(run, original)
     require_output(output if is_new_folder else files.weights, (clip.path,))
     state = _state_dict(run, clip, half)
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".carft-export-") as temporary:
-            staged = _files_of(Path(temporary, output.name), is_folder)
+            staged = _output_files(Path(temporary, output.name), is_folder)
             _write(staged, run, clip, state, is_folder)
 
             staging_folder = staged.weights.parent
@@ -164,23 +181,23 @@ def export(
     return files
 
 
-def _files_of(output: Path, is_folder: bool) -> ExportedFiles:
-    return ExportedFiles.inside(output) if is_folder else ExportedFiles.named_after(output)
+def _output_files(output: Path, is_folder: bool) -> ExportedFiles:
+    return ExportedFiles.in_folder(output) if is_folder else ExportedFiles.named_after(output)
 
 
 def _require_fitting_name(run: Run, output: Path, is_folder: bool, half: bool) -> None:
-    """Raise CarftError unless the name of the output fits what the run started from."""
+    """Raise CarftError unless the output is a folder for open_clip runs, and a file for others."""
     has_suffix = output.suffix in SUFFIXES
     if is_folder and (half or has_suffix):
         raise CarftError(
-            f"-o {output} is for a run of a checkpoint of open_clip; expected the name of a "
-            "folder, without --half"
+            f"-o {output}: this run started from an open_clip checkpoint, so expected the name of "
+            "a folder, without --half"
         )
     if not is_folder and not has_suffix:
         raise CarftError(
             f"-o {output}: expected a name that ends in {' or '.join(SUFFIXES)}, since this run "
-            f"started from {run.hparams['clip_backbone']!r}, which is no CLIP of open_clip; only "
-            "runs that started from one are exported to a folder"
+            f"started from {run.hparams['clip_backbone']!r}; only runs that started from an "
+            "open_clip checkpoint are exported to a folder"
         )
 
 
@@ -191,18 +208,18 @@ def _write(
     state: dict[str, Tensor],
     is_folder: bool,
 ) -> None:
-    """Write all four files; raises OSError or RuntimeError where that fails."""
+    """Write all four files; raises OSError or RuntimeError if that fails."""
     if is_folder:
         folder = files.weights.parent
         folder.mkdir()
         open_clip.save(folder, state, clip.architecture, clip.tokenizer)
-    _save(files.head, _head(run))
+    _save(files.head, _make_head(run))
     if not is_folder:
         _save(files.weights, state)
 
-    card = card_of(run, clip, state, weights=files.weights, head=files.head)
+    card = make_card(run, clip, state, weights=files.weights, head=files.head)
     files.card.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    page = readme(card, files.card.name)
+    page = render_readme(card, files.card.name)
     # "replace": file names need not be text.
     files.readme.write_text(page, encoding="utf-8", errors="replace")
 
@@ -213,7 +230,7 @@ def _save(path: Path, content: Any) -> None:
 
 
 def _state_dict(run: Run, clip: backbone.Backbone, half: bool) -> dict[str, Tensor]:
-    """The original's state dict with what the run trained; CarftError for values not finite."""
+    """Return the original state dict with the weights that the run trained."""
     model = clip.model
     model.visual.load_state_dict(run.algorithm.encoder.state_dict())
     if run.algorithm.trains_text:
@@ -228,12 +245,12 @@ def _state_dict(run: Run, clip: backbone.Backbone, half: bool) -> dict[str, Tens
     not_finite = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if not_finite:
         reason = "; try without --half" if half else ": the training diverged"
-        raise CarftError(f"{not_finite[0]} has values that are not finite{reason}")
+        raise CarftError(f"{not_finite[0]} has non-finite values{reason}")
     return state
 
 
 def _load_text_encoder(model: Any, run_state: dict[str, Tensor]) -> None:
-    """Give a CLIP the text encoder and the logit scale that the run has trained."""
+    """Load the text encoder and the logit scale that the run has trained into a CLIP model."""
     state = {
         name.removeprefix(_TEXT_ENCODER).removeprefix("model."): tensor
         for name, tensor in run_state.items()
@@ -243,11 +260,11 @@ def _load_text_encoder(model: Any, run_state: dict[str, Tensor]) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _head(run: Run) -> dict[str, Any]:
-    """The head, which classifies the features: tensors and plain values only.
+def _make_head(run: Run) -> dict[str, Any]:
+    """Return the content of the head's file.
 
-    Class logits are ``logit_scale`` * unit features . ``weight`` + ``bias``, context logits
-    ``context_scale`` * unit features . ``context_weights``.
+    Class logits are ``logit_scale * features @ weight.T + bias`` and context logits
+    ``context_scale * features @ context_weights.T``, of features of length 1.
     """
     algorithm = run.algorithm
     context_scale = run.hparams["context_scale"]
@@ -264,7 +281,7 @@ def _head(run: Run) -> dict[str, Any]:
     }
 
 
-def card_of(
+def make_card(
     run: Run,
     clip: backbone.Backbone,
     state: Mapping[str, Tensor],
@@ -272,25 +289,30 @@ def card_of(
     weights: Path,
     head: Path,
 ) -> dict[str, Any]:
-    """The card, for JSON.
+    """Return the model card for JSON.
 
-    ``clip``: the original; ``state``: the exported state dict; ``weights``, ``head``: its files.
+    Args:
+        run: the exported run.
+        clip: the CLIP model that the run started from.
+        state: the exported state dict.
+        weights: path of the exported weights.
+        head: path of the exported head.
     """
     protocol = run.hparams["protocol"]
     architecture = json.loads(clip.architecture or "{}")
     config = architecture.get("model_cfg") or open_clip_config(clip.model)
-    is_half = any(tensor.dtype == torch.float16 for tensor in state.values())
+    dtypes = {tensor.dtype for tensor in state.values()}
     card = {
         "format": "open_clip folder" if architecture else "OpenAI CLIP state dict",
         "quick_gelu": bool(config.get("quick_gelu")),
-        "precision": "fp16" if is_half else "fp32",
+        "precision": "fp16" if torch.float16 in dtypes else "fp32",
         "open_clip_name": open_clip_name(clip.name),
         "open_clip_config": config,
-        "weights": _file_facts(weights),
-        "head": _file_facts(head),
+        "weights": _describe_file(weights),
+        "head": _describe_file(head),
         "original": {"name": run.hparams["clip_backbone"], "sha256": clip.digest},
-        "text_encoder": text_encoder(run),
-        "run": run_facts(run),
+        "text_encoder": describe_text_encoder(run),
+        "run": describe_run(run),
         "classes": run.classes,
         "contexts": run.contexts,
         "images": {  # side lengths in pixels, mean and deviation of [0, 1]
@@ -301,17 +323,17 @@ def card_of(
         },
         "versions": {"domainbed_carft": __version__, "torch": torch.__version__},
     }
-    # JSON has no word for what is not a number.
+    # JSON has neither NaN nor infinity.
     serialised = json.dumps(card, default=str)
     return dict(json.loads(serialised, parse_constant=lambda name: None))
 
 
-def _file_facts(path: Path) -> dict[str, Any]:
+def _describe_file(path: Path) -> dict[str, Any]:
     return {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
 
 
 def open_clip_config(model: Any) -> dict[str, Any]:
-    """The architecture of a ``clip.model.CLIP`` as an open_clip configuration."""
+    """Return the architecture of a ``clip.model.CLIP`` as an open_clip configuration."""
     visual = model.visual
     text_transformer = model.transformer
     if hasattr(visual, "transformer"):
@@ -343,16 +365,16 @@ def open_clip_config(model: Any) -> dict[str, Any]:
 
 
 def open_clip_name(name: str) -> str | None:
-    """What open_clip calls one of OpenAI's CLIPs with QuickGELU; None for any other."""
+    """Return open_clip's name of a CLIP checkpoint of OpenAI with QuickGELU; None for others."""
     if name not in openai.OPENAI_WEIGHTS:
         return None
     return name.replace("/", "-").replace("@336px", "-336") + "-quickgelu"
 
 
-def text_encoder(run: Run) -> dict[str, str]:
-    """Which text encoder the export has, and which the heads are of: "original" or "fine-tuned".
+def describe_text_encoder(run: Run) -> dict[str, str]:
+    """Return "original" or "fine-tuned" for each part of the export made by a text encoder.
 
-    Context weights and their scale are always the original's, as in the run's own predictions.
+    Context weights and their scale are always the original ones, as in the run's predictions.
     """
     state = "fine-tuned" if run.algorithm.trains_text else "original"
     return {
@@ -363,18 +385,18 @@ def text_encoder(run: Run) -> dict[str, str]:
     }
 
 
-def run_facts(run: Run) -> dict[str, Any]:
-    """What the card says of the run: arguments, settings, accuracies, how it was made."""
+def describe_run(run: Run) -> dict[str, Any]:
+    """Return the run's part of the card: arguments, settings, accuracies, and command."""
     is_soup = run.soup is not None
-    known_args = SOUP_ARGS if is_soup else REPEATED_ARGS
+    known_args = _REPEATED_SOUP_ARGS if is_soup else REPEATED_ARGS
     arguments = {name: run.args.get(name) if name in known_args else None for name in REPEATED_ARGS}
-    record = {} if is_soup else _record_of(run, arguments)
+    record = {} if is_soup else _find_record(run, arguments)
 
-    environments = _environment_names(arguments["dataset"], record)
+    environments = _get_environment_names(arguments["dataset"], record)
     targets = [f"env{index}" for index in arguments["test_envs"] or ()]
     hparams = dict(run.hparams)
-    if is_soup:  # which has no settings of a training
-        hparams = {name: value for name, value in hparams.items() if name in DESCRIBING}
+    if is_soup:  # its members can have other training hyperparameters
+        hparams = {name: value for name, value in hparams.items() if name in SOUP_HPARAMS}
 
     return {
         "title": run.title,
@@ -384,19 +406,19 @@ def run_facts(run: Run) -> dict[str, Any]:
         "file": run.path.name,
         "wise_ft_alpha": run.alpha,
         "step": record.get("step", None if is_soup else run.step),
-        "accuracies": _accuracies(record, environments),
+        "accuracies": _get_accuracies(record, environments),
         "data_edition": run.hparams.get("data_edition", ""),
         "prompts_digest": run.hparams["prompts_digest"],
         "clip_digest": run.hparams["clip_digest"],
         "hparams": hparams,
         "versions": read_printed_versions(run.path.parent) if record else {},
-        "command": None if is_soup else _command(run, arguments),
+        "command": None if is_soup else _make_command(run, arguments),
     }
 
 
-def _record_of(run: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The last record of the job that is of these weights; {} if there is none."""
-    if run.alpha is not None:  # no record is of weights that nobody has trained
+def _find_record(run: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the last record of these weights, or {} if there is no record."""
+    if run.alpha is not None:  # records describe trained weights, not interpolated ones
         return {}
 
     matching = [
@@ -408,8 +430,8 @@ def _record_of(run: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return max(matching, key=lambda record: float(record["step"]), default={})
 
 
-def _environment_names(dataset: Any, record: Mapping[str, Any]) -> dict[str, str]:
-    """From env0, env1, ... to the environments' names, as the record or the benchmark has them."""
+def _get_environment_names(dataset: Any, record: Mapping[str, Any]) -> dict[str, str]:
+    """Map env0, env1, ... to names of environments, taken from the record or the benchmark."""
     names = record.get("environments")
     if not isinstance(names, list):
         benchmark = benchmarks.BENCHMARKS.get(str(dataset))
@@ -417,10 +439,10 @@ def _environment_names(dataset: Any, record: Mapping[str, Any]) -> dict[str, str
     return {f"env{index}": str(name) for index, name in enumerate(names)}
 
 
-def _accuracies(
+def _get_accuracies(
     record: Mapping[str, Any], environments: Mapping[str, str]
 ) -> dict[str, dict[str, float | None]]:
-    """The record's accuracies on in-split and out-split, by environment."""
+    """Return the recorded accuracies on in-split and out-split, by environment."""
     shares = {name: value for name, value in record.items() if isinstance(value, float)}
     accuracies = {}
     for index in range(len(record)):
@@ -433,22 +455,22 @@ def _accuracies(
     return accuracies
 
 
-def _command(run: Run, arguments: Mapping[str, Any]) -> str:
-    """The command line that trains the run again, without where its data is and its output goes."""
+def _make_command(run: Run, arguments: Mapping[str, Any]) -> str:
+    """Return the command line that repeats the run, without the folders of data and output."""
     return shlex.join(train_command({**arguments, "hparams": run.args.get("hparams")}))
 
 
-def readme(card: Mapping[str, Any], card_file: str) -> str:
-    """The card for people, in Markdown; ``card_file`` is the name of the JSON beside it."""
+def render_readme(card: Mapping[str, Any], card_file: str) -> str:
+    """Return the model card for people, in Markdown; ``card_file`` names the JSON file."""
     dataset = benchmarks.dataset_title(str(card["run"]["dataset"]))
-    page: str = _readme_template().render(card=card, card_file=card_file, dataset=dataset)
+    page: str = _load_template().render(card=card, card_file=card_file, dataset=dataset)
     return page
 
 
 @functools.cache
-def _readme_template() -> Any:
+def _load_template() -> Any:
     environment = text.templates(autoescape=False)
-    environment.filters["words"] = _markdown_text
+    environment.filters["words"] = _format_markdown
     environment.filters["python"] = repr
     environment.filters["percent"] = _percent
     return environment.get_template("model_card.md.j2")
@@ -458,7 +480,7 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}%"
 
 
-def _markdown_text(value: Any) -> str:
-    """A value as plain text within Markdown, also between the bars of a table."""
+def _format_markdown(value: Any) -> str:
+    """Return a value as plain text that is safe in Markdown, including table cells."""
     plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return escape_markdown(plain)

@@ -1,7 +1,4 @@
-"""Weights made of other weights: WiSE-FT and soups, from state dicts to one.
-
-`wise_ft` and `soup` apply these formulas to runs, measure the results and write them.
-"""
+"""Formulas that merge several state dicts into one: WiSE-FT and soups."""
 
 from __future__ import annotations
 
@@ -18,9 +15,12 @@ StateDict = Mapping[str, Tensor]
 #     (1 - alpha) * original + alpha * tuned
 @torch.no_grad()
 def interpolate(original: StateDict, tuned: StateDict, alpha: float) -> dict[str, Tensor]:
-    """The weights between ``original`` (alpha 0) and ``tuned`` (alpha 1), under the same names.
+    """Return weights between two state dicts, with the names of ``original``.
 
-    Of alphas 0 and 1 these are the very tensors that were given.
+    Args:
+        original: the weights at alpha 0.
+        tuned: the weights at alpha 1.
+        alpha: from 0 to 1; 0 and 1 return the given tensors themselves.
     """
     if alpha == 0.0:
         return dict(original)
@@ -34,7 +34,10 @@ def interpolate(original: StateDict, tuned: StateDict, alpha: float) -> dict[str
 #
 #     (tuned_1 + ... + tuned_N) / N
 def mean(states: Sequence[StateDict]) -> dict[str, Tensor]:
-    """The mean of each floating-point tensor, added in float64, in order; of others, the first."""
+    """Return the mean of each floating-point tensor, summed in float64 in the given order.
+
+    Other tensors are taken from the first state dict.
+    """
     means = {}
     for name, tensor in states[0].items():
         if tensor.is_floating_point():
@@ -45,7 +48,7 @@ def mean(states: Sequence[StateDict]) -> dict[str, Tensor]:
 
 
 def fold_head_scale(state: StateDict) -> dict[str, Tensor]:
-    """A state dict with the scale of the head in its weights; logits are equal up to rounding."""
+    """Multiply the head's weights by its scale; logits are equal up to rounding."""
     return {
         **state,
         "head.weight": state["head.weight"] * state["head_factor"],

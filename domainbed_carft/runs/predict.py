@@ -1,4 +1,4 @@
-"""`carft predict`: the classes and contexts of image files, as a run predicts them."""
+"""`carft predict`: the probabilities of classes and contexts for image files."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from domainbed_carft.runs.run import Run
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """The probabilities of one image by name, or the ``error`` why it was skipped."""
+    """Probabilities of the classes and contexts of one image, by name."""
 
     path: str
     classes: Mapping[str, float]
     contexts: Mapping[str, float]
-    error: str = ""
+    error: str = ""  # reason why the image was skipped
 
     def as_dict(self, top: int | None = None) -> dict[str, Any]:
-        """For JSON: the ``top`` most likely classes and contexts; by default all, unsorted."""
+        """Return the ``top`` most likely classes and contexts; by default all, unsorted."""
         if self.error:
             return {"path": self.path, "error": self.error}
         return {
             "path": self.path,
-            "classes": most_likely(self.classes, top),
-            "contexts": most_likely(self.contexts, top),
+            "classes": get_most_likely(self.classes, top),
+            "contexts": get_most_likely(self.contexts, top),
         }
 
 
-def most_likely(probabilities: Mapping[str, float], top: int | None) -> dict[str, float]:
-    """The ``top`` largest probabilities, the largest first; all, in their own order, for None."""
+def get_most_likely(probabilities: Mapping[str, float], top: int | None) -> dict[str, float]:
+    """Return the ``top`` largest probabilities, largest first; None returns all, unsorted."""
     if not top:
         return dict(probabilities)
     by_probability = sorted(probabilities.items(), key=lambda item: -item[1])
@@ -43,11 +43,11 @@ def most_likely(probabilities: Mapping[str, float], top: int | None) -> dict[str
 def predict_files(
     run: Run, paths: Sequence[str], batch_size: int, workers: int
 ) -> Iterator[list[ImagePrediction]]:
-    """The predictions for image files, batch by batch, in order, with only a few in memory.
+    """Iterate over the predictions of image files, in order, with only a few batches in memory.
 
     A file that cannot be read has an ``error`` instead of probabilities.
     """
-    for batch in run.predicted_batches(paths, batch_size, workers):
+    for batch in run.predict_batches(paths, batch_size, workers):
         predictions = batch.predictions
         rows = zip(
             predictions.class_probabilities.tolist(), predictions.context_probabilities.tolist()
@@ -67,10 +67,10 @@ def predict_files(
 
 
 def find_images(paths: Iterable[str]) -> Iterator[str]:
-    """The images in ``paths``: files as given, folders searched recursively, sorted.
+    """Iterate over the given files and, sorted, over the images in the given folders.
 
-    In folders, images are the files with one of torchvision's IMG_EXTENSIONS; a folder without
-    any is returned itself.
+    In folders, images are the files with one of torchvision's IMG_EXTENSIONS. A folder without
+    images is returned itself, so that it is reported.
     """
     for path in paths:
         images: list[str] = []

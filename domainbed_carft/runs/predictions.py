@@ -1,4 +1,4 @@
-"""Predicting splits: how images are loaded, batch by batch, and the row that each one gets."""
+"""Predict the images of splits, batch by batch, to one row per image."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from domainbed_carft.runs.run import Run, require_finite
 from domainbed_carft.runs.splits import Split
 from domainbed_carft.text import progress
 
-MANY_IMAGES = 5000  # below, starting processes takes longer than they save
-MAX_WORKERS = 8  # unless the user asks for more
+MIN_IMAGES_FOR_WORKERS = 5000  # for fewer images, starting processes takes longer than it saves
+MAX_WORKERS = 8  # unless --workers is given
 
 # From images (N, 3, R, R) to logits (N, K), once for each variant of the weights.
 Predictor = Callable[[Tensor], Iterable[Tensor]]
@@ -31,11 +31,14 @@ Predictor = Callable[[Tensor], Iterable[Tensor]]
 
 @dataclass(frozen=True)
 class LoadingOptions:
-    """Where and how images are loaded and predicted.
+    """Options for loading and predicting images.
 
-    ``device``: where the model predicts. ``batch_size``: images per batch. ``workers``: processes
-    that load images; None for one per core where there are many images. ``data_dir``: the
-    folder of the data; None for the one that the run recorded.
+    Attributes:
+        device: device of the model.
+        batch_size: images per batch.
+        workers: number of processes that load images; None for one per core if there are many
+            images.
+        data_dir: folder of the data; None for the recorded one.
     """
 
     device: torch.device
@@ -45,17 +48,17 @@ class LoadingOptions:
 
 
 def check_loading(suite: Any, batch_size: Any, workers: Any) -> None:
-    """Raise CarftError if one of these arguments of the Python API is of another type."""
+    """Raise CarftError if one of these arguments of the Python API has a wrong type."""
     check(TEXT, is_optional=True, suite=suite)
     check(COUNT, batch_size=batch_size)
     check(NATURAL, is_optional=True, workers=workers)
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device called ``name``, such as "cuda:1"; for None the GPU if there is one.
+    """Return the device called ``name``, such as "cuda:1", or the default device for None.
 
-    Makes convolutions deterministic, as DomainBed's train does. Raises CarftError if this machine
-    has no such device.
+    Makes convolutions deterministic, as DomainBed's train does. Raises CarftError if the device is
+    not available.
     """
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -65,7 +68,7 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
         reason = devices.describe_unsupported(device)
         if not reason:
-            device = torch.empty(1, device=device).device  # with its number
+            device = torch.empty(1, device=device).device  # "cuda" becomes "cuda:0"
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
     if reason:
@@ -80,29 +83,29 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def worker_count(workers: int | None, has_many_images: bool) -> int:
-    """How many processes load images: ``workers``, else one per core if there are many."""
+    """Return the number of loading processes; by default one per core if there are many images."""
     if workers is not None:
         return workers
     return min(MAX_WORKERS, machine.cores()) if has_many_images else 0
 
 
 class SplitBatch(NamedTuple):
-    """Images (N, 3, H, W) and labels (N,) of the split with this position in a list of splits."""
+    """A batch of images of one split."""
 
-    position: int
-    images: Tensor
-    labels: Tensor
+    position: int  # index of the split in the list of splits
+    images: Tensor  # (N, 3, H, W)
+    labels: Tensor  # (N,)
 
 
 def split_batches(
     splits: Sequence[Split], batch_size: int, workers: int | None
 ) -> Iterator[SplitBatch]:
-    """All images of all splits, in order, in batches that hold one split's images each.
+    """Iterate over all images of all splits, in order, in batches of a single split each.
 
-    Raises CarftError, with the split's name, where an image cannot be read.
+    Raises CarftError, with the split's name, if an image cannot be read.
     """
     total = sum(map(len, splits))
-    processes = worker_count(workers, total >= MANY_IMAGES)
+    processes = worker_count(workers, total >= MIN_IMAGES_FOR_WORKERS)
 
     with progress(total=total, unit="image", description="evaluating", delay=2) as bar:
         for position, split in enumerate(splits):
@@ -110,7 +113,8 @@ def split_batches(
                 for images, labels in DataLoader(split.items, batch_size, num_workers=processes):
                     yield SplitBatch(position, images, labels)
                     bar.update(len(images))
-            except (OSError, CarftError) as error:  # Pillow's, the harness's; a worker's traceback
+            # From Pillow or the harness; a worker's error contains its traceback.
+            except (OSError, CarftError) as error:
                 last_line = str(error).rstrip().rpartition("\n")[2]
                 reason = re.sub(r"^[\w.]+Error: ", "", last_line)
                 raise CarftError(
@@ -122,21 +126,28 @@ def split_batches(
 def predict_rows(
     splits: Sequence[Split], predict: Predictor, options: LoadingOptions, variants: int = 1
 ) -> list[list[ImageRows]]:
-    """The rows of all images: for each of the ``variants`` that ``predict`` gives, each split's.
+    """Predict all images of the splits with each variant of the weights, in one pass.
 
-    All variants share one pass over the images. Raises CarftError where one cannot be read.
+    Args:
+        splits: the splits to predict.
+        predict: returns the logits of a batch for each variant.
+        options: how to load the images.
+        variants: number of variants that ``predict`` returns.
+
+    Returns:
+        For each variant, the rows of each split.
     """
     batches: list[list[list[ImageRows]]] = [[[] for _ in splits] for _ in range(variants)]
     for batch in split_batches(splits, options.batch_size, options.workers):
         variant_logits = predict(batch.images.to(options.device))
         labels = batch.labels.to(options.device)
         for batches_of_variant, logits in zip(batches, variant_logits):
-            batches_of_variant[batch.position].append(_rows_of(logits, labels))
-    return [[ImageRows.concatenate(parts) for parts in of_splits] for of_splits in batches]
+            batches_of_variant[batch.position].append(_make_rows(logits, labels))
+    return [[ImageRows.concatenate(parts) for parts in variant] for variant in batches]
 
 
-def _rows_of(logits: Tensor, labels: Tensor) -> ImageRows:
-    """The rows of a batch, by its logits (N, K) and labels (N,)."""
+def _make_rows(logits: Tensor, labels: Tensor) -> ImageRows:
+    """Return the rows of a batch from its logits (N, K) and labels (N,)."""
     log_probabilities = logits.double().log_softmax(dim=1)
     probabilities = log_probabilities.exp()
     columns = torch.stack(
@@ -158,18 +169,20 @@ def _rows_of(logits: Tensor, labels: Tensor) -> ImageRows:
     )
 
 
-def run_predictor(run: Run, device: torch.device) -> Predictor:
-    """Predicts with the weights that the run then has; moves the run to ``device``."""
+def make_predictor(run: Run, device: torch.device) -> Predictor:
+    """Return a predictor that uses the run's current weights; moves the run to ``device``."""
     algorithm = run.algorithm.to(device)
     return lambda images: [algorithm.predict(images)]
 
 
 @dataclass(frozen=True)
 class SplitAccuracies:
-    """Accuracies as shares of 1; None where there is no image.
+    """Accuracies as shares of 1, or None if there is no image.
 
-    ``in_domain``: the mean over the out-splits of the training environments. ``out_of_domain``: the
-    mean over the in-splits of the test environments. ``splits``: by the split's name.
+    Attributes:
+        in_domain: mean over the out-splits of the training environments.
+        out_of_domain: mean over the in-splits of the test environments.
+        splits: accuracy by the split's name.
     """
 
     in_domain: float | None
@@ -177,8 +190,8 @@ class SplitAccuracies:
     splits: dict[str, float | None]
 
 
-def split_accuracies(splits: Sequence[Split], rows: Sequence[ImageRows]) -> SplitAccuracies:
-    """The accuracies of one variant of the weights on the splits, and their two means."""
+def compute_accuracies(splits: Sequence[Split], rows: Sequence[ImageRows]) -> SplitAccuracies:
+    """Return the accuracies of one variant of the weights on the splits, and their two means."""
     accuracies = {
         split.name: int(part.is_correct.sum()) / len(part.label) if len(part.label) else None
         for split, part in zip(splits, rows)

@@ -1,4 +1,4 @@
-"""A trained run: everything that its weights file holds, and its predictions for images."""
+"""A trained run: the content of its weights file, and its predictions for images."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ ImageInput = Any
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities of N images, float64, on the CPU; each row sums to 1.
+    """Class and context probabilities of N images, in float64 on the CPU; each row sums to 1.
 
-    ``class_probabilities``: (N, K), over ``classes``. ``context_probabilities``: (N, M), over
-    ``contexts``, the templates such as "a sketch of a {}.". Where two classes have the same name,
-    their labels are added.
+    Attributes:
+        class_probabilities: (N, K), probabilities of the ``classes``.
+        context_probabilities: (N, M), probabilities of the ``contexts``.
+        classes: names of the K classes; if several have the same name, the label is added.
+        contexts: the M context templates, such as "a sketch of a {}.".
     """
 
     class_probabilities: Tensor
@@ -46,7 +48,7 @@ class Predictions:
     contexts: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """The names, and the probabilities as nested lists."""
+        """Return the names and the probabilities, as nested lists."""
         return {
             "classes": self.classes,
             "contexts": self.contexts,
@@ -57,14 +59,20 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run of one of our algorithms, ready to predict; `load_run` makes it.
+    """A trained run of an algorithm of this package, ready to predict; created by `load_run`.
 
-    ``path``: the weights file. ``algorithm``: a torch module in eval mode. ``classes``: the names
-    of the K classes as prompts have them, in label order; ``contexts``: the M templates, such as "a
-    sketch of a {}.". ``hparams``: of the run, and the facts of its job. ``step``: after which the
-    weights were saved, None for the run's last. ``alpha``: of ``carft wise-ft``, else None.
-    ``content``: what the file holds besides weights. ``soup``: of ``carft soup``, how it was made
-    (as `runs.soup` writes it), else None; a soup has neither seed nor step.
+    Attributes:
+        path: path of the weights file.
+        algorithm: the model, a torch module in eval mode.
+        args: arguments of the training, by name.
+        hparams: hyperparameters, and facts of the job such as "clip_digest".
+        classes: names of the K classes as used in prompts, in label order.
+        contexts: the M context templates, such as "a sketch of a {}.".
+        step: step after which the weights were saved, or None for the last step.
+        alpha: alpha of weights saved by ``carft wise-ft``, otherwise None.
+        content: content of the file without the weights.
+        soup: description of a soup saved by ``carft soup``, otherwise None. A soup has neither
+            seed nor step.
     """
 
     path: Path
@@ -80,17 +88,17 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where the run predicts."""
+        """The device of the model."""
         return self.algorithm.context_weights.device
 
     @property
     def image_plan(self) -> ImagePlan:
-        """How the job made its training images; its test images are without augmentation."""
+        """The transform of the job's training images; test images have no augmentation."""
         return recorded_plan(self.content, self.algorithm.input)
 
     @property
     def title(self) -> str:
-        """Its algorithm; of a soup the number of its runs and their algorithms."""
+        """The algorithm, or for a soup the number of its runs and their algorithms."""
         if self.soup is None:
             return str(self.args["algorithm"])
 
@@ -102,9 +110,7 @@ class Run:
 
     @property
     def distinct_classes(self) -> list[str]:
-        """The classes; those that two folders share, since they are read as the same words, with
-        their labels.
-        """
+        """The class names, with the label added to names that several folders share."""
         times = Counter(self.classes)
         return [
             name if times[name] == 1 else f"{name} (label {label})"
@@ -112,40 +118,52 @@ class Run:
         ]
 
     def transform(self) -> Callable[[Any], Tensor]:
-        """The transform of the run's test images, from a Pillow image to a tensor (3, S, S).
+        """Return the run's test transform.
 
-        Of the protocol ``host`` only the normalisation is recorded; its images are squeezed to a
-        square, as DomainBed's are.
+        Runs with the protocol ``host`` record only their normalisation, so their images are
+        squeezed to a square, like DomainBed's.
+
+        Returns:
+            A function from a Pillow image to a tensor (3, S, S).
         """
         return PlanTransform(self.image_plan.without_augmentation())
 
     def predict(
         self, images: ImageInput | Sequence[ImageInput], batch_size: int = BATCH_SIZE
     ) -> Predictions:
-        """Class and context probabilities of one or several images, on the run's device.
+        """Predict the classes and contexts of one or several images.
 
-        ``images``: paths, Pillow images, and uint8 tensors (3, H, W) or (N, 3, H, W) from 0 to
-        255, which all go through the run's test transform. Floating-point tensors are taken as they
-        are: transform them first, as `Run.transform` does.
+        Args:
+            images: a path, a Pillow image, a uint8 tensor (N, 3, H, W) from 0 to 255, or a sequence
+                of paths, Pillow images and uint8 tensors (3, H, W). The test transform is applied
+                to them. Floating-point tensors are used without changes, so apply `Run.transform`
+                first.
+            batch_size: images per batch.
 
-        Raises CarftError for an image that cannot be read, and if there is none.
+        Returns:
+            The probabilities of each image.
 
-        >>> predictions = load_run(job).predict([image, image])
-        >>> predictions.class_probabilities.shape
-        torch.Size([2, 2])
-        >>> predictions.class_probabilities.sum(dim=1).round(decimals=6).tolist()
-        [1.0, 1.0]
-        >>> sorted(predictions.as_dict())
-        ['class_probabilities', 'classes', 'context_probabilities', 'contexts']
+        Raises:
+            CarftError: if an image cannot be read or there are no images.
+
+        Examples:
+            >>> predictions = load_run(job).predict([image, image])
+            >>> predictions.class_probabilities.shape
+            torch.Size([2, 2])
+            >>> predictions.class_probabilities.sum(dim=1).round(decimals=6).tolist()
+            [1.0, 1.0]
+            >>> sorted(predictions.as_dict())
+            ['class_probabilities', 'classes', 'context_probabilities', 'contexts']
         """
         check(COUNT, batch_size=batch_size)
-        is_several = isinstance(images, Iterable) and not isinstance(images, str)
-        items = [*images] if is_several else [images]
+        items = [images]
+        if isinstance(images, Iterable) and not isinstance(images, str):
+            items = [*images]
         if not items:
-            raise CarftError("there are no images to predict; give at least one")
+            raise CarftError("there are no images to predict; pass at least one")
 
         batches = []
-        for batch in self.predicted_batches(items, batch_size):
+        for batch in self.predict_batches(items, batch_size):
             for image, error in zip(batch.images, batch.errors):
                 if error:
                     raise CarftError(f"{os.fspath(image)} cannot be read: {error}")
@@ -157,19 +175,26 @@ class Run:
             contexts=self.contexts,
         )
 
-    def predicted_batches(
+    def predict_batches(
         self, images: Sequence[ImageInput], batch_size: int, workers: int = 0
     ) -> Iterator[PredictedBatch]:
-        """The predictions of images as `predict` takes them, with only a few in memory.
+        """Predict images batch by batch, with only a few batches in memory.
 
-        ``workers``: how many processes read them.
+        Args:
+            images: images of the same kinds as for `predict`.
+            batch_size: images per batch.
+            workers: number of processes that load images.
+
+        Returns:
+            An iterator over batches. An image that cannot be read has an error instead of a
+            prediction.
         """
         loader: DataLoader[Any] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_size,
             num_workers=workers,
             collate_fn=functools.partial(_read_batch, self.transform()),
-            generator=torch.Generator(),  # torch's own stays as it is
+            generator=torch.Generator(),  # leaves the state of torch's default generator unchanged
         )
         for batch in loader:
             inputs = [part for _, part in batch if isinstance(part, Tensor)]
@@ -181,7 +206,7 @@ class Run:
 
     @torch.no_grad()
     def _predict_inputs(self, inputs: list[Tensor]) -> Predictions:
-        """The predictions of transformed images (3, S, S); there may be none."""
+        """Predict a list of transformed images (3, S, S), which can be empty."""
         classes = torch.empty(0, len(self.classes), dtype=torch.float64)
         contexts = torch.empty(0, len(self.contexts), dtype=torch.float64)
         if inputs:
@@ -193,33 +218,33 @@ class Run:
 
 
 def require_finite(values: Tensor) -> None:
-    """Raise CarftError unless all ``values`` (N,), one for each of N images, are finite."""
+    """Raise CarftError unless all ``values`` (N,), one per image, are finite."""
     n_broken = int((~values.isfinite()).sum())
     if n_broken:
         raise CarftError(
             f"the weights are finite but overflow: {n_broken} of {len(values)} images of a batch "
-            "have no finite logits. Did the training diverge? Use --which best, or train with a "
+            "have non-finite logits. Did the training diverge? Use --which best, or train with a "
             "smaller lr"
         )
 
 
 @dataclass(frozen=True)
 class PredictedBatch:
-    """Some images, why each could not be read ("" if it was), and predictions of the others."""
+    """A batch of images and their predictions."""
 
     images: Sequence[ImageInput]
-    errors: Sequence[str]
-    predictions: Predictions
+    errors: Sequence[str]  # reason why an image could not be read, or "", for each image
+    predictions: Predictions  # of the images without an error
 
 
 def _read_batch(
     transform: Callable[[Any], Tensor], images: Sequence[ImageInput]
 ) -> list[tuple[ImageInput, Tensor | str]]:
-    return [(image, _as_input(transform, image)) for image in images]
+    return [(image, _make_input(transform, image)) for image in images]
 
 
-def _as_input(transform: Callable[[Any], Tensor], image: ImageInput) -> Tensor | str:
-    """The model's input (3, S, S) for an image; of a file that cannot be read, why."""
+def _make_input(transform: Callable[[Any], Tensor], image: ImageInput) -> Tensor | str:
+    """Return the model's input (3, S, S) for an image, or why the file cannot be read."""
     if isinstance(image, (str, os.PathLike)):
         return _read_image(transform, os.fspath(image))
     if isinstance(image, Image.Image):
@@ -236,13 +261,13 @@ def _as_input(transform: Callable[[Any], Tensor], image: ImageInput) -> Tensor |
     if image.dtype != torch.uint8:
         raise CarftError(
             f"an image is a tensor of {image.dtype}; expected uint8 from 0 to 255, or floats "
-            "that are transformed already"
+            "that are already transformed"
         )
     return transform(transforms.functional.to_pil_image(image))
 
 
 def _read_image(transform: Callable[[Any], Tensor], path: str) -> Tensor | str:
-    """A file as DomainBed reads it, as RGB, but no file that is cut off; else why there is none."""
+    """Read and transform a file like DomainBed, except that truncated files are errors."""
     try:
         with image_files.refuse_truncated_files():
             return transform(image_files.open_image(path))
@@ -250,6 +275,6 @@ def _read_image(transform: Callable[[Any], Tensor], path: str) -> Tensor | str:
         return f"no images in this folder ({', '.join(IMG_EXTENSIONS)})"
     except UnidentifiedImageError:
         return "not an image Pillow can read"
-    except Exception as error:  # of Pillow's decoders, half a dozen types
+    except Exception as error:  # Pillow's decoders raise half a dozen types
         reason = getattr(error, "strerror", None) or str(error)
         return " ".join(reason.split()) or type(error).__name__

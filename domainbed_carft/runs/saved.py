@@ -1,6 +1,6 @@
-"""Saved runs: which file of a job's folder holds the weights, and the run that is in it.
+"""Find and open the weights file of a saved run.
 
-The file may be a stranger's: nothing in it is run, and no path in it is opened.
+The file can be untrusted: nothing in it is executed, and no path in it is opened.
 """
 
 from __future__ import annotations
@@ -33,15 +33,22 @@ from domainbed_carft.method.algorithm import TRAINING_PREFIXES, CLIPAlgorithm
 from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.runs.predictions import choose_device
 from domainbed_carft.runs.run import Run as Run
-from domainbed_carft.runs.saved_checks import require_run, with_facts_among_hparams
+from domainbed_carft.runs.saved_checks import add_facts_to_hparams, require_run
 from domainbed_carft.text import printable, quantity
 
-_ENCODER = "encoder."  # how the names of the encoder's weights begin
+_ENCODER = "encoder."  # prefix of the encoder's weights
 
-# The functions by which an algorithm predicts, and how the names of the weights begin that it does
-# it with. A user's own method may override the former, and add to the latter.
-_PREDICTING = ("predict", "forward", "features", "class_logits", "context_logits", "logits_over")
-_PREDICTING_WEIGHTS = (
+# Functions that predict, and prefixes of the weights that they use. A user's own method can
+# override the functions and add weights.
+_PREDICTION_FUNCTIONS = (
+    "predict",
+    "forward",
+    "features",
+    "class_logits",
+    "context_logits",
+    "logits_over",
+)
+_PREDICTION_WEIGHTS = (
     _ENCODER,
     "head.",
     "head_factor",
@@ -52,28 +59,38 @@ _PREDICTING_WEIGHTS = (
     "architecture",
 )
 
-# The arguments by which weights belong to the records in their folder, beside the hparams.
+# The arguments that must be equal in weights and in the records in their folder.
 _SHARED_ARGUMENTS = (*IDENTITY, "test_envs", "seed", *ARGUMENTS)
 
-# A run that is loaded, or the folder of its job, or a weights file.
+# A loaded run, a job's folder, or a weights file.
 AnyRun: TypeAlias = Run | AnyPath
 
 
 def load_run(path: AnyPath, which: str | None = None, device: str | None = None) -> Run:
-    """The run in a job's folder or a weights file.
+    """Load a run from a job's folder or a weights file.
 
-    ``which``: in a folder "last" for model.pkl or "best" for model_best.pkl; by default the weights
-    that the tables are of, which is "best" if the job left environments out and has that file.
-    ``device``: where to predict, such as "cpu" or "cuda:1"; by default the GPU if there is one.
+    Nothing in the file is executed.
 
-    Nothing in the file is executed. Raises CarftError for a folder without the weights, a file that
-    is not a run of one of our algorithms, weights that are not finite, and an unknown device.
+    Args:
+        path: a job's folder, or a weights file.
+        which: the weights in a folder, "last" (model.pkl) or "best" (model_best.pkl). Default: the
+            weights reported in tables, which is "best" if the job held environments out and has
+            that file.
+        device: such as "cpu" or "cuda:1". Default: the GPU if there is one.
 
-    >>> run = load_run(job, device="cpu")
-    >>> run.classes
-    ['cat', 'wild dog']
-    >>> len(run.contexts) > 1
-    True
+    Returns:
+        The run, ready to predict.
+
+    Raises:
+        CarftError: if the folder has no weights, the file is not a run of an algorithm of this
+            package, the weights are not finite, or the device is unknown.
+
+    Examples:
+        >>> run = load_run(job, device="cpu")
+        >>> run.classes
+        ['cat', 'wild dog']
+        >>> len(run.contexts) > 1
+        True
     """
     chosen_device = choose_device(device)
     run = open_run(choose_weights(as_path(path), which))
@@ -82,7 +99,7 @@ def load_run(path: AnyPath, which: str | None = None, device: str | None = None)
 
 
 def as_run(run: AnyRun, device: str | None = None) -> Run:
-    """The run, loaded if it is a path, and on ``device`` if that is given."""
+    """Return the run, loaded if ``run`` is a path, on ``device`` if it is not None."""
     if not isinstance(run, Run):
         return load_run(run, device=device)
     if device is not None:
@@ -91,21 +108,26 @@ def as_run(run: AnyRun, device: str | None = None) -> Run:
 
 
 def choose_weights(path: Path, which: str | None) -> Path:
-    """The file that a command reads: in a folder ``which``, else the one that the tables are of.
+    """Return the weights file that a command reads.
 
-    That is model_best.pkl if the job left environments out and has that file, else model.pkl.
-    Raises CarftError for a folder without the file.
+    Args:
+        path: a job's folder, or a weights file.
+        which: "last" or "best" in a folder. Default: the weights reported in tables, which is
+            model_best.pkl if the job held environments out and has that file, otherwise model.pkl.
+
+    Raises:
+        CarftError: if the folder does not contain the file.
     """
     best = path / WEIGHTS["best"]
     if which is None and os.path.isdir(path) and best.exists():
-        # Without records the weights themselves say what was left out.
+        # Without records, the weights themselves contain the targets.
         arguments: Mapping[str, Any] = records.read_recorded_arguments(path) or open_run(best).args
         which = "best" if arguments["test_envs"] else None
-    return weights_file(path, which)
+    return find_weights(path, which)
 
 
 def describe_choice(path: Path, which: str | None, file: Path) -> str:
-    """A sentence on the ``file`` that `choose_weights` took; "" if the user named it."""
+    """Return a sentence about the ``file`` that `choose_weights` chose; "" if the user named it."""
     if which is not None or path == file:
         return ""
 
@@ -123,13 +145,13 @@ def describe_choice(path: Path, which: str | None, file: Path) -> str:
     return printable(f"Weights: {file.name} of {path}, {reason}{hint}")
 
 
-def weights_file(path: Path, which: str | None) -> Path:
-    """The file that `open_run` reads; CarftError for a folder without it."""
+def find_weights(path: Path, which: str | None) -> Path:
+    """Return the file that `open_run` reads; raises CarftError if a folder does not contain it."""
     if which not in (None, *WEIGHTS):
         raise CarftError(invalid("which", which, f"one of {', '.join(WEIGHTS)}"))
     if not os.path.isdir(path):
         if which is not None and os.path.exists(path):
-            raise CarftError(f"--which chooses a file in a folder; omit it, since {path} is a file")
+            raise CarftError(f"--which chooses a file in a folder, but {path} is a file; omit it")
         return path
 
     file = path / WEIGHTS[which or "last"]
@@ -143,52 +165,49 @@ def weights_file(path: Path, which: str | None) -> Path:
 
 
 def open_step(recorded: RecordedRun, step: int) -> Run | None:
-    """The recorded run with its weights of a step, on the CPU; None if no file has them.
+    """Open the weights of a recorded run at a step, on the CPU; None if no file contains them.
 
-    Another step never stands in. Raises CarftError for a file that cannot be read as `open_run`, or
-    is not of the job that the records are of.
+    Weights of another step are never used instead. Raises CarftError as `open_run` does, and if the
+    weights and the records belong to different jobs.
     """
     folder = Path(recorded.folder)
-    # Those first whose name or place says the step.
+    # Files whose name or position shows the step come first.
     names = [f"model_step{step}.pkl", WEIGHTS["best"]]
     if step == max(recorded.steps) and recorded.done:
         names.insert(1, WEIGHTS["last"])
 
     for file in (folder / name for name in names if (folder / name).exists()):
         run = open_run(file)
-        is_last = file.name == WEIGHTS["last"]
-        if step == (max(recorded.steps) if is_last else run.step):
+        weights_step = max(recorded.steps) if file.name == WEIGHTS["last"] else run.step
+        if step == weights_step:
             _require_same_job(run, recorded)
             return run
     return None
 
 
 def _require_same_job(run: Run, recorded: RecordedRun) -> None:
-    """Raise CarftError if the weights are not of the job that the records are of."""
-    difference = _difference(run, recorded.job.args, recorded.recorded)
+    """Raise CarftError if the weights and the records belong to different jobs."""
+    difference = _find_difference(run, recorded.job.args, recorded.recorded)
     if difference:
-        raise _not_of_records(run, difference)
+        raise _make_records_error(run, difference)
 
 
 def _require_recorded(run: Run) -> None:
-    """Raise CarftError if there are records beside the weights, all of other jobs."""
+    """Raise CarftError if the folder of the weights has records, but only of other jobs."""
     file = run.path.parent / RECORDS
     if run.soup is not None or not file.is_file():
         return
-    jobs = dict(records.read_keyed_records(file, warnings=[])).values()  # a record of each
+    record_of_each_job = dict(records.read_keyed_records(file, warnings=[])).values()
     differences = [
-        _difference(run, record["args"], get_hparams_and_facts(record, record.get("hparams")))
-        for record in jobs
+        _find_difference(run, record["args"], get_hparams_and_facts(record, record.get("hparams")))
+        for record in record_of_each_job
     ]
     if differences and all(differences):
-        raise _not_of_records(run, differences[-1])
+        raise _make_records_error(run, differences[-1])
 
 
-def _difference(run: Run, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> str:
-    """The first setting that differs between weights and records; "" if they are of one job.
-
-    ``hparams``: the recorded ones, and the facts of the job.
-    """
+def _find_difference(run: Run, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> str:
+    """Return the first setting that differs between weights and records, or ""."""
     pairs = {name: (run.args.get(name), args.get(name)) for name in _SHARED_ARGUMENTS}
     for name in sorted(run.hparams.keys() & hparams.keys()):
         pairs[f"hparam {name}"] = (run.hparams[name], hparams[name])
@@ -199,30 +218,37 @@ def _difference(run: Run, args: Mapping[str, Any], hparams: Mapping[str, Any]) -
     return ""
 
 
-def _not_of_records(run: Run, difference: str) -> CarftError:
+def _make_records_error(run: Run, difference: str) -> CarftError:
     return CarftError(
-        f"{run.path} does not belong to the records in its folder: {difference}. Put the job's own "
-        "file there, or move this one to another folder"
+        f"{run.path} does not belong to the records in its folder: {difference}. Replace it with "
+        "the job's weights, or move it to another folder"
     )
 
 
 def open_run(path: Path | str, which: str | None = None) -> Run:
-    """The run in a job's folder or a weights file; ``which`` of WEIGHTS to read in a folder.
+    """Open the run in a job's folder or a weights file, on the CPU.
 
-    In a folder the default is "last". The run can predict but not train: the file has neither the
-    original encoder nor the optimizer. Raises CarftError for a folder without the weights, a file
-    that `load_weights` refuses, that is not a run of one of our algorithms or not of the job whose
-    records are in its folder, and weights that are not finite.
+    The run can predict but not train, since the file has neither the original encoder nor the
+    optimizer.
+
+    Args:
+        path: a job's folder, or a weights file.
+        which: "last" or "best" in a folder. Default: "last".
+
+    Raises:
+        CarftError: if the folder has no weights, the file cannot be loaded, is not a run of an
+            algorithm of this package or does not belong to the records in its folder, or the
+            weights are not finite.
     """
-    file = weights_file(Path(path), which)
-    run = run_of(weights.load_weights(file), file)
+    file = find_weights(Path(path), which)
+    run = build_run(weights.load_weights(file), file)
     _require_recorded(run)
     return run
 
 
-def run_of(content: Any, file: Path) -> Run:
-    """The run that the ``content`` of the weights file ``file`` is; raises as `open_run`."""
-    content = with_facts_among_hparams(content)
+def build_run(content: Any, file: Path) -> Run:
+    """Build a run from the ``content`` of the weights file ``file``; raises as `open_run` does."""
+    content = add_facts_to_hparams(content)
     require_run(content, file)
     algorithm, contexts, classes = _restore(content, file)
     _require_finite(algorithm, file)
@@ -230,7 +256,7 @@ def run_of(content: Any, file: Path) -> Run:
     if digest != algorithm.method_digest:
         message = (
             f"{file} was trained by another version of the file that declares "
-            f"{type(algorithm).__name__}: its SHA-256 was {digest or 'not recorded'}, and is "
+            f"{type(algorithm).__name__}: its SHA-256 was {digest or 'not recorded'} then and is "
             f"{algorithm.method_digest or 'none'} now"
         )
         warnings.warn(printable(message), CarftWarning, stacklevel=3)
@@ -238,7 +264,7 @@ def run_of(content: Any, file: Path) -> Run:
     soup = content.get("soup")
     step = content.get("best_step", content.get("wise_ft_step"))
     step_in_name = re.fullmatch(r"model_step(\d+)\.pkl", file.name)
-    if step is None and step_in_name and soup is None:  # by --save_model_every_checkpoint
+    if step is None and step_in_name and soup is None:  # --save_model_every_checkpoint
         step = int(step_in_name[1])
 
     return Run(
@@ -260,46 +286,52 @@ def _require_finite(algorithm: CLIPAlgorithm, file: Path) -> None:
     not_finite = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if not_finite:
         raise CarftError(
-            f"{file} has values that are not finite in {quantity(len(not_finite), 'tensor')}, the "
+            f"{file} has values that are not finite in {quantity(len(not_finite), 'tensor')}, "
             f"first in {not_finite[0]}: the training diverged. Use --which best, or train with a "
             "smaller lr"
         )
 
 
 def require_clip_with_head(run: Run) -> None:
-    """Raise CarftError if the run predicts by more than a CLIP's image encoder and the heads.
+    """Raise CarftError if the run predicts with more than CLIP's image encoder and the heads.
 
-    The original CLIP has no counterpart to what a user's own method adds, and an export no place.
+    The original CLIP has no counterpart to parts that a user's own method adds, and an exported
+    checkpoint has no place for them.
     """
     method = type(run.algorithm)
     additions = [
         f"a {name} of its own"
-        for name in _PREDICTING
+        for name in _PREDICTION_FUNCTIONS
         if getattr(method, name) is not getattr(CLIPAlgorithm, name)
     ]
     additions += [
-        name for name in run.algorithm.state_dict() if not name.startswith(_PREDICTING_WEIGHTS)
+        name for name in run.algorithm.state_dict() if not name.startswith(_PREDICTION_WEIGHTS)
     ]
     if additions:
         raise CarftError(
-            f"{run.path} is a run of {method.__name__}, which predicts by more than CLIP's image "
-            f"encoder and a head: it has {', '.join(additions)}. The original CLIP has no "
+            f"{run.path} is a run of {method.__name__}, which needs more than CLIP's image encoder "
+            f"and a head to predict: it has {', '.join(additions)}. The original CLIP has no "
             "counterpart to that, and an exported CLIP has no place for it"
         )
 
 
-def original_clip(run: Run, file: str | None = None) -> backbone.Backbone:
-    """The CLIP that the run started from: ``file`` if given, else the published one it names.
+def load_original_clip(run: Run, file: str | None = None) -> backbone.Backbone:
+    """Load the CLIP model that the run started from.
 
-    ``file`` may be any name of `backbone.load`. Raises CarftError where the run names a path or one
-    of open_clip's and no ``file`` is given, where its SHA-256 or architecture is not the one that
-    the run recorded, and as `backbone.load`.
+    Args:
+        run: the run.
+        file: a name for `backbone.load`. Default: the checkpoint that the run names, if it is a
+            published one.
+
+    Raises:
+        CarftError: if the run names a path or an open_clip checkpoint and ``file`` is None, or if
+            SHA-256, configuration or shapes differ from the run's.
     """
     name = file or run.hparams["clip_backbone"]
     if not file and name not in openai.PUBLISHED:
         raise CarftError(
             f"{run.path} started from the CLIP {name!r}. Paths named in a run are not opened, and "
-            "no hub is asked; give that CLIP with --original FILE or --original open_clip:..."
+            "nothing is downloaded; pass that CLIP as --original FILE or --original open_clip:..."
         )
 
     clip = backbone.load(name)
@@ -309,22 +341,22 @@ def original_clip(run: Run, file: str | None = None) -> backbone.Backbone:
             f"{clip.path} is not the CLIP that {run.path} started from: its SHA-256 is "
             f"{clip.digest}, expected {expected_digest}. Give the right file with --original FILE"
         )
-    if clip.architecture != architecture_of(run):
+    if clip.architecture != get_architecture(run):
         raise CarftError(
             f"{name} has the weights but not the configuration of the CLIP that {run.path} started "
-            "from; give it by the same name as for training, or by its export"
+            "from; pass the same name as in training, or its export"
         )
-    if _shapes(clip.model.visual) != _shapes(run.algorithm.encoder):
+    if _get_shapes(clip.model.visual) != _get_shapes(run.algorithm.encoder):
         raise CarftError(f"the image encoders of {run.path} and {clip.path} differ in shape")
     return clip
 
 
-def original_weights(run: Run, original: str | None) -> dict[str, Tensor]:
-    """The zero-shot CLIP's encoder and head, under the names of the run's state dict.
+def load_original_weights(run: Run, original: str | None) -> dict[str, Tensor]:
+    """Return the encoder and head of zero-shot CLIP, with the names of the run's state dict.
 
-    The head has the scale of the run's. ``original`` and what is raised: as `original_clip`.
+    The head has the same scale as the run's head. ``original`` is passed to `load_original_clip`.
     """
-    clip = original_clip(run, original)
+    clip = load_original_clip(run, original)
     text_features = backbone.text_features(clip, prompts.prompts(run.contexts, run.classes))
     head_scale = float(run.algorithm.logit_scale / run.algorithm.head_factor)
 
@@ -334,20 +366,20 @@ def original_weights(run: Run, original: str | None) -> dict[str, Tensor]:
     return weights
 
 
-def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+def _get_shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
-def architecture_of(run: Run) -> str:
-    """open_clip's configuration of the run's CLIP as JSON; "" for OpenAI's format."""
+def get_architecture(run: Run) -> str:
+    """Return open_clip's configuration of the run's CLIP model as JSON, or "" for OpenAI's."""
     characters = run.algorithm.state_dict().get("architecture", torch.empty(0))
     return bytes(characters.tolist()).decode()
 
 
 def _restore(content: Mapping[str, Any], path: Path) -> tuple[CLIPAlgorithm, list[str], list[str]]:
-    """Algorithm, contexts and classes of a checked ``content``; CarftError for odd weights."""
+    """Return algorithm, contexts and classes from a checked ``content``."""
     algorithm_class = algorithms.CLASSES[content["args"]["algorithm"]]
-    algorithm = algorithm_class.__new__(algorithm_class)  # its __init__ would ask for the CLIP
+    algorithm = algorithm_class.__new__(algorithm_class)  # its __init__ would load the original
     Algorithm.__init__(
         algorithm,
         content["model_input_shape"],
@@ -364,7 +396,7 @@ def _restore(content: Mapping[str, Any], path: Path) -> tuple[CLIPAlgorithm, lis
         templates, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
         contexts = prompts.contexts(templates, least=1)
         _restore_state(algorithm, state, contexts, classes)
-    except Exception as error:  # what other tensors make of the encoder: any type
+    except Exception as error:  # unexpected tensors can raise any type
         raise CarftError(
             f"{path} does not hold the weights of a {algorithm_class.__name__} ({brief(error)}); "
             "was the file changed after training?"
@@ -380,7 +412,7 @@ def _restore_state(
     contexts: list[str],
     classes: list[str],
 ) -> None:
-    """Give the algorithm its encoder, heads and weights; raises anything for unfit tensors."""
+    """Load encoder, heads and weights into the algorithm; wrong tensors raise any exception."""
     heads = objective.ZeroShotWeights(state["head.weight"], state["context_weights"])
     architecture = ""
     if "architecture" in state:
@@ -406,19 +438,20 @@ def _restore_state(
     algorithm.load_state_dict(trained_state)
 
 
-def new_folder(output: AnyPath | None, names: Iterable[str]) -> Path | None:
-    """The folder for results; CarftError if one of the files is in it already."""
+def check_output_folder(output: AnyPath | None, names: Iterable[str]) -> Path | None:
+    """Return the folder for results; raises CarftError if it contains one of the files."""
     if output is None:
         return None
     folder = as_path(output)
     existing = [name for name in names if os.path.lexists(folder / name)]
     if existing:
         raise CarftError(
-            f"{folder} already has {', '.join(existing)}; choose another --output, or remove them"
+            f"{folder} already has {', '.join(existing)}; choose another --output, or delete these "
+            "files"
         )
     return folder
 
 
 def save_weights(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of weights, whole or not at all."""
+    """Write a weights file atomically."""
     files.save(path, functools.partial(torch.save, dict(content)))

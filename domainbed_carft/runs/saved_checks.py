@@ -1,6 +1,6 @@
-"""Whether a weights file holds a run: each part has to be as `domainbed.scripts.train` writes it.
+"""Check that a weights file contains a run in the format of `domainbed.scripts.train`.
 
-The file may be a stranger's, so no value is used before it is checked here.
+The file can be untrusted, so no value is used before it is checked here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from domainbed_carft.method.hparams import is_preprocessing
 
 
 def _is_step(value: Any) -> bool:
-    """Whether it is a number of steps, which random numbers are drawn by, or None."""
+    # Steps seed random numbers, so they must fit into 63 bits.
     return value is None or (type(value) is int and 0 <= value < 2**63)
 
 
@@ -31,9 +31,9 @@ def _is_share(value: Any) -> bool:
     return value is None or (type(value) in (int, float) and 0 <= value <= 1)
 
 
-# Whether an argument in the file, None where it is missing, is as `domainbed.scripts.train` takes
-# it; `splits` divides and draws by the last ones.
-_ARGUMENT_FITS: dict[str, Callable[[Any], bool]] = {
+# Checks of the training arguments; a missing argument is None. `splits` uses the last ones to
+# divide the data and to draw random numbers.
+_ARGUMENT_CHECKS: dict[str, Callable[[Any], bool]] = {
     "algorithm": lambda name: name in CLASSES,
     "dataset": lambda name: type(name) is str,
     "test_envs": lambda envs: {*map(type, envs)} <= {int},
@@ -42,13 +42,13 @@ _ARGUMENT_FITS: dict[str, Callable[[Any], bool]] = {
     "steps": _is_step,
     **dict.fromkeys(("holdout_fraction", "uda_holdout_fraction"), _is_share),
 }
-# The same of the other parts of the file; each is JSON besides, as in the records.
-_FITS: dict[str, Callable[[Any], bool]] = {
-    **_ARGUMENT_FITS,
+# Checks of all parts of the file, which must also be JSON, like the records.
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    **_ARGUMENT_CHECKS,
     "model_input_shape": lambda shape: [type(n) for n in shape] == [int] * 3 and min(shape) > 0,
     **dict.fromkeys(("model_num_classes", "model_num_domains"), lambda n: type(n) is int),
     "args": lambda args: True,
-    "format": lambda number: number in (None, WEIGHTS_FORMAT),  # None in a foreign host's
+    "format": lambda number: number in (None, WEIGHTS_FORMAT),  # missing in files of other hosts
     "image_plan": lambda plan: plan is None or bool(ImagePlan.from_json(plan)),
     **dict.fromkeys(("best_step", "wise_ft_step"), _is_step),
     "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
@@ -57,10 +57,10 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 
 _NONE = type(None)
 _FILE_NAME = re.compile(r"[\w.-]{1,100}")
-SOUPS = ("uniform", "greedy")
+SOUP_KINDS = ("uniform", "greedy")
 
 
-# The fields of a soup and of its members, and the types that they may have.
+# Fields of a soup and of its members, with the allowed types.
 _SOUP_TYPES = {
     "chosen_by": (str,),
     "in_domain": (float, _NONE),
@@ -85,28 +85,28 @@ def _has_types(fields: Any, types: Mapping[str, tuple[type, ...]]) -> bool:
 
 def _is_soup(soup: Any) -> bool:
     members = soup["members"]
-    if type(members) is not list or soup["kind"] not in SOUPS:
+    if type(members) is not list or soup["kind"] not in SOUP_KINDS:
         return False
     fits = _has_types(soup, _SOUP_TYPES)
     return fits and all(_has_types(member, _MEMBER_TYPES) for member in members)
 
 
-def with_facts_among_hparams(content: Any) -> Any:
-    """The ``content`` of a weights file, its ``model_hparams`` complete and with the job's facts.
+def add_facts_to_hparams(content: Any) -> Any:
+    """Complete the ``model_hparams`` of a weights file with defaults and with the job's facts.
 
-    Anything that is not a run of ours is returned as it is.
+    Content that is not a run of this package is returned unchanged.
     """
-    with contextlib.suppress(Exception):  # of any type, by what the file has instead
+    with contextlib.suppress(Exception):  # unexpected content can raise any type
         algorithm = CLASSES[content["args"]["algorithm"]]
         stored = get_hparams_and_facts(content, content["model_hparams"])
         return {**content, "model_hparams": algorithm.complete_hparams(stored)}
     return content
 
 
-def _hparams_fit(parts: Mapping[str, Any]) -> bool:
-    """Whether all hparams are valid, and "preprocessing" tells how the dataset makes images.
+def _are_hparams_valid(parts: Mapping[str, Any]) -> bool:
+    """Return True if all hparams are valid, including "preprocessing".
 
-    With it the dataset need not look for the CLIP that the file names.
+    With "preprocessing" the dataset does not need to load the CLIP checkpoint named in the file.
     """
     hparams = parts["model_hparams"]
     algorithm = CLASSES[parts["args"]["algorithm"]]
@@ -120,37 +120,38 @@ def _hparams_fit(parts: Mapping[str, Any]) -> bool:
 
 
 def _require_own_method(parts: Mapping[str, Any], name: Any, path: Path) -> None:
-    """Raise CarftError if ``parts`` are of a user's own method that this process does not have."""
+    """Raise CarftError if ``parts`` belong to a user's own method that is not registered here."""
     facts = get_hparams_and_facts(parts, parts.get("model_hparams"))
     digest = facts.get("method_digest")
-    is_of_own = type(name) is str and name.isidentifier()
-    if not is_of_own or name in CLASSES or not re.fullmatch("[0-9a-f]{64}", str(digest)):
+    if type(name) is not str or not name.isidentifier() or name in CLASSES:
+        return
+    if not re.fullmatch("[0-9a-f]{64}", str(digest)):
         return
 
     file_name = str(facts.get("method_file"))
     file = f"{file_name}, the file" if _FILE_NAME.fullmatch(file_name) else "the file"
     problem = (
-        f"{path} is of the method {name}, which is none of {', '.join(CLASSES)}; set the process "
-        f"variable {own_methods.VARIABLE} to the path of {file} that declares {name}, whose "
-        f"SHA-256 is {digest}"
+        f"{path} is a run of the method {name}, which is not one of {', '.join(CLASSES)}; set the "
+        f"process variable {own_methods.VARIABLE} to the path of {file} that declares {name}, "
+        f"whose SHA-256 is {digest}"
     )
     raise CarftError(problem, *OWN_PROBLEMS)
 
 
 def require_run(content: Any, path: Path) -> None:
-    """Raise CarftError, with the first part that does not fit, unless ``content`` is a run's."""
+    """Raise CarftError, naming the first invalid part, unless ``content`` is a run."""
     parts = content if isinstance(content, dict) else {}
     arguments = parts["args"] if isinstance(parts.get("args"), dict) else {}
     _require_own_method(parts, arguments.get("algorithm"), path)
 
-    fits_by_name = {**_FITS, "model_hparams": lambda hparams: _hparams_fit(parts)}
-    for name, fits in fits_by_name.items():
-        source = arguments if name in _ARGUMENT_FITS else parts
+    checks = {**_CHECKS, "model_hparams": lambda hparams: _are_hparams_valid(parts)}
+    for name, is_valid in checks.items():
+        source = arguments if name in _ARGUMENT_CHECKS else parts
         value = source.get(name)
-        is_fitting = False
-        with contextlib.suppress(Exception):  # a tensor compares to no truth, say
-            is_fitting = bool(json.dumps(value)) and fits(value)
-        if not is_fitting:
+        passes = False
+        with contextlib.suppress(Exception):  # such as a comparison with a tensor
+            passes = bool(json.dumps(value)) and is_valid(value)
+        if not passes:
             raise CarftError(
                 f"{path} is not a run of {', '.join(CLASSES)}: its {name} is "
                 f"{reprlib.repr(value)[:200]}. Expected a weights file from domainbed.scripts.train"

@@ -1,4 +1,4 @@
-"""The runs of a soup: which fit together, their mean, and what the soup's file takes from them."""
+"""The members of a soup: compatibility, mean weights, and the settings in the soup's file."""
 
 from __future__ import annotations
 
@@ -18,32 +18,37 @@ from domainbed_carft.runs import saved, splits
 from domainbed_carft.runs.merge_weights import fold_head_scale, mean
 from domainbed_carft.runs.run import Run
 
-# Of a run's arguments and hparams: those whose runs held out the same images and started alike.
-SAME_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
-SAME_HPARAMS = ("clip_digest", "prompts_digest", "protocol", "data_edition")
+# Runs with the same values held out the same images and started from the same weights.
+SHARED_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
+SHARED_HPARAMS = ("clip_digest", "prompts_digest", "protocol", "data_edition")
 
-# The hparams that say what a soup reads and how it predicts. Its others are those of a training,
-# which a soup has none of: they get the defaults of the plainest algorithm.
-DESCRIBING = (
-    *SAME_HPARAMS,
+# The hparams that a soup needs to read images and to predict. Hparams of the training get the
+# defaults of SOUP_ALGORITHM, the simplest one.
+SOUP_HPARAMS = (
+    *SHARED_HPARAMS,
     "clip_backbone",
     "clip_revision",
     "contexts",
     "class_names",
     "preprocessing",
 )
-PLAINEST = "CLIPFineTune"
+SOUP_ALGORITHM = "CLIPFineTune"
 
-# The arguments that a soup keeps where its members share them.
-SOUP_ARGS = ("algorithm", *SAME_ARGS, "task", "data_dir")
+# The arguments that a soup keeps if all members have the same values.
+SOUP_ARGS = ("algorithm", *SHARED_ARGS, "task", "data_dir")
 SIZES = ("model_input_shape", "model_num_classes", "model_num_domains")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A run of a soup, the SHA-256 of its file, and its weights, the head's scale as in all others.
+    """A run of a soup.
 
-    ``validation``: its mean accuracy on the out-splits of the training environments, once measured.
+    Attributes:
+        run: the run.
+        sha256: SHA-256 of the weights file.
+        state: the weights, with the head scaled like the heads of the other members.
+        validation: mean accuracy on the out-splits of the training environments, a share of 1; nan
+            before it is measured.
     """
 
     run: Run
@@ -52,55 +57,55 @@ class Member:
     validation: float = math.nan
 
     def as_dict(self) -> dict[str, Any]:
-        """The run, its digest and its algorithm, for JSON."""
+        """Return the run, its digest and its algorithm, for JSON."""
         return {
             "run": str(self.run.path),
             "sha256": self.sha256,
             "algorithm": self.run.args["algorithm"],
         }
 
-    def description(self, weight: float) -> dict[str, Any]:
-        """What the soup's file says of it; ``weight``: its share of the mean."""
+    def describe(self, weight: float) -> dict[str, Any]:
+        """Return the description in the soup's file; ``weight`` is the run's share of the mean."""
         run = self.run
 
-        def seed_of(name: str) -> int | None:
+        def get_seed(name: str) -> int | None:
             seed = run.args.get(name)
             return seed if type(seed) is int and run.soup is None else None
 
         return {
             **self.as_dict(),
-            "hparams_seed": seed_of("hparams_seed"),
-            "seed": seed_of("seed"),
-            "step": splits.step_of(run),
+            "hparams_seed": get_seed("hparams_seed"),
+            "seed": get_seed("seed"),
+            "step": splits.get_step(run),
             "wise_ft_alpha": run.alpha,
             "weight": weight,
             "validation": self.validation,
         }
 
 
-def require_alike(runs: Sequence[Run]) -> None:
-    """Raise CarftError, naming run and difference, unless the mean of their weights makes sense."""
+def require_compatible(runs: Sequence[Run]) -> None:
+    """Raise CarftError, naming run and difference, unless the weights can be averaged."""
     if len(runs) < 2:
         raise CarftError("carft soup has 1 run, expected at least two")
 
     for run in runs:
         if run.hparams["head_init"] == "random" and run.algorithm.trains_head:
             raise CarftError(
-                f"{run.path} started from a random head, which differs from run to run; expected "
-                "the zero-shot head"
+                f"{run.path} started from a random head, which differs between runs; expected the "
+                "zero-shot head"
             )
         algorithm = run.args["algorithm"]
         if CLASSES[algorithm].trains_text:
             raise CarftError(
-                f"{run.path} is a run of {algorithm}, whose head is made by its own text encoder; "
-                "expected runs that share a head"
+                f"{run.path} is a run of {algorithm}, whose head depends on its own text encoder; "
+                "expected runs that start from the same head"
             )
     if len({run.path.resolve() for run in runs}) < len(runs):
-        raise CarftError("a run is given twice, expected different ones")
+        raise CarftError("a run is given twice; expected different runs")
 
     first = runs[0]
     for run in runs[1:]:
-        differences = _differences(run, first)
+        differences = _find_differences(run, first)
         if differences:
             raise CarftError(
                 f"{run.path} and {first.path} differ in {', '.join(differences)}; expected runs "
@@ -109,11 +114,11 @@ def require_alike(runs: Sequence[Run]) -> None:
             )
 
 
-def _differences(run: Run, first: Run) -> list[str]:
-    """In what two runs differ that the members of a soup have to share."""
-    differences = [name for name in SAME_ARGS if run.args.get(name) != first.args.get(name)]
+def _find_differences(run: Run, first: Run) -> list[str]:
+    """Return the settings that members of a soup must share and that differ."""
+    differences = [name for name in SHARED_ARGS if run.args.get(name) != first.args.get(name)]
     differences += [
-        name for name in SAME_HPARAMS if run.hparams.get(name) != first.hparams.get(name)
+        name for name in SHARED_HPARAMS if run.hparams.get(name) != first.hparams.get(name)
     ]
 
     buffer_pairs = zip(run.algorithm.input.buffers(), first.algorithm.input.buffers())
@@ -121,16 +126,16 @@ def _differences(run: Run, first: Run) -> list[str]:
         torch.equal(buffer.cpu(), first_buffer.cpu()) for buffer, first_buffer in buffer_pairs
     ):
         differences.append("the images' normalisation")
-    if saved.architecture_of(run) != saved.architecture_of(first):
+    if saved.get_architecture(run) != saved.get_architecture(first):
         differences.append("the CLIP's architecture")
     return differences
 
 
-def members_of(runs: Sequence[Run]) -> list[Member]:
-    """The runs as members, in the order of their files' digests, and with one head scale.
+def make_members(runs: Sequence[Run]) -> list[Member]:
+    """Return the runs as members, sorted by the digest of their files, with equal head scales.
 
-    A head predicts by its scale times its weights, and some algorithms train the product and others
-    the weights: where runs differ in that, all get the product, and a scale of 1.
+    A head predicts with its scale times its weights. Some algorithms train the product, others only
+    the weights. If the scales differ, all members get the product and a scale of 1.
     """
     states: list[dict[str, Tensor]] = []
     for run in runs:
@@ -150,10 +155,14 @@ def _by_digest(member: Member) -> tuple[str, str]:
 
 
 def shared_content(members: Sequence[Member], data_dir: str | None) -> dict[str, Any]:
-    """What the members' soups have in their files besides ``soup`` and weights.
+    """Return the content of a soup's weights file, without description and weights.
 
-    Of the members' settings these have only what all of them share and what says how to read
-    images and to predict. ``data_dir``: where the data is now, if not where a member had it.
+    The content has only the settings that all members share and that are needed to read images and
+    to predict.
+
+    Args:
+        members: the runs of the soup.
+        data_dir: folder of the data. Default: the folder recorded by the first member.
     """
     contents = [member.run.content for member in members]
     first = contents[0]
@@ -161,14 +170,14 @@ def shared_content(members: Sequence[Member], data_dir: str | None) -> dict[str,
     arguments: dict[str, Any] = {
         name: shared_arguments[name] for name in SOUP_ARGS if name in shared_arguments
     }
-    arguments.setdefault("algorithm", PLAINEST)
+    arguments.setdefault("algorithm", SOUP_ALGORITHM)
     arguments["data_dir"] = data_dir or first["args"].get("data_dir")
 
-    shared: dict[str, Any] = {"args": arguments, "model_hparams": _hparams_of(members)}
+    shared: dict[str, Any] = {"args": arguments, "model_hparams": _soup_hparams(members)}
     for name in SIZES:
         shared[name] = first[name]
 
-    # Plans of the fast images differ in nothing but the augmentation, which a soup has not.
+    # Plans of fast images differ only in the augmentation, which a soup does not use.
     plans = [member.run.image_plan for member in members]
     if all(plan.mode == FAST for plan in plans):
         plan = min(plans, key=ImagePlan.describe).without_augmentation()
@@ -176,28 +185,27 @@ def shared_content(members: Sequence[Member], data_dir: str | None) -> dict[str,
     return shared
 
 
-def _hparams_of(members: Sequence[Member]) -> dict[str, Any]:
-    """The hparams of a soup: DESCRIBING from its members, and no setting of a training."""
+def _soup_hparams(members: Sequence[Member]) -> dict[str, Any]:
+    """Return the hparams of a soup: SOUP_HPARAMS from its members, otherwise defaults."""
     first = members[0].run.hparams
     shared = _shared_items([member.run.hparams for member in members])
-    algorithm_hparams = {*hparams_of(PLAINEST)}
-    defaults = hparam_values(PLAINEST, members[0].run.args["dataset"])
-    is_folded = float(members[0].state["head_factor"]) == 1.0
+    algorithm_hparams = {*hparams_of(SOUP_ALGORITHM)}
+    defaults = hparam_values(SOUP_ALGORITHM, members[0].run.args["dataset"])
 
     hparams = {name: value for name, value in shared.items() if name not in algorithm_hparams}
-    if "data_augmentation" in first:  # the host's
+    if "data_augmentation" in first:  # an hparam of DomainBed
         hparams["data_augmentation"] = False
 
     hparams |= defaults
-    hparams |= {name: first[name] for name in DESCRIBING if name in first}
-    hparams["head_scale"] = "folded" if is_folded else "outside"
+    hparams |= {name: first[name] for name in SOUP_HPARAMS if name in first}
+    hparams["head_scale"] = "folded" if float(members[0].state["head_factor"]) == 1.0 else "outside"
     hparams["amp"] = shared.get("amp", "off")
     hparams["context_scale"] = shared.get("context_scale", "logit_scale")
     return hparams
 
 
 def _shared_items(mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The items that all ``mappings`` have."""
+    """Return the items that all ``mappings`` share."""
     first = mappings[0]
     return {
         name: value
@@ -207,5 +215,5 @@ def _shared_items(mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def mean_weights(members: Sequence[Member]) -> dict[str, Tensor]:
-    """The mean of the members' weights, equal to the bit in whichever order they are given."""
+    """Return the mean of the members' weights, bit-identical for each order of the members."""
     return mean([member.state for member in sorted(members, key=_by_digest)])

@@ -1,7 +1,7 @@
-"""The splits of a saved run, divided as upstream's domainbed/scripts/train.py does at b93c22a.
+"""Read the splits of a saved run, divided like upstream's domainbed/scripts/train.py at b93c22a.
 
-Only of the data that the run was trained on: other data is refused. Their digests tell whether the
-images are still those that a run was evaluated on.
+Data that differs from the run's training data is an error. Digests of the images show if they have
+changed since an evaluation.
 """
 
 from __future__ import annotations
@@ -32,17 +32,21 @@ from domainbed_carft.paths import AnyPath, as_text
 from domainbed_carft.runs.run import Run
 from domainbed_carft.text import differences
 
-SEEDS = 2**64  # a key's seed is taken modulo this
-DEFAULT_HOLDOUT_FRACTION = 0.2  # as in DomainBed's train
+SEEDS = 2**64  # the seed of a key is taken modulo this number
+DEFAULT_HOLDOUT_FRACTION = 0.2  # the default of DomainBed's train
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split: its name in the records, its environment, and its images.
+    """A split of an environment.
 
-    ``is_target``: whether that is a test environment. ``items``: a map-style torch dataset of
-    (image, label); an item's augmentation is the same whenever and by whichever process it is
-    read. ``number``: of the environment, from 0.
+    Attributes:
+        name: name in the records, such as "env0_in".
+        environment: name of the environment.
+        is_target: True if the environment is a test environment.
+        items: a map-style torch dataset of (image, label). The augmentation of an item does not
+            depend on when and in which process it is read.
+        number: index of the environment, from 0.
     """
 
     name: str
@@ -57,65 +61,76 @@ class Split:
 
 @dataclass(frozen=True)
 class RunData:
-    """The dataset of a run, and the splits that its records have.
+    """The dataset of a run, and its splits.
 
-    ``dataset``: the host's, a list of environments. ``images``: how our harness reads the job's
-    images; None on another host.
+    Attributes:
+        dataset: the host's dataset, a list of environments.
+        splits: the splits that the records name.
+        images: reads the job's images in this package's harness; None on another host.
     """
 
     dataset: Any
     splits: list[Split]
     images: Any
 
-    def items(self, number: int, positions: Sequence[int]) -> Dataset[Any]:
-        """The images of an environment at these positions, as the splits' images are read."""
+    def select_items(self, number: int, positions: Sequence[int]) -> Dataset[Any]:
+        """Return the images of an environment at ``positions``, read like those of the splits."""
         part = Subset(self.dataset[number], positions)
         return _KeyedItems(part, (number,), self.images)
 
 
-def splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
-    """The splits of the run's job: all in-splits, all out-splits, all uda-splits.
+def read_splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
+    """Read the splits of the run's job: all in-splits, then all out-splits, then all uda-splits.
 
-    ``data_dir`` defaults to the one that the job was trained with; for a user's own data it is the
-    data folder itself. On our harness an augmented image is exactly the one that `train`
-    evaluated at the step of the weights. A soup has neither seed nor step: all its images go
-    through the test transform.
+    With the harness of this package, an augmented image equals the image that `train` evaluated at
+    the step of the weights. A soup has neither seed nor step, so the test transform is applied to
+    all of its images.
 
-    Raises CarftError if the data is missing, or is not the run's.
+    Args:
+        run: the run.
+        data_dir: the folder that contains the dataset's folder or, for your own data, the data
+            folder itself. Default: the recorded one.
+
+    Raises:
+        CarftError: if the data is missing or differs from the run's.
     """
     return read_data(run, as_text(data_dir), is_augmented=run.soup is None).splits
 
 
 def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> RunData:
-    """The data of the run's job, split as in training; raises as `splits`.
+    """Read the data of the run's job, split as in training; raises as `read_splits` does.
 
-    ``is_augmented``: whether the images of training environments are augmented, as in training,
-    instead of going through the test transform.
+    Args:
+        run: the run.
+        data_dir: folder of the data. Default: the recorded one.
+        is_augmented: augment images of training environments, as in training, instead of applying
+            the test transform.
     """
     targets = run.args["test_envs"]
     seed = run.args.get("seed", 0)
-    hparams = copy.deepcopy(dict(run.hparams))  # to which the dataset adds
+    hparams = copy.deepcopy(dict(run.hparams))  # the dataset adds items
     folder = data_dir or run.args.get("data_dir")
     try:
         dataset = _make_dataset(run, data_dir, hparams, is_augmented)
         job_splits = _split_as_trained(run, dataset)
         last_step = int(run.args.get("steps") or dataset.N_STEPS) - 1
-    except Exception as error:  # a host's class may raise anything, and the file say anything
+    except Exception as error:  # a host's class and untrusted settings can raise any type
         reason = " ".join(str(error).split()) or type(error).__name__
+        source = f" from {folder}" if folder else ""
         raise CarftError(
-            f"the dataset {run.args.get('dataset')} of {run.path} cannot be read from "
-            f"{folder or 'there'} and split as in training: {reason}. Give the place of the data "
-            "with --data_dir; for your own data, the data folder itself"
+            f"the dataset {run.args.get('dataset')} of {run.path} cannot be read{source} and split "
+            f"as in training: {reason}. Pass the location of the data as --data_dir; for your own "
+            "data, the data folder itself"
         ) from error
 
-    # Its facts are known by its own name, which for a user's folder is the place it has now.
+    # The facts are stored by the dataset's name, which for a user's folder is its current path.
     hparams["class_names"] = f"{dataset_facts.DATASET_PREFIX}{type(dataset).__name__}"
-    images = _recorded_images(run, hparams)
+    images = _make_images(run, hparams)
     facts = dataset_facts.recall(hparams)
     require_same_data(run, dataset, targets, facts)
-    names = _environment_names(facts, len(dataset))
+    names = _get_environment_names(facts, len(dataset))
 
-    # As in `train`: seed, step, the split's number, and the image's.
+    # The same key as in `train`: seed, step, number of the split, and number of the image.
     step = last_step if run.step is None else run.step
     key = (seed % SEEDS, 0 if run.algorithm.is_constant else step)
     numbers = {split.name: number for number, split in enumerate(job_splits)}
@@ -136,9 +151,9 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
 def require_same_data(
     run: Run, dataset: Any, targets: Sequence[int], facts: dataset_facts.DatasetFacts
 ) -> None:
-    """Raise CarftError, with both values, if the data differs from what the run was trained on."""
+    """Raise CarftError, with both values, if the data differs from the run's training data."""
     domains = run.content["model_num_domains"] + len(targets)
-    # A fact of the data: its name, its value in training, and its value now.
+    # Name, value in training, and value now.
     comparisons: list[tuple[str, Any, Any]] = [
         ("environments", domains, len(dataset)),
         ("classes", len(run.classes), dataset.num_classes),
@@ -157,28 +172,27 @@ def require_same_data(
     if normalisation:
         model_input = run.algorithm.input
         input_now = CLIPInput(model_input.preprocessing, *normalisation)
-        comparisons.append(("normalisation", _rounded(model_input), _rounded(input_now)))
+        comparisons.append(("normalisation", _round_input(model_input), _round_input(input_now)))
 
     for name, before, now in comparisons:
         if before != now:
-            is_text = isinstance(before, str)
-            before_text, now_text = (before, now) if is_text else differences(before, now)
+            if not isinstance(before, str):
+                before, now = differences(before, now)
             raise CarftError(
                 f"the dataset {run.args['dataset']} is not what {run.path} was trained on: {name} "
-                f"{before_text} then, {now_text} now. Restore the data, or give its place with "
-                "--data_dir"
+                f"{before} then, {now} now. Restore the data, or pass its location as --data_dir"
             )
 
 
-def _rounded(model_input: CLIPInput) -> list[list[float]]:
-    """Scale and shift of an input, to four decimals."""
+def _round_input(model_input: CLIPInput) -> list[list[float]]:
+    """Return scale and shift of an input, to four decimals."""
     return [
         [round(value, 4) for value in buffer.flatten().tolist()] for buffer in model_input.buffers()
     ]
 
 
 def _split_as_trained(run: Run, dataset: Any) -> list[NamedSplit]:
-    """All splits of the run's job; raises ValueError for targets that the dataset has not."""
+    """Return all splits of the run's job; raises ValueError if a target does not exist."""
     targets = run.args["test_envs"]
     unknown_targets = set(targets) - set(range(len(dataset)))
     if unknown_targets:
@@ -197,46 +211,46 @@ def _split_as_trained(run: Run, dataset: Any) -> list[NamedSplit]:
     return name_splits(environments)
 
 
-def _environment_names(facts: dataset_facts.DatasetFacts, count: int) -> list[str]:
-    """The names of the environments; their numbers where the host's dataset has no names."""
+def _get_environment_names(facts: dataset_facts.DatasetFacts, count: int) -> list[str]:
+    """Return the names of the environments, or numbers if the host's dataset has no names."""
     names = [environment.name for environment in facts.environments]
     return names if len(names) == count else [str(index) for index in range(count)]
 
 
-def step_of(run: Run, data_dir: str | None = None) -> int | None:
-    """The step of the run's weights; None for a soup, and where the number of steps is unknown."""
+def get_step(run: Run, data_dir: str | None = None) -> int | None:
+    """Return the step of the run's weights, or None if it is unknown or the run is a soup."""
     if run.soup is not None or run.step is not None:
         return run.step
 
     steps = run.args.get("steps")
     if not steps:
-        with contextlib.suppress(Exception):  # the data is missing, or a host's class is odd
-            steps = _dataset_class(run, data_dir).N_STEPS
+        with contextlib.suppress(Exception):  # missing data or an unexpected class of the host
+            steps = _find_dataset_class(run, data_dir).N_STEPS
     return steps - 1 if type(steps) is int else None
 
 
-def transform_name(run: Run) -> str:
-    """How `splits` transforms the images of training environments, for a key in JSON."""
+def get_transform_name(run: Run) -> str:
+    """Return the name of the transform of training environments in `read_splits`, for JSON."""
     return "as in training" if run.soup is None else "test"
 
 
 def _make_dataset(
     run: Run, data_dir: str | None, hparams: dict[str, Any], is_augmented: bool
 ) -> Any:
-    """The run's dataset, drawn by its seed as in training; raises whatever its class raises."""
-    dataset_class = _dataset_class(run, data_dir)
-    with rng.preserved_states():  # the dataset may draw
+    """Make the run's dataset with the run's seed; raises whatever its class raises."""
+    dataset_class = _find_dataset_class(run, data_dir)
+    with rng.preserved_states():  # the dataset can draw random numbers
         rng.reseed(run.args.get("seed", 0))
         folder = data_dir or run.args.get("data_dir")
-        dataset = dataset_class(folder, _unaugmented_environments(run, is_augmented), hparams)
+        dataset = dataset_class(folder, _get_unaugmented(run, is_augmented), hparams)
 
-    if data_dir and not os.path.isdir(data_dir):  # of datasets that read no folder
+    if data_dir and not os.path.isdir(data_dir):  # the dataset reads no folder
         raise CarftError(f"there is no folder {data_dir}")
     return dataset
 
 
-def _dataset_class(run: Run, data_dir: str | None) -> Any:
-    """The host's class of the run's dataset; of a user's own data, of the folder ``data_dir``."""
+def _find_dataset_class(run: Run, data_dir: str | None) -> Any:
+    """Return the host's class of the run's dataset, or for your own data a class for its folder."""
     from domainbed import datasets
 
     name = run.args["dataset"]
@@ -247,8 +261,8 @@ def _dataset_class(run: Run, data_dir: str | None) -> Any:
     return host_lookup.find_dataset_class(name)
 
 
-def _unaugmented_environments(run: Run, is_augmented: bool) -> list[int]:
-    """The environments that the dataset shall not augment: those left out, else all."""
+def _get_unaugmented(run: Run, is_augmented: bool) -> list[int]:
+    """Return the environments that the dataset must not augment: the targets, or all."""
     targets: list[int] = run.args["test_envs"]
     if is_augmented:
         return targets
@@ -257,10 +271,11 @@ def _unaugmented_environments(run: Run, is_augmented: bool) -> list[int]:
     return list(range(count))
 
 
-def _recorded_images(run: Run, hparams: dict[str, Any]) -> Any:
-    """How our harness reads the job's images; None on another host.
+def _make_images(run: Run, hparams: dict[str, Any]) -> Any:
+    """Return the reader of the job's images, or None if the host is not this package's harness.
 
-    Where the model's normalisation was applied, ``hparams`` gets it for the dataset's.
+    If the images were normalised for the model, the dataset's normalisation in ``hparams`` is
+    replaced.
     """
     if not host_lookup.in_our_harness():
         return None
@@ -273,36 +288,35 @@ def _recorded_images(run: Run, hparams: dict[str, Any]) -> Any:
     return Images(plan)
 
 
-def positions_in_environment(split: Split) -> list[int]:
-    """Where the images of a split of `read_data` are in their environment, in order."""
+def get_environment_positions(split: Split) -> list[int]:
+    """Return the positions in its environment of the images of a split from `read_data`."""
     items = split.items.host_items
     positions = list(range(len(items)))
-    while hasattr(items, "underlying_dataset"):  # upstream's name, of a part of a dataset
+    while hasattr(items, "underlying_dataset"):  # upstream's attribute of a part of a dataset
         positions = [items.keys[position] for position in positions]
         items = items.underlying_dataset
     return positions
 
 
-def digest_of_images(environment: Any, positions: Sequence[int]) -> str:
-    """The SHA-256 of the images of a host's environment at these positions, in order.
+def hash_images(environment: Any, positions: Sequence[int]) -> str:
+    """Return a SHA-256 of the images of an environment at these positions, in order.
 
-    Images in files count by their path below the environment's folder, label, size and time of
-    change; those of a tensor by the tensor itself. Of other datasets only the labels are known,
-    and the number of images. Raises OSError for a file that is missing.
+    The digest covers path, label, size and modification time of image files, the values of tensors,
+    and for other datasets the labels and the number of images. Raises OSError if a file is missing.
     """
     digest = hashlib.sha256()
-    for line in _descriptions(environment, positions):
+    for line in _describe_images(environment, positions):
         digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
 
 
-def _descriptions(environment: Any, positions: Sequence[int]) -> Iterator[str]:
+def _describe_images(environment: Any, positions: Sequence[int]) -> Iterator[str]:
     samples = getattr(environment, "samples", None)
     if samples is not None:
         root = str(getattr(environment, "root", ""))
         for position in positions:
             path, label = samples[position]
-            yield f"{_file_description(path, root)} {label}"
+            yield f"{_describe_file(path, root)} {label}"
         return
 
     tensors = getattr(environment, "tensors", None)
@@ -318,17 +332,14 @@ def _descriptions(environment: Any, positions: Sequence[int]) -> Iterator[str]:
         yield " ".join(str(int(targets[position])) for position in positions)
 
 
-def _file_description(path: str, root: str) -> str:
-    """An image's path below ``root``, size and time of change."""
+def _describe_file(path: str, root: str) -> str:
+    """Return the path of an image below ``root``, its size and its modification time."""
     status = os.stat(path)
     return f"{path.removeprefix(root)} {status.st_size} {status.st_mtime_ns}"
 
 
 class _KeyedItems(Dataset[Any]):
-    """Items, each read with random numbers that depend on ``key`` and its position alone.
-
-    ``images``: how our harness reads the job's images; None on another host.
-    """
+    """Items whose random numbers depend only on ``key`` and on the item's position."""
 
     def __init__(self, items: Any, key: tuple[int, ...], images: Any) -> None:
         self._items = items
@@ -337,7 +348,7 @@ class _KeyedItems(Dataset[Any]):
 
     @property
     def host_items(self) -> Any:
-        """The items as the host has them: an environment, or a part of one."""
+        """The host's dataset: an environment or a part of one."""
         return self._items
 
     def __len__(self) -> int:
@@ -355,12 +366,12 @@ class _KeyedItems(Dataset[Any]):
     def _read_by_plan(self, positions: Sequence[int]) -> list[Any]:
         requests = [(0, position, (*self._key, position)) for position in positions]
         batch = self._source.batch(requests)
-        if hasattr(batch, "finish"):  # its second stage is still to come
+        if hasattr(batch, "finish"):  # the second stage of the transform is pending
             batch = batch.finish()
         return list(zip(*batch))
 
     def _read_host_item(self, position: int) -> Any:
-        # As in the harness's `lib/fast_data_loader.py`; no other host draws by a key.
-        seed_of = rng.seed_of if host_lookup.in_our_harness() else misc.seed_hash
-        rng.reseed(int(seed_of(*self._key, position)))
+        # The seed of the harness's `lib/fast_data_loader.py`; other hosts do not draw by a key.
+        make_seed = rng.seed_of if host_lookup.in_our_harness() else misc.seed_hash
+        rng.reseed(int(make_seed(*self._key, position)))
         return self._items[position]

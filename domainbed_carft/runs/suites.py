@@ -1,4 +1,4 @@
-"""A run, or a CLIP without one, measured on the whole test sets of a suite."""
+"""Evaluate a run, or a CLIP checkpoint without a run, on the test sets of a suite."""
 
 from __future__ import annotations
 
@@ -28,25 +28,31 @@ from domainbed_carft.runs.predictions import (
     LoadingOptions,
     Predictor,
     SplitAccuracies,
+    compute_accuracies,
+    make_predictor,
     predict_rows,
-    run_predictor,
-    split_accuracies,
 )
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.splits import Split, step_of
+from domainbed_carft.runs.splits import Split, get_step
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Suite, TestSet, TestSetCopy
 
 
 @dataclass(frozen=True)
 class TestSetScores:
-    """One model on one test set; accuracy, interval and error are shares of 1.
+    """Scores of one model on one test set; accuracy, interval and error are shares of 1.
 
-    ``interval``: Wilson's of the accuracy, at 95%. ``is_complete``: whether the copy has all of the
-    set's images. ``mean_per_class``: None unless others report it of this set.
+    Attributes:
+        images: number of images.
+        correct: number of correctly predicted images.
+        accuracy: accuracy on all images.
+        interval: Wilson's 95% confidence interval of the accuracy.
+        ece: expected calibration error.
+        is_complete: True if no image of the test set is missing.
+        mean_per_class: mean accuracy of the classes, only for test sets reported by this metric.
     """
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # not a pytest class
 
     images: int
     correct: int
@@ -57,7 +63,7 @@ class TestSetScores:
     mean_per_class: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The scores under the keys of JSON documents and of suites.jsonl."""
+        """Return the scores for JSON documents and suites.jsonl."""
         document: dict[str, Any] = {
             "n": self.images,
             "right": self.correct,
@@ -73,11 +79,14 @@ class TestSetScores:
 
 @dataclass(frozen=True)
 class SuiteScores:
-    """One model on a suite.
+    """Scores of one model on a suite.
 
-    ``sets``: by name, without those that are missing or cannot be read. ``means``: the mean of the
-    shifted sets, and without one of them, by key; None unless each of its sets is complete.
-    ``problems``: sentences by set. ``unread``: the sets that could not be read.
+    Attributes:
+        suite: name of the suite.
+        sets: scores by name of the test set; missing and unreadable sets are absent.
+        means: mean accuracies of the shifted sets by key; None unless all of its sets are complete.
+        problems: sentences by name of the test set.
+        unread: names of the test sets that could not be read.
     """
 
     suite: str
@@ -87,7 +96,7 @@ class SuiteScores:
     unread: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """The scores, for JSON; the means are keys beside the others."""
+        """Return the scores for JSON, with each mean as a top-level key."""
         return {
             "suite": self.suite,
             "sets": {name: scores.as_dict() for name, scores in self.sets.items()},
@@ -99,10 +108,12 @@ class SuiteScores:
 
 @dataclass(frozen=True)
 class SuiteEvaluation:
-    """The scores of a model on a suite, and which model it is.
+    """Scores of a model on a suite, with a description of the model.
 
-    ``model``: the facts that the document and the record begin with; of a run those of `run_facts`,
-    of a CLIP without a run its name as ``clip``.
+    Attributes:
+        model: description of a run (see `describe_weights`), or the name of a CLIP checkpoint as
+            "clip"; the first items of document and record.
+        scores: scores on the suite.
     """
 
     model: Mapping[str, Any]
@@ -110,33 +121,29 @@ class SuiteEvaluation:
 
     @property
     def has_unread_sets(self) -> bool:
-        """Whether a test set is there but could not be read."""
+        """True if a test set was found but could not be read."""
         return bool(self.scores.unread)
 
     def as_dict(self) -> dict[str, Any]:
-        """Model and scores, for JSON."""
+        """Return model and scores for JSON."""
         return {**self.model, **self.scores.as_dict()}
 
 
 @dataclass(frozen=True)
 class SuiteTest:
-    """The test sets of a suite, found on the disk and ready to be predicted.
-
-    ``copies``: by set; ``unread``: by set, why it cannot be read. ``plan``: how the model's
-    images are made.
-    """
+    """The test sets of a suite, found on the disk and ready to be predicted."""
 
     suite: Suite
-    copies: Mapping[str, TestSetCopy]
-    unread: Mapping[str, str]
-    plan: ImagePlan
+    copies: Mapping[str, TestSetCopy]  # by name of the test set
+    unread: Mapping[str, str]  # reason why a test set cannot be read, by its name
+    plan: ImagePlan  # transform of the images
     options: LoadingOptions
 
-    def scores(self, predict: Predictor, variants: int = 1) -> list[SuiteScores]:
-        """The scores of each of the ``variants`` that ``predict`` gives.
+    def measure(self, predict: Predictor, variants: int = 1) -> list[SuiteScores]:
+        """Return the scores of each of the ``variants`` of the weights that ``predict`` returns.
 
-        A set with a folder or an image that cannot be read has none. Raises UnreadableError if
-        there is no other.
+        Test sets with an unreadable folder or image have no scores. Raises UnreadableError if no
+        test set has scores.
         """
         problems: dict[str, list[str]] = {}
         unread = []
@@ -155,15 +162,15 @@ class SuiteTest:
                 continue
             try:
                 rows_of_variants = self._predict(test_set, copy, predict, variants)
-            except CarftError as error:  # costs no other set its figures
+            except CarftError as error:  # the other sets can still be measured
                 problems.setdefault(test_set.name, []).append(str(error))
                 unread.append(test_set.name)
                 continue
             for sets, rows in zip(sets_of_variants, rows_of_variants):
-                sets[test_set.name] = _test_set_scores(test_set, copy, rows)
+                sets[test_set.name] = _score_test_set(test_set, copy, rows)
 
         if not sets_of_variants[0]:
-            raise _unreadable_suite(self.suite, problems)
+            raise _make_unreadable_error(self.suite, problems)
         return [
             SuiteScores(self.suite.name, sets, self._means(sets), problems, unread)
             for sets in sets_of_variants
@@ -172,7 +179,7 @@ class SuiteTest:
     def _predict(
         self, test_set: TestSet, copy: TestSetCopy, predict: Predictor, variants: int
     ) -> list[ImageRows]:
-        """The rows of one set, for each variant, by the set's own classes."""
+        """Return the rows of one test set for each variant, in terms of the set's classes."""
 
         def predict_groups(squares: Tensor) -> Iterator[Tensor]:
             no_draws = loading.NO_AUGMENTATION.expand(len(squares), -1)
@@ -196,9 +203,16 @@ class SuiteTest:
 
 
 def group_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    """The largest logit of each of J groups of classes: (N, J) of ``logits`` (N, K).
+    """Return the largest logit of each group of classes.
 
-    One rule for every test set: WiSE-FT's, arXiv 2109.01903 (mlfoundations/wise-ft).
+    The rule of WiSE-FT, arXiv 2109.01903 (mlfoundations/wise-ft), for all test sets.
+
+    Args:
+        logits: (N, K), the logits of the K classes.
+        groups: J groups of class indices.
+
+    Returns:
+        (N, J), the logits of the groups.
     """
     longest = max(map(len, groups))
     padded = []
@@ -209,7 +223,7 @@ def group_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     return logits[:, torch.tensor(padded, device=logits.device)].amax(dim=2)
 
 
-def _test_set_scores(test_set: TestSet, copy: TestSetCopy, rows: ImageRows) -> TestSetScores:
+def _score_test_set(test_set: TestSet, copy: TestSetCopy, rows: ImageRows) -> TestSetScores:
     figures = measure(rows, test_set.classes)
     correct = sum(figures.class_correct)
     return TestSetScores(
@@ -224,7 +238,7 @@ def _test_set_scores(test_set: TestSet, copy: TestSetCopy, rows: ImageRows) -> T
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a binomial share (JASA 22, 1927), ``correct`` of ``count`` > 0."""
+    """Return Wilson's 95% interval (JASA 22, 1927) of the share ``correct / count``."""
     from scipy import stats  # takes a second to import
 
     interval = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
@@ -232,24 +246,24 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 
 
 def evaluate_on_suite(name: str, run: Run, options: LoadingOptions) -> SuiteEvaluation:
-    """A run on the suite called ``name``; raises as `suite_test` and `SuiteTest.scores`."""
-    test = suite_test(name, run, options)
-    (scores,) = test.scores(run_predictor(run, options.device))
-    return SuiteEvaluation(run_facts(run), scores)
+    """Evaluate a run on the suite called ``name``."""
+    test = make_suite_test(name, run, options)
+    (scores,) = test.measure(make_predictor(run, options.device))
+    return SuiteEvaluation(describe_weights(run), scores)
 
 
-def suite_test(
+def make_suite_test(
     name: str, run: Run, options: LoadingOptions, skipped: Collection[str] = ()
 ) -> SuiteTest:
-    """The suite called ``name`` without the ``skipped`` sets, for a run, by its test transform.
+    """Find the test sets of a suite, without the ``skipped`` ones, for a run.
 
-    Raises CarftError for an unknown suite, without one of its sets, and unless the run's classes
-    are the suite's, in order.
+    Raises CarftError if the suite is unknown, none of its test sets is found, or its classes differ
+    from the run's.
     """
     suite = catalogue.get(name).without(skipped)
     require_classes(run, suite)
     copies, unread = _locate(suite, options.data_dir or run.args.get("data_dir"))
-    return SuiteTest(suite, copies, unread, evaluation_plan(run), options)
+    return SuiteTest(suite, copies, unread, get_evaluation_plan(run), options)
 
 
 def measure_variants(
@@ -259,20 +273,24 @@ def measure_variants(
     options: LoadingOptions,
     variants: int = 1,
 ) -> list[tuple[SplitAccuracies, SuiteScores | None]]:
-    """The accuracies on splits and suite of each of the ``variants`` that ``predict`` gives."""
+    """Return the accuracies on splits and suite of each variant that ``predict`` returns."""
     rows_of_variants = predict_rows(splits, predict, options, variants)
-    accuracies = [split_accuracies(splits, rows) for rows in rows_of_variants]
+    accuracies = [compute_accuracies(splits, rows) for rows in rows_of_variants]
     on_suite: list[SuiteScores | None] = [None] * variants
     if test:
-        on_suite = [*test.scores(predict, variants)]
+        on_suite = [*test.measure(predict, variants)]
     return list(zip(accuracies, on_suite))
 
 
 def _locate(suite: Suite, data_dir: str | None) -> tuple[dict[str, TestSetCopy], dict[str, str]]:
-    """The copies of the test sets below ``data_dir``, or below the working folder, by set.
+    """Find the test sets below ``data_dir``, or below the working folder.
 
-    Beside them, why others cannot be read. Raises CarftError if there is no image of any set,
-    UnreadableError if that is since a folder cannot be read.
+    Returns:
+        The copies, and the reasons why others cannot be read, both by name of the test set.
+
+    Raises:
+        CarftError: if there is no image of any test set.
+        UnreadableError: if there is none because a folder cannot be read.
     """
     folder = Path(data_dir or ".")
     copies = {}
@@ -285,30 +303,30 @@ def _locate(suite: Suite, data_dir: str | None) -> tuple[dict[str, TestSetCopy],
     if any(copy.samples for copy in copies.values()):
         return copies, unread
 
-    for problem in missing_data_dir(folder):  # said once, and not of each set
+    for problem in missing_data_dir(folder):  # once instead of for each test set
         raise CarftError(problem)
     problems = {name: list(copy.problems) for name, copy in copies.items()}
     problems |= {name: [sentence] for name, sentence in unread.items()}
     if unread:
-        raise _unreadable_suite(suite, problems)
+        raise _make_unreadable_error(suite, problems)
     raise CarftError(
-        f"no test set of the suite {suite.name} is in --data_dir {folder}: {_by_set(problems)}"
+        f"no test set of the suite {suite.name} is in --data_dir {folder}: "
+        f"{_format_problems(problems)}"
     )
 
 
-def _unreadable_suite(suite: Suite, problems: Mapping[str, Sequence[str]]) -> UnreadableError:
-    """The error for a suite without any set that can be read; ``problems``: sentences by set."""
+def _make_unreadable_error(suite: Suite, problems: Mapping[str, Sequence[str]]) -> UnreadableError:
     return UnreadableError(
-        f"no test set of the suite {suite.name} can be read: {_by_set(problems)}"
+        f"no test set of the suite {suite.name} can be read: {_format_problems(problems)}"
     )
 
 
-def _by_set(problems: Mapping[str, Sequence[str]]) -> str:
+def _format_problems(problems: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{name}: {'; '.join(sentences)}" for name, sentences in problems.items())
 
 
 def require_classes(run: Run, suite: Suite) -> None:
-    """Raise CarftError unless the run's classes are the suite's, in order."""
+    """Raise CarftError unless run and suite have the same classes in the same order."""
     if tuple(run.classes) == suite.classes:
         return
 
@@ -316,36 +334,33 @@ def require_classes(run: Run, suite: Suite) -> None:
     run_class, suite_class = next(pair for pair in pairs if pair[0] != pair[1])
     raise CarftError(
         f"{run.path} has {len(run.classes):,} classes, expected the {len(suite.classes):,} of "
-        f"the suite {suite.name} in their order (found {run_class!r} instead of "
+        f"the suite {suite.name} in the same order (found {run_class!r} instead of "
         f"{suite_class!r})"
     )
 
 
-def evaluation_plan(run: Run) -> ImagePlan:
-    """How the images of a suite are made for a run: as its own are, without augmentation."""
+def get_evaluation_plan(run: Run) -> ImagePlan:
+    """Return the transform of a suite's images for a run: the run's own, without augmentation."""
     resolution = run.algorithm.input.preprocessing.resolution
     return dataclasses.replace(run.image_plan.without_augmentation(), size=resolution)
 
 
 def evaluate_clip(name: str, suite_name: str, options: LoadingOptions) -> SuiteEvaluation:
-    """The CLIP called ``name`` (as in `backbone.load`), zero-shot, on a suite.
-
-    Raises CarftError for an unknown CLIP or suite, and without one of the suite's sets.
-    """
+    """Evaluate a CLIP checkpoint, by a name for `backbone.load`, zero-shot on a suite."""
     suite = catalogue.get(suite_name)
     copies, unread = _locate(suite, options.data_dir)
-    plan, predict = zero_shot_classifier(suite, backbone.load(name), options.device)
+    plan, predict = make_zero_shot_classifier(suite, backbone.load(name), options.device)
     test = SuiteTest(suite, copies, unread, plan, options)
-    (scores,) = test.scores(predict)
+    (scores,) = test.measure(predict)
     return SuiteEvaluation({"clip": name, "algorithm": "zero-shot CLIP"}, scores)
 
 
-def zero_shot_classifier(
+def make_zero_shot_classifier(
     suite: Suite, clip: backbone.Backbone, device: torch.device
 ) -> tuple[ImagePlan, Predictor]:
-    """How the CLIP's images are made, and what predicts a suite's classes by the suite's prompts.
+    """Return transform and predictor of a CLIP model for a suite's classes and prompts.
 
-    The CLIP is moved to ``device``.
+    The model is moved to ``device``.
     """
     suite_prompts = prompts.prompts(prompts.contexts(suite.contexts, 1), suite.classes)
     text_features = backbone.text_features(clip, suite_prompts)
@@ -367,43 +382,38 @@ def zero_shot_classifier(
     return plan, predict
 
 
-def run_facts(run: Run) -> dict[str, Any]:
-    """What a document and a record say of a run's weights."""
+def describe_weights(run: Run) -> dict[str, Any]:
+    """Return the description of a run's weights for documents and records."""
     return {
         "run": str(run.path),
         "algorithm": run.args["algorithm"],
         "title": run.title,
         "weights": run.path.name,
-        "step": step_of(run),
+        "step": get_step(run),
         "wise_ft_alpha": run.alpha,
     }
 
 
 def append_record(weights_file: Path, evaluation: SuiteEvaluation) -> None:
-    """Add a line to suites.jsonl in the folder of the weights, if that is a job's.
+    """Add a line to suites.jsonl in the folder of the weights, if it is a job's folder.
 
-    Adds none where an image could not be read: an earlier record may be complete.
+    An evaluation with unreadable images is not recorded, since an earlier record can be complete.
     """
-    is_job = (weights_file.parent / RECORDS).exists()
-    if is_job and not evaluation.has_unread_sets:
+    if (weights_file.parent / RECORDS).exists() and not evaluation.has_unread_sets:
         digest = weights.cached_sha256(weights_file)
         records.append(weights_file.parent, {**evaluation.as_dict(), "weights_digest": digest})
 
 
 @dataclass(frozen=True)
 class TestSetImages(Dataset[Any]):
-    """Squares (S, S, 3), uint8, before they are normalised, and labels.
+    """A torch dataset of square images (S, S, 3), uint8, before normalisation, and labels."""
 
-    ``samples``: paths or arrays (H, W, 3) with their labels. ``border`` and
-    ``is_resized_by_pillow``: as of `TestSet`. ``plan``: how an image becomes a square.
-    """
+    __test__ = False  # not a pytest class
 
-    __test__ = False  # no test of pytest's
-
-    samples: Sequence[tuple[Any, int]]
-    border: int
-    plan: ImagePlan
-    is_resized_by_pillow: bool = False
+    samples: Sequence[tuple[Any, int]]  # paths or arrays (H, W, 3), with labels
+    border: int  # see `TestSet`
+    plan: ImagePlan  # makes an image square
+    is_resized_by_pillow: bool = False  # see `TestSet`
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -411,21 +421,21 @@ class TestSetImages(Dataset[Any]):
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         sample, label = self.samples[position]
         if not isinstance(sample, str):
-            return self._square(torch.as_tensor(sample)), label
+            return self._make_square(torch.as_tensor(sample)), label
 
         with image_files.refuse_truncated_files():
-            return image_files.read_image(self._square_of_file, sample), label
+            return image_files.read_image(self._read_square, sample), label
 
-    def _square_of_file(self, path: str) -> Tensor:
-        return self._square(loading.decode(path))
+    def _read_square(self, path: str) -> Tensor:
+        return self._make_square(loading.decode(path))
 
-    def _square(self, pixels: Tensor) -> Tensor:
-        """An image (H, W, 3) without its border, cropped and resized by the plan."""
+    def _make_square(self, pixels: Tensor) -> Tensor:
+        """Remove the border of an image (H, W, 3), then crop and resize it."""
         height, width = pixels.shape[:2]
         if min(height, width) <= 2 * self.border:
             raise CarftError(
-                f"of its {width} x {height} pixels nothing is left without the border of "
-                f"{self.border} pixels on each side"
+                f"the image has {width} x {height} pixels, too small to remove a border of "
+                f"{self.border} pixels from each side"
             )
 
         inside = pixels[self.border : height - self.border, self.border : width - self.border]

@@ -1,7 +1,7 @@
-"""All selected runs of a sweep measured, several at a time: image by image, or on a suite.
+"""Evaluate all selected runs of a sweep, several at a time: image by image, or on a suite.
 
-Each has a process of its own (`sweep_job`), a fork of a server that has imported torch. What it
-measured is in the run's folder when it ends, so an interrupted command goes on where it was.
+Each run has its own process (`sweep_job`), forked from a server that has imported torch. A process
+saves its results in the run's folder before it ends, so an interrupted command can be resumed.
 """
 
 from __future__ import annotations
@@ -38,18 +38,24 @@ from domainbed_carft.runs.saved import choose_weights
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.text import log, progress, quantity
 
-# Bytes of weights that one pass over a suite holds at a time: hundreds of small CLIPs, five
-# ViT-B/16. More runs need more passes, so that neither memory nor an interruption costs much.
-_PASS_BYTES = 2 << 30
+# Bytes of weights that one pass over a suite holds: hundreds of small CLIP models, or five
+# ViT-B/16. A limit bounds the memory, and the work that an interruption loses.
+_MAX_PASS_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """How the runs of a sweep are measured.
+    """Options for evaluating the runs of a sweep.
 
-    ``original``: the CLIP that the runs started from, needed unless that is a published one.
-    ``jobs``: how many runs at a time, as of the launcher pool. Others as in
-    `predictions.LoadingOptions`.
+    Attributes:
+        device: such as "cpu" or "cuda:1"; None for the GPU if there is one.
+        batch_size: images per batch.
+        workers: number of processes that load images; None for one per core if there are many
+            images.
+        data_dir: folder of the data; None for the recorded one.
+        original: the CLIP checkpoint that the runs started from; required unless it is a published
+            one.
+        jobs: number of runs evaluated at a time; None for the default of the launcher pool.
     """
 
     device: str | None = None
@@ -62,9 +68,15 @@ class SweepOptions:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """One selected run of a table, and its figures at its step.
+    """A selected run of a table, and its figures at the selected step.
 
-    ``environment``: the label of the column; ``figures``: None where there is a ``problem``.
+    Attributes:
+        setting: title of the group of runs, the heading of its tables.
+        method: name of the selection method.
+        selected: the selected run.
+        environment: label of the column.
+        figures: accuracy and calibration, or None if there is a problem.
+        problem: reason why the run could not be evaluated, or None.
     """
 
     setting: str
@@ -81,16 +93,16 @@ class EvaluatedRun:
 
     @property
     def step(self) -> int:
-        """The step that was selected."""
+        """The selected step."""
         return int(self.selected.outcome.step)
 
     @property
     def on_target(self) -> SplitMetrics | None:
-        """The figures on the environment left out; of a job that left out none, on this one."""
+        """The figures on the target, or on the column's environment if the job has no target."""
         return self.figures.get_environment(self.selected.target) if self.figures else None
 
     def as_dict(self) -> dict[str, Any]:
-        """The run and its figures, for JSON; accuracies are shares of 1."""
+        """Return the run and its figures for JSON; accuracies are shares of 1."""
         return {
             "setting": self.setting,
             "selection": self.method,
@@ -110,7 +122,12 @@ class EvaluatedRun:
 class SweepEvaluation:
     """The selected runs of a sweep, in the order of its tables.
 
-    ``measured``, ``current``: how many were measured now, and how many had been before.
+    Attributes:
+        folder: output folder of the sweep.
+        collection: the collected records of the sweep.
+        runs: the selected runs with their figures.
+        measured: number of runs that were evaluated by this call.
+        current: number of runs whose earlier evaluation was still valid.
     """
 
     folder: Path
@@ -121,11 +138,11 @@ class SweepEvaluation:
 
     @property
     def problems(self) -> dict[tuple[Path, int], str]:
-        """Why runs have no figures, by folder and step."""
+        """Reasons why runs have no figures, by folder and step."""
         return {(run.folder, run.step): run.problem for run in self.runs if run.problem}
 
     def as_dict(self) -> dict[str, Any]:
-        """The evaluation, for JSON."""
+        """Return the evaluation for JSON."""
         return {
             "sweep": str(self.folder),
             "measured": self.measured,
@@ -135,7 +152,7 @@ class SweepEvaluation:
 
 
 def is_sweep_folder(path: Path) -> bool:
-    """Whether a path is the output folder of a sweep, and not that of a job."""
+    """Return True if a path is the output folder of a sweep, not the folder of a job."""
     if not path.is_dir() or any((path / name).exists() for name in (RECORDS, *WEIGHTS.values())):
         return False
     patterns = ["*/" * levels + RECORDS for levels in range(1, DEPTH + 1)]
@@ -145,12 +162,20 @@ def is_sweep_folder(path: Path) -> bool:
 def evaluate_sweep(
     folder: Path, options: SweepOptions, methods: Sequence[str] | None = None
 ) -> SweepEvaluation:
-    """Evaluate every run that a selection method chose, unless its figures are there and true.
+    """Evaluate every run that a selection method chose, unless its figures are up to date.
 
-    ``methods``: names of selection methods; None for those that the tables show. A run that cannot
-    be evaluated has a problem instead. Raises CarftError if there is no record, for an unknown
-    selection method, and for an ``original`` that does not exist; KeyboardInterrupt and SystemExit
-    after signals, which lose only the runs in progress.
+    A run that cannot be evaluated has a problem instead of figures. After a signal, only the runs
+    in progress are lost.
+
+    Args:
+        folder: output folder of the sweep.
+        options: how to evaluate the runs.
+        methods: names of selection methods. Default: the methods shown in the tables.
+
+    Raises:
+        CarftError: if there are no records, a selection method is unknown, or ``options.original``
+            does not exist.
+        KeyboardInterrupt, SystemExit: after signals.
     """
     if options.original is not None:
         _require_original(options.original)
@@ -159,7 +184,7 @@ def evaluate_sweep(
         (group, method, chosen)
         for group in gathered.groups
         for method in gathered.methods
-        for chosen in _in_order_of_tables(group, method)
+        for chosen in _select_in_table_order(group, method)
     ]
     steps = dict.fromkeys(
         (chosen.run.folder, int(chosen.outcome.step)) for _, _, chosen in selected
@@ -171,14 +196,14 @@ def evaluate_sweep(
     return SweepEvaluation(
         folder=folder,
         collection=gathered,
-        runs=[_evaluated_run(group, method, chosen, ends) for group, method, chosen in selected],
+        runs=[_read_run(group, method, chosen, ends) for group, method, chosen in selected],
         measured=statuses.count(0),
         current=statuses.count(sweep_job.CURRENT),
     )
 
 
-def _in_order_of_tables(group: Group, method: str) -> list[SelectedRun]:
-    """What a method selects from a group, in the order of its tables, rows, columns and trials."""
+def _select_in_table_order(group: Group, method: str) -> list[SelectedRun]:
+    """Return the runs that a method selects, in the order of tables, rows, columns and trials."""
     selected = group.select(method)
     datasets = list(group.environments)
     rows = group.order_rows(chosen.row for chosen in selected)
@@ -193,9 +218,10 @@ def _in_order_of_tables(group: Group, method: str) -> list[SelectedRun]:
     )
 
 
-def _evaluated_run(
-    group: Group, method: str, chosen: SelectedRun, ends: Mapping[tuple[str, int], End]
+def _read_run(
+    group: Group, method: str, chosen: SelectedRun, ends: Mapping[tuple[str, int], ProcessEnd]
 ) -> EvaluatedRun:
+    """Return a selected run with the figures that its process has saved."""
     end = ends[chosen.run.folder, int(chosen.outcome.step)]
     figures: RunMetrics | str = end.message
     if end.status in (0, sweep_job.CURRENT):
@@ -214,29 +240,34 @@ def _evaluated_run(
 
 
 @dataclass(frozen=True)
-class SweepOnSuite:
-    """How many runs were measured, and why others were not."""
+class SweepSuiteEvaluation:
+    """Number of runs that were evaluated on a suite, and problems of the others."""
 
     measured: int
     problems: list[str]
 
 
 def _require_original(name: str) -> None:
-    is_published = name.startswith(open_clip.PREFIX) or name in openai.PUBLISHED
-    if not is_published and not Path(name).is_file():
-        raise CarftError(invalid("original", name, "an existing file, or the name of a CLIP"))
+    if name.startswith(open_clip.PREFIX) or name in openai.PUBLISHED:
+        return
+    if not Path(name).is_file():
+        raise CarftError(
+            invalid("original", name, "an existing file, or the name of a CLIP checkpoint")
+        )
 
 
-def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> SweepOnSuite:
-    """Measure each run that validation chose on the sets of a suite that it was not trained on.
+def evaluate_sweep_on_suite(
+    folder: Path, suite: str, options: SweepOptions
+) -> SweepSuiteEvaluation:
+    """Evaluate each run that validation chose on the sets of a suite that it was not trained on.
 
-    The records are added to the jobs' suites.jsonl. Runs with a record of their weights are not
-    measured again. What keeps some runs from being measured keeps no others. Raises CarftError for
-    an unknown suite.
+    Records are added to the jobs' suites.jsonl. Runs with a record of their current weights are
+    skipped. Problems of one run do not affect the others. Raises CarftError if the suite is
+    unknown.
     """
     catalogue.get(suite)
     groups = collection.gather([folder]).groups
-    tasks = list(_passes([run for group in groups for run in selected_runs(group)], suite))
+    tasks = list(_make_tasks([run for group in groups for run in selected_runs(group)], suite))
     ends = run_in_pool(tasks, options)
 
     measured = 0
@@ -247,12 +278,12 @@ def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> 
             measured += n_runs
         else:
             first = Path(task["weights"][0]).parent
-            problems.append(f"{quantity(n_runs, 'run')}, {first} first: {end.message}")
-    return SweepOnSuite(measured, problems)
+            problems.append(f"{quantity(n_runs, 'run')}, starting with {first}: {end.message}")
+    return SweepSuiteEvaluation(measured, problems)
 
 
-def _passes(runs: Sequence[SuiteRun], suite: str) -> Iterator[dict[str, Any]]:
-    """The tasks of the runs without a record, by the environments that they were trained on."""
+def _make_tasks(runs: Sequence[SuiteRun], suite: str) -> Iterator[dict[str, Any]]:
+    """Return tasks for the runs without a record, grouped by their training environments."""
     weights: dict[frozenset[str], list[Path]] = defaultdict(list)
     for run in runs:
         file = choose_weights(run.folder, None)
@@ -260,7 +291,7 @@ def _passes(runs: Sequence[SuiteRun], suite: str) -> Iterator[dict[str, Any]]:
             weights[run.trained_on].append(file)
 
     for trained_on, files in weights.items():
-        for part in _parts(files):
+        for part in _divide_by_size(files):
             yield {
                 "suite": suite,
                 "weights": [str(file) for file in part],
@@ -268,13 +299,13 @@ def _passes(runs: Sequence[SuiteRun], suite: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def _parts(files: Sequence[Path]) -> Iterator[list[Path]]:
-    """The files in order, as lists of at most _PASS_BYTES, or of one file that is larger."""
+def _divide_by_size(files: Sequence[Path]) -> Iterator[list[Path]]:
+    """Divide files, in order, into lists of at most _MAX_PASS_BYTES or one larger file."""
     part: list[Path] = []
     held_bytes = 0
     for file in files:
         size = file.stat().st_size
-        if part and held_bytes + size > _PASS_BYTES:
+        if part and held_bytes + size > _MAX_PASS_BYTES:
             yield part
             part = []
             held_bytes = 0
@@ -286,7 +317,7 @@ def _parts(files: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 def _has_record(weights_file: Path, suite: str) -> bool:
-    """Whether the job's records have this suite by these very weights."""
+    """Return True if the job's records contain this suite, evaluated with these weights."""
     return any(
         (record["suite"], record["weights"], record["wise_ft_alpha"])
         == (suite, weights_file.name, None)
@@ -295,22 +326,22 @@ def _has_record(weights_file: Path, suite: str) -> bool:
     )
 
 
-class End(NamedTuple):
+class ProcessEnd(NamedTuple):
     """The exit status of a process, and the last line that it wrote to standard error."""
 
     status: int
     message: str
 
 
-def run_in_pool(tasks: Sequence[Mapping[str, Any]], options: SweepOptions) -> list[End]:
-    """How the process of each task ended, several at a time.
+def run_in_pool(tasks: Sequence[Mapping[str, Any]], options: SweepOptions) -> list[ProcessEnd]:
+    """Run a process for each task, several at a time, and return how each process ended.
 
-    Raises KeyboardInterrupt and SystemExit after signals.
+    Raises KeyboardInterrupt or SystemExit after signals.
     """
     pool: Any = launchers.make("pool", {"jobs": options.jobs})
     raise_for(pool.problems())
     slots = pool.slots(len(tasks)) if tasks else []
-    ends = [End(1, "not evaluated: the command was stopped") for _ in tasks]
+    ends = [ProcessEnd(1, "not evaluated: the command was stopped") for _ in tasks]
     waiting = deque(enumerate(tasks))
     fork_server = ForkServer(detached=True, module=sweep_job.MODULE)
     children = Children(fork_server)
@@ -321,7 +352,7 @@ def run_in_pool(tasks: Sequence[Mapping[str, Any]], options: SweepOptions) -> li
         while waiting and children.stopped_by is None:
             try:
                 number, task = waiting.popleft()
-            except IndexError:  # another thread was faster
+            except IndexError:  # another thread has taken the last task
                 return
             content = {**dataclasses.asdict(options), **task}
             command = [sys.executable, "-m", sweep_job.MODULE, json.dumps(content)]
@@ -337,14 +368,14 @@ def run_in_pool(tasks: Sequence[Mapping[str, Any]], options: SweepOptions) -> li
     return ends
 
 
-def run_process(command: Sequence[str], slot: Mapping[str, str], children: Children) -> End:
-    """How a process with a slot's variables ended."""
+def run_process(command: Sequence[str], slot: Mapping[str, str], children: Children) -> ProcessEnd:
+    """Run a process with the process variables of a slot, and return how it ended."""
     with tempfile.NamedTemporaryFile(prefix="carft-evaluate-") as stderr:
-        # The process needs no lock of ours, but a fork server hands one on.
+        # Stands for the lock's descriptor that a fork server passes to training jobs.
         descriptor = os.open(os.devnull, os.O_RDONLY)
         try:
             status = children.run(command, {**os.environ, **slot}, descriptor, stderr.file)
         finally:
             os.close(descriptor)
         message = read_last_line(stderr.name) or f"the process ended with status {status}"
-        return End(status, message)
+        return ProcessEnd(status, message)

@@ -1,7 +1,7 @@
-"""The process that `carft evaluate OUT` starts: it measures one run, or several on a suite.
+"""The process that `carft evaluate OUT` starts to evaluate one run, or several runs on a suite.
 
-`python -m domainbed_carft.runs.sweep_job TASK` with the task as JSON. The exit status and the last
-line of standard error say how it ended; what was measured is in the runs' folders.
+Usage: `python -m domainbed_carft.runs.sweep_job TASK`, with the task as JSON. The result is the
+exit status and the last line of standard error. Figures are saved in the runs' folders.
 """
 
 from __future__ import annotations
@@ -51,33 +51,33 @@ from domainbed_carft.runs.splits import RunData, Split
 from domainbed_carft.runs.suites import (
     SuiteEvaluation,
     append_record,
-    evaluation_plan,
+    describe_weights,
+    get_evaluation_plan,
+    make_suite_test,
     require_classes,
-    run_facts,
-    suite_test,
 )
-from domainbed_carft.runs.zero_shot import zero_shot_columns
+from domainbed_carft.runs.zero_shot import get_zero_shot_columns
 from domainbed_carft.suites import catalogue
 from domainbed_carft.text import printable
 
-# A process needs this only when it reads its first image; the fork server imports it once for
-# all. Without numba, or beside a numpy that it does not fit, torch and Pillow do the work.
+# Imported here so that the fork server does it once for all processes. Without numba, or with an
+# incompatible numpy, torch and Pillow are used instead.
 with contextlib.suppress(Exception):
     importlib.import_module("domainbed_carft.images.compiled")
 
 MODULE = "domainbed_carft.runs.sweep_job"
 
-# Exit statuses beside 0, measured now.
+# Exit statuses; 0 means that the run was evaluated now.
 FAILED = 1
-CURRENT = 3  # the files in the folder are still true
+CURRENT = 3  # the files in the folder are up to date
 
-LOWEST_TEMPERATURE = 0.01
-HIGHEST_TEMPERATURE = 100.0
+MIN_TEMPERATURE = 0.01
+MAX_TEMPERATURE = 100.0
 _PRECISION = 1e-15  # of the logarithm of the temperature
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do the task that is the argument; returns the exit status."""
+    """Run the task in the argument, and return the exit status."""
     (text,) = argv or sys.argv[1:]
     task = json.loads(text)
     try:
@@ -91,9 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             files = [Path(file) for file in task["weights"]]
             evaluate_together(files, task["suite"], options, skipped=task["skipped"])
             return 0
-        is_new = evaluate_run(Path(task["folder"]), task["step"], options, task["original"])
-        return 0 if is_new else CURRENT
-    except (CarftError, OSError, RuntimeError) as error:  # torch's, of memory
+        if evaluate_run(Path(task["folder"]), task["step"], options, task["original"]):
+            return 0
+        return CURRENT
+    except (CarftError, OSError, RuntimeError) as error:  # RuntimeError: torch is out of memory
         print(printable(str(error).splitlines()[0]), file=sys.stderr)
         return FAILED
 
@@ -101,27 +102,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate_run(
     folder: Path, step: int, options: LoadingOptions, original: str | None = None
 ) -> bool:
-    """Open a run, predict, measure, save; whether it had to be predicted.
+    """Evaluate a run at a step and save its rows and figures in its folder.
 
-    If the rows in the folder are of the same weights, images and prompts, only the figures are
-    made. ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises
-    CarftError if that, the weights of the step or an image cannot be read.
+    If the folder has rows of the same weights, images and prompts, only the figures are computed.
+
+    Args:
+        folder: folder of the run's job.
+        step: the step whose weights are evaluated.
+        options: how to load the images.
+        original: the CLIP checkpoint that the run started from, see `saved.load_original_clip`.
+
+    Returns:
+        True if the images had to be predicted.
+
+    Raises:
+        CarftError: if the original, the weights of the step or an image cannot be read.
     """
-    recorded = _recorded_run(folder, step)
+    recorded = _find_recorded_run(folder, step)
     earlier = None
-    with contextlib.suppress(CarftError):  # none, or a damaged one
+    with contextlib.suppress(CarftError):  # the file is missing or damaged
         earlier = evaluations.load_rows(folder, step)
 
     run = saved.open_step(recorded, step)
     if run is None:
-        # Weights that were deleted since then can make nothing stale.
+        # If the weights were deleted after an evaluation, its rows are still valid.
         if earlier is None or not earlier[1].matches(recorded.job):
             raise CarftError(f"weights of step {step} were not kept")
         _save_figures(folder, *earlier)
         return False
 
     task = prepare(run, step, options.data_dir)
-    facts = facts_of(task)
+    facts = describe_task(task)
     if earlier and dataclasses.replace(earlier[1], temperature=None, validation=[]) == facts:
         _save_figures(folder, *earlier)
         return False
@@ -133,8 +144,8 @@ def evaluate_run(
     return True
 
 
-def _recorded_run(folder: Path, step: int) -> RecordedRun:
-    """The run whose records in the folder have this step."""
+def _find_recorded_run(folder: Path, step: int) -> RecordedRun:
+    """Return the run whose records in the folder contain this step."""
     runs, _ = records.read([folder])
     run = next((candidate for candidate in runs if step in candidate.steps), None)
     if run is None:
@@ -143,7 +154,7 @@ def _recorded_run(folder: Path, step: int) -> RecordedRun:
 
 
 def _save_figures(folder: Path, rows: EvaluatedRows, facts: EvaluationFacts) -> None:
-    """Write the figures of the rows, unless they are there."""
+    """Write the figures of the rows, unless the folder already has them."""
     figures = evaluations.measure_run(rows, facts)
     if evaluations.find_metrics(folder, facts.step) != figures:
         evaluations.save_metrics(folder, figures)
@@ -151,24 +162,23 @@ def _save_figures(folder: Path, rows: EvaluatedRows, facts: EvaluationFacts) -> 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """A run at one step, on the images that its evaluation needs, all as the model takes them.
-
-    ``reported``: the splits whose accuracy the tables report: the in-splits of the targets, or
-    without any the out-splits. ``validation``: the out-splits of the training environments, that
-    the temperature is fitted on; none without a target. None of them is empty.
-    """
+    """A run at one step, with the images that its evaluation needs."""
 
     run: Run
     step: int
     data: RunData
+    # Non-empty splits whose accuracy the tables report: the in-splits of the targets, or the
+    # out-splits if the job has no target.
     reported: list[Split]
+    # Non-empty out-splits of the training environments, to fit the temperature; [] if the job has
+    # no target.
     validation: list[Split]
 
 
 def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
-    """The task of a run, its images through the test transform.
+    """Return the task of a run, with test-transformed images.
 
-    Raises CarftError as `splits.splits`, and for a run whose targets have no in-split.
+    Raises CarftError as `splits.read_splits` does, and if the targets have no in-split.
     """
     data = splitting.read_data(run, data_dir, is_augmented=False)
     reported = [part for part in data.splits if part.name.endswith("_out") and len(part)]
@@ -178,12 +188,12 @@ def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
         in_splits = [part for part in data.splits if part.name.endswith("_in") and len(part)]
         reported = [part for part in in_splits if part.is_target]
     if not reported:
-        raise CarftError(f"{run.path} has no images whose accuracy the tables report")
+        raise CarftError(f"{run.path} has no images in the splits that the tables report")
     return EvaluationTask(run, step, data, reported, validation)
 
 
-def facts_of(task: EvaluationTask) -> EvaluationFacts:
-    """What the task will measure, without its temperature and validation splits."""
+def describe_task(task: EvaluationTask) -> EvaluationFacts:
+    """Return the facts of a task, without temperature and validation splits."""
     run = task.run
     return EvaluationFacts(
         format=evaluations.FORMAT,
@@ -194,7 +204,7 @@ def facts_of(task: EvaluationTask) -> EvaluationFacts:
         hparams_seed=run.args.get("hparams_seed") or 0,
         step=task.step,
         weights=weights.sha256(run.path),
-        data=_data_digest(task),
+        data=_hash_data(task),
         prompts_digest=run.hparams["prompts_digest"],
         clip_digest=run.hparams["clip_digest"],
         classes=list(run.classes),
@@ -208,13 +218,13 @@ def facts_of(task: EvaluationTask) -> EvaluationFacts:
     )
 
 
-def _data_digest(task: EvaluationTask) -> str:
-    """A SHA-256 of all images that are predicted, split by split."""
+def _hash_data(task: EvaluationTask) -> str:
+    """Return a SHA-256 of all images that are predicted, split by split."""
     digest = hashlib.sha256()
     for part in (*task.reported, *task.validation):
         environment = task.data.dataset[part.number]
-        positions = splitting.positions_in_environment(part)
-        images = splitting.digest_of_images(environment, positions)
+        positions = splitting.get_environment_positions(part)
+        images = splitting.hash_images(environment, positions)
         digest.update(f"{part.name} {part.environment} {images}\n".encode())
     return digest.hexdigest()
 
@@ -225,10 +235,16 @@ def evaluate_images(
     options: LoadingOptions,
     original: str | None = None,
 ) -> tuple[EvaluatedRows, EvaluationFacts]:
-    """The rows of the reported splits, and the facts with temperature and validation splits.
+    """Predict the images of a task.
 
-    ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises CarftError
-    where it or an image cannot be read.
+    Args:
+        task: the run and its images.
+        facts: the facts of the task.
+        options: how to load the images.
+        original: the CLIP checkpoint that the run started from, see `saved.load_original_clip`.
+
+    Returns:
+        The rows of the reported splits, and the facts with temperature and validation splits.
     """
     algorithm = task.run.algorithm.to(options.device)
     temperature, validation = _validate(task, options)
@@ -243,7 +259,8 @@ def evaluate_images(
         task.reported, predict_at_temperatures, options, variants=2 if temperature else 1
     )
     zero_shot = [
-        zero_shot_columns(task.run, task.data, part, options, original) for part in task.reported
+        get_zero_shot_columns(task.run, task.data, part, options, original)
+        for part in task.reported
     ]
     evaluated_rows = EvaluatedRows(
         raw=ImageRows.concatenate(rows[0]),
@@ -260,7 +277,7 @@ def evaluate_images(
 def _validate(
     task: EvaluationTask, options: LoadingOptions
 ) -> tuple[Temperature | None, list[ValidationSplit]]:
-    """The temperature on the validation splits, None without any, and how many they have right."""
+    """Fit the temperature on the validation splits, if there are any, and count correct images."""
     logits = []
     labels = []
     correct: Counter[int] = Counter()
@@ -281,65 +298,79 @@ def _validate(
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
-    """The temperature with the least mean negative log-likelihood (Guo et al., ICML 2017).
+    """Return the temperature with minimal mean negative log-likelihood (Guo et al., ICML 2017).
 
-    It is from LOWEST_TEMPERATURE to HIGHEST_TEMPERATURE: if all images are predicted correctly,
-    the best one is 0, and the answer is the lowest. ``logits``: (N, K), of any floating-point type,
-    N > 0; ``labels``: (N,).
+    Args:
+        logits: (N, K), of any floating-point type, N > 0.
+        labels: (N,).
+
+    Returns:
+        A temperature from MIN_TEMPERATURE to MAX_TEMPERATURE. If all images are predicted
+        correctly, the optimum is 0, so MIN_TEMPERATURE is returned.
     """
     exact_logits = logits.double()
     true_logits = exact_logits.gather(1, labels[:, None]).squeeze(1)
 
     def slope(log_temperature: float) -> float:
-        """The derivative of the mean negative log-likelihood in the inverse temperature.
+        """Return the derivative of the mean negative log-likelihood by the inverse temperature.
 
-        That likelihood is convex in the inverse temperature, so there is one root at most.
+        The negative log-likelihood is convex in the inverse temperature, so the derivative has at
+        most one root.
         """
         probabilities = (exact_logits / math.exp(log_temperature)).softmax(dim=1)
         mean = (probabilities * exact_logits).sum(dim=1)
         return float((mean - true_logits).mean())
 
-    lowest = math.log(LOWEST_TEMPERATURE)
-    highest = math.log(HIGHEST_TEMPERATURE)
-    if slope(lowest) <= 0:
-        return Temperature(LOWEST_TEMPERATURE, len(labels), is_at_limit=True)
-    if slope(highest) >= 0:
-        return Temperature(HIGHEST_TEMPERATURE, len(labels), is_at_limit=True)
-    root = optimize.brentq(slope, lowest, highest, xtol=_PRECISION)
+    minimum = math.log(MIN_TEMPERATURE)
+    maximum = math.log(MAX_TEMPERATURE)
+    if slope(minimum) <= 0:
+        return Temperature(MIN_TEMPERATURE, len(labels), is_at_limit=True)
+    if slope(maximum) >= 0:
+        return Temperature(MAX_TEMPERATURE, len(labels), is_at_limit=True)
+    root = optimize.brentq(slope, minimum, maximum, xtol=_PRECISION)
     return Temperature(math.exp(root), len(labels), is_at_limit=False)
 
 
 def evaluate_together(
     files: Sequence[Path], suite: str, options: LoadingOptions, skipped: Collection[str] = ()
 ) -> None:
-    """Measure runs on the sets of a suite but the ``skipped``; each adds to its suites.jsonl.
+    """Evaluate runs on a suite and add records to their suites.jsonl.
 
-    ``files``: their weights. Runs whose images are made in one way share a pass over them. Raises
-    CarftError as `open_run` and `suite_test`, and if a set cannot be read; then the runs of that
-    pass get no record.
+    Runs with the same transform share one pass over the images. If a test set cannot be read, the
+    runs of that pass get no record.
+
+    Args:
+        files: weights files of the runs.
+        suite: name of the suite.
+        options: how to load the images.
+        skipped: names of test sets to skip.
+
+    Raises:
+        CarftError: if a run cannot be opened, or a test set cannot be found or read.
     """
     runs_by_plan: dict[ImagePlan, list[Run]] = defaultdict(list)
     for file in files:
         run = saved.open_run(file)
         require_classes(run, catalogue.get(suite))
-        runs_by_plan[evaluation_plan(run)].append(run)
+        runs_by_plan[get_evaluation_plan(run)].append(run)
 
     options = dataclasses.replace(options, workers=options.workers or 0)
     for runs in runs_by_plan.values():
-        test = suite_test(suite, runs[0], options, skipped)
-        all_scores = test.scores(_predictor(runs, options), variants=len(runs))
+        test = make_suite_test(suite, runs[0], options, skipped)
+        all_scores = test.measure(_make_joint_predictor(runs, options), variants=len(runs))
         first = all_scores[0]
         if first.unread:
             reasons = [f"{name}: {'; '.join(first.problems[name])}" for name in first.unread]
             raise CarftError(f"{suite} cannot be read: {'; '.join(reasons)}")
         for run, scores in zip(runs, all_scores, strict=True):
-            append_record(run.path, SuiteEvaluation(run_facts(run), scores))
+            append_record(run.path, SuiteEvaluation(describe_weights(run), scores))
 
 
-def _predictor(runs: Sequence[Run], options: LoadingOptions) -> Predictor:
-    """Predicts by each run in turn.
+def _make_joint_predictor(runs: Sequence[Run], options: LoadingOptions) -> Predictor:
+    """Return a predictor with one variant per run.
 
-    Runs that do not train the encoder share the image features of the CLIP that they started from.
+    Runs that do not train the encoder share the image features of the CLIP model that they started
+    from.
     """
     algorithms = [run.algorithm.to(options.device) for run in runs]
 

@@ -1,4 +1,4 @@
-"""Training from Python: `python -m domainbed.scripts.train` in a process, and the run it leaves."""
+"""Train from Python: run `python -m domainbed.scripts.train` in a process and load its run."""
 
 from __future__ import annotations
 
@@ -59,28 +59,50 @@ def train(
     keep_weights: str | None = None,
     log: Sequence[str] | None = None,
 ) -> Run | None:
-    """Train one algorithm on one dataset, and return the run, as `load_run` of its folder does.
+    """Train one algorithm on one dataset.
 
-    It runs ``python -m domainbed.scripts.train`` in a process and prints its lines; the arguments
-    are the command's flags, and None stands for a flag that is not given. An interrupted job
-    resumes, a finished one is trained anew. SIGTERM and Ctrl-C have the training save its state,
-    then end this process as they usually do; call ``train`` again to resume.
+    This function runs ``python -m domainbed.scripts.train`` in a process and prints its output. The
+    arguments are the command's flags; None omits a flag. An interrupted job is resumed, and a
+    finished job is trained again. SIGTERM and Ctrl-C save the state of the training before they end
+    this process; call ``train`` again to resume.
 
     Args:
-        dataset: a name, or your own folder environment/class/image.
-        test_envs: the numbers of the environments left out; an empty list trains on all.
+        algorithm: name of the algorithm, such as "CARFT".
+        dataset: name of the dataset, or your own folder environment/class/image.
+        test_envs: indices of the environments to hold out; an empty list trains on all.
+        output_dir: the job's folder.
+        hparams: hyperparameters to change, by name.
+        steps: number of steps. Default: chosen by the dataset.
+        data_dir: the folder that contains the dataset's folder.
+        task: DomainBed's task, "domain_generalization" or "domain_adaptation".
+        hparams_seed: seed of the random hyperparameters; 0 for the defaults.
+        trial_seed: seed of the splits and of the random hyperparameters.
+        seed: seed of everything else.
+        checkpoint_freq: number of steps between checkpoints. Default: chosen by the dataset.
+        holdout_fraction: share of each environment in its out-split.
+        uda_holdout_fraction: share of a test environment's in-split without labels, for domain
+            adaptation.
+        workers: number of processes that load images. Default: chosen by the dataset, at most one
+            per CPU.
+        processes: number of processes that train, each on its slice of every batch.
+        image_memory: memory for evaluation images, such as "8G"; "0" for none.
+        skip_training_in_splits: skip accuracies on the in-splits of the training environments.
+        skip_model_save: save no weights.
+        save_model_every_checkpoint: save the weights at every checkpoint.
+        keep_weights: weights to save, "last", "best", "both" or "none".
+        log: names of the logs to write, "tensorboard" or "wandb".
 
     Returns:
-        The run; None if the job kept no weights, or its algorithm is not of this package.
+        The run, or None if the job saved no weights or the algorithm is not part of this package.
 
     Raises:
-        CarftError: with what the command prints on its error stream, or if the domainbed in use is
-            a checkout, which has a train of its own.
+        CarftError: if the training fails, with the command's error output, or if the domainbed in
+            use is a checkout, which has its own train.
     """
     if not in_our_harness():
         raise CarftError(
-            "domainbed_carft.train trains with the harness of this package, but the domainbed in "
-            "use is a checkout; run its own: python -m domainbed.scripts.train"
+            "domainbed_carft.train needs the harness of this package, but the domainbed in use is "
+            "a checkout; run python -m domainbed.scripts.train in the checkout instead"
         )
 
     targets = as_list(test_envs)
@@ -113,7 +135,7 @@ def train(
             "seed": seed,
             "checkpoint_freq": checkpoint_freq,
             "holdout_fraction": holdout_fraction,
-            "uda_holdout_fraction": uda_holdout_fraction or None,  # by default a whole number
+            "uda_holdout_fraction": uda_holdout_fraction or None,  # the recorded default is an int
             "workers": workers,
             "processes": processes,
             "image_memory": image_memory,
@@ -127,16 +149,16 @@ def train(
     if skip_model_save or keep_weights == "none" or algorithm not in CLASSES:
         return None
 
-    from domainbed_carft.runs.saved import load_run  # which needs more of a host
+    from domainbed_carft.runs.saved import load_run  # imports the host's algorithms
 
-    folder = as_path(output_dir)  # a process variable, too, may say to keep no weights
+    folder = as_path(output_dir)  # a process variable can also disable saving weights
     return load_run(folder) if any((folder / name).exists() for name in WEIGHTS.values()) else None
 
 
 def _run(arguments: Mapping[str, Any]) -> None:
-    """Run train in a process and print its lines.
+    """Run train in a process and print its output.
 
-    Raises CarftError if it fails, KeyboardInterrupt and SystemExit after signals.
+    Raises CarftError if the training fails, KeyboardInterrupt or SystemExit after signals.
     """
     try:
         words = [sys.executable, *command(arguments)[1:]]
@@ -148,7 +170,7 @@ def _run(arguments: Mapping[str, Any]) -> None:
         with (
             subprocess.Popen(
                 words,
-                start_new_session=True,  # or Ctrl-C would come to it twice
+                start_new_session=True,  # otherwise the process would receive Ctrl-C twice
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -1,8 +1,4 @@
-"""WiSE-FT: weights between a run and its original CLIP, measured, drawn and written.
-
-The formula is in `merge_weights`. The curve has accuracy out of distribution against accuracy in
-distribution.
-"""
+"""WiSE-FT: evaluate, plot and save weights between a run and its original CLIP."""
 
 from __future__ import annotations
 
@@ -25,14 +21,14 @@ from domainbed_carft.runs import BATCH_SIZE, merge_weights, saved
 from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import LoadingOptions, SplitAccuracies, check_loading
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.saved import AnyRun, as_run, new_folder, save_weights
+from domainbed_carft.runs.saved import AnyRun, as_run, check_output_folder, save_weights
 from domainbed_carft.runs.suites import (
     SuiteEvaluation,
     SuiteScores,
     SuiteTest,
+    describe_weights,
+    make_suite_test,
     measure_variants,
-    run_facts,
-    suite_test,
 )
 
 if TYPE_CHECKING:
@@ -42,13 +38,13 @@ DEFAULT_ALPHAS = tuple(n / 10 for n in range(11))
 
 WISE_FT_TABLE = "wise_ft.json"
 CURVE_FILES = ("wise_ft.png", "wise_ft.svg")
-ENDS = {0.0: " (original CLIP)", 1.0: " (the run)"}  # what the alphas at the ends stand for
+END_LABELS = {0.0: " (original CLIP)", 1.0: " (the run)"}  # by alpha
 
 LINE_COLOR = "#0072B2"
 LABEL_OFFSET = 6  # points between an end of the curve and its label
-LABEL_MARGIN = 0.15  # of the width and the height of the curve, around it
+LABEL_MARGIN = 0.15  # space around the curve, a share of its width and height
 
-# Of the axes: in domain, out of domain.
+# Labels of the x axis and the y axis.
 SPLIT_LABELS = (
     "in-domain accuracy (%): out-splits of the training environments",
     "out-of-domain accuracy (%):\nin-split of the test environment",
@@ -58,10 +54,16 @@ SUITE_LABELS = ("accuracy (%) in distribution", "mean accuracy (%) of the shifts
 
 @dataclass(frozen=True)
 class AlphaScores:
-    """The weights of one alpha, on the splits or on a suite; accuracies are shares of 1.
+    """Accuracies of the weights at one alpha, as shares of 1.
 
-    ``in_domain``, ``out_of_domain``: of splits as in `SplitAccuracies`; of a suite the accuracy on
-    the set in distribution, and the mean of the shifted sets.
+    Attributes:
+        alpha: 0 for the original CLIP, 1 for the run.
+        in_domain: mean accuracy on the out-splits of the training environments, or accuracy on the
+            suite's test set in distribution.
+        out_of_domain: mean accuracy on the in-splits of the test environments, or on the shifted
+            sets of the suite.
+        splits: accuracies on the splits, if no suite was given.
+        suite: scores on the suite, if one was given.
     """
 
     alpha: float
@@ -71,7 +73,7 @@ class AlphaScores:
     suite: SuiteScores | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The scores, for JSON."""
+        """Return the scores for JSON."""
         document: dict[str, Any] = {
             "alpha": self.alpha,
             "in_domain": self.in_domain,
@@ -86,11 +88,19 @@ class AlphaScores:
 
 @dataclass(frozen=True)
 class WiseFT:
-    """A run at several alphas, from 0 (the original CLIP) to 1 (the run).
+    """A run evaluated at several alphas, from 0 (the original CLIP) to 1 (the run).
 
-    ``run``: the path of its weights. ``run_alpha``: of a run that is itself between a CLIP and
-    another run, the alpha of its weights. ``title``: of the curve. ``suite_evaluations``: on a
-    suite the evaluation of each alpha, for the job's records.
+    Attributes:
+        run: path of the weights file.
+        algorithm: name of the algorithm.
+        dataset: name of the dataset.
+        test_envs: indices of the test environments.
+        step: step of the weights, or None for the last step.
+        run_alpha: alpha of the run itself if ``carft wise-ft`` saved it, otherwise None.
+        transform: transform of images of training environments, "as in training" or "test".
+        alphas: accuracies at each alpha, in ascending order.
+        title: title of the curve.
+        suite_evaluations: evaluation of each alpha for the job's records, if a suite was given.
     """
 
     run: str
@@ -106,11 +116,11 @@ class WiseFT:
 
     @property
     def has_unread_sets(self) -> bool:
-        """Whether a test set of the suite is there but could not be read."""
+        """True if a test set of the suite was found but could not be read."""
         return any(evaluation.has_unread_sets for evaluation in self.suite_evaluations)
 
     def as_dict(self) -> dict[str, Any]:
-        """What wise_ft.json has."""
+        """Return the content of wise_ft.json."""
         return {
             "run": self.run,
             "algorithm": self.algorithm,
@@ -136,102 +146,125 @@ def wise_ft(
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
 ) -> WiseFT:
-    """The accuracies at weights between the original CLIP (alpha 0) and a run (alpha 1).
+    """Evaluate weights between the original CLIP (alpha 0) and a run (alpha 1).
 
-    One pass over the images serves all alphas; the run itself is left as it was. ``original``:
-    the CLIP that the run started from, needed unless that is a published one. ``output``: a folder
-    for the results, the curve, and the weights of the alphas in ``save``; by default nothing is
-    written. The others as in `evaluate`.
+    WiSE-FT, Wortsman et al., arXiv 2109.01903. All alphas are evaluated in one pass over the
+    images, and the run is not changed.
 
-    Raises CarftError unless the alphas are different numbers from 0 to 1 and ``save`` has some of
-    them, if a file is in ``output`` already, for runs that no line connects to a CLIP, and as
-    `evaluate`.
+    Args:
+        run: a `Run`, a job's folder, or a weights file.
+        alphas: different numbers from 0 to 1.
+        suite: name of a suite of test sets to evaluate on instead of the splits.
+        data_dir: the folder that contains the dataset's folder or, for your own data, the data
+            folder itself. Default: the recorded one.
+        device: such as "cpu" or "cuda:1". Default: the device of a `Run`, otherwise the GPU if
+            there is one.
+        original: the CLIP checkpoint that the run started from; required unless it is a published
+            one.
+        output: a folder for wise_ft.json, the curve and saved weights. Default: nothing is written.
+        save: the alphas whose weights are saved in ``output``.
+        batch_size: images per batch.
+        workers: number of processes that load images. Default: one per core if there are many
+            images.
 
-    >>> result = wise_ft(job, [0, 0.5, 1], workers=0)
-    >>> [scores.alpha for scores in result.alphas]
-    [0.0, 0.5, 1.0]
-    >>> sorted(result.alphas[1].as_dict())
-    ['alpha', 'in_domain', 'out_of_domain', 'splits']
+    Returns:
+        The accuracies at each alpha.
+
+    Raises:
+        CarftError: if ``alphas`` or ``save`` is invalid, a file exists in ``output``, the run
+            cannot be interpolated (it trains nothing, the text encoder, a random head or parts
+            that CLIP does not have), or the data is missing or differs from the run's.
+
+    Examples:
+        >>> result = wise_ft(job, [0, 0.5, 1], workers=0)
+        >>> [scores.alpha for scores in result.alphas]
+        [0.0, 0.5, 1.0]
+        >>> sorted(result.alphas[1].as_dict())
+        ['alpha', 'in_domain', 'out_of_domain', 'splits']
     """
     alphas = as_list(alphas)
     check(NUMBERS, alphas=alphas, save=save)
     check_loading(suite, batch_size, workers)
-    alphas = sorted_alphas(alphas)
+    alphas = sort_alphas(alphas)
     saved_alphas = [alpha for alpha in alphas if alpha in save]
     if len(saved_alphas) < len({*save}):
         raise CarftError(
-            f"weights to save: alphas {listed_alphas(save)}; expected some of "
-            f"{listed_alphas(alphas)}"
+            f"weights to save: alphas {format_alphas(save)}; expected some of "
+            f"{format_alphas(alphas)}"
         )
     run = as_run(run, device)
     options = LoadingOptions(run.device, batch_size, workers, as_text(data_dir))
-    weights_names = {alpha: weights_name(alpha) for alpha in saved_alphas}
-    folder = new_folder(output, [WISE_FT_TABLE, *CURVE_FILES, *weights_names.values()])
+    weights_names = {alpha: name_weights(alpha) for alpha in saved_alphas}
+    folder = check_output_folder(output, [WISE_FT_TABLE, *CURVE_FILES, *weights_names.values()])
 
-    test = suite_test(suite, run, options) if suite else None
-    splits = [] if suite else splitting.splits(run, options.data_dir)
-    set_alpha = alpha_setter(run, as_text(original))
+    test = make_suite_test(suite, run, options) if suite else None
+    splits = [] if suite else splitting.read_splits(run, options.data_dir)
+    set_alpha = make_alpha_setter(run, as_text(original))
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
 
     def predict_by_alphas(images: Tensor) -> Iterator[Tensor]:
-        """The logits of each alpha in turn, without a copy of the weights for each."""
+        """Yield the logits of each alpha, without a copy of the weights for each alpha."""
         for alpha in alphas:
             set_alpha(alpha)
             yield run.algorithm.predict(images)
 
     try:
         measured = measure_variants(predict_by_alphas, splits, test, options, variants=len(alphas))
-        result = _wise_ft_of(run, alphas, measured, test)
+        result = _make_result(run, alphas, measured, test)
         if folder:
             files.save_text(folder / WISE_FT_TABLE, json.dumps(result.as_dict(), indent=1) + "\n")
-            _draw_curve(folder, result)
+            _save_complete_curve(folder, result)
             for alpha, name in weights_names.items():
                 set_alpha(alpha)
-                save_weights(folder / name, _content_at(run, alpha))
+                save_weights(folder / name, _make_content(run, alpha))
     finally:
         set_alpha(1.0)
     return result
 
 
-def sorted_alphas(alphas: Iterable[float]) -> list[float]:
-    """The alphas in ascending order; CarftError unless they are different numbers from 0 to 1."""
-    ascending = sorted(alpha + 0.0 for alpha in alphas)  # -0.0 is 0
-    is_in_range = all(0 <= alpha <= 1 for alpha in ascending)
-    if not is_in_range or len(set(ascending)) < len(ascending):
+def sort_alphas(alphas: Iterable[float]) -> list[float]:
+    """Return the alphas in ascending order; raises CarftError if they are invalid."""
+    ascending = sorted(alpha + 0.0 for alpha in alphas)  # turns -0.0 into 0.0
+    invalid = [alpha for alpha in ascending if not 0 <= alpha <= 1]
+    if invalid or len(set(ascending)) < len(ascending):
         raise CarftError(
-            f"--alphas {listed_alphas(ascending)}: expected different numbers from 0 (the original "
+            f"--alphas {format_alphas(ascending)}: expected different numbers from 0 (the original "
             "CLIP) to 1 (the run)"
         )
     return ascending
 
 
-def listed_alphas(alphas: Sequence[float]) -> str:
-    """The alphas as words on a command line."""
+def format_alphas(alphas: Sequence[float]) -> str:
+    """Return the alphas as on a command line."""
     return " ".join(f"{alpha:g}" for alpha in alphas)
 
 
-def weights_name(alpha: float) -> str:
-    """The file name of an alpha's weights: two decimals, or more if needed."""
+def name_weights(alpha: float) -> str:
+    """Return the file name of the weights at an alpha, with two decimals or more if needed."""
     rounded = f"{alpha:.2f}"
     return f"model_alpha_{rounded if float(rounded) == alpha else repr(alpha)}.pkl"
 
 
-def alpha_setter(run: Run, original: str | None) -> Callable[[float], None]:
-    """What makes the run's algorithm predict by the weights of an alpha.
+def make_alpha_setter(run: Run, original: str | None) -> Callable[[float], None]:
+    """Return a function that sets the weights of the run's algorithm to an alpha.
 
-    ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises CarftError
-    for algorithms that train nothing or the text encoder or that predict by more than the encoder
-    and the head, for a random head, and as `saved.original_clip`.
+    Args:
+        run: the run, whose algorithm is changed in place.
+        original: the CLIP checkpoint that the run started from, see `saved.load_original_clip`.
+
+    Raises:
+        CarftError: if the algorithm trains nothing or the text encoder, started from a random head,
+            or predicts with more than encoder and head, or if the original cannot be loaded.
     """
     _require_interpolable(run)
     algorithm = run.algorithm
 
-    # What training has not moved stays as it is, to the bit.
+    # Weights that training has not changed are skipped, so they remain bit-identical.
     state = algorithm.state_dict()
     moved = {
         name: weights.to(run.device)
-        for name, weights in saved.original_weights(run, original).items()
+        for name, weights in saved.load_original_weights(run, original).items()
         if weights.is_floating_point() and not torch.equal(state[name].cpu(), weights)
     }
     tuned = {name: state[name].clone() for name in moved}
@@ -248,32 +281,32 @@ def _require_interpolable(run: Run) -> None:
     algorithm = run.args["algorithm"]
     reason = ""
     if run.algorithm.is_constant:
-        reason = "which trains nothing; expected one that does"
+        reason = "which trains nothing; expected a run that trains weights"
     if run.algorithm.trains_text:
-        reason = "whose head is made by its text encoder; set wise_alpha before training"
+        reason = "whose head depends on its text encoder; set wise_alpha before training"
     if run.hparams["head_init"] == "random" and run.algorithm.trains_head:
-        reason = "which started from a random head; expected one with head_init 'zero-shot'"
+        reason = "which started from a random head; expected a run with head_init 'zero-shot'"
     if reason:
         raise CarftError(f"{run.path} is a run of {algorithm}, {reason}")
 
 
-def reached_alpha(run: Run) -> float:
-    """How far the run's own weights are from the original CLIP to what was fine-tuned.
+def get_effective_alpha(run: Run) -> float:
+    """Return the alpha of the run's weights between the original CLIP and the fine-tuned weights.
 
-    A soup is what was fine-tuned, whatever its runs were: its weights are at 1.
+    A soup has alpha 1, whatever the alphas of its members.
     """
     if run.alpha is not None:
         return run.alpha
     return 1.0 if run.soup is not None else float(run.hparams["wise_alpha"])
 
 
-def _wise_ft_of(
+def _make_result(
     run: Run,
     alphas: Sequence[float],
     measured: Sequence[tuple[SplitAccuracies, SuiteScores | None]],
     test: SuiteTest | None,
 ) -> WiseFT:
-    """The result for a run, by what was measured at each alpha."""
+    """Return the result for a run from the measurements at each alpha."""
     scores = []
     evaluations = []
     for alpha, (accuracies, suite) in zip(alphas, measured):
@@ -285,7 +318,7 @@ def _wise_ft_of(
         in_distribution = suite.sets.get(test.suite.in_distribution)
         in_domain = in_distribution.accuracy if in_distribution else None
         scores.append(AlphaScores(alpha, in_domain, suite.means["mean"], suite=suite))
-        model = {**run_facts(run), "wise_ft_alpha": alpha * reached_alpha(run)}
+        model = {**describe_weights(run), "wise_ft_alpha": alpha * get_effective_alpha(run)}
         evaluations.append(SuiteEvaluation(model, suite))
 
     return WiseFT(
@@ -295,27 +328,26 @@ def _wise_ft_of(
         test_envs=list(run.args["test_envs"]),
         step=run.step,
         run_alpha=run.alpha,
-        transform=splitting.transform_name(run),
+        transform=splitting.get_transform_name(run),
         alphas=scores,
         title=f"{run.title} on {benchmarks.dataset_title(run.args['dataset'])}",
         suite_evaluations=evaluations,
     )
 
 
-def _draw_curve(folder: Path, result: WiseFT) -> None:
-    """Write the curve, if all of its points are known."""
+def _save_complete_curve(folder: Path, result: WiseFT) -> None:
+    """Write the curve if all of its points are known."""
     points = [
         CurvePoint(scores.alpha, scores.in_domain, scores.out_of_domain)
         for scores in result.alphas
         if scores.in_domain is not None and scores.out_of_domain is not None
     ]
     if len(points) == len(result.alphas):
-        is_on_suite = bool(result.suite_evaluations)
-        save_curve(folder, points, result.title, is_on_suite)
+        save_curve(folder, points, result.title, is_on_suite=bool(result.suite_evaluations))
 
 
-def _content_at(run: Run, alpha: float) -> dict[str, Any]:
-    """The weights file of an alpha, by the weights that the run has now: a file like model.pkl."""
+def _make_content(run: Run, alpha: float) -> dict[str, Any]:
+    """Return the content of the weights file at an alpha, with the run's current weights."""
     state = run.algorithm.state_dict()
     content: dict[str, Any] = {
         **run.content,
@@ -323,13 +355,13 @@ def _content_at(run: Run, alpha: float) -> dict[str, Any]:
     }
     if run.soup is not None:
         content["soup"] = run.soup
-    content["wise_ft_alpha"] = alpha * reached_alpha(run)
+    content["wise_ft_alpha"] = alpha * get_effective_alpha(run)
     content["wise_ft_step"] = run.step
     return content
 
 
 class CurvePoint(NamedTuple):
-    """An alpha and its two accuracies, as shares of 1."""
+    """An alpha and its two accuracies as shares of 1."""
 
     alpha: float
     in_domain: float
@@ -337,19 +369,19 @@ class CurvePoint(NamedTuple):
 
 
 def save_curve(folder: Path, points: Sequence[CurvePoint], title: str, is_on_suite: bool) -> None:
-    """Write the figure into the folder, as CURVE_FILES; the same points give the same bytes."""
-    figure = curve_figure(points, title, is_on_suite)
+    """Write the curve as CURVE_FILES into the folder; equal points give equal bytes."""
+    figure = draw_curve(points, title, is_on_suite)
     for name in CURVE_FILES:
         kind = name.rpartition(".")[2]
         metadata = {"Date": None} if kind == "svg" else None
-        draw = functools.partial(figure.savefig, format=kind, dpi=150, metadata=metadata)
-        files.save(folder / name, draw)
+        save_figure = functools.partial(figure.savefig, format=kind, dpi=150, metadata=metadata)
+        files.save(folder / name, save_figure)
 
 
-def curve_figure(
+def draw_curve(
     points: Sequence[CurvePoint], title: str, is_on_suite: bool
 ) -> matplotlib.figure.Figure:
-    """The curve through the points of all alphas; its ends are labelled, below and above."""
+    """Draw a curve through the points of all alphas, with labels at both ends."""
     from matplotlib.figure import Figure
 
     in_domain, out_of_domain = SUITE_LABELS if is_on_suite else SPLIT_LABELS
@@ -361,12 +393,12 @@ def curve_figure(
     heading = f"{title}: (1 - α) original + α fine-tuned"
     axes.set_title(heading, fontsize=10, parse_math=False)
 
-    # The first below its point, the last above: they do not meet, wherever the points are.
+    # The first label is below its point and the last above, so that they never overlap.
     ends = {0: ("top", -LABEL_OFFSET), len(points) - 1: ("bottom", LABEL_OFFSET)}
     for number, (alignment, offset) in ends.items():
         alpha = points[number].alpha
         axes.annotate(
-            f"{alpha:g}{ENDS.get(alpha, '')}",
+            f"{alpha:g}{END_LABELS.get(alpha, '')}",
             places[number],
             textcoords="offset points",
             xytext=(0, offset),

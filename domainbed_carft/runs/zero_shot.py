@@ -1,8 +1,8 @@
-"""What the original CLIP says of a run's images: class and alignment, cached for other runs.
+"""Cached zero-shot predictions of the original CLIP for a run's images, with alignment scores.
 
-All runs of a sweep that share CLIP, prompts and images need the same answers. So they are given
-for a whole environment at once, and kept in the cache folder: there nothing depends on a run's
-split, trial or weights.
+All runs of a sweep that share the CLIP checkpoint, the prompts and the images need the same
+predictions. So they are computed for all images of an environment, independently of a run's split,
+trial and weights, and stored in the cache folder.
 """
 
 from __future__ import annotations
@@ -32,52 +32,63 @@ from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.splits import (
     RunData,
     Split,
-    digest_of_images,
-    positions_in_environment,
+    get_environment_positions,
+    hash_images,
 )
 
 FORMAT = 1
-# From this share of an environment on, all of it is predicted: other runs need the rest.
-WORTH_ALL = 0.5
+# A split with at least this share of its environment has the complete environment predicted,
+# because other runs need the other images.
+MIN_SHARE = 0.5
 
 _DTYPES: dict[str, np.dtype[Any]] = {"predicted": np.dtype("<u2"), "alignment": np.dtype("<f4")}
 
 
 @dataclass(frozen=True)
 class ZeroShotColumns:
-    """Of N images the class that the original CLIP predicts, and the alignment score, (N,)."""
+    """Zero-shot predictions for N images.
+
+    Attributes:
+        predicted: (N,), the class that the original CLIP predicts.
+        alignment: (N,), cosine of the image feature with the zero-shot weight of the true class.
+    """
 
     predicted: npt.NDArray[np.uint16]
     alignment: npt.NDArray[np.float32]
 
 
-def zero_shot_columns(
+def get_zero_shot_columns(
     run: Run, data: RunData, split: Split, options: LoadingOptions, original: str | None
 ) -> ZeroShotColumns:
-    """The original CLIP on the images of a split, under the run's prompts.
+    """Return the original CLIP's predictions for the images of a split, from the cache if possible.
 
-    ``original``: the CLIP that the run started from, as in `saved.original_clip`, which is asked
-    only if the answer is not cached. Raises CarftError as that does, and where an image cannot be
-    read.
+    Args:
+        run: the run, whose prompts are used.
+        data: the data of the run.
+        split: the split.
+        options: how to load the images.
+        original: the CLIP checkpoint that the run started from, see `saved.load_original_clip`;
+            loaded only if the predictions are not cached.
     """
     environment = data.dataset[split.number]
-    positions = positions_in_environment(split)
+    positions = get_environment_positions(split)
     scored_positions: Sequence[int] = positions
-    if len(positions) >= WORTH_ALL * len(environment):
+    if len(positions) >= MIN_SHARE * len(environment):
         scored_positions = range(len(environment))
 
-    path = files.cache_folder() / "zero_shot" / f"{_key(run, data, split, scored_positions)}.npz"
-    columns = _load(path, len(scored_positions))
+    key = _make_cache_key(run, data, split, scored_positions)
+    path = files.cache_folder() / "zero_shot" / f"{key}.npz"
+    columns = _load_cached(path, len(scored_positions))
     if columns is None:
         part = Split(
             name=split.name,
             environment=split.environment,
             is_target=split.is_target,
-            items=data.items(split.number, scored_positions),
+            items=data.select_items(split.number, scored_positions),
             number=split.number,
         )
         columns = _predict(run, part, options, original)
-        with contextlib.suppress(CarftError):  # a full cache costs time, never a result
+        with contextlib.suppress(CarftError):  # without space for the cache, later runs predict
             facts = {"format": FORMAT, "images": len(scored_positions)}
             arrays.save_arrays(path, vars(columns), facts)
 
@@ -86,16 +97,16 @@ def zero_shot_columns(
     return ZeroShotColumns(columns.predicted[rows], columns.alignment[rows])
 
 
-def _key(run: Run, data: RunData, split: Split, positions: Sequence[int]) -> str:
-    """A digest of all that the answer depends on: CLIP, prompts, images, how they are made."""
+def _make_cache_key(run: Run, data: RunData, split: Split, positions: Sequence[int]) -> str:
+    """Return a digest of everything that the predictions depend on."""
     environment = data.dataset[split.number]
     parts = {
         "format": FORMAT,
         "clip": run.hparams["clip_digest"],
-        "architecture": saved.architecture_of(run),
+        "architecture": saved.get_architecture(run),
         "prompts": prompts.as_json(run.contexts, run.classes),
         "folder": os.path.realpath(getattr(environment, "root", "")),
-        "images": digest_of_images(environment, positions),
+        "images": hash_images(environment, positions),
         "transform": repr(getattr(environment, "transform", None)),
         "size": list(run.content["model_input_shape"]),
         "input": [buffer.flatten().tolist() for buffer in run.algorithm.input.buffers()],
@@ -107,8 +118,8 @@ def _key(run: Run, data: RunData, split: Split, positions: Sequence[int]) -> str
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _load(path: Path, length: int) -> ZeroShotColumns | None:
-    """The cached answer for so many images; None without: a damaged one is given anew."""
+def _load_cached(path: Path, length: int) -> ZeroShotColumns | None:
+    """Return the cached predictions for ``length`` images, or None if missing or damaged."""
     with contextlib.suppress(CarftError):
         facts, columns = arrays.load_arrays(path, _DTYPES, "images")
         if facts.get("format") == FORMAT and facts["images"] == length:
@@ -120,8 +131,8 @@ def _load(path: Path, length: int) -> ZeroShotColumns | None:
 def _predict(
     run: Run, split: Split, options: LoadingOptions, original: str | None
 ) -> ZeroShotColumns:
-    """The answer for all images of a split, in float32 even where the run predicts in bf16."""
-    clip = saved.original_clip(run, original)
+    """Predict all images of a split, in float32 even if the run predicts in bf16."""
+    clip = saved.load_original_clip(run, original)
     run_prompts = prompts.prompts(run.contexts, run.classes)
     text_features = backbone.text_features(clip, run_prompts)
     class_weights = objective.zero_shot_weights(text_features).classes.to(options.device)
