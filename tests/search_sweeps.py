@@ -72,4 +72,4 @@ def validation(job: Job) -> float:
 
 
 def staged(declaration: Declaration, out: Path) -> StagedJobs:
-    return search.staged_jobs(declaration, "D", out)
+    return search.make_staged_jobs(declaration, "D", out)

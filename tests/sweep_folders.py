@@ -54,7 +54,7 @@ def launched(folder: Path, text: str = EIGHT) -> list[Job]:
 
 def status(folder: Path, job: Job) -> states.Status:
     """What ``carft sweep status`` knows of a job."""
-    statuses = states.of_output(folder).statuses
+    statuses = states.read_state(folder).statuses
     return next(status for status in statuses if status.job.folder == job.folder)
 
 

@@ -24,7 +24,7 @@ def launched(text, out, records=recorded):
         jobs = staged(declaration, out)
         for job in getattr(jobs, stage):
             records(job)
-        entry = search.search_entry(declaration, jobs)
+        entry = search.make_manifest_entry(declaration, jobs)
         launch.write_manifest(declaration, out, jobs.launchable, search=entry)
     return jobs
 

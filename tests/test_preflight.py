@@ -81,7 +81,7 @@ def test_the_gate_warns_below_the_interval_and_fails_ten_points_below(points, st
     accuracy = published_accuracies("TerraIncognita")[0] - points
     rows = gate.published_rows("TerraIncognita", "ViT-B/16")
     row = gate.judge("Terra", measured(accuracy), rows, "")
-    assert row.state == state and bool(row.remedy) == (state != "pass")
+    assert row.state == state and bool(row.hint) == (state != "pass")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def dry_run(folder):
     ],
 )
 def test_the_verdict_is_that_of_the_worst_row(tmp_path, states, verdict):
-    assert saved(tmp_path, rows=rows_of(*states)).verdict == verdict
+    assert saved(tmp_path, rows=rows_of(*states)).status == verdict
 
 
 def test_a_dry_run_shows_the_verdict_its_age_hours_and_memory(tmp_path):
@@ -247,9 +247,9 @@ def test_a_strangers_file_is_refused_and_the_launch_goes_on(tmp_path, change):
         saved(tmp_path)
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
 
-    with pytest.raises(CarftError, match="not a readable rehearsal"):
+    with pytest.raises(CarftError, match="not a readable preflight"):
         preflight_file.read(tmp_path)
-    assert "not a readable rehearsal" in dry_run(tmp_path)
+    assert "not a readable preflight" in dry_run(tmp_path)
 
 
 # The command
@@ -284,7 +284,7 @@ def test_the_command_rehearses_a_declared_sweep_and_writes_its_file(tmp_path, de
     # 51 steps of 4 images of each of 3 environments; evaluated without training in-splits.
     declaration = declaration_file.parse(SMALL_SWEEP, "x.yaml")
     (job,) = declaration.jobs("embedded", output)
-    evaluated = costs.job_cost(job, declaration.facts["EmojiStyles"], True).evaluated
+    evaluated = costs.estimate_job_cost(job, declaration.facts["EmojiStyles"], True).evaluated
     seconds = cost["training_seconds"] * 51 * 12 + cost["evaluation_seconds"] * evaluated
     assert printed["hours"] == pytest.approx(seconds / 3600) and seconds > 0
 
@@ -307,7 +307,7 @@ def test_steps_that_do_not_fit_or_diverge_fail_and_have_no_hours(
     preflight = preflight_file.read(tmp_path)
     assert preflight.hours is None and preflight.costs == []
     (row,) = [row for row in preflight.rows if row.state == "failure"]
-    assert row.name == "CLIPFineTune" and found in row.found and remedy in row.remedy
+    assert row.name == "CLIPFineTune" and found in row.found and remedy in row.hint
 
 
 def test_missing_data_fails_once_and_what_needs_it_is_skipped(tmp_path, capsys):

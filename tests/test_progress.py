@@ -68,7 +68,7 @@ def test_a_closed_pipe_does_not_end_a_task(monkeypatch, frequent):
 
 def test_a_sweep_into_a_pipe_prints_lines(tmp_path, capsys, frequent):
     jobs = launched(tmp_path / "out")
-    with printing.bar([states.status(job, {}) for job in jobs], {}):
+    with printing.show_progress([states.get_status(job, {}) for job in jobs], {}):
         pass
     printed = capsys.readouterr().err
     assert "\r" not in printed

@@ -212,7 +212,7 @@ def search(tmp_path_factory):
     """A declared search over three rates, all jobs of which have records."""
     folder = tmp_path_factory.mktemp("search")
     for job in sweep_folders.launched(folder, SEARCH):
-        recorded = host.job_hparams(job.args)
+        recorded = host.get_job_hparams(job.args)
         collect_sweeps.write_job(job.folder.parent, job.folder.name, **job.args, recorded=recorded)
     return folder
 

@@ -123,7 +123,7 @@ def test_missing_or_incomplete_test_sets_are_left_out_of_the_mean(suite, job, da
     [
         ("{job} --suite imagenet", "has 2 classes, expected the 1,000 of the suite"),
         ("{job} --suite imagnet", "no suite is called 'imagnet'; did you mean imagenet?"),
-        ("--clip tiny", "give RUN [--suite NAME], or --clip NAME --suite NAME"),
+        ("--clip tiny", "pass RUN [--suite NAME], or --clip NAME --suite NAME"),
         ("{job} --suite pets --data_dir {job}", "no test set of the suite pets is in"),
     ],
 )

@@ -17,7 +17,7 @@ MINIMAL_DECLARATION = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
 
 
 def hparams(declaration, dataset, algorithm, variant=""):
-    return declaration.hparams_of(dataset, algorithm, declaration.settings[variant])
+    return declaration.get_hparams(dataset, algorithm, declaration.settings[variant])
 
 
 def test_later_settings_win_and_apply_to_what_they_name():
@@ -47,9 +47,9 @@ variants:
     assert hparams(declaration, "DomainNet", "CLIPFineTune", variant="a")["lr"] == 2e-5
     assert hparams(declaration, "DomainNet", "CARFT", variant="a")["lr"] == 3e-5
     assert hparams(declaration, "DomainNet", "CARFT", variant="b")["lr"] == 4e-5
-    assert declaration.steps_of("DomainNet", "CLIPFineTune") == 10000
-    assert declaration.steps_of("DomainNet", "CARFT") == 7
-    assert declaration.steps_of("PACS", "CARFT") is None
+    assert declaration.get_steps("DomainNet", "CLIPFineTune") == 10000
+    assert declaration.get_steps("DomainNet", "CARFT") == 7
+    assert declaration.get_steps("PACS", "CARFT") is None
     assert {job.args["algorithm"] for job in declaration.jobs("D", Path("o"))[84:]} == {"CARFT"}
 
 
@@ -225,8 +225,8 @@ def test_the_comment_of_each_shipped_sweep_states_its_cost(path):
     jobs = declaration.jobs("D", Path("/nowhere"))
     if declaration.has_stages:
         jobs += declaration.repeated_jobs("D", Path("/nowhere"), chosen=())
-    statuses = [states.status(job, declaration.facts) for job in jobs]
-    *_, total = costs.costs(statuses, declaration.facts, skips=True).values()
+    statuses = [states.get_status(job, declaration.facts) for job in jobs]
+    *_, total = costs.estimate(statuses, declaration.facts, skips=True).values()
     lines = path.read_text().splitlines()
     comment = " ".join(line[1:].strip() for line in lines if line[:1] == "#")
     images = f"{total.trained:,} images trained, {total.evaluated:,} evaluated"

@@ -101,17 +101,17 @@ def test_a_plan_from_python_writes_nothing_and_runs(out, monkeypatch, kind):
     monkeypatch.setattr(launchers, "make", lambda *arguments: finish_all)
     sweep = kind(declared(out.parent)[0])
     plan = launching.plan(sweep, kind("/data"), kind(out), "local")
-    assert len(plan.jobs_to_run) == len(plan.jobs) == plan.costs()[costs.TOTAL].jobs == 3
+    assert len(plan.jobs_to_run) == len(plan.jobs) == plan.estimate_costs()[costs.TOTAL].jobs == 3
     assert [job.args["data_dir"] for job in plan.jobs] == ["/data"] * 3
     assert plan.problems == plan.data_problems == [] and plan.skips_training_in_splits
     assert not out.exists()
 
     assert launching.run_plan(plan) == []
-    assert len(states.of_output(kind(out)).in_state(states.DONE)) == 3
+    assert len(states.read_state(kind(out)).in_state(states.DONE)) == 3
     assert launching.plan(sweep, "/data", out, "local").jobs_to_run == []
 
 
-@pytest.mark.parametrize("function", [states.of_output, upkeep.retry, declaration_file.load])
+@pytest.mark.parametrize("function", [states.read_state, upkeep.retry, declaration_file.load])
 def test_what_is_no_path_is_refused(function):
     with pytest.raises(CarftError, match="the path is"):
         function(["x"])
@@ -171,7 +171,7 @@ def test_a_new_sweep_skips_the_training_in_splits_until_a_flag_undoes_it(launch,
 
 
 def test_a_checkout_gets_no_flag_for_training_in_splits(out, monkeypatch):
-    monkeypatch.setattr(host, "skips_in_splits", lambda: False)
+    monkeypatch.setattr(host, "can_skip_in_splits", lambda: False)
     plan = launching.plan(declared(out.parent)[0], "/data", out)
     assert plan.variables(plan.jobs[0]) == {}
 
@@ -231,7 +231,7 @@ def test_costs_count_trained_and_evaluated_images(dataset, steps, expected):
     text = f"name: x\nalgorithms: [CARFT]\ndatasets: [{dataset}]\n"
     declaration = declaration_file.parse(f"{text}steps: {steps}" if steps else text, "x.yaml")
     (job, *_) = declaration.jobs("D", Path("o"))
-    cost = costs.job_cost(job, declaration.facts[dataset])
+    cost = costs.estimate_job_cost(job, declaration.facts[dataset])
     assert (cost.steps, cost.trained, cost.evaluated) == expected
 
 

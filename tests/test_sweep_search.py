@@ -108,7 +108,7 @@ def launched(out, most=1000):
 
 
 def status_text(out):
-    return "\n".join(printing.search_lines(states.of_output(out)))
+    return "\n".join(printing.search_lines(states.read_state(out)))
 
 
 def test_a_dry_run_counts_the_jobs_of_both_stages(tmp_path):
@@ -119,7 +119,7 @@ def test_a_dry_run_counts_the_jobs_of_both_stages(tmp_path):
     assert re.search(r"^all +48 ", out, re.MULTILINE)
 
     plan = launch.plan(parse(STAGES), "D", tmp_path, "pool")
-    *_, total = plan.costs().values()
+    *_, total = plan.estimate_costs().values()
     assert len(plan.jobs) == len(plan.waiting_jobs) == 24
     assert (total.jobs, total.steps) == (48, 48 * 201)
 
@@ -143,15 +143,15 @@ def test_the_second_stage_follows_when_the_first_is_done_and_resumes(tmp_path):
 
 def test_status_says_if_nobody_launches_the_second_stage(tmp_path):
     plan = launch.plan(parse(STAGES), "D", tmp_path, "pool")
-    entry = search.search_entry(plan.declaration, plan.staged_jobs)
+    entry = search.make_manifest_entry(plan.declaration, plan.staged_jobs)
     launch.write_manifest(plan.declaration, tmp_path, plan.jobs, search=entry)
     assert "launch the sweep again" not in status_text(tmp_path)
-    assert not states.of_output(tmp_path).as_dict()["search"]["needs_launch"]
+    assert not states.read_state(tmp_path).as_dict()["search"]["needs_launch"]
 
     for job in plan.jobs:
         recorded(job)
     assert "To launch the second, launch the sweep again." in status_text(tmp_path)
-    assert states.of_output(tmp_path).as_dict()["search"]["needs_launch"]
+    assert states.read_state(tmp_path).as_dict()["search"]["needs_launch"]
 
 
 def test_a_manifest_keeps_the_roles_of_jobs(tmp_path):

@@ -73,7 +73,7 @@ def test_clean_never_touches_done_running_or_queued_jobs(sweep, foreign_processe
         job.folder.mkdir(exist_ok=True)
         (job.folder / "out.txt").touch()
 
-    incomplete = states.of_output(folder).in_state(*upkeep.INCOMPLETE)
+    incomplete = states.read_state(folder).in_state(*upkeep.INCOMPLETE)
     assert [status.job for status in incomplete] == [failed, died, new, *later]
     foreign_processes.queue(later[0])
     foreign_processes.hold(later[1])

@@ -25,7 +25,7 @@ def test_a_row_has_step_accuracies_folder_and_the_hparams_that_are_set(tmp_path,
     title, shared, head, *rows = lines_of_top(capsys, tmp_path, *options)
     assert title == "training-domain validation set"
     assert shared == "In all rows: kl_weight 3"
-    names = "Dataset Algorithm Left out Trial Hyperparameters Step Validation Accuracy Folder"
+    names = "Dataset Algorithm Target Trial Hyperparameters Step Validation Accuracy Folder"
     assert head.split() == names.split()
 
     entry, _ = top(tmp_path, methods=["training-domain"], ignored=["hparams"]).entries

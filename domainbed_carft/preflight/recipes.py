@@ -70,14 +70,14 @@ def _label(algorithm: str, job: Job, jobs: Sequence[Job]) -> str:
 
 def clip_of(job: Job) -> str:
     """The hparam clip_backbone of a job; "" if its algorithm has none."""
-    return str(host.job_hparams(job.args).get("clip_backbone", ""))
+    return str(host.get_job_hparams(job.args).get("clip_backbone", ""))
 
 
 def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
     """A job of CLIPZeroShot for each CLIP, prompts and protocol that a dataset is used with."""
     job_of_setting: dict[tuple[str, str], Job] = {}
     for job in jobs:
-        hparams = host.job_hparams(job.args)
+        hparams = host.get_job_hparams(job.args)
         shared = {name: hparams[name] for name in _ZERO_SHOT if name in hparams}
         if shared.get("contexts") == WITHOUT_TARGET:  # nothing would be left
             shared["contexts"] = "domains"
@@ -102,5 +102,5 @@ def _costly_hparams(job: Job) -> dict[str, Any]:
 
 
 def _images_per_step(job: Job, datasets: Mapping[str, Dataset]) -> float:
-    cost = costs.job_cost(job, datasets[job.key.dataset])
+    cost = costs.estimate_job_cost(job, datasets[job.key.dataset])
     return cost.trained / cost.steps

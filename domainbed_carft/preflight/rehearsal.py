@@ -28,7 +28,7 @@ from domainbed_carft.machine import devices
 from domainbed_carft.preflight import steps, zero_shot_gate
 from domainbed_carft.preflight.recipes import Recipe, clip_of, recipes_of, zero_shot_jobs
 from domainbed_carft.sweep import costs, host, preflight_file
-from domainbed_carft.sweep.data_checks import DataVerdict
+from domainbed_carft.sweep.data_checks import DataCheck
 from domainbed_carft.sweep.launch import LaunchPlan
 from domainbed_carft.sweep.preflight_file import JobCost, Preflight, PreflightRow
 from domainbed_carft.text import quantity
@@ -100,13 +100,13 @@ class _Rehearsal:
 
     def rows(self) -> Iterator[PreflightRow]:
         """Make the rows, in the order in which they are printed."""
-        yield from map(verdict_row, self.plan.verdicts)
-        if not host.skips_in_splits():
+        yield from map(verdict_row, self.plan.data_checks)
+        if not host.can_skip_in_splits():
             reason = "this domainbed has its own train; start where no checkout is found"
             yield PreflightRow(ONE_STEP, "rehearsal", "skipped", reason)
             return
 
-        failed = {verdict.dataset for verdict in self.plan.verdicts if _problem_of(verdict)}
+        failed = {verdict.dataset for verdict in self.plan.data_checks if _problem_of(verdict)}
         whole = [job for job in self.jobs if not failed & {"", job.key.dataset}]
         for clip in filter(None, dict.fromkeys(map(clip_of, whole))):
             for row in guarded(WEIGHTS_AND_DATA, f"CLIP {clip}", partial(weights_rows, clip)):
@@ -209,11 +209,11 @@ def guarded(
         yield PreflightRow(section, name, "failure", found, remedy)
 
 
-def _problem_of(verdict: DataVerdict) -> str | None:
+def _problem_of(verdict: DataCheck) -> str | None:
     return verdict.broken or verdict.missing
 
 
-def verdict_row(verdict: DataVerdict) -> PreflightRow:
+def verdict_row(verdict: DataCheck) -> PreflightRow:
     """The row of a dataset: its edition, or why jobs would refuse it."""
     name = f"data {verdict.dataset}".rstrip()
     problem = _problem_of(verdict)
@@ -247,7 +247,7 @@ def hours_of_jobs(
         of_image = cost_of_row.get((job.variant, job.key.dataset, job.key.algorithm))
         seconds = math.nan
         if of_image:
-            cost = costs.job_cost(job, datasets[job.key.dataset], skips_training_in_splits)
+            cost = costs.estimate_job_cost(job, datasets[job.key.dataset], skips_training_in_splits)
             training = of_image.training_seconds * cost.trained
             seconds = training + of_image.evaluation_seconds * cost.evaluated
         hours.append(seconds / 3600)

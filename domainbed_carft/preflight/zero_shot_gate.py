@@ -118,7 +118,7 @@ def judge(
 
 def measure(trainer: Trainer) -> ZeroShot:
     """The zero-shot accuracy, as a job evaluates: on all images, or some drawn by a seed."""
-    misc = host.module("lib.misc")
+    misc = host.import_module("lib.misc")
     share = MAX_IMAGES // len(trainer.dataset)
     is_small = sum(map(len, trainer.dataset)) <= MAX_IMAGES
     splits = {}

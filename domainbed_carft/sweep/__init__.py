@@ -1,4 +1,4 @@
-"""Declared sweeps: which jobs there are, in what state they are, and how to get them done."""
+"""Declare sweeps, launch their jobs, and read their states."""
 
 from __future__ import annotations
 
