@@ -90,27 +90,28 @@ def conclusion(accuracies: Accuracies, recorded: Accuracies) -> str:
     The text is "" unless the run has CARFT and another algorithm.
     """
     means = {algorithm: fmean(by_pair.values()) for algorithm, by_pair in accuracies.items()}
-    others = [algorithm for algorithm in means if algorithm != CARFT]
-    if CARFT not in means or not others:
+    baselines = [algorithm for algorithm in means if algorithm != CARFT]
+    if CARFT not in means or not baselines:
         return ""
 
-    ahead_of = [name for name in others if means[CARFT] > means[name]]
-    behind = [name for name in others if name not in ahead_of]
+    beaten = [name for name in baselines if means[CARFT] > means[name]]
+    unbeaten = [name for name in baselines if name not in beaten]
     clauses = []
-    if ahead_of:
-        clauses.append(f"ahead of {_with_means(ahead_of, means)}")
-    if behind:
-        clauses.append(f"not ahead of {_with_means(behind, means)}")
+    if beaten:
+        clauses.append(f"ahead of {_list_with_means(beaten, means)}")
+    if unbeaten:
+        clauses.append(f"not ahead of {_list_with_means(unbeaten, means)}")
     first = f"In this run CARFT ({means[CARFT]:.1f}) is {', but '.join(clauses)}."
 
     second = (
         "Since the jobs are the same as the recorded ones, one trial can show that training works "
-        "on your machine. It cannot show which method is better. The ten recorded trials can"
+        "on your machine. It cannot show which method is better; for that, see the ten recorded "
+        "trials"
     )
     return f"{first} {second}{_describe_recorded_difference(recorded)}."
 
 
-def _with_means(names: Sequence[str], means: Mapping[str, float]) -> str:
+def _list_with_means(names: Sequence[str], means: Mapping[str, float]) -> str:
     *first, last = [f"{name} ({means[name]:.1f})" for name in names]
     return f"{', '.join(first)} and {last}" if first else last
 

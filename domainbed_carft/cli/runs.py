@@ -36,7 +36,6 @@ def _add_evaluate(commands: Any) -> None:
     _add_which(parser)
     _add_loading(parser)
     _add_data(parser)
-    _add_original(parser)
     _add_output_file(parser)
     _add_sweep_flags(parser)
 
@@ -58,6 +57,7 @@ def _add_evaluate(commands: Any) -> None:
 
 def _add_sweep_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("only for the output folder of a sweep")
+    _add_original(group)
     group.add_argument(
         "--select",
         type=comma_separated(METHOD_NAMES),
@@ -199,7 +199,7 @@ def _add_which(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_original(parser: argparse.ArgumentParser) -> None:
+def _add_original(parser: Any) -> None:
     parser.add_argument(
         "--original",
         metavar="FILE",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from domainbed_carft.cli.help_pages import WIDTH
@@ -18,6 +18,7 @@ from domainbed_carft.results.columns import (
     NAMES,
     OF_EVALUATE,
     OF_RECORDS,
+    Column,
 )
 
 _INDENT = "    "
@@ -33,9 +34,9 @@ def add_to(parser: argparse.ArgumentParser) -> Any:
         type=comma_separated((*NAMES, HELP)),
         action=_Columns,
         metavar="COLUMN,...",
-        help=f"columns of the tables, separated by commas, such as {ENVIRONMENTS},worst; {ALL} is "
-        f"every column except those that carft evaluate measures, {EVALUATED} is every column that "
-        f"it measures; --columns {HELP} explains each (default: {','.join(DEFAULT_COLUMNS)})",
+        help=f"columns of the tables, separated by commas, such as {ENVIRONMENTS},worst. "
+        f"'{EVALUATED}' stands for all columns that carft evaluate measures, and '{ALL}' for all "
+        f"others; --columns {HELP} explains every column (default: {','.join(DEFAULT_COLUMNS)})",
     )
     tables.add_argument(
         "--error",
@@ -82,16 +83,23 @@ class _Columns(argparse.Action):
 
 def describe_columns() -> str:
     """Return the names of all columns, each with its header and explanation."""
-    paragraphs = [f"{ENVIRONMENTS}\n{_INDENT}A column for each environment: the accuracy on it."]
-    for title, columns in (
-        (f"{ALL}: {ENVIRONMENTS} and the following columns, from the jobs' records", OF_RECORDS),
-        (f"{EVALUATED}: all columns measured by carft evaluate, as follows", OF_EVALUATE),
-    ):
-        paragraphs.append(f"{title}\n")
-        for column in columns:
-            text = textwrap.fill(column.explanation, width=WIDTH - len(_INDENT))
-            paragraphs.append(f"{column.name}\n{textwrap.indent(text, _INDENT)}")
-    return "\n".join(paragraphs)
+    lines = [
+        f"Columns from the jobs' records ('{ALL}'):",
+        f"  {ENVIRONMENTS}",
+        f"{_INDENT}A column for each environment: the accuracy on it.",
+        *_describe(OF_RECORDS),
+        "",
+        f"Columns measured by carft evaluate ('{EVALUATED}'):",
+        *_describe(OF_EVALUATE),
+    ]
+    return "\n".join(lines)
+
+
+def _describe(columns: Iterable[Column]) -> Iterator[str]:
+    for column in columns:
+        yield f"  {column.name}"
+        text = textwrap.fill(column.explanation, width=WIDTH - len(_INDENT))
+        yield textwrap.indent(text, _INDENT)
 
 
 def comma_separated(choices: Collection[str]) -> Callable[[str], list[str]]:

@@ -26,7 +26,7 @@ def _option(default: Any, description: str, repeated: bool = False) -> Any:
     return dataclasses.field(default=default, metadata={"help": description, "repeated": repeated})
 
 
-_GPUS = "GPUs of one job, with a process on each (default: 1; slurm: 0)"
+_GPUS = "GPUs of each job, which starts a process per GPU (default: 1; slurm: 0)"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PoolOptions(LocalOptions):
     """The number of jobs that run at a time on this machine, too."""
 
     jobs: Annotated[int, Ge(1)] | None = _option(
-        None, "jobs at a time (default: jobs_per_gpu on each GPU, else one per core)"
+        None, "jobs that run at the same time (default: jobs_per_gpu per GPU, or one per core)"
     )
     jobs_per_gpu: Annotated[int, Ge(1)] | None = _option(None, "jobs on each GPU (default: 1)")
 
@@ -56,15 +56,18 @@ class SlurmOptions:
     account: str | None = _option(None, "account to charge")
     qos: str | None = _option(None, "quality of service")
     time: str = _option(
-        "1-0", "time limit of one turn, after which a job resumes: minutes or D-HH:MM:SS"
+        "1-0",
+        "time limit, in minutes or as D-HH:MM:SS; a job that reaches it resumes in the next turn",
     )
     gpus: Annotated[int, Ge(0)] = _option(0, _GPUS)
     cpus: Annotated[int, Ge(1)] = _option(1, "cores per job, for its threads and loaders")
     memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")
-    array_cap: Annotated[int, Ge(1)] = _option(100, "jobs at a time (default: 100)")
-    setup: tuple[str, ...] = _option((), "shell line first, as 'module load cuda'", repeated=True)
+    array_cap: Annotated[int, Ge(1)] = _option(100, "jobs that run at the same time (default: 100)")
+    setup: tuple[str, ...] = _option(
+        (), "shell command to run before each job, such as 'module load cuda'", repeated=True
+    )
     extra: Mapping[str, str | bool] | None = _option(
-        None, "KEY=VALUE for sbatch, such as constraint=a100", repeated=True
+        None, "further option of sbatch as KEY=VALUE, such as constraint=a100", repeated=True
     )
 
 
