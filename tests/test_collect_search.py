@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import collect_sweeps
 import pytest
-from search_sweeps import LABELS, SEARCH, STAGES, parse, read_records, recorded, staged, validation
+from search_sweeps import (
+    LABELS,
+    SEARCH,
+    STAGES,
+    make_stages,
+    parse,
+    read_records,
+    validation,
+    write_results,
+)
 
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import Role, identity
@@ -17,11 +26,11 @@ from domainbed_carft.sweep import launch, search
 SOURCES = SEARCH.split("search:")[0] + "test_environments: single-source\n"
 
 
-def launched(text, out, records=recorded):
+def launched(text, out, records=write_results):
     """The jobs of a sweep with a manifest, of which both stages have records."""
     declaration = parse(text)
     for stage in ("first", "second"):
-        jobs = staged(declaration, out)
+        jobs = make_stages(declaration, out)
         for job in getattr(jobs, stage):
             records(job)
         entry = search.make_manifest_entry(declaration, jobs)
@@ -81,7 +90,7 @@ def test_members_are_choices_of_the_selection_method_in_one_cell(tmp_path):
 
 
 def test_of_equally_good_members_the_last_counts_as_in_domainbed(tmp_path):
-    launched(SEARCH, tmp_path, lambda job: recorded(job, accuracies=lambda step: [0.5] * 8))
+    launched(SEARCH, tmp_path, lambda job: write_results(job, accuracies=lambda step: [0.5] * 8))
     row = row_of(collect(tmp_path, methods=["oracle"]), "CARFT")
     assert {entry.outcome.values["lr"] for entry in row.chosen(0)} == {1e-3}
 
@@ -114,7 +123,7 @@ def test_of_two_stages_the_second_is_shown_and_the_budget_named(tmp_path):
 def test_a_first_stage_without_a_second_is_shown_with_a_note(tmp_path):
     def record_some(job):
         if job.args["test_envs"] == [0] and job.args["trial_seed"] == 5:
-            recorded(job)
+            write_results(job)
 
     launched(STAGES, tmp_path, record_some)
     results = collect(tmp_path)
@@ -128,7 +137,7 @@ def test_jobs_of_an_earlier_choice_are_left_out(tmp_path):
 
         def write(job, value=value):
             accuracy = 0.9 if value_of(job) == value else 0.1
-            recorded(job, accuracies=lambda step: [accuracy] * 8)
+            write_results(job, accuracies=lambda step: [accuracy] * 8)
 
         folders.append({job.folder for job in launched(STAGES, tmp_path, write).second})
     earlier, later = folders

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from domainbed.lib import misc
-from sweep_folders import launched
+from sweep_folders import write_launched_sweep
 
 from domainbed_carft import text
 from domainbed_carft.sweep import printing, states
@@ -67,7 +67,7 @@ def test_a_closed_pipe_does_not_end_a_task(monkeypatch, frequent):
 
 
 def test_a_sweep_into_a_pipe_prints_lines(tmp_path, capsys, frequent):
-    jobs = launched(tmp_path / "out")
+    jobs = write_launched_sweep(tmp_path / "out")
     with printing.show_progress([states.get_status(job, {}) for job in jobs], {}):
         pass
     printed = capsys.readouterr().err

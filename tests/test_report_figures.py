@@ -211,7 +211,7 @@ def test_the_page_has_the_tables_that_its_options_ask_for(joint_sweep, tmp_path,
 def search(tmp_path_factory):
     """A declared search over three rates, all jobs of which have records."""
     folder = tmp_path_factory.mktemp("search")
-    for job in sweep_folders.launched(folder, SEARCH):
+    for job in sweep_folders.write_launched_sweep(folder, SEARCH):
         recorded = host.get_job_hparams(job.args)
         collect_sweeps.write_job(job.folder.parent, job.folder.name, **job.args, recorded=recorded)
     return folder

@@ -9,17 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
-from search_sweeps import STAGES, parse, recorded
+from search_sweeps import STAGES, parse, write_results
 from submitit.core.utils import DelayedSubmission
-from sweep_folders import declared, ended
+from sweep_folders import add_attempts, write_declaration
 from sweep_jobs import (
     carft,
     command,
     commands,
     events,
-    look,
     missing_slurm,
     most_at_once,
+    read_status,
     run,
     statuses,
     story,
@@ -103,7 +103,7 @@ def test_jobs_are_submitted_as_arrays_that_keep_the_cap_together(tmp_path, clust
     for folder in folders[:3]:
         folder.path.mkdir()
     (folders[0].path / "done").touch()
-    ended(Job({}, folders[1].path), 2)
+    add_attempts(Job({}, folders[1].path), 2)
     with folders[2].claim():
         assert run("slurm", jobs, array_cap=2, time="1-0", gpus=2, cpus=4) is None
 
@@ -210,7 +210,7 @@ def test_an_array_element_tries_three_times_and_fails_in_slurm(tmp_path, cluster
 
 def test_a_sweep_in_slurms_queue_is_watched_cancelled_and_cleaned(tmp_path, cluster):
     out = tmp_path / "out"
-    words = [*declared(tmp_path), "--output_dir", out, "--launcher", "slurm"]
+    words = [*write_declaration(tmp_path), "--output_dir", out, "--launcher", "slurm"]
     cluster.queue.write_text(
         "7_0|PENDING|QOSMaxCpuPerJobLimit\n7_1|PENDING|JobHeldUser\n7_2|PENDING|Priority\n"
     )
@@ -222,7 +222,7 @@ def test_a_sweep_in_slurms_queue_is_watched_cancelled_and_cleaned(tmp_path, clus
     assert "There is nothing to launch." in carft("launch", *words).stdout
 
     cluster.queue.write_text("7_0|RUNNING|None\n7_1|PENDING|JobHeldUser\n7_2|PENDING|Priority\n")
-    status = look(out)
+    status = read_status(out)
     assert status["counts"]["queued"] == 3
     details = {job["detail"]: job["slurm_reason"] for job in status["jobs"]}
     assert details == {
@@ -232,7 +232,7 @@ def test_a_sweep_in_slurms_queue_is_watched_cancelled_and_cleaned(tmp_path, clus
     }
 
     cluster.queue.unlink()  # SLURM does not answer
-    assert "squeue failed" in look(out)["note"]
+    assert "squeue failed" in read_status(out)["note"]
     refused = carft("clean", out, "--incomplete")
     assert refused.returncode == 1 and "no job was deleted" in refused.stderr
     assert launched_in(out)
@@ -241,14 +241,14 @@ def test_a_sweep_in_slurms_queue_is_watched_cancelled_and_cleaned(tmp_path, clus
     assert "2 SLURM jobs cancelled" in carft("cancel", out, "--yes").stdout
     assert cluster.calls.read_text() == "scancel 7_0 7_1\n"
     cluster.queue.write_text("")
-    assert look(out)["counts"]["not launched"] == 3
+    assert read_status(out)["counts"]["not launched"] == 3
     assert "1 leftover file deleted" in carft("clean", out).stdout and not launched_in(out)
 
 
 def test_missing_programs_and_folders_that_slurm_cannot_name_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     out = tmp_path / "100% sure"
-    words = [*declared(tmp_path), "--output_dir", out, "--launcher", "slurm"]
+    words = [*write_declaration(tmp_path), "--output_dir", out, "--launcher", "slurm"]
     refused = carft("launch", *words)
     assert refused.returncode == 1 and "2 problems, nothing was done" in refused.stderr
     assert "sbatch, srun, squeue, scontrol, which are not on PATH" in refused.stderr
@@ -303,7 +303,7 @@ def test_the_small_job_submits_the_second_stage_once_the_first_is_done(
         second_stage()
 
     for job in plan.jobs:
-        recorded(job, accuracies=lambda step: [0.5] * 8)
+        write_results(job, accuracies=lambda step: [0.5] * 8)
     second_stage()
     assert "\na b\n" in cluster.scripts()[11]
     element = submitted_function(tmp_path, "11_0")
