@@ -26,7 +26,6 @@ def test_launch_trains_a_sweep_whose_tables_are_complete(tmp_path, capsys):
     assert launched.returncode == 0, launched.stderr
     assert "x: 2 jobs: 2 not launched." in launched.stdout
     assert "sweep: 4 of 4 steps (100%), 2 of 2 jobs done, after " in launched.stderr
-    assert "\r" not in launched.stderr
 
     state = read_status(out)
     assert state["counts"]["done"] == 2 and sum(state["counts"].values()) == 2

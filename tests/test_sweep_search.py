@@ -39,13 +39,6 @@ def test_override_replaces_and_adds_searched_values():
     assert declaration.searched_values("PACS", "CLIPZeroShot") == {}
 
 
-def test_draws_of_a_search_make_the_jobs_of_hparams_seeds(tmp_path):
-    simple = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
-    draws = parse(simple + "search: {draws: 4}").jobs("D", tmp_path)
-    seeds = parse(simple + "hparams_seeds: 4").jobs("D", tmp_path)
-    assert [job.folder for job in draws] == [job.folder for job in seeds]
-
-
 @pytest.mark.parametrize("by_target", [False, True])
 def test_second_stage_trains_the_member_with_the_highest_mean_validation(by_target, tmp_path):
     choose_by = "\n  choose_by: target" if by_target else ""
@@ -119,12 +112,7 @@ def test_dry_run_counts_the_jobs_of_both_stages(tmp_path):
     words = [tmp_path / "x.yaml", "--data_dir", "D", "--output_dir", tmp_path / "out"]
     out = carft("launch", *words, "--dry-run").stdout
     assert out.startswith("x: 48 jobs in two stages.\nFirst stage, trial 5: 24 jobs: 24 not launc")
-    assert re.search(r"^all +48 ", out, re.MULTILINE)
-
-    plan = launch.plan(parse(STAGES), "D", tmp_path, "pool")
-    *_, total = plan.estimate_costs().values()
-    assert len(plan.jobs) == len(plan.waiting_jobs) == 24
-    assert (total.jobs, total.steps) == (48, 48 * 201)
+    assert re.search(rf"^all +48 +0 +{48 * 201:,} ", out, re.MULTILINE)
 
 
 def test_second_stage_follows_the_first_and_keeps_its_choice_on_resume(tmp_path):
