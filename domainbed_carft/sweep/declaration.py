@@ -31,7 +31,7 @@ from domainbed_carft.jobs.manifest import ChosenValues, Dataset
 
 TASK = "domain_generalization"
 LEAVE_ONE_OUT = "leave-one-domain-out"
-# Selection methods that look at the target, so that no search may choose by them.
+# Selection methods that look at the target, so that a search must not choose by them.
 _METHODS_WITH_TARGET = ("oracle",)
 
 Values = Mapping[str, Any]
@@ -40,8 +40,9 @@ Values = Mapping[str, Any]
 
 
 def _require_setting(value: Any) -> Any:
-    is_words = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if is_words or isinstance(value, (str, int, float)):
+    if isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
     raise ValueError("text, a number, true, false, or a list of words")
 
@@ -92,8 +93,9 @@ def _get_division_tag(value: Any) -> str:
     """Return the tag of the form in which a division is declared."""
     if value == SINGLE_SOURCE:
         return "<word>"
-    has_lists = isinstance(value, list) and any(isinstance(item, list) for item in value)
-    return "<lists>" if has_lists else "<list>"
+    if isinstance(value, list) and any(isinstance(item, list) for item in value):
+        return "<lists>"
+    return "<list>"
 
 
 # The environments to hold out: one at a time, or several together.
@@ -172,9 +174,9 @@ class Variant(Keys):
 
     def covers(self, dataset: str, algorithm: str) -> bool:
         """Return True if the settings apply to this algorithm on this dataset."""
-        has_dataset = not self.datasets or dataset in self.datasets
-        has_algorithm = not self.algorithms or algorithm in self.algorithms
-        return has_dataset and has_algorithm
+        if self.datasets and dataset not in self.datasets:
+            return False
+        return not self.algorithms or algorithm in self.algorithms
 
 
 class Override(Variant):

@@ -196,8 +196,8 @@ def _get_searched_settings(shape: Shape) -> Iterator[_Setting]:
     for path, values in values_by_path:
         for name, candidates in values.items():
             for index, value in enumerate(candidates):
-                has_value = functools.partial(_is_searched, shape, name, value)
-                yield _Setting((*path, name, index), name, value, has_value)
+                covers = functools.partial(_is_searched, shape, name, value)
+                yield _Setting((*path, name, index), name, value, covers)
 
 
 def _is_searched(shape: Shape, name: str, value: Any, dataset: str, algorithm: str) -> bool:
@@ -336,9 +336,8 @@ def _check_draws_and_stages(shape: Shape) -> Iterator[_Problem]:
     """Yield the problems of the keys below ``search``, by paths relative to it."""
     search = shape.search
     assert search is not None
-    has_values = any(len(shape.members(cell.dataset, cell.algorithm)) > 1 for cell in shape.cells())
-
-    if not has_values and not search.draws:
+    member_counts = [len(shape.members(cell.dataset, cell.algorithm)) for cell in shape.cells()]
+    if max(member_counts, default=0) < 2 and not search.draws:
         hint = "list at least two values under values, or set a number of draws"
         yield (), f"the search has nothing to choose from; {hint}"
     if search.draws and "hparams_seeds" in shape.model_fields_set:

@@ -92,7 +92,9 @@ def get_dataset_facts(name: str) -> Dataset:
     """Return the facts of a dataset for manifests. Raises CarftError for an unknown name."""
     host = import_module("datasets")
     if os.sep in name and not os.path.isdir(name):
-        raise CarftError(f"no such folder: {name}; expected one with a sub-folder per domain")
+        raise CarftError(
+            f"no such folder: {name}; expected a folder with a sub-folder per environment"
+        )
 
     valid_names = list(getattr(host, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
     dataset_class = _find_class("dataset", name, find_dataset_class, valid_names)

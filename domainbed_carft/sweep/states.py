@@ -74,10 +74,9 @@ def read_queue(output: Path) -> Queue:
     live_launches: list[Launch] = []
     ended_files: list[Path] = []
     for launch in known_launches:
-        is_live = launch.launcher != "slurm" and launch.is_alive()
         queued: dict[str, str] = {}
         sweep_folder = launch.path.parent.parent
-        if is_live:
+        if launch.launcher != "slurm" and launch.is_alive():
             live_launches.append(launch)
             position = f"{launch.launcher} on {launch.host}, process {launch.pid}"
             queued = dict.fromkeys(launch.jobs, position)
@@ -87,8 +86,7 @@ def read_queue(output: Path) -> Queue:
                 reasons[sweep_folder / name] = state.reason
 
         positions.update((sweep_folder / name, position) for name, position in queued.items())
-        is_unknown = note and launch.launcher == "slurm"
-        if not queued and not is_unknown:
+        if not queued and not (note and launch.launcher == "slurm"):
             ended_files.append(launch.path)
     return Queue(positions, live_launches, ended_files, slurm_states, note, reasons)
 
@@ -209,9 +207,10 @@ class SweepState:
         """True if the first stage is done, but no process is about to launch the second."""
         if self.search is None or self.search.chosen:
             return False
+        if self.queue.live_launches or self.queue.slurm_states:
+            return False
         first = self.get_stage(CHOOSE)
-        is_done = bool(first) and all(status.state == DONE for status in first)
-        return is_done and not self.queue.live_launches and not self.queue.slurm_states
+        return bool(first) and all(status.state == DONE for status in first)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the output of ``carft sweep status --json``."""
