@@ -251,7 +251,7 @@ class Shape(Keys):
 
     @property
     def settings(self) -> dict[str, Variant]:
-        """Folder name, such as ``lr=3,amp=bf16``, -> variant; "" -> no settings without variants.
+        """Folder name, such as ``lr=3,amp=bf16``, -> variant; the name is "" without variants.
 
         With a grid, each variant is repeated at each point of the grid.
         """
