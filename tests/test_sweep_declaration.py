@@ -124,7 +124,7 @@ compare_with: [CARFT]
                 "9: overrides[0].datasets[0]: no dataset of this sweep is called 'VLCS'",
                 "11: overrides[1].hparams.warmup_steps: got 9000, expected less than total_st",
                 "11: overrides[1].hparams.contexts: contexts is 'no.txt', which is not a f",
-                "12: compare_with[0]: no row of published figures is called 'CARFT'; did you mean",
+                "12: compare_with[0]: no row of published numbers is called 'CARFT'; did you mean",
             ],
         ),
     ],

@@ -112,15 +112,15 @@ def _as_json(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
-def _sweep_status(problems: Collection[object], has_figures: bool) -> int:
-    """Return the exit status: 0 without problems, 3 if some runs have figures, otherwise 1."""
+def _sweep_status(problems: Collection[object], has_metrics: bool) -> int:
+    """Return the exit status: 0 without problems, 3 if some runs have metrics, otherwise 1."""
     if not problems:
         return 0
-    return SOME_SKIPPED if has_figures else 1
+    return SOME_SKIPPED if has_metrics else 1
 
 
 def _evaluate_sweep(arguments: argparse.Namespace) -> int:
-    """Evaluate a sweep, and print or write the figures; return the exit status."""
+    """Evaluate a sweep, and print or write the metrics; return the exit status."""
     reason = f"is for a run, and {arguments.path} is a sweep's folder"
     _refuse_flags(arguments, "which clip", reason, "pass the folder of one of its jobs")
     if arguments.suite:
@@ -164,7 +164,7 @@ def _evaluate_sweep_on_suite(arguments: argparse.Namespace, options: SweepOption
         print(line, file=sys.stderr)
     for problem in outcome.problems:
         log(f"evaluate: not measured: {problem}")
-    return _sweep_status(outcome.problems, has_figures=bool(scores))
+    return _sweep_status(outcome.problems, has_metrics=bool(scores))
 
 
 def predict_command(arguments: argparse.Namespace) -> int:

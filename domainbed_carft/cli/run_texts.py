@@ -85,14 +85,14 @@ def _table_by_split(evaluation: Evaluation) -> str:
     rows = []
     for split in evaluation.splits:
         environment = f"{split.environment} (test)" if split.is_target else split.environment
-        figures = split.figures
+        metrics = split.figures
         rows.append(
             [
                 split.name,
                 environment,
                 str(split.images),
-                percent(figures.accuracy if figures else None),
-                percent(figures.calibration.ece if figures else None),
+                percent(metrics.accuracy if metrics else None),
+                percent(metrics.calibration.ece if metrics else None),
             ]
         )
     return table(["split", "environment", "images", "accuracy (%)", "ECE (%)"], rows)
@@ -263,7 +263,7 @@ def sweep_text(evaluation: SweepEvaluation) -> str:
     lines = [printable(heading), "", formats.as_text(grids, captions).removesuffix("\n")]
 
     if evaluation.problems:
-        lines += ["", f"{columns.NO_VALUE}: the figures are incomplete."]
+        lines += ["", f"{columns.NO_VALUE}: the metrics are incomplete."]
         problems = [
             printable(f"- {folder}, step {step}: {problem}")
             for (folder, step), problem in evaluation.problems.items()

@@ -110,8 +110,8 @@ def format_table(
         counts = (cost.jobs, cost.done, cost.steps, cost.trained, cost.evaluated)
         memory = _format_number(cost.memory_gb, 1) if cost.memory_gb else "?"
         hours = _format_number(cost.hours, 2)
-        figures = [*(_format_number(count, 0) for count in counts), hours, memory]
-        rows.append([*group, *figures])
+        numbers = [*(_format_number(count, 0) for count in counts), hours, memory]
+        rows.append([*group, *numbers])
 
     splits = "both splits of every environment"
     if skips:

@@ -47,14 +47,14 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
         CarftError: the domainbed cannot be imported, or the user's own methods cannot be loaded.
     """
     host.require_own_methods()
-    published_rows = list(dict.fromkeys(figure["method"] for figure in published.figures()))
+    published_rows = list(dict.fromkeys(row["method"] for row in published.figures()))
 
     datasets, dataset_problems = _look_up(host.get_dataset_facts, shape.datasets, "datasets")
     algorithms, algorithm_problems = _look_up(
         host.find_algorithm_class, shape.algorithms, "algorithms"
     )
     _, row_problems = _look_up(
-        lambda name: _require_listed("row of published figures", name, published_rows),
+        lambda name: _require_listed("row of published numbers", name, published_rows),
         shape.compare_with,
         "compare_with",
     )
