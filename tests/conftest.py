@@ -270,7 +270,7 @@ def sweep(tmp_path: Path) -> tuple[Path, list[Job]]:
     import sweep_folders
 
     folder = tmp_path / "it's out"
-    return folder, sweep_folders.launched(folder)
+    return folder, sweep_folders.write_launched_sweep(folder)
 
 
 @pytest.fixture

@@ -36,12 +36,15 @@ def parse(text: str) -> Declaration:
     return declaration_file.parse(text, "x.yaml")
 
 
-def recorded(
+def write_results(
     job: Job,
     steps: Sequence[int] = (0, 100, 200),
     accuracies: Callable[[int], Sequence[float]] | None = None,
 ) -> None:
-    """A job's records: ``accuracies(step)`` is 8 numbers, in-splits first, else random ones."""
+    """Write the records of a job, with random accuracies by default.
+
+    ``accuracies(step)`` returns 8 numbers, in-splits first.
+    """
     draw = random.Random(str(job))
     job.folder.mkdir(parents=True, exist_ok=True)
     lines = []
@@ -58,12 +61,11 @@ def recorded(
 
 
 def read_records(job: Job) -> list[dict[str, Any]]:
-    """The records of a job as its file has them."""
     return [json.loads(line) for line in (job.folder / "results.jsonl").read_text().splitlines()]
 
 
 def validation(job: Job) -> float:
-    """Training-domain validation of a job: the highest mean out-accuracy of its sources."""
+    """Return the training-domain validation: the highest mean out-accuracy of the sources."""
     sources = [env for env in range(4) if env not in job.args["test_envs"]]
     return max(
         sum(record[f"env{env}_out_acc"] for env in sources) / len(sources)
@@ -71,5 +73,5 @@ def validation(job: Job) -> float:
     )
 
 
-def staged(declaration: Declaration, out: Path) -> StagedJobs:
-    return search.staged_jobs(declaration, "D", out)
+def make_stages(declaration: Declaration, out: Path) -> StagedJobs:
+    return search.make_staged_jobs(declaration, "D", out)

@@ -1,4 +1,4 @@
-"""Output folders of sweeps that were launched, and processes that hold or wait for their jobs."""
+"""Output folders of launched sweeps, and processes that run their jobs or queue them."""
 
 import json
 import subprocess
@@ -36,16 +36,16 @@ with launch_file.announce("pool", [Job({}, Path(sys.argv[1]))]):
 EIGHT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 2\nsteps: 11\n"
 
 
-def declared(folder: Path, **keys: Any) -> list[str]:
-    """A sweep of three quick jobs, but for ``keys``, as words of ``carft sweep launch``."""
+def write_declaration(folder: Path, **keys: Any) -> list[str]:
+    """Declare a sweep, by default of three quick jobs; return words for ``carft sweep launch``."""
     keys = {"name": "x", "datasets": ["Debug28"], "algorithms": ["ERM"], "trials": 1, **keys}
     path = Path(folder) / "x.yaml"
     path.write_text(json.dumps(keys))
     return [str(path), "--data_dir", "/data"]
 
 
-def launched(folder: Path, text: str = EIGHT) -> list[Job]:
-    """What ``carft sweep launch`` notes of the sweep that ``text`` declares; its jobs."""
+def write_launched_sweep(folder: Path, text: str = EIGHT) -> list[Job]:
+    """Write the manifest of a declared sweep; return its jobs."""
     declaration = declaration_file.parse(text, "x.yaml")
     jobs = declaration.jobs("D", Path(folder))
     launch.write_manifest(declaration, Path(folder), jobs)
@@ -53,13 +53,12 @@ def launched(folder: Path, text: str = EIGHT) -> list[Job]:
 
 
 def status(folder: Path, job: Job) -> states.Status:
-    """What ``carft sweep status`` knows of a job."""
-    statuses = states.of_output(folder).statuses
+    statuses = states.read_state(folder).statuses
     return next(status for status in statuses if status.job.folder == job.folder)
 
 
 class ForeignProcesses:
-    """Processes of others, as long as the test runs."""
+    """Processes of other launches, until the test ends."""
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[str]] = []
@@ -76,7 +75,7 @@ class ForeignProcesses:
         return process
 
     def hold(self, job: Job, **fields: Any) -> subprocess.Popen[str]:
-        """Run a job; its lock says these fields."""
+        """Hold the lock of a job, with these fields in the lock file."""
         return self.start(HOLD, job.folder, **fields)
 
     def queue(self, job: Job) -> subprocess.Popen[str]:
@@ -88,8 +87,8 @@ class ForeignProcesses:
             process.wait()
 
 
-def ended(job: Job, *statuses: int) -> None:
-    """How attempts at a job ended."""
+def add_attempts(job: Job, *statuses: int) -> None:
+    """Note ended attempts at a job, one for each exit status."""
     job.folder.mkdir(parents=True, exist_ok=True)
     for value in statuses:
         attempt = Attempt(1.0, 2.0, "host", None, value, f"words of {value}")
@@ -97,7 +96,7 @@ def ended(job: Job, *statuses: int) -> None:
 
 
 def record(job: Job, step: int, n_environments: int = 6, **fields: Any) -> None:
-    """A record as train writes it: every flag is among the arguments."""
+    """Append a record with all flags of train among its arguments."""
     args = {"steps": None, "hparams": None, "checkpoint_freq": None, "output_dir": "gone"}
     accuracies = {
         f"env{i}_{split}_acc": 0.5 for i in range(n_environments) for split in ("in", "out")

@@ -1,4 +1,4 @@
-"""Jobs for launchers to run, and what became of them."""
+"""Jobs of the stand-in for train, launchers that run them, and their events."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ STAND_IN = HERE / "stand_in"  # of domainbed, with a train that needs no torch
 
 
 def command(folder: Path, path: Path | str = STAND_IN, **flags: Any) -> str:
-    """A command as a sweep writes it, of the stand-in for train."""
+    """Return a sweep's command line for a job of the stand-in for train."""
     return f"PYTHONPATH={shlex.quote(str(path))} {Job(flags, folder).line}"
 
 
@@ -36,8 +36,8 @@ def carft(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
-def look(out: Path) -> Any:
-    """What `carft sweep status --json` prints."""
+def read_status(out: Path) -> Any:
+    """Return the output of `carft sweep status --json`."""
     return json.loads(carft("status", out, "--json").stdout)
 
 
@@ -46,7 +46,7 @@ def commands(sweep: Path, count: int, **flags: Any) -> list[str]:
 
 
 def story(folder: Path) -> list[dict[str, Any]]:
-    """The events that the stand-in told of, if any."""
+    """Read the events that the stand-in recorded, if any."""
     path = Path(folder) / "story"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -56,13 +56,13 @@ def events(folder: Path) -> list[str]:
 
 
 def is_warm(folder: Path) -> bool:
-    """Whether the job was forked from a process that had its imports."""
+    """Return True if the job was forked from a process that had done the imports."""
     first = story(folder)[0]
     return bool(first["pid"] != first["imported_by"])
 
 
 def stat(pid: int) -> list[str]:
-    """A process's state and its parent; a zombie's if it has ended."""
+    """Return a process's state and parent; an ended process counts as a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
@@ -76,10 +76,10 @@ def statuses(folder: Path) -> list[int | None]:
 def wait_until(
     condition: Callable[[], Any],
     seconds: float = 240,
-    message: str = "it did not come to that",
+    message: str = "the condition was not met in time",
     pause: float = 0.05,
 ) -> Any:
-    """Wait for a condition, and return what it gives."""
+    """Wait until a condition returns a true value, and return the value."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, message
@@ -88,14 +88,14 @@ def wait_until(
 
 
 def most_at_once(folders: Sequence[Path]) -> int:
-    """How many of these jobs ran at the same time, at most."""
+    """Return the largest number of these jobs that ran at the same time."""
     timeline = [(line["time"], line["event"]) for folder in folders for line in story(folder)]
     changes = (1 if event == "start" else -1 for _, event in sorted(timeline))
     return max(itertools.accumulate(changes))
 
 
 def run(name: str, commands: Sequence[str], **options: Any) -> Any:
-    """What a launcher returns for jobs that are given as a sweep writes them."""
+    """Run a sweep's command lines with a launcher; return its result."""
     return run_commands(launchers.make(name, options), commands)
 
 
@@ -110,7 +110,7 @@ print(json.dumps([ending.result for ending in run(name, commands, **options) or 
 def launch(
     name: str, commands: Iterable[str], options: Mapping[str, Any] | None = None
 ) -> subprocess.Popen[str]:
-    """A launcher in a process of its own, that may be stopped or killed."""
+    """Start a launcher in another process, which the test can stop or kill."""
     words = [json.dumps(part) for part in (name, options or {}, list(commands))]
     return subprocess.Popen(
         [sys.executable, "-c", LAUNCH, *words],
@@ -122,7 +122,7 @@ def launch(
 
 
 def missing_slurm() -> str:
-    """Reason why tests that need a SLURM cannot run, "" if they can."""
+    """Return the reason why tests with SLURM cannot run, or "" if they can."""
     if not shutil.which("sinfo"):
         return "there is no SLURM here (.ci/slurm installs one)"
     words = ["timeout", "20", "sinfo", "--noheader", "--format=%t"]

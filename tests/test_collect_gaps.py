@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from collect_sweeps import cells, change_records, launch, write_job, write_sweep
-from sweep_folders import launched
+from sweep_folders import write_launched_sweep
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest, records
@@ -237,5 +237,5 @@ def test_later_declaration_adds_its_algorithms_in_its_order(tmp_path):
     variants = "\nvariants: {a: {algorithms: [CARFT]}, b: {algorithms: [CLIPood]}}"
     for algorithms in (f"[CLIPood, CARFT]{variants}", "[CLIPood, ERM, CARFT]", "[CLIPMIRO]"):
         keys = "name: x\ndatasets: [PACS]\ntrials: 1\nsteps: 11\n"
-        launched(tmp_path, f"{keys}algorithms: {algorithms}\n")
+        write_launched_sweep(tmp_path, f"{keys}algorithms: {algorithms}\n")
     assert manifest.read(tmp_path).algorithms == ("CLIPMIRO", "CLIPood", "ERM", "CARFT")

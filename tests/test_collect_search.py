@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import collect_sweeps
 import pytest
-from search_sweeps import LABELS, SEARCH, STAGES, parse, read_records, recorded, staged, validation
+from search_sweeps import LABELS, SEARCH, STAGES, parse, read_records, write_results, make_stages, validation
 
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import Role, get_folder_name
@@ -17,14 +17,14 @@ from domainbed_carft.sweep import launch, search
 SOURCES = SEARCH.split("search:")[0] + "test_environments: single-source\n"
 
 
-def launched(text, out, records=recorded):
+def launched(text, out, records=write_results):
     """Write manifest and records of both stages of a sweep; return its jobs."""
     declaration = parse(text)
     for stage in ("first", "second"):
-        jobs = staged(declaration, out)
+        jobs = make_stages(declaration, out)
         for job in getattr(jobs, stage):
             records(job)
-        entry = search.search_entry(declaration, jobs)
+        entry = search.make_manifest_entry(declaration, jobs)
         launch.write_manifest(declaration, out, jobs.launchable, search=entry)
     return jobs
 
@@ -78,7 +78,7 @@ def test_members_of_a_search_are_choices_within_a_cell(tmp_path):
 
 
 def test_last_of_equally_good_members_is_chosen_as_in_domainbed(tmp_path):
-    launched(SEARCH, tmp_path, lambda job: recorded(job, accuracies=lambda step: [0.5] * 8))
+    launched(SEARCH, tmp_path, lambda job: write_results(job, accuracies=lambda step: [0.5] * 8))
     row = get_row(collect(tmp_path, methods=["oracle"]), "CARFT")
     assert {entry.outcome.values["lr"] for entry in row.get_choices(0)} == {1e-3}
 
@@ -110,7 +110,7 @@ def test_tables_show_the_second_stage_and_the_budget(tmp_path):
 def test_tables_show_a_first_stage_without_a_second(tmp_path):
     def record_one_target(job):
         if job.args["test_envs"] == [0] and job.args["trial_seed"] == 5:
-            recorded(job)
+            write_results(job)
 
     launched(STAGES, tmp_path, record_one_target)
     results = collect(tmp_path)
@@ -123,7 +123,7 @@ def test_tables_omit_jobs_of_an_earlier_choice(tmp_path):
 
         def write(job, value=value):
             accuracy = 0.9 if get_lr(job) == value else 0.1
-            recorded(job, accuracies=lambda step: [accuracy] * 8)
+            write_results(job, accuracies=lambda step: [accuracy] * 8)
 
         folders.append({job.folder for job in launched(STAGES, tmp_path, write).second})
     earlier, later = folders

@@ -81,7 +81,7 @@ def test_demo_shows_accuracies_next_to_recorded_ones(tmp_path, monkeypatch, caps
         assert cells[:5] == [f"{value:.1f}" for value in expected]
         assert cells[6] == f"{np.std(trial_means) / 10**0.5:.1f}"
     page = report_page.read(output / "report")
-    assert page.tables["Accuracy on the drawing style left out, in %"][-1][0] == "CARFT"
+    assert page.tables["Accuracy on the drawing style held out, in %"][-1][0] == "CARFT"
 
 
 @pytest.mark.slow

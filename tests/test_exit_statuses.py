@@ -4,7 +4,7 @@ import collect_sweeps
 import numpy as np
 import pytest
 from PIL import Image
-from sweep_folders import ended, launched
+from sweep_folders import add_attempts, write_launched_sweep
 
 from domainbed_carft import cli
 
@@ -22,8 +22,8 @@ def places(tmp_path, monkeypatch, pets):
 
     collect_sweeps.write_sweep(tmp_path / "OUT", ["CARFT"], choices=1)
     (tmp_path / "OUT" / "CARFT-3-1-0" / "results.jsonl").unlink()
-    launched(tmp_path / "WAITING")
-    ended(launched(tmp_path / "FAILED")[0], 1, 1, 1)
+    write_launched_sweep(tmp_path / "WAITING")
+    add_attempts(write_launched_sweep(tmp_path / "FAILED")[0], 1, 1, 1)
 
 
 @pytest.mark.parametrize(

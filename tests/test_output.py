@@ -8,7 +8,7 @@ import sys
 
 import collect_sweeps
 import pytest
-from sweep_folders import ended, launched
+from sweep_folders import add_attempts, write_launched_sweep
 
 from domainbed_carft import cli, files
 
@@ -82,7 +82,7 @@ class InterruptedTerminal(io.StringIO):
     ],
 )
 def test_ctrl_c_prints_one_line(words, message, tmp_path, monkeypatch, capsys):
-    ended(launched(tmp_path / "OUT")[0], 1)
+    add_attempts(write_launched_sweep(tmp_path / "OUT")[0], 1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", InterruptedTerminal())
     assert cli.main(words.split()) == 130

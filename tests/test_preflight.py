@@ -188,7 +188,7 @@ def dry_run(folder):
 def test_preflight_is_as_good_as_its_worst_row(tmp_path, states, status):
     rows = [PreflightRow("a", "b", state, "c") for state in states]
     preflight = save_preflight(tmp_path, rows=rows)
-    assert preflight.verdict == status
+    assert preflight.status == status
 
 
 def test_dry_run_shows_the_preflight_with_age_hours_and_memory(tmp_path):
@@ -272,7 +272,7 @@ def test_preflight_of_a_declared_sweep_passes_and_writes_its_file(
     # 51 steps with 4 images from each of 3 environments; no evaluation of training in-splits
     declaration = declaration_file.parse(SMALL_SWEEP, "x.yaml")
     (job,) = declaration.jobs("embedded", output)
-    evaluated = costs.job_cost(job, declaration.facts["EmojiStyles"], True).evaluated
+    evaluated = costs.estimate_job_cost(job, declaration.facts["EmojiStyles"], True).evaluated
     seconds = cost["training_seconds"] * 51 * 12 + cost["evaluation_seconds"] * evaluated
     assert printed["hours"] == pytest.approx(seconds / 3600) and seconds > 0
 

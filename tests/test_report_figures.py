@@ -189,8 +189,8 @@ def test_page_has_the_columns_and_comparisons_of_its_options(joint_sweep, tmp_pa
 def search(tmp_path_factory):
     """A declared search over three learning rates, with records of all jobs."""
     folder = tmp_path_factory.mktemp("search")
-    for job in sweep_folders.launched(folder, SEARCH):
-        recorded = host.job_hparams(job.args)
+    for job in sweep_folders.write_launched_sweep(folder, SEARCH):
+        recorded = host.get_job_hparams(job.args)
         collect_sweeps.write_job(job.folder.parent, job.folder.name, **job.args, recorded=recorded)
     return folder
 

@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
-from search_sweeps import STAGES, parse, recorded
+from search_sweeps import STAGES, parse, write_results
 from submitit.core.utils import DelayedSubmission
-from sweep_folders import declared, ended
+from sweep_folders import write_declaration, add_attempts
 from sweep_jobs import (
     carft,
     command,
     commands,
     events,
-    look,
+    read_status,
     missing_slurm,
     most_at_once,
     run,
@@ -103,7 +103,7 @@ def test_jobs_are_submitted_as_arrays_with_common_cap(tmp_path, cluster):
     for folder in folders[:3]:
         folder.path.mkdir()
     (folders[0].path / "done").touch()
-    ended(Job({}, folders[1].path), 2)
+    add_attempts(Job({}, folders[1].path), 2)
     with folders[2].claim():
         assert run("slurm", jobs, array_cap=2, time="1-0", gpus=2, cpus=4) is None
 
@@ -206,7 +206,7 @@ def test_array_element_fails_after_three_attempts(tmp_path, cluster):
 
 def test_queued_sweep_can_be_watched_cancelled_and_cleaned(tmp_path, cluster):
     out = tmp_path / "out"
-    words = [*declared(tmp_path), "--output_dir", out, "--launcher", "slurm"]
+    words = [*write_declaration(tmp_path), "--output_dir", out, "--launcher", "slurm"]
     cluster.queue.write_text(
         "7_0|PENDING|QOSMaxCpuPerJobLimit\n7_1|PENDING|JobHeldUser\n7_2|PENDING|Priority\n"
     )
@@ -218,12 +218,12 @@ def test_queued_sweep_can_be_watched_cancelled_and_cleaned(tmp_path, cluster):
     assert carft("launch", *words).returncode == 0 and len(cluster.scripts()) == 1
 
     cluster.queue.write_text("7_0|RUNNING|None\n7_1|PENDING|JobHeldUser\n7_2|PENDING|Priority\n")
-    status = look(out)
+    status = read_status(out)
     assert status["counts"]["queued"] == 3
     assert [job["slurm_reason"] for job in status["jobs"]] == [None, "JobHeldUser", "Priority"]
 
     cluster.queue.unlink()  # SLURM does not answer
-    assert "squeue failed" in look(out)["note"]
+    assert "squeue failed" in read_status(out)["note"]
     refused = carft("clean", out, "--incomplete")
     assert refused.returncode == 1 and "no job was deleted" in refused.stderr
     assert read_launches(out)
@@ -232,14 +232,14 @@ def test_queued_sweep_can_be_watched_cancelled_and_cleaned(tmp_path, cluster):
     assert "2 SLURM jobs cancelled" in carft("cancel", out, "--yes").stdout
     assert cluster.calls.read_text() == "scancel 7_0 7_1\n"
     cluster.queue.write_text("")
-    assert look(out)["counts"]["not launched"] == 3
+    assert read_status(out)["counts"]["not launched"] == 3
     assert "1 leftover file deleted" in carft("clean", out).stdout and not read_launches(out)
 
 
 def test_missing_programs_and_unsupported_folder_names_are_problems(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     out = tmp_path / "100% sure"
-    words = [*declared(tmp_path), "--output_dir", out, "--launcher", "slurm"]
+    words = [*write_declaration(tmp_path), "--output_dir", out, "--launcher", "slurm"]
     refused = carft("launch", *words)
     assert refused.returncode == 1 and "2 problems, nothing was done" in refused.stderr
     assert "sbatch, srun, squeue, scontrol, which are not on PATH" in refused.stderr
@@ -292,7 +292,7 @@ def test_second_stage_job_launches_stage_after_first_is_done(tmp_path, cluster, 
         second_stage()
 
     for job in plan.jobs:
-        recorded(job, accuracies=lambda step: [0.5] * 8)
+        write_results(job, accuracies=lambda step: [0.5] * 8)
     second_stage()
     assert "\na b\n" in cluster.scripts()[11]
     element = load_submitted_function(tmp_path, "11_0")

@@ -1,4 +1,4 @@
-"""Jobs have upstream's identities, and are found again when their data has moved."""
+"""The jobs of a sweep: identities equal to upstream's, folders, and jobs whose data has moved."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ GOLDEN = json.loads((REPO / "tests" / "golden" / "upstream" / "jobs.json").read_
 
 
 @pytest.mark.parametrize("case", GOLDEN.values(), ids=GOLDEN.keys())
-def test_commands_equal_upstreams(case):
+def test_commands_of_jobs_equal_upstreams(case):
     upstream = case["keywords"]
     first = upstream["n_hparams_from"]
     keys = {name: upstream[name] for name in ("algorithms", "holdout_fraction", "steps")}
@@ -24,7 +24,7 @@ def test_commands_equal_upstreams(case):
     keys |= {"selection": ["oracle" if upstream["single_test_envs"] else "leave-one-domain-out"]}
     text = json.dumps({name: value for name, value in keys.items() if value is not None})
     jobs = declaration_file.parse(text, "x.yaml").jobs(upstream["data_dir"], Path("out dir"))
-    if upstream["hparams"]:  # the folder goes by its text
+    if upstream["hparams"]:  # the identity depends on the text of the JSON
         args = [{**job.args, "hparams": upstream["hparams"]} for job in jobs]
         jobs = [Job(arguments, Path("out dir") / get_folder_name(arguments)) for arguments in args]
     assert sorted(job.line for job in jobs) == sorted(case["commands"])
@@ -35,24 +35,26 @@ def parse(extra, datasets="[PACS]"):
     return declaration_file.parse(text, "x.yaml")
 
 
-def choices(extra):
-    return [job.args["test_envs"] for job in parse(extra).jobs("D", Path("o"))]
+PAIRS = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
 
 
-def test_each_selection_method_gets_the_jobs_it_needs():
-    singles = [[0], [1], [2], [3]]
-    assert choices("selection: [training-domain]") == singles
-    assert choices("selection: [oracle]") == singles
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ("selection: [training-domain, oracle]", [[0], [1], [2], [3]]),
+        ("selection: [leave-one-domain-out]", sorted([[0], [1], [2], [3], *PAIRS])),
+        # A target's validation accuracy is measured in the pairs that contain it.
+        (
+            "test_environments: [A]\nselection: [leave-one-domain-out]",
+            [[0], [0, 1], [0, 2], [0, 3]],
+        ),
+    ],
+)
+def test_jobs_hold_out_the_environments_that_selection_needs(extra, expected):
+    assert [job.args["test_envs"] for job in parse(extra).jobs("D", Path("o"))] == expected
 
-    pairs = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
-    assert choices("selection: [leave-one-domain-out]") == sorted(singles + pairs)
 
-    # A target's validation accuracy is measured in the pairs that it is one of.
-    one_target = "test_environments: [A]\nselection: [leave-one-domain-out]"
-    assert choices(one_target) == [[0], [0, 1], [0, 2], [0, 3]]
-
-
-def test_an_own_folder_with_one_domain_trains_on_all_of_it(tmp_path):
+def test_folder_with_one_environment_trains_on_all_of_it(tmp_path):
     (tmp_path / "pets" / "photos" / "cat").mkdir(parents=True)
     declaration = parse("selection: [training-domain, leave-one-domain-out]", f"[{tmp_path}/pets/]")
     (job,) = declaration.jobs("D", Path("o"))
@@ -60,7 +62,7 @@ def test_an_own_folder_with_one_domain_trains_on_all_of_it(tmp_path):
     assert job.args["dataset"] == f"{tmp_path}/pets"
 
 
-def test_each_variant_has_a_folder_at_each_point_of_the_grid():
+def test_variants_have_a_folder_for_each_point_of_the_grid():
     text = "grid: {amp: [off, bf16]}\nvariants: {a: {}, b: {datasets: [PACS], hparams: {lr: 1}}}"
     jobs = parse(text, "[PACS, VLCS]").jobs("D", Path("o"))
     folders = {(str(job.folder.parent), job.args["dataset"]) for job in jobs}
@@ -75,12 +77,12 @@ def test_each_variant_has_a_folder_at_each_point_of_the_grid():
 
 @pytest.mark.parametrize("spelling", ["/data/", "data", "/moved/elsewhere"])
 @pytest.mark.parametrize("recorded_in", ["sweep.json", "results.jsonl"])
-def test_moved_data_does_not_orphan_a_job(tmp_path, spelling, recorded_in):
+def test_jobs_keep_their_folders_after_the_data_has_moved(tmp_path, spelling, recorded_in):
     declaration = parse("steps: 5\nhparams: {lr: 1e-4}")
     before = declaration.jobs("/data", tmp_path)
-    if recorded_in == "sweep.json":  # none of them has begun
+    if recorded_in == "sweep.json":  # before the jobs have begun
         manifest.add(tmp_path, manifest.Sweep(tuple(before[:2])))
-    else:  # spelled as somebody at a shell would
+    else:  # hparams spelled as in a shell
         for job in before[:2]:
             record(job, 0, args={**job.args, "hparams": '{"lr":1e-4}'})
     after = manifest.reuse_folders(declaration.jobs(spelling, tmp_path), tmp_path)
@@ -94,7 +96,7 @@ def test_moved_data_does_not_orphan_a_job(tmp_path, spelling, recorded_in):
 @pytest.mark.parametrize(
     "change", [{"steps": 6}, {"hparams": '{"lr": 2e-4}'}, {"holdout_fraction": 0.1}, {"seed": 1}]
 )
-def test_arguments_that_change_results_make_another_job(tmp_path, change):
+def test_job_gets_another_folder_if_an_argument_changes_its_results(tmp_path, change):
     declaration = parse("steps: 5\nhparams: {lr: 1e-4}")
     (job, *_) = declaration.jobs("/data", tmp_path)
     record(job, 0, args={**job.args, **change})

@@ -1,4 +1,4 @@
-"""Declared searches: members, stages, the choice between them, and what is refused."""
+"""Declared searches: their members, stages, choices and mistakes."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from search_sweeps import SEARCH, STAGES, parse, recorded, staged, validation
+from search_sweeps import SEARCH, STAGES, make_stages, parse, validation, write_results
 from sweep_jobs import carft
 
 from domainbed_carft.errors import CarftError
@@ -14,11 +14,11 @@ from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import launch, printing, search, states
 
 
-def values_of(job):
+def get_rate(job):
     return json.loads(job.args.get("hparams", "{}")).get("lr")
 
 
-def test_each_value_has_a_folder_and_upstreams_identities(tmp_path):
+def test_searched_values_have_folders_and_upstreams_identities(tmp_path):
     jobs = parse(SEARCH).jobs("D", tmp_path)
     assert len(jobs) == 2 * 4 * (3 + 3 + 1)
     assert {job.variant for job in jobs} == {"", "lr=1e-05", "lr=0.0001", "lr=0.001"}
@@ -26,10 +26,10 @@ def test_each_value_has_a_folder_and_upstreams_identities(tmp_path):
     for job in jobs:
         digest = hashlib.md5(json.dumps(job.args, sort_keys=True).encode()).hexdigest()
         assert job.folder == tmp_path / job.variant / digest
-        assert (values_of(job) is None) == (job.args["algorithm"] == "CLIPZeroShot")
+        assert (get_rate(job) is None) == (job.args["algorithm"] == "CLIPZeroShot")
 
 
-def test_an_override_replaces_and_adds_searched_values():
+def test_override_replaces_and_adds_searched_values():
     override = "search: {values: {lr: [1e-2, 1e-1], kl_weight: [1, 3]}}"
     declaration = parse(SEARCH + f"  - algorithms: [CARFT]\n    {override}\n")
     assert declaration.members("PACS", "CARFT") == [
@@ -39,23 +39,16 @@ def test_an_override_replaces_and_adds_searched_values():
     assert declaration.searched_values("PACS", "CLIPZeroShot") == {}
 
 
-def test_draws_of_a_search_are_hparams_seeds(tmp_path):
-    simple = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
-    draws = parse(simple + "search: {draws: 4}").jobs("D", tmp_path)
-    seeds = parse(simple + "hparams_seeds: 4").jobs("D", tmp_path)
-    assert [job.folder for job in draws] == [job.folder for job in seeds]
-
-
 @pytest.mark.parametrize("by_target", [False, True])
-def test_the_member_with_the_highest_mean_validation_is_chosen(by_target, tmp_path):
+def test_second_stage_trains_the_member_with_the_highest_mean_validation(by_target, tmp_path):
     choose_by = "\n  choose_by: target" if by_target else ""
     declaration = parse(STAGES.replace("n: 1}}", "n: 1}}" + choose_by))
     first = declaration.jobs("D", tmp_path)
     assert len(first) == 2 * 4 * 3 and {job.args["trial_seed"] for job in first} == {5}
     for job in first:
-        recorded(job)
+        write_results(job)
 
-    jobs = staged(declaration, tmp_path)
+    jobs = make_stages(declaration, tmp_path)
 
     for second in jobs.second:
         key = second.args
@@ -67,98 +60,89 @@ def test_the_member_with_the_highest_mean_validation_is_chosen(by_target, tmp_pa
         ]
         means = {}
         for job in rivals:
-            means.setdefault(values_of(job), []).append(validation(job))
+            means.setdefault(get_rate(job), []).append(validation(job))
         best = max(reversed(means), key=lambda value: sum(means[value])) if means else None
-        assert values_of(second) == best and key["trial_seed"] in (0, 1)
+        assert get_rate(second) == best and key["trial_seed"] in (0, 1)
     assert len(jobs.second) == 2 * 4 * 3
 
 
 @pytest.mark.parametrize(
-    ("accuracy_of_largest", "best"), [(0.5, 1e-3), (0.45, 1e-4), (float("nan"), 1e-4)]
+    ("last_accuracy", "best"), [(0.5, 1e-3), (0.45, 1e-4), (float("nan"), 1e-4)]
 )
-def test_of_equally_good_members_the_last_is_chosen(tmp_path, accuracy_of_largest, best):
+def test_search_chooses_the_last_of_equally_good_members(tmp_path, last_accuracy, best):
     declaration = parse(STAGES)
     for job in declaration.jobs("D", tmp_path):
-        accuracy = accuracy_of_largest if values_of(job) == 1e-3 else 0.5
-        recorded(job, accuracies=lambda step, accuracy=accuracy: [accuracy] * 8)
-    chosen = staged(declaration, tmp_path).chosen
+        accuracy = last_accuracy if get_rate(job) == 1e-3 else 0.5
+        write_results(job, accuracies=lambda step, accuracy=accuracy: [accuracy] * 8)
+    chosen = make_stages(declaration, tmp_path).chosen
     assert [choice.values for choice in chosen] == [{"lr": best}] * 2
     assert {choice.members for choice in chosen} == {3}
 
 
-def test_a_search_without_validation_accuracies_is_refused(tmp_path):
+def test_search_without_validation_accuracies_fails(tmp_path):
     declaration = parse(STAGES)
     for job in declaration.jobs("D", tmp_path):
-        recorded(job, accuracies=lambda step: [float("nan")] * 8)
+        write_results(job, accuracies=lambda step: [float("nan")] * 8)
     with pytest.raises(CarftError, match="CARFT on PACS.*search other values"):
-        staged(declaration, tmp_path)
+        make_stages(declaration, tmp_path)
 
 
-def launched(out, most=1000):
-    """Numbers of jobs that a launcher gets, of which it finishes so many, and are not done."""
+def run_launch(out, max_finished=1000):
+    """Run launches that finish a limited number of jobs.
+
+    Returns the number of jobs of each launch, and of jobs that are not done at the end.
+    """
     counts = []
 
-    def finish(jobs, variables_of):
+    def finish(jobs, get_variables):
         counts.append(len(jobs))
-        for job in jobs[:most]:
-            recorded(job)
+        for job in jobs[:max_finished]:
+            write_results(job)
 
     unfinished = launch.run_plan(replace(launch.plan(parse(STAGES), "D", out), launcher=finish))
     return counts, len(unfinished)
 
 
 def status_text(out):
-    return "\n".join(printing.search_lines(states.of_output(out)))
+    return "\n".join(printing.search_lines(states.read_state(out)))
 
 
-def test_a_dry_run_counts_the_jobs_of_both_stages(tmp_path):
+def test_dry_run_counts_the_jobs_of_both_stages(tmp_path):
     (tmp_path / "x.yaml").write_text(STAGES)
     words = [tmp_path / "x.yaml", "--data_dir", "D", "--output_dir", tmp_path / "out"]
     out = carft("launch", *words, "--dry-run").stdout
     assert out.startswith("x: 48 jobs in two stages.\nFirst stage, trial 5: 24 jobs: 24 not launc")
-    assert re.search(r"^all +48 ", out, re.MULTILINE)
-
-    plan = launch.plan(parse(STAGES), "D", tmp_path, "pool")
-    *_, total = plan.costs().values()
-    assert len(plan.jobs) == len(plan.waiting_jobs) == 24
-    assert (total.jobs, total.steps) == (48, 48 * 201)
+    assert re.search(rf"^all +48 +0 +{48 * 201:,} ", out, re.MULTILINE)
 
 
-def test_the_second_stage_follows_when_the_first_is_done_and_resumes(tmp_path):
-    assert launched(tmp_path, most=10) == ([24], 24 - 10)  # no second stage
+def test_second_stage_follows_the_first_and_keeps_its_choice_on_resume(tmp_path):
+    assert run_launch(tmp_path, max_finished=10) == ([24], 24 - 10)  # no second stage
     text = status_text(tmp_path)
     assert "First stage, trial 5: 24 jobs: 10 done, 14 not launched." in text
     assert "Second stage, trials 0, 1: 24 jobs when the first is done." in text
 
-    assert launched(tmp_path, most=16) == ([14, 24], 8)
+    assert run_launch(tmp_path, max_finished=16) == ([14, 24], 8)
     chosen = manifest.read(tmp_path).search.chosen
     assert len(chosen) == 2
 
-    assert launched(tmp_path) == ([8], 0)
+    assert run_launch(tmp_path) == ([8], 0)
     assert manifest.read(tmp_path).search.chosen == chosen
     text = status_text(tmp_path)
     assert "Second stage, trials 0, 1: 24 jobs: 24 done." in text
     assert f"CARFT: lr={chosen[0].values['lr']} of 3" in text
 
 
-def test_status_says_if_nobody_launches_the_second_stage(tmp_path):
+def test_status_requests_a_launch_if_the_second_stage_does_not_start(tmp_path):
     plan = launch.plan(parse(STAGES), "D", tmp_path, "pool")
-    entry = search.search_entry(plan.declaration, plan.staged_jobs)
+    entry = search.make_manifest_entry(plan.declaration, plan.staged_jobs)
     launch.write_manifest(plan.declaration, tmp_path, plan.jobs, search=entry)
-    assert "launch the sweep again" not in status_text(tmp_path)
-    assert not states.of_output(tmp_path).as_dict()["search"]["needs_launch"]
+    assert [job.role for job in manifest.read(tmp_path).jobs] == [job.role for job in plan.jobs]
+    assert not states.read_state(tmp_path).as_dict()["search"]["needs_launch"]
 
     for job in plan.jobs:
-        recorded(job)
+        write_results(job)
     assert "To launch the second, launch the sweep again." in status_text(tmp_path)
-    assert states.of_output(tmp_path).as_dict()["search"]["needs_launch"]
-
-
-def test_a_manifest_keeps_the_roles_of_jobs(tmp_path):
-    declaration = parse(STAGES)
-    jobs = declaration.jobs("D", tmp_path)
-    launch.write_manifest(declaration, tmp_path, jobs)
-    assert [job.role for job in manifest.read(tmp_path).jobs] == [job.role for job in jobs]
+    assert states.read_state(tmp_path).as_dict()["search"]["needs_launch"]
 
 
 MINIMAL_DECLARATION = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
@@ -171,15 +155,15 @@ ON_FIVE = "choose_on: {trials: {from: 5, n: 1}}"
     [
         (
             f"search: {{{VALUES}, choose_on: {{trials: 2}}}}",
-            "on trials that it also repeats: 0, 1; .*from: 3",
+            "on trials on which it also repeats its choice: 0, 1; .*from: 3",
         ),
         (
             f"search: {{{VALUES}, {ON_FIVE}, repeat_on: {{trials: {{from: 4, n: 3}}}}}}",
-            "repeats: 5; ",
+            "repeats its choice: 5; ",
         ),
         (
             f"trials: 2\nsearch: {{{VALUES}, {ON_FIVE}, repeat_on: {{trials: 3}}}}",
-            "both name the trials",
+            "both set the trials",
         ),
         (f"search: {{{VALUES}, repeat_on: {{trials: 3}}}}", "repeat_on needs choose_on"),
         (f"search: {{{VALUES}, choose_by: target}}", "choose_by needs choose_on"),
@@ -216,14 +200,14 @@ ON_FIVE = "choose_on: {trials: {from: 5, n: 1}}"
             "test_environments: [[A, C], [A, X]]",
             r"test_environments\[1\]\[1\]: no environment of PACS is called 'X'",
         ),
-        ("test_environments: [[0, 1, 2, 3]]", "all 4 environments of PACS are left out; keep"),
+        ("test_environments: [[0, 1, 2, 3]]", "all 4 environments of PACS are held out; keep"),
         (
             "test_environments: single-source\nselection: [leave-one-domain-out]",
             "selects for a single target",
         ),
     ],
 )
-def test_each_mistake_of_a_search_is_one_problem_with_its_place(text, message):
+def test_error_of_a_search_is_one_problem_with_its_place(text, message):
     with pytest.raises(CarftError) as raised:
         parse(MINIMAL_DECLARATION + text)
     matching = [problem for problem in raised.value.problems if re.search(message, problem)]
@@ -231,25 +215,27 @@ def test_each_mistake_of_a_search_is_one_problem_with_its_place(text, message):
     assert matching[0].startswith("x.yaml:")
 
 
-def test_single_sources_have_the_jobs_of_a_checkout(tmp_path):
-    jobs = parse(MINIMAL_DECLARATION + "trials: 1\ntest_environments: single-source").jobs(
-        "D", tmp_path
-    )
-    assert [job.args["test_envs"] for job in jobs] == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
-    assert all(job.role.holds_out_together and not job.variant for job in jobs)
+@pytest.mark.parametrize(
+    ("environments", "test_envs", "joint_targets"),
+    [
+        ("single-source", [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]], [True] * 4),
+        ("{PACS: [[S, C], [0, 2], [1]]}", [[0, 2], [1], [1, 3]], [True, False, True]),
+    ],
+)
+def test_jobs_hold_out_environments_that_are_declared_together(
+    environments, test_envs, joint_targets, tmp_path
+):
+    text = MINIMAL_DECLARATION + f"trials: 1\ntest_environments: {environments}"
+    jobs = parse(text).jobs("D", tmp_path)
+    assert [job.args["test_envs"] for job in jobs] == test_envs
+    assert [job.role.holds_out_together for job in jobs] == joint_targets
 
-    digest = hashlib.md5(str(("PACS", "CARFT", [1, 2, 3], 0, 0)).encode()).hexdigest()
+    # The seed of a checkout
+    digest = hashlib.md5(str(("PACS", "CARFT", test_envs[0], 0, 0)).encode()).hexdigest()
     assert jobs[0].args["seed"] == int(digest, 16) % 2**31
 
 
-def test_any_division_can_be_listed(tmp_path):
-    text = MINIMAL_DECLARATION + "trials: 1\ntest_environments: {PACS: [[S, C], [0, 2], [1]]}"
-    jobs = parse(text).jobs("D", tmp_path)
-    assert [job.args["test_envs"] for job in jobs] == [[0, 2], [1], [1, 3]]
-    assert [job.role.holds_out_together for job in jobs] == [True, False, True]
-
-
-def test_the_dummy_launcher_prints_the_first_stage(tmp_path, capsys):
+def test_dummy_launcher_prints_the_commands_of_the_first_stage(tmp_path, capsys):
     launch.run_plan(launch.plan(parse(STAGES), "D", tmp_path / "out", "dummy"))
     command = "Dummy launcher: DOMAINBED_SKIP_TRAINING_IN_SPLITS=1 python -m domainbed.scripts."
     assert capsys.readouterr().out.count(command) == 24

@@ -1,23 +1,21 @@
-"""What status says of each job, from real locks held by real processes."""
+"""`carft sweep status`, with real locks held by other processes."""
 
 import os
-import time
 
-from sweep_folders import ended, finish, record, status
-from sweep_jobs import carft, look
+from sweep_folders import add_attempts, finish, record, status
+from sweep_jobs import carft, read_status
 
 from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states
 
 
-def test_a_running_job_shows_host_start_progress_and_speed(sweep, foreign_processes):
+def test_running_job_shows_its_process_progress_and_speed(sweep, foreign_processes):
     folder, (job, *_) = sweep
-    begun = time.time() - 100
-    process = foreign_processes.hold(job, since=begun, step=0, steps=11, images_per_step=12)
-    record(job, 0, step_time=9.0)  # of the first step alone
+    process = foreign_processes.hold(job, since=1.5, step=0, steps=11, images_per_step=12)
+    record(job, 0, step_time=9.0)  # the time of the first step does not count
     now = status(folder, job)
     assert now.state == states.RUNNING and now.eta is None
-    assert now.holder[:2] == (os.uname().nodename, process.pid) and now.holder.since == begun
+    assert now.holder[:2] == (os.uname().nodename, process.pid) and now.holder.since == 1.5
 
     record(job, 4, step_time=2.0)
     process.kill()
@@ -28,12 +26,12 @@ def test_a_running_job_shows_host_start_progress_and_speed(sweep, foreign_proces
     foreign_processes.kill()
     with (job.folder / "results.jsonl").open("a") as file:
         file.write('{"step": 9, "cu')
-    foreign_processes.hold(job)  # by a launcher, whose domainbed leaves the lock alone
+    foreign_processes.hold(job)  # without progress in the lock, as by a checkout's train
     now = status(folder, job)
     assert (now.step, now.steps, now.eta, now.images_per_second) == (5, 11, 6 * 2.0, None)
 
 
-def test_a_job_is_queued_while_its_launcher_lives(sweep, foreign_processes):
+def test_job_is_queued_while_its_launcher_is_alive(sweep, foreign_processes):
     folder, (job, unqueued, *_) = sweep
     process = foreign_processes.queue(job)
     now = status(folder, job)
@@ -72,35 +70,35 @@ STATUS_KEYS = {
 }
 
 
-def test_status_prints_text_and_json(sweep, foreign_processes):
+def test_status_prints_the_states_of_jobs_as_text_and_json(sweep, foreign_processes):
     folder, jobs = sweep
     finish(jobs[0])
     record(jobs[0], 10, diverged_at=4)
-    ended(jobs[1], -9, -9, -9)
-    ended(jobs[3], 1, 1, 75)
+    add_attempts(jobs[1], -9, -9, -9)
+    add_attempts(jobs[3], 1, 1, 75)
     foreign_processes.hold(jobs[2], step=3, steps=11, images_per_step=12)
-    done = carft("status", folder)
-    assert done.returncode == 1  # one has failed
-
-    stdout = done.stdout
+    shown = carft("status", folder)
+    assert shown.returncode == 1  # a job has failed
     counts = "1 done (1 diverged), 1 running, 4 not launched, 1 interrupted, 1 failed"
-    assert stdout.startswith(f"8 jobs: {counts}.\n")
-    assert "14 of 88 steps (16%)" in stdout
-
+    assert shown.stdout.startswith(f"8 jobs: {counts}.\n")
     job = "PACS CARFT, test environments 1, trial 0, hparams seed 0"
-    assert f"{job}; killed by SIGKILL (often: out of memory): words of -9" in stdout
-    assert "exit status 75: words of 75" in stdout
-    assert "step 3 of 11" in stdout
-    document = look(folder)
+    for text in (
+        "14 of 88 steps (16%)",
+        f"{job}; killed by SIGKILL (often: out of memory): words of -9",
+        "exit status 75: words of 75",
+        "step 3 of 11",
+    ):
+        assert text in shown.stdout
+
+    document = read_status(folder)
     assert document["counts"]["failed"] == 1 and len(document["jobs"]) == 8
-    assert set(document["jobs"][0]) == STATUS_KEYS
-    assert document["jobs"][0]["diverged"] and not document["jobs"][1]["diverged"]
-    assert document["jobs"][1]["exit_status"] == -9
-    assert document["jobs"][1]["last_words"] == "words of -9"
-    assert document["jobs"][2]["state"] == "running" and document["jobs"][2]["step"] == 3
+    done, failed, running, *_ = document["jobs"]
+    assert set(done) == STATUS_KEYS and done["diverged"] and not failed["diverged"]
+    assert (failed["exit_status"], failed["last_words"]) == (-9, "words of -9")
+    assert (running["state"], running["step"]) == ("running", 3)
 
 
-def test_damaged_files_in_job_folders_are_reported_in_one_line(sweep):
+def test_status_survives_damaged_files_and_escapes_their_text(sweep):
     folder, (job, second, *_) = sweep
     evil = "\x1b]0;own\x07\u202e\x1b[31m"
     record(job, 3, args={**job.args, "dataset": evil, "algorithm": evil})
@@ -116,9 +114,9 @@ def test_damaged_files_in_job_folders_are_reported_in_one_line(sweep):
             f'{{"launcher": "slurm", "host": "h", "pid": {pid}, "jobs": {{"x": "\\u0000"}}}}'
         )
     manifest.drop(folder, [job.folder])
-    done = carft("status", folder)
-    assert done.returncode == 0 and "\\x1b]0;own" in done.stdout
-    assert not {"\x1b", "\u202e", "\x07"} & set(done.stdout)
+    shown = carft("status", folder)
+    assert shown.returncode == 0 and "\\x1b]0;own" in shown.stdout
+    assert not {"\x1b", "\u202e", "\x07"} & set(shown.stdout)
 
     (folder / "sweep.json").write_text('{"version": ' + "[")
     refused = carft("status", folder)

@@ -1,25 +1,25 @@
-"""Retry, cancel and clean, while others are at work in the same folder."""
+"""Retry, cancel and clean, while other processes run jobs in the same folder."""
 
 import io
 import signal
 import sys
 
 import pytest
-from sweep_folders import ended, finish, status
+from sweep_folders import add_attempts, finish, status
 from sweep_jobs import carft
 
 from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states, upkeep
 
 
-def listed_folders(folder):
+def read_folders(folder):
     return {job.folder for job in manifest.read(folder).jobs}
 
 
-def test_retry_keeps_the_earlier_attempts(sweep):
+def test_retry_of_matching_jobs_keeps_their_earlier_attempts(sweep):
     folder, (a, b, *_) = sweep
-    ended(a, 1, 1, 1)
-    ended(b, 2)
+    add_attempts(a, 1, 1, 1)
+    add_attempts(b, 2)
     done = carft("retry", folder, "--only", "test environments 1")
     assert "1 of 2 failed jobs will be retried" in done.stdout
     assert [status(folder, job).state for job in (a, b)] == [states.FAILED, states.NOT_LAUNCHED]
@@ -29,14 +29,13 @@ def test_retry_keeps_the_earlier_attempts(sweep):
     assert done.returncode == 1
     assert "no failed job matches 'DomainNet'; for a list: carft sweep status" in done.stderr
 
-    ended(b, 2)
-    assert [retried.job.folder for retried in upkeep.retry(folder, b.folder.name).retried] == [
-        b.folder
-    ]
+    add_attempts(b, 2)
+    (retried,) = upkeep.retry(folder, b.folder.name).retried
+    assert retried.job.folder == b.folder
     assert (b.folder / "attempts-2.jsonl").exists()
 
 
-def test_clean_removes_leftovers_of_done_jobs_only(sweep):
+def test_clean_deletes_leftovers_of_done_jobs_only(sweep):
     folder, (done, unfinished, *_) = sweep
     finish(done)
     unfinished.folder.mkdir()
@@ -47,25 +46,24 @@ def test_clean_removes_leftovers_of_done_jobs_only(sweep):
     (cut / ("0" * 32)).mkdir(parents=True)
     assert "2 leftover files deleted" in carft("clean", folder).stdout
 
-    names_left = {path.name for path in done.folder.iterdir()}
-    assert names_left == {"model.pkl", "results.jsonl", "done"}
+    remaining_names = {path.name for path in done.folder.iterdir()}
+    assert remaining_names == {"model.pkl", "results.jsonl", "done"}
     assert (unfinished.folder / "state.pt").exists() and not cut.exists()
-    assert len(listed_folders(folder)) == 8
+    assert len(read_folders(folder)) == 8
 
     (done.folder / "kept.part").mkdir()
     refused = carft("clean", folder)
     assert refused.returncode == 1 and "kept.part: " in refused.stderr
-    assert refused.stderr.endswith("; check this path and its permissions\n")
 
 
-def test_clean_never_touches_done_running_or_queued_jobs(sweep, foreign_processes):
-    """Nor one that is taken up while it asks."""
+def test_clean_keeps_jobs_that_are_done_running_or_queued(sweep, foreign_processes):
+    """Also jobs that another launch takes up while the command asks for confirmation."""
     folder, jobs = sweep
     done, running, queued, failed, died, new, *later = jobs
     finish(done)
     foreign_processes.hold(running)
     foreign_processes.queue(queued)
-    ended(failed, 2)
+    add_attempts(failed, 2)
     process = foreign_processes.hold(died)
     process.kill()
     process.wait()
@@ -73,20 +71,17 @@ def test_clean_never_touches_done_running_or_queued_jobs(sweep, foreign_processe
         job.folder.mkdir(exist_ok=True)
         (job.folder / "out.txt").touch()
 
-    incomplete = states.of_output(folder).in_state(*upkeep.INCOMPLETE)
+    incomplete = states.read_state(folder).in_state(*upkeep.INCOMPLETE)
     assert [status.job for status in incomplete] == [failed, died, new, *later]
     foreign_processes.queue(later[0])
     foreign_processes.hold(later[1])
     assert len(upkeep.delete_jobs(folder, incomplete).jobs) == 3
     assert all((job.folder / "out.txt").exists() for job in (done, running, *later))
     assert not any(job.folder.exists() for job in (died, failed, new))
-    assert listed_folders(folder) == {job.folder for job in (done, running, queued, *later)}
-    assert (
-        "There are no incomplete jobs to delete." in carft("clean", folder, "--incomplete").stdout
-    )
+    assert read_folders(folder) == {job.folder for job in (done, running, queued, *later)}
 
 
-def test_cancel_stops_lock_holders_and_names_those_out_of_reach(sweep, foreign_processes):
+def test_cancel_stops_processes_here_and_lists_processes_elsewhere(sweep, foreign_processes):
     folder, (job, foreign, *_) = sweep
     process = foreign_processes.hold(job)
     elsewhere = foreign_processes.hold(foreign, host="another machine")
@@ -96,16 +91,12 @@ def test_cancel_stops_lock_holders_and_names_those_out_of_reach(sweep, foreign_p
     assert "another machine, process" in cancelled.stderr
     assert "which cannot be reached" in cancelled.stderr
 
-    elsewhere.kill()
-    elsewhere.wait()
-    assert "No jobs are running or queued." in carft("cancel", folder, "--yes").stdout
-
 
 @pytest.mark.parametrize("answer", ["n\n", "", "\n", "y\n"])
-def test_only_a_yes_deletes_jobs(sweep, monkeypatch, answer):
-    """Nor does Ctrl-D, which ends standard input."""
+def test_clean_deletes_jobs_only_after_a_yes(sweep, monkeypatch, answer):
+    """The empty answer is Ctrl-D, which ends standard input."""
     folder, (job, *_) = sweep
-    ended(job, 1)
+    add_attempts(job, 1)
     terminal = io.StringIO(answer)
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", terminal)
@@ -114,6 +105,6 @@ def test_only_a_yes_deletes_jobs(sweep, monkeypatch, answer):
         assert "About to delete 8 jobs: 7 not launched, 1 interrupted." in done.stdout
         assert "8 jobs deleted" in done.stdout and not job.folder.exists()
     else:
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit, match="0"):
             carft("clean", folder, "--incomplete")
-        assert left.value.code == 0 and job.folder.is_dir()
+        assert job.folder.is_dir()

@@ -1,4 +1,4 @@
-"""The ``carft`` command: a parser, one function a subcommand."""
+"""The ``carft`` command: its parser, and a function for each subcommand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from domainbed_carft.cli import runs as run_commands
 from domainbed_carft.cli import sweep as sweep_commands
 from domainbed_carft.cli import sweep_launch
 from domainbed_carft.cli import top as top_command
-from domainbed_carft.cli.help_pages import BESIDE_COMMANDS, CommandParser
+from domainbed_carft.cli.help_pages import EPILOG, CommandParser
 from domainbed_carft.errors import CarftError, UnreadableError, invalid
 from domainbed_carft.text import printable, quantity
 from domainbed_carft.version import __version__
@@ -33,10 +33,14 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; its exit status, 1 with a message on stderr for errors a user can fix.
+    """Run a subcommand, and print errors that a user can fix on stderr.
 
-    For ``carft diff``, to which 1 means that something differs, such errors give 2. If no image
-    can be read the status is 3, as it is where some cannot.
+    Args:
+        argv: the words after ``carft``; by default, the words of this process's command line.
+
+    Returns:
+        The exit status: 1 for errors, 2 for wrong arguments (also in ``carft diff``, whose 1 means
+        a difference), 3 if some or all images cannot be read, 130 after Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
     _prepare_stdout()
@@ -50,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), arguments.status_of_errors)
     except KeyboardInterrupt:
         return _fail(arguments.interrupted, INTERRUPTED)
-    except BrokenPipeError:  # what is printed goes into head, say
+    except BrokenPipeError:  # the output goes to a program such as head, which has ended
         _stop_printing()
         return 0
     except OSError as error:
@@ -59,27 +63,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare_stdout() -> None:
-    """Have names with any letters printed, and nothing if standard output is closed."""
-    if sys.stdout is None:  # as `>&-` does it; a file opened later would get its number
+    """Allow all letters in printed names, and discard the output if standard output is closed."""
+    if sys.stdout is None:  # closed by `>&-`; a file opened later would get its number
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, status: int) -> int:
-    """Print a message, which may quote files, folders and records; returns the exit status."""
+    """Print a message on stderr; return the exit status."""
+    # Messages can quote names from files and records, so that terminal escapes must not pass.
     print("carft:", "\n".join(map(printable, message.splitlines())), file=sys.stderr)
     return status
 
 
 def _fail_for_file(error: OSError, status: int) -> int:
-    """Print what is wrong with a file or a disk; raises an error that is of neither."""
+    """Print an error of a file or a disk; raise any other error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         _stop_printing()
-        return _fail(
-            f"the disk is full ({error.filename or 'where the output goes'}); free some space",
-            status,
-        )
+        place = error.filename or "standard output"
+        return _fail(f"the disk is full ({place}); free some space and try again", status)
     if not error.filename:
         raise error
     message = f"{error.filename}: {error.strerror}; check this path and its permissions"
@@ -87,7 +90,7 @@ def _fail_for_file(error: OSError, status: int) -> int:
 
 
 def _stop_printing() -> None:
-    """Drop what is left to print, which would fail again at the end."""
+    """Discard buffered output, whose printing would fail again when the process exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -95,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="carft",
         description="CAR-FT for DomainBed.",
-        epilog=BESIDE_COMMANDS,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(status_of_errors=OTHER_ERRORS, interrupted="interrupted")
@@ -131,13 +134,13 @@ def _add_demo(commands: Any) -> None:
 
 def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser(
-        "doctor", help="check whether a training job can start here; say how to fix problems"
+        "doctor", help="check whether a training job can start here, and show how to fix problems"
     )
     doctor.add_argument("--json", action="store_true", help="print JSON, for scripts")
     doctor.add_argument(
         "--train",
         action="store_true",
-        help="also run train of the domainbed in use, for two steps on EmojiStyles",
+        help="also run two training steps on EmojiStyles with the domainbed in use",
     )
     doctor.set_defaults(run=_doctor)
 
@@ -161,15 +164,17 @@ def _doctor(arguments: argparse.Namespace) -> int:
         return 1 if problems else 0
 
     for finding in findings:
-        first, *others = finding.detail.splitlines()
+        first, *further_lines = finding.detail.splitlines()
         print(printable(f"{finding.state:8} {finding.name:17} {first}"))
-        for line in [*others, *([f"-> {finding.hint}"] if finding.hint else [])]:
+        for line in [*further_lines, *([f"-> {finding.hint}"] if finding.hint else [])]:
             print(printable(f"{'':8} {line}"))
     if problems:
-        verdict = f"A training job cannot start: {quantity(problems, 'problem')}, see the arrows."
+        conclusion = (
+            f"A training job cannot start: {quantity(problems, 'problem')}, see the arrows."
+        )
     elif arguments.train:
-        verdict = "A training job can start."
+        conclusion = "A training job can start."
     else:
-        verdict = "No problem found. carft doctor --train takes two steps of training."
-    print(f"\n{verdict}")
+        conclusion = "No problem found. carft doctor --train takes two steps as a test."
+    print(f"\n{conclusion}")
     return 1 if problems else 0

@@ -1,4 +1,4 @@
-"""``carft check``: its command line, and what it prints."""
+"""The command ``carft check``."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ def add_to(commands: Any) -> None:
     """Add ``check`` to argparse's ``commands``."""
     parser = commands.add_parser(
         "check",
-        help="check the properties that every method has: gradients, resuming, devices",
-        description="Check the properties that every method has, on the small CLIP with noise for "
-        "images: gradients, micro-batches, resuming, devices, hyperparameters. One line for each "
-        "check: ok, why it does not apply, or what came and what was expected. The exit status is "
-        "0 if none fails, 1 if any does, and 2 for wrong arguments.",
+        help="check the properties that every method must have: gradients, resuming, devices",
+        description="Check the properties that every method must have, with the small CLIP model "
+        "and random images: gradients, micro-batches, resuming, devices, hyperparameters. Each "
+        "check prints one line: ok, the reason why it does not apply, or the value found and the "
+        "value expected. The exit status is 0 if all checks pass, 1 if any fails, and 2 for wrong "
+        "arguments.",
     )
-    parser.add_argument("method", metavar="METHOD", help="an algorithm, or a Python file of yours")
+    parser.add_argument(
+        "method", metavar="METHOD", help="name of an algorithm, or path of your Python file"
+    )
     parser.add_argument(
         "--hparams",
         metavar="JSON",
         default="{}",
-        help="hyperparameters that differ from the defaults",
+        help='hyperparameters that differ from the defaults, such as \'{"average": "ema"}\'',
     )
     for flag, help_text in (
-        ("--only", "run only these checks"),
-        ("--without", "leave these checks out; processes takes the longest"),
+        ("--only", "run only these checks, named as in the output"),
+        ("--without", "skip these checks; the check called processes takes the longest"),
     ):
         parser.add_argument(flag, metavar="CHECK", nargs="+", default=[], help=help_text)
     parser.set_defaults(run=_check, status_of_errors=WRONG_ARGUMENTS)

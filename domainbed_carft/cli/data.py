@@ -1,4 +1,4 @@
-"""``carft data``: list the known datasets, verify a copy of one, download one."""
+"""The command ``carft data``: list the known datasets, verify a copy, or download one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError
 
-NO_VERDICT = 2  # exit status if there is no data; argparse uses it for wrong options
+NOT_CHECKED = 2  # exit status if there is no data; argparse uses it for wrong options
 
 
 def add_to(commands: Any) -> None:
-    """Add ``data`` and its own commands to argparse's ``commands``."""
+    """Add ``data`` and its subcommands to argparse's ``commands``."""
     data = commands.add_parser(
-        "data", help="list the benchmarks, verify a copy of one, or download one"
+        "data", help="list the known datasets, verify your copy of one, or download one"
     )
     data_commands = data.add_subparsers(required=True, metavar="COMMAND")
     _add_list(data_commands)
@@ -26,7 +26,7 @@ def add_to(commands: Any) -> None:
 
 
 def _add_list(commands: Any) -> None:
-    parser = commands.add_parser("list", help="show the size and the folder of each benchmark")
+    parser = commands.add_parser("list", help="show the folder and the size of each known dataset")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
     parser.set_defaults(run=_list)
 
@@ -35,30 +35,34 @@ def _add_verify(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
         help="check the layout and the image counts of a dataset",
-        description="Check the layout and the image counts of a dataset. Exit status: 1 if the "
-        "data is broken, 2 if there is none, 0 otherwise. --json has the verdict.",
+        description="Check the layout and the image counts of a dataset. The exit status is 0 if "
+        "the data can be used, 1 if it is broken, and 2 if there is no data. The key status of "
+        "--json has more detail.",
     )
     parser.add_argument(
         "data",
         metavar="NAME|PATH",
-        help="a benchmark's name, or the path of your own folder environment/class/image",
+        help="name of a known dataset, or path of a folder with your images as "
+        "environment/class/image",
     )
-    parser.add_argument("--data_dir", type=Path, help="folder that contains the benchmark's folder")
-    parser.add_argument("--decode", action="store_true", help="decode all images, on all cores")
+    parser.add_argument("--data_dir", type=Path, help="folder that contains the dataset's folder")
+    parser.add_argument(
+        "--decode", action="store_true", help="also decode every image, on all cores"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.set_defaults(run=_verify)
 
 
 def _add_download(commands: Any) -> None:
     parser = commands.add_parser(
-        "download", help="download a benchmark from its sources, verify it and install it"
+        "download", help="download a dataset from its sources, verify it and install it"
     )
-    parser.add_argument("data", metavar="NAME", help="a benchmark's name (see carft data list)")
+    parser.add_argument("data", metavar="NAME", help="name of a dataset (see carft data list)")
     parser.add_argument("--data_dir", type=Path, required=True, help="folder to install it in")
     parser.add_argument(
         "--accept_different",
         action="store_true",
-        help="install usable data even if it differs from all known editions",
+        help="install data that can be used, but differs from all known editions",
     )
     parser.set_defaults(run=_download)
 
@@ -69,15 +73,15 @@ def _list(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(known_data(), indent=2))
     else:
-        print(_training_table())
-        print("\nTest sets of the suite imagenet (carft evaluate --suite):")
-        print(_test_set_table())
+        print(_make_training_table())
+        print("\nTest sets of the suite imagenet (carft evaluate --suite imagenet):")
+        print(_make_test_set_table())
         print("\nsteps: DomainBed's default, which --steps overrides.")
         print("Other steps, sources, licences, citations, counts by class: carft data list --json")
 
 
-def _training_table() -> str:
-    """The benchmarks and tasks, one per line."""
+def _make_training_table() -> str:
+    """Return a table with a row for each benchmark and task."""
     from domainbed_carft.data.benchmarks import BENCHMARKS
     from domainbed_carft.data.tasks import TASKS
     from domainbed_carft.suites.known_data import TASK_STEPS
@@ -110,7 +114,7 @@ def _training_table() -> str:
     return text.table(("name", "folder", "environments", "classes", "images", "steps"), rows)
 
 
-def _test_set_table() -> str:
+def _make_test_set_table() -> str:
     from domainbed_carft.suites import imagenet
 
     facts = imagenet.facts()
@@ -130,9 +134,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     except CarftError as error:
         print(f"carft: {text.printable(str(error))}", file=sys.stderr)
         if arguments.json:
-            failure = {"name": arguments.data, "verdict": None, "error": str(error)}
+            failure = {"name": arguments.data, "status": None, "error": str(error)}
             print(json.dumps(failure, indent=2))
-        return NO_VERDICT
+        return NOT_CHECKED
 
     print(json.dumps(report.as_dict(), indent=2) if arguments.json else report.as_text())
     return int(report.verdict == "broken")

@@ -1,4 +1,4 @@
-"""The demo: a sweep that ``sweeps/`` declares, run on this machine, table and report."""
+"""Run the demo: train an included sweep on this machine, print a table, and write a report."""
 
 from __future__ import annotations
 
@@ -22,17 +22,21 @@ DATA_DIR = "embedded"  # not read: the images are in the package
 
 
 def run(output: Path, trials: int | None = None, declared: str | Path = "demo") -> None:
-    """Train, collect and report into ``output``, beside our records of the same jobs.
+    """Train a sweep of EmojiStyles, and compare its results with the recorded ones.
 
-    What was done or begun there before is not redone. ``declared`` is a sweep of EmojiStyles;
-    ``trials`` replaces its number of trials. Raises CarftError for a sweep that is not finished,
-    with what to do.
+    Args:
+        output: folder for jobs, table and report; jobs that were done or begun there are resumed.
+        trials: number of trials; None keeps the declared number.
+        declared: a sweep file, or the name of an included sweep.
+
+    Raises:
+        CarftError: the sweep could not be finished.
     """
     sweep_folder = output / "sweep"
     declaration = _load_declaration(declared, trials)
     _train(declaration, output)
 
-    group = _group_of(declaration, sweep_folder)
+    group = _find_group(declaration, sweep_folder)
     accuracies = comparisons.accuracies_by_row(group.select(TRAINING_DOMAIN))
     in_order = {row: accuracies[row] for row in group.order_rows(accuracies)}
     (dataset,) = declaration.datasets
@@ -43,7 +47,7 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     table = formats.as_text([grid], [demo_table.NOTE])
     opening = Section(
         id="demo",
-        title="This run beside the recorded ones",
+        title="This run and the recorded runs",
         table=grid,
         parts=[],
         findings=[conclusion, demo_table.NOTE],
@@ -52,8 +56,8 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     _report(output, sweep_folder, table, f"{note}\n", opening)
 
 
-def _group_of(declaration: Declaration, sweep_folder: Path) -> Group:
-    """The runs of the declared jobs; the folder may have an earlier demo's, too."""
+def _find_group(declaration: Declaration, sweep_folder: Path) -> Group:
+    """Find the runs of the declared jobs; the folder can also contain runs of an earlier demo."""
     names = {job.folder.name for job in declaration.jobs(DATA_DIR, sweep_folder)}
     groups = collection.gather([sweep_folder]).groups
     return next(
@@ -70,17 +74,17 @@ def _load_declaration(declared: str | Path, n_trials: int | None) -> Declaration
 
 
 def _train(declaration: Declaration, output: Path) -> None:
-    """Run all jobs of the sweep; CarftError if one is not done at the end."""
-    trained = [name for name in declaration.algorithms if name != ZERO_SHOT]
+    """Run all jobs of the sweep. Raises CarftError if a job is not done at the end."""
+    trained_algorithms = [name for name in declaration.algorithms if name != ZERO_SHOT]
     (dataset,) = declaration.datasets
     print(f"{dataset}, each drawing style held out in turn")
-    if len(trained) < len(declaration.algorithms):
+    if len(trained_algorithms) < len(declaration.algorithms):
         print(f"{ZERO_SHOT}: evaluated without training")
-    print(f"{', '.join(trained)}: trained for {declaration.steps_of(dataset)} steps")
+    print(f"{', '.join(trained_algorithms)}: trained for {declaration.get_steps(dataset)} steps")
     page.require_report_folder(output / "report")
 
     sweep_folder = output / "sweep"
-    # No selection uses the training in-splits, which are two thirds of the evaluation.
+    # Training in-splits are two thirds of the evaluation, and selection does not use them.
     plan = launch.plan(declaration, DATA_DIR, sweep_folder)
     unfinished_jobs = launch.run_plan(plan)
     if unfinished_jobs:
@@ -95,10 +99,7 @@ def _train(declaration: Declaration, output: Path) -> None:
 def _report(
     output: Path, sweep_folder: Path, table: str, note: str, opening: Section | None = None
 ) -> None:
-    """Write the table and the report, print the table and where everything is.
-
-    ``opening``: the first section of the report.
-    """
+    """Write the table and the report, and print the table and the paths."""
     files.save_text(output / "results.txt", table)
     print(f"{table}\n{note}")
 

@@ -1,4 +1,4 @@
-"""The table of ``carft demo``, and what it shows: this run beside the records of ten trials."""
+"""The table of ``carft demo``: this run next to ten recorded trials, and a conclusion."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from domainbed_carft.results.formats import Grid
 from domainbed_carft.text import quantity
 
 CARFT = "CARFT"
-FINE_TUNE = "CLIPFineTune"  # ERM, in DomainBed's words
-TITLE = "Accuracy on the drawing style left out, in %"
+FINE_TUNE = "CLIPFineTune"  # ERM in DomainBed
+TITLE = "Accuracy on the drawing style held out, in %"
 NOTE = (
-    "This run: on each style, by the model that was trained on the three others, and the mean. "
-    "Recorded: the same jobs as we trained them, and all ten trials of them, mean ± standard error "
-    "(benchmarks/records/fresh-emoji.tar.xz)."
+    "This run: accuracy on each style of the model trained on the other three, and the mean. "
+    "Recorded: the same jobs, trained by the authors, and all ten recorded trials, mean ± standard "
+    "error (benchmarks/records/fresh-emoji.tar.xz)."
 )
 
 
 def recorded_accuracies(dataset: str) -> Accuracies:
-    """Algorithm -> (``dataset``, target, trial) -> accuracy in percent, of README's table.
+    """Return algorithm -> (``dataset``, target, trial) -> accuracy in percent of README's table.
 
-    From the package's file ``assets/demo.csv``, which ``tools/demo_numbers.py`` makes.
+    ``tools/demo_numbers.py`` makes the file ``assets/demo.csv`` from the records.
     """
     file = resources.files("domainbed_carft") / "assets" / "demo.csv"
     accuracies: dict[str, dict[comparisons.PairKey, float]] = {}
@@ -37,10 +37,12 @@ def recorded_accuracies(dataset: str) -> Accuracies:
 
 
 def grid(accuracies: Accuracies, recorded: Accuracies, environments: Sequence[str]) -> Grid:
-    """A row for each algorithm of this run: its accuracies and our recorded means.
+    """Return a table with a row for each algorithm of this run.
 
-    ``accuracies`` and ``recorded``: of this run, and of our records; ``environments``: the
-    names of all targets, by number.
+    Args:
+        accuracies: accuracies of this run.
+        recorded: accuracies of all recorded trials.
+        environments: name of each environment, by index.
     """
     targets = sorted({target for by_pair in accuracies.values() for _, target, _ in by_pair})
     rows = []
@@ -50,15 +52,15 @@ def grid(accuracies: Accuracies, recorded: Accuracies, environments: Sequence[st
         all_trials = {
             pair: accuracy for pair, accuracy in recorded_by_pair.items() if pair[1] in targets
         }
-        of_targets = [
+        target_means = [
             fmean(accuracy for pair, accuracy in by_pair.items() if pair[1] == target)
             for target in targets
         ]
         rows.append(
             [
                 algorithm,
-                *map(format_accuracy, of_targets),
-                format_accuracy(fmean(of_targets)),
+                *map(format_accuracy, target_means),
+                format_accuracy(fmean(target_means)),
                 _mean_text(same_jobs) if same_jobs.keys() == by_pair.keys() else "-",
                 _mean_text(all_trials),
             ]
@@ -70,7 +72,7 @@ def grid(accuracies: Accuracies, recorded: Accuracies, environments: Sequence[st
 
 
 def _mean_text(by_pair: Mapping[comparisons.PairKey, float]) -> str:
-    """The mean over the trials of each trial's mean, and its error if there are several."""
+    """Return the mean over trials of each trial's mean, with its error if there are several."""
     by_trial: dict[int, list[float]] = {}
     for (_, _, trial), accuracy in by_pair.items():
         by_trial.setdefault(trial, []).append(accuracy)
@@ -83,46 +85,47 @@ def _mean_text(by_pair: Mapping[comparisons.PairKey, float]) -> str:
 
 
 def conclusion(accuracies: Accuracies, recorded: Accuracies) -> str:
-    """Whether CARFT is ahead in this run, and what a single trial can show and what it cannot.
+    """Return a conclusion about CARFT in this run, with the limits of a single trial.
 
-    "" without CARFT and another algorithm in the run.
+    The text is "" unless the run has CARFT and another algorithm.
     """
     means = {algorithm: fmean(by_pair.values()) for algorithm, by_pair in accuracies.items()}
-    others = [algorithm for algorithm in means if algorithm != CARFT]
-    if CARFT not in means or not others:
+    baselines = [algorithm for algorithm in means if algorithm != CARFT]
+    if CARFT not in means or not baselines:
         return ""
 
-    ahead_of = [name for name in others if means[CARFT] > means[name]]
-    behind = [name for name in others if name not in ahead_of]
+    beaten = [name for name in baselines if means[CARFT] > means[name]]
+    unbeaten = [name for name in baselines if name not in beaten]
     clauses = []
-    if ahead_of:
-        clauses.append(f"ahead of {_with_means(ahead_of, means)}")
-    if behind:
-        clauses.append(f"not ahead of {_with_means(behind, means)}")
+    if beaten:
+        clauses.append(f"ahead of {_list_with_means(beaten, means)}")
+    if unbeaten:
+        clauses.append(f"not ahead of {_list_with_means(unbeaten, means)}")
     first = f"In this run CARFT ({means[CARFT]:.1f}) is {', but '.join(clauses)}."
 
     second = (
-        "One trial can show that your machine trains what ours trained, since the jobs are the "
-        "same; it cannot show which method is better, for which there are the ten trials"
+        "Since the jobs are the same as the recorded ones, one trial can show that training works "
+        "on your machine. It cannot show which method is better; for that, see the ten recorded "
+        "trials"
     )
-    return f"{first} {second}{_over_trials(recorded)}."
+    return f"{first} {second}{_describe_recorded_difference(recorded)}."
 
 
-def _with_means(names: Sequence[str], means: Mapping[str, float]) -> str:
+def _list_with_means(names: Sequence[str], means: Mapping[str, float]) -> str:
     *first, last = [f"{name} ({means[name]:.1f})" for name in names]
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _over_trials(recorded: Accuracies) -> str:
-    """``: CARFT minus CLIPFineTune is ...``, with intervals over styles, trials and pairs."""
+def _describe_recorded_difference(recorded: Accuracies) -> str:
+    """Return ``: CARFT minus CLIPFineTune is ...``, with intervals."""
     pair = {name: recorded[name] for name in (CARFT, FINE_TUNE)}
     by_style, by_trial, by_pair = (
         comparisons.compare(pair, FINE_TUNE, unit)[0] for unit in (ENVIRONMENT, TRIAL, PAIR)
     )
     return (
-        f": there CARFT minus {FINE_TUNE} is {by_style.mean_difference:+.1f} points, with {LEVEL}% "
+        f": CARFT minus {FINE_TUNE} is {by_style.mean_difference:+.1f} points, with {LEVEL}% "
         f"intervals of {by_style.interval_text(digits=1)} over {quantity(by_style.n, 'style')}, "
         f"{by_trial.interval_text(digits=1)} over {quantity(by_trial.n, 'trial')} and "
-        f"{by_pair.interval_text(digits=1)} over {quantity(by_pair.n, 'pair')} of both. The last "
-        "two are optimistic, since all trials share their test images"
+        f"{by_pair.interval_text(digits=1)} over {quantity(by_pair.n, 'pair')} of style and trial. "
+        "The last two are optimistic, because all trials share their test images"
     )

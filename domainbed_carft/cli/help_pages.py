@@ -1,4 +1,4 @@
-"""What ``carft COMMAND --help`` shows before the options: what it is for, and examples."""
+"""The part of ``carft COMMAND --help`` before the options: a summary and examples."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from domainbed_carft.text import near, unknown
 
 WIDTH = 79
 
-# The end of ``carft --help``: what no command of ``carft`` does.
-BESIDE_COMMANDS = """\
+# The end of ``carft --help``: tasks for which there is no ``carft`` command.
+EPILOG = """\
 train a job:  python -m domainbed.scripts.train --algorithm CARFT \\
                 --dataset EmojiStyles --test_envs 0 --output_dir OUT
 in Python:    domainbed_carft.load_run("OUT").predict(["cat.png"])"""
@@ -22,13 +22,13 @@ in Python:    domainbed_carft.load_run("OUT").predict(["cat.png"])"""
 
 @dataclass(frozen=True)
 class HelpPage:
-    """``arguments``: the usage behind the command's name; ``examples``: command -> what it does."""
+    """The usage and the examples of a command."""
 
-    arguments: str
-    examples: dict[str, str]
+    arguments: str  # usage after the command's name
+    examples: dict[str, str]  # command -> comment
 
     def text(self, description: str) -> str:
-        """The description, and below it the examples, a comment above each."""
+        """Return the description and the examples, each below its comment."""
         lines = [f"  # {remark}\n  {command}" for command, remark in self.examples.items()]
         return "\n".join([textwrap.fill(description, WIDTH), "", "examples:", *lines])
 
@@ -37,21 +37,21 @@ PAGES = {
     "carft demo": HelpPage(
         "[options]",
         {
-            "carft demo": "about two minutes on two cores",
-            "carft demo --trials 10": "all trials of the records, ten times as long",
+            "carft demo": "one trial, about two minutes on two cores",
+            "carft demo --trials 10": "as many trials as were recorded, ten times as long",
         },
     ),
     "carft doctor": HelpPage(
         "[options]",
         {
-            "carft doctor": "what keeps a job from starting here",
-            "carft doctor --train": "also train two steps",
+            "carft doctor": "packages, plugin, devices and weights",
+            "carft doctor --train": "also train for two steps",
         },
     ),
     "carft preflight": HelpPage(
         "SWEEP --output_dir DIR [options]",
         {
-            "carft preflight demo --output_dir OUT": "no download",
+            "carft preflight demo --output_dir OUT": "a sweep that needs no download",
             "carft preflight peers --data_dir DATA --output_dir OUT --json": "for scripts",
         },
     ),
@@ -60,7 +60,7 @@ PAGES = {
         "NAME|PATH [options]",
         {
             "carft data verify PACS --data_dir DATA": "a benchmark",
-            "carft data verify my/images --decode": "your own folders, each image opened",
+            "carft data verify my/images --decode": "your own folder, opening each image",
         },
     ),
     "carft data download": HelpPage(
@@ -79,7 +79,7 @@ PAGES = {
         "DIR... -o FOLDER [options]",
         {
             "carft report OUT -o report": "open report/index.html",
-            "carft report OUT -o report --n_examples 0": "without images",
+            "carft report OUT -o report --n_examples 0": "without example images",
         },
     ),
     "carft top": HelpPage(
@@ -92,22 +92,24 @@ PAGES = {
     "carft diff": HelpPage(
         "A B [--json]",
         {
-            "carft diff OUT/JOB OUT/JOB2": "two runs",
+            "carft diff OUT/JOB OUT/JOB2": "folders of two jobs",
         },
     ),
     "carft evaluate": HelpPage(
         "[RUN] [options]",
         {
             "carft evaluate OUT/JOB": "a run on its own data",
-            "carft evaluate OUT": "all selected runs of a sweep",
-            "carft evaluate OUT/JOB --suite imagenet --data_dir DATA": "on whole test sets",
-            "carft evaluate --clip ViT-B/16 --suite imagenet --data_dir DATA": "a CLIP, zero-shot",
+            "carft evaluate OUT": "all chosen runs of a sweep",
+            "carft evaluate OUT/JOB --suite imagenet --data_dir DATA": "on ImageNet's test sets",
+            "carft evaluate --clip ViT-B/16 --suite imagenet --data_dir DATA": (
+                "a CLIP model, zero-shot"
+            ),
         },
     ),
     "carft predict": HelpPage(
         "RUN IMAGE_OR_FOLDER... [options]",
         {
-            "carft predict OUT/JOB IMAGES": "class and context of each image",
+            "carft predict OUT/JOB IMAGES": "the likeliest classes and contexts of each image",
             "carft predict OUT/JOB IMAGES --format jsonl -o predictions.jsonl": "for scripts",
         },
     ),
@@ -121,7 +123,7 @@ PAGES = {
     "carft soup": HelpPage(
         "RUN... -o FOLDER [options]",
         {
-            "carft soup OUT/JOB OUT/JOB2 -o SOUP": "the mean, and a greedy choice",
+            "carft soup OUT/JOB OUT/JOB2 -o SOUP": "the uniform and the greedy soup",
         },
     ),
     "carft export": HelpPage(
@@ -132,14 +134,14 @@ PAGES = {
         "METHOD [options]",
         {
             "carft check CARFT": "an algorithm",
-            "carft check my_method.py --without processes": "a method of your own, quickly",
+            "carft check my_method.py --without processes": "your own method, quickly",
         },
     ),
     "carft sweep launch": HelpPage(
         "SWEEP --output_dir DIR [options]",
         {
-            "carft sweep launch demo --output_dir OUT --dry-run": "what it would cost",
-            "carft sweep launch demo --output_dir OUT": "run or resume it here",
+            "carft sweep launch demo --output_dir OUT --dry-run": "show the cost, start nothing",
+            "carft sweep launch demo --output_dir OUT": "run or resume the sweep on this machine",
             "carft sweep launch peers --data_dir DATA --output_dir OUT --launcher slurm": (
                 "on a cluster"
             ),
@@ -148,26 +150,26 @@ PAGES = {
     "carft sweep status": HelpPage(
         "OUTPUT_DIR [options]",
         {
-            "carft sweep status OUT": "which jobs run, wait, have failed or are done",
+            "carft sweep status OUT": "jobs that are running, queued, failed or done",
             "carft sweep status OUT --json": "for scripts",
         },
     ),
     "carft sweep retry": HelpPage(
         "OUTPUT_DIR [options]",
-        {"carft sweep retry OUT --only DomainNet": "then launch again"},
+        {"carft sweep retry OUT --only DomainNet": "then launch the sweep again"},
     ),
     "carft sweep cancel": HelpPage(
-        "OUTPUT_DIR [options]", {"carft sweep cancel OUT": "launch again to resume"}
+        "OUTPUT_DIR [options]", {"carft sweep cancel OUT": "launch the sweep again to resume"}
     ),
     "carft sweep clean": HelpPage(
         "OUTPUT_DIR [options]",
-        {"carft sweep clean OUT --incomplete": "asks before it deletes jobs"},
+        {"carft sweep clean OUT --incomplete": "also delete incomplete jobs, after a question"},
     ),
 }
 
 
 class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
-    """Commands whose line in the list of commands also describes them in their own help."""
+    """Subcommands whose help in the list is also their description by default."""
 
     def add_parser(self, name: str, **kwargs: Any) -> Any:
         kwargs.setdefault("description", kwargs["help"])
@@ -175,7 +177,7 @@ class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a command, whose help has its `HelpPage` before the options."""
+    """The parser of a command, whose help has the command's `HelpPage` before the options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["allow_abbrev"] = False
@@ -191,11 +193,11 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse words in which every flag may have hyphens or underscores; propose near flags."""
+        """Parse flags with hyphens or underscores alike, and suggest similar flags in errors."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
         parsed, unknown_words = super().parse_known_args(
-            [*map(self._as_declared, words[:end]), *words[end:]], namespace
+            [*map(self._normalize_flag, words[:end]), *words[end:]], namespace
         )
 
         actions = self._option_string_actions.items()
@@ -205,8 +207,8 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f"unrecognized arguments: {word}; did you mean {' or '.join(close)}?")
         return parsed, unknown_words
 
-    def _as_declared(self, word: str) -> str:
-        """A flag in the spelling in which it was added."""
+    def _normalize_flag(self, word: str) -> str:
+        """Return a flag in the spelling in which it was added."""
         name, equals, value = word.partition("=")
         for flag in self._option_string_actions:
             if name.startswith("--") and flag.replace("-", "_") == name.replace("-", "_"):

@@ -1,4 +1,4 @@
-"""``carft preflight``: its flags, and how the rows of a rehearsal are printed."""
+"""The command ``carft preflight``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from domainbed_carft.text import printable, quantity
 if TYPE_CHECKING:
     from domainbed_carft.sweep.preflight_file import Preflight, PreflightRow
 
-# Exit statuses beside 0.
+# Exit statuses other than 0
 FAILED = 1
 WRONG_ARGUMENTS = 2
 
@@ -26,10 +26,11 @@ def add_to(commands: Any) -> None:
     """Add ``preflight`` to argparse's ``commands``."""
     parser = commands.add_parser(
         "preflight",
-        help="rehearse a sweep in minutes: data, zero-shot accuracy, steps, memory, hours",
-        description="Rehearse in minutes on this machine what a sweep is about to do. The exit "
-        "status is 0 if it passed, maybe with warnings, 1 if something failed, and 2 for wrong "
-        "arguments.",
+        help="test a sweep in minutes: data, zero-shot accuracy, steps, memory, hours",
+        description="Test in minutes whether a sweep will run on this machine: check its data, "
+        "compare zero-shot accuracies with published ones, and train a few steps of each kind of "
+        "job. The exit status is 0 if all tests passed, also with warnings, 1 if one failed, and 2 "
+        "for wrong arguments.",
     )
     add = parser.add_argument
     add("sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep")
@@ -38,7 +39,7 @@ def add_to(commands: Any) -> None:
         "--output_dir",
         type=Path,
         required=True,
-        help="the sweep's folder for the jobs, which gets preflight.json",
+        help="output folder of the sweep; the results are written to preflight.json in it",
     )
     add("--json", action="store_true", help="print JSON, for scripts")
     sweep_launch.add_launcher_options(parser, sweep_launch.POOL_FLAGS)
@@ -57,7 +58,7 @@ def _preflight(arguments: argparse.Namespace) -> int:
         options={name: getattr(arguments, name) for name in sweep_launch.POOL_FLAGS},
     )
     raise_for(plan.launcher_problems)
-    arguments.status_of_errors = FAILED  # from here on they are no wrong arguments
+    arguments.status_of_errors = FAILED  # errors below are not caused by wrong arguments
     preflight = run_preflight(plan, report=(lambda row: None) if arguments.json else _print_row)
     preflight_file.write(plan.output, preflight)
 
@@ -65,7 +66,7 @@ def _preflight(arguments: argparse.Namespace) -> int:
         print(json.dumps(preflight.model_dump(), indent=2))
     else:
         print(f"\n{conclusion(preflight)}\nDetails: {plan.output / preflight_file.NAME}")
-    return FAILED if preflight.verdict == "failed" else 0
+    return FAILED if preflight.status == "failed" else 0
 
 
 def _print_row(row: PreflightRow) -> None:
@@ -75,7 +76,7 @@ def _print_row(row: PreflightRow) -> None:
 
 
 def conclusion(preflight: Preflight) -> str:
-    """The verdict on all rows, with what to do about it."""
+    """Return the status of the preflight in a sentence, with advice if it failed."""
     counts = Counter(row.state for row in preflight.rows)
     rows = quantity(len(preflight.rows), "row")
     if counts["failure"]:

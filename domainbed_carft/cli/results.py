@@ -1,4 +1,4 @@
-"""``carft collect`` and ``report``: their command lines, and what they print."""
+"""The commands ``carft collect`` and ``carft report``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import files
 from domainbed_carft.cli import table_options
-from domainbed_carft.cli.table_options import some_of
+from domainbed_carft.cli.table_options import comma_separated
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
@@ -26,19 +26,19 @@ INCOMPLETE = 3  # exit status of --strict
 
 
 def add_to(commands: Any) -> None:
-    """Add the two to argparse's ``commands``."""
+    """Add ``collect`` and ``report`` to argparse's ``commands``."""
     _add_collect(commands)
     _add_report(commands)
 
 
 def _add_collect(commands: Any) -> None:
     parser = commands.add_parser(
-        "collect", help="print result tables of sweeps, with standard errors and what is missing"
+        "collect", help="print result tables of sweeps, with standard errors and missing runs"
     )
     add_common(parser, _collect)
     comparisons = table_options.add_to(parser)
     comparisons.add_argument(
-        "--compare", choices=["published"], help="show published figures beside your own"
+        "--compare", choices=["published"], help="show published numbers next to yours"
     )
     _add_output(parser.add_argument_group("output"))
 
@@ -48,11 +48,11 @@ def _add_output(output: Any) -> None:
         "--format",
         choices=FORMATS,
         default="text",
-        help="output format (default: text); latex is one tabular for \\input, by the first "
-        "selection method, and with --against its differences",
+        help="output format (default: text); latex writes one tabular for \\input, for the first "
+        "selection method only, with the differences if you pass --against",
     )
     output.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
+        "-o", "--output", type=Path, metavar="FILE", help="write to this file instead of printing"
     )
     output.add_argument(
         "--strict",
@@ -63,7 +63,7 @@ def _add_output(output: Any) -> None:
 
 def _add_report(commands: Any) -> None:
     parser = commands.add_parser(
-        "report", help="write a web page of a sweep's results: tables, figures, example images"
+        "report", help="write a web page with a sweep's results: tables, figures, example images"
     )
     add_common(parser, _report)
     table_options.add_to(parser)
@@ -73,54 +73,59 @@ def _add_report(commands: Any) -> None:
         type=Path,
         default=Path("report"),
         metavar="FOLDER",
-        help="folder for index.html and figures/: new, empty, or an earlier report's "
-        "(default: report)",
+        help="folder for index.html and figures/; it must be new, empty, or contain an earlier "
+        "report (default: report)",
     )
     examples = parser.add_argument_group("example images")
     examples.add_argument(
         "--examples",
         nargs=2,
         metavar=("A", "B"),
-        help="compare these two algorithms image by image (default: CARFT CLIPFineTune)",
+        help="compare the predictions of these two algorithms image by image (default: CARFT "
+        "CLIPFineTune)",
     )
     examples.add_argument(
         "--n_examples",
         type=int,
         default=4,
-        help="images per environment that A gets right and B wrong, and vice versa, by the "
-        "predictions of carft evaluate (default: 4; 0 reads no images)",
+        help="number of images per environment that A classifies correctly and B does not, and "
+        "vice versa; needs the predictions of carft evaluate (default: 4; 0 for none)",
     )
     examples.add_argument(
-        "--data_dir", help="folder that contains the data now (default: as recorded)"
+        "--data_dir",
+        help="folder that contains the datasets' folders, if they have moved (default: the folder "
+        "in the jobs' records)",
     )
 
 
 def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None:
-    """Add the arguments that ``collect``, ``top`` and ``report`` have."""
+    """Add the arguments of ``collect``, ``top`` and ``report``."""
     parser.set_defaults(run=run)
     parser.add_argument(
         "folders",
         nargs="+",
         type=Path,
         metavar="DIR",
-        help="folder of a sweep, ours or DomainBed's",
+        help="output folder of a sweep, also of DomainBed's own sweep script",
     )
-    runs = parser.add_argument_group("which runs")
+    runs = parser.add_argument_group("runs")
     runs.add_argument(
         "--ignore",
-        type=some_of(KINDS),
+        type=comma_separated(KINDS),
         action="extend",
         default=[],
         metavar="PART,...",
-        help=f"merge runs that differ in these parts, separated by commas: {', '.join(KINDS)}",
+        help="average runs together even if they differ in these settings, separated by commas: "
+        f"{', '.join(KINDS)}",
     )
     runs.add_argument(
         "--select",
-        type=some_of(METHOD_NAMES),
+        type=comma_separated(METHOD_NAMES),
         action="extend",
         metavar="METHOD,...",
-        help=f"selection methods, separated by commas: {', '.join(METHOD_NAMES)} (default: those "
-        "that the sweep declares, else all that have jobs); a report shows the first alone",
+        help="choose runs and checkpoints by these selection methods, separated by commas, with "
+        f"tables for each: {', '.join(METHOD_NAMES)} (default: the methods declared by the sweep, "
+        "or all for which there are jobs); a report uses only the first",
     )
 
 
@@ -144,39 +149,41 @@ def _collect(arguments: argparse.Namespace) -> int:
     with files.stream(arguments.output) as out:
         out.write(text)
 
-    if arguments.format == "csv":  # which has no room for notes
+    if arguments.format == "csv":  # CSV cannot contain notes
         print_errors(results.notes)
     if arguments.format == "latex":
-        _print_methods_left_out(results)
+        _print_omitted_methods(results)
     print_errors([*describe_warnings(results.warnings), _summary_line(results.summary)])
     return _strict_status(results.defects) if arguments.strict else 0
 
 
 def _require_one_table(arguments: argparse.Namespace) -> None:
-    """Raise CarftError for options that ask more of a format than it holds."""
+    """Raise CarftError if the output format cannot contain all requested tables."""
     more_tables = table_options.more_tables(arguments)
     if arguments.format == "csv" and len(more_tables) > 1:
         raise CarftError(
-            f"--format csv holds one table; {' and '.join(more_tables)} have one each; "
+            f"--format csv holds one table, but {' and '.join(more_tables)} need a table each; "
             f"use either {' or '.join(more_tables)}"
         )
 
     if arguments.format == "latex" and arguments.compare:
         raise CarftError(
             "--format latex holds one table of accuracies, and with --against of differences; "
-            "leave out --compare"
+            "remove --compare"
         )
 
 
-def _print_methods_left_out(results: Results) -> None:
-    """Say by which method the one table is, if there are several."""
-    shown, *others = results.collection.methods
-    if others:
-        print_errors([f"The table is by {shown}; for another, use --select {others[0]}."])
+def _print_omitted_methods(results: Results) -> None:
+    """Print the selection method of the only table if there are several methods."""
+    shown, *omitted = results.collection.methods
+    if omitted:
+        print_errors(
+            [f"The table uses selection by {shown}; for another, pass --select {omitted[0]}."]
+        )
 
 
 def _summary_line(summary: Mapping[str, Any]) -> str:
-    """How many records and jobs were read, and how many cells are incomplete."""
+    """Return the number of records and jobs that were read, and of incomplete cells."""
     line = f"{quantity(summary['records'], 'record')} of {quantity(summary['jobs'], 'job')}"
     incomplete = summary["incomplete_cells"]
     if incomplete:
@@ -185,7 +192,7 @@ def _summary_line(summary: Mapping[str, Any]) -> str:
 
 
 def _strict_status(defects: Mapping[str, int]) -> int:
-    """The exit status of ``--strict``, after a line on what is wrong."""
+    """Print the defects for ``--strict``; return the exit status."""
     if not defects:
         return 0
 

@@ -1,4 +1,4 @@
-"""The commands on saved runs: each calls a function of `runs`, and prints or writes the result."""
+"""Run the commands on saved runs: call a function of `runs`, and print or write its result."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ from domainbed_carft.text import log, printable, progress, quantity
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
-    """Print or write the scores, and keep those on a suite; 3 if a test set cannot be read."""
+    """Print or write the scores, and save scores on a suite; return the exit status."""
     if arguments.path is not None and is_sweep_folder(arguments.path):
         return _evaluate_sweep(arguments)
 
     has_run = arguments.path is not None
-    if has_run == (arguments.clip is not None) or (arguments.clip and not arguments.suite):
-        raise CarftError("give RUN [--suite NAME], or --clip NAME --suite NAME")
+    has_clip = arguments.clip is not None
+    if has_run == has_clip or (has_clip and not arguments.suite):
+        raise CarftError("pass RUN [--suite NAME], or --clip NAME --suite NAME")
     _refuse_flags(arguments, "select jobs original", "is for a sweep's folder")
     if not has_run:
         _refuse_flags(arguments, "which", "is for a run's folder")
@@ -56,9 +57,10 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             data_dir=arguments.data_dir,
         )
-        with contextlib.redirect_stdout(sys.stderr):  # what is assumed of the CLIP is no result
-            evaluation_of_clip = evaluate_clip(arguments.clip, arguments.suite, options)
-        return _print_evaluation(arguments, evaluation_of_clip)
+        # Notes on the CLIP model must not mix with the result on standard output.
+        with contextlib.redirect_stdout(sys.stderr):
+            clip_evaluation = evaluate_clip(arguments.clip, arguments.suite, options)
+        return _print_evaluation(arguments, clip_evaluation)
 
     file = choose_weights(arguments.path, arguments.which)
     files.require_output(arguments.output, (file,))
@@ -69,28 +71,28 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         workers=arguments.workers,
     )
-    assert isinstance(evaluation, (Evaluation, SuiteEvaluation))  # of a run
+    assert isinstance(evaluation, (Evaluation, SuiteEvaluation))  # a run has no other kind
     choice = describe_choice(arguments.path, arguments.which, file)
     status = _print_evaluation(arguments, evaluation, choice)
 
-    on_suite = evaluation.test_set if isinstance(evaluation, Evaluation) else evaluation
-    if on_suite:
-        append_record(file, on_suite)
+    suite_evaluation = evaluation.test_set if isinstance(evaluation, Evaluation) else evaluation
+    if suite_evaluation:
+        append_record(file, suite_evaluation)
     return status
 
 
 def _refuse_flags(arguments: argparse.Namespace, names: str, reason: str, hint: str = "") -> None:
-    """Raise CarftError for the first flag with one of the ``names`` that was given in vain."""
+    """Raise CarftError if one of these flags was given, which would have no effect."""
     for name in names.split():
         if getattr(arguments, name) is not None:
-            remedies = " or ".join(filter(None, [hint, "leave the flag out"]))
-            raise CarftError(f"--{name} {reason}; {remedies}")
+            hints = " or ".join(filter(None, [hint, "omit the flag"]))
+            raise CarftError(f"--{name} {reason}; {hints}")
 
 
 def _print_evaluation(
     arguments: argparse.Namespace, evaluation: Evaluation | SuiteEvaluation, choice: str = ""
 ) -> int:
-    """Print or write the scores, after a line on the ``choice`` of weights; the exit status."""
+    """Print or write the scores after a line on the chosen weights; return the exit status."""
     text = f"{choice}\n" if choice else ""
     if isinstance(evaluation, SuiteEvaluation):
         text += run_texts.suite_text(evaluation)
@@ -101,7 +103,7 @@ def _print_evaluation(
 
 
 def _print_result(arguments: argparse.Namespace, as_json: str, text: str) -> None:
-    """Print a result, or write it to ``--output``: with ``--json`` as JSON."""
+    """Print a result or write it to ``--output``, as JSON if ``--json`` is given."""
     with files.stream(arguments.output) as out:
         out.write(as_json if arguments.json else text)
 
@@ -110,15 +112,15 @@ def _as_json(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
-def _sweep_status(problems: Collection[object], has_figures: bool) -> int:
-    """0 if all runs of a sweep were measured; 3 if some have figures, 1 if none has."""
+def _sweep_status(problems: Collection[object], has_metrics: bool) -> int:
+    """Return the exit status: 0 without problems, 3 if some runs have metrics, otherwise 1."""
     if not problems:
         return 0
-    return SOME_SKIPPED if has_figures else 1
+    return SOME_SKIPPED if has_metrics else 1
 
 
 def _evaluate_sweep(arguments: argparse.Namespace) -> int:
-    """Evaluate a sweep, and print or write the figures; 3 if some runs have none, 1 if all."""
+    """Evaluate a sweep, and print or write the metrics; return the exit status."""
     reason = f"is for a run, and {arguments.path} is a sweep's folder"
     _refuse_flags(arguments, "which clip", reason, "pass the folder of one of its jobs")
     if arguments.suite:
@@ -141,10 +143,7 @@ def _evaluate_sweep(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate_sweep_on_suite(arguments: argparse.Namespace, options: SweepOptions) -> int:
-    """Evaluate a sweep on a suite, and print or write the suite's table.
-
-    Returns 3 if some runs have figures and others could not be measured, 1 if none has.
-    """
+    """Evaluate a sweep on a suite, and print or write the suite's table; return the status."""
     outcome = evaluate_sweep_on_suite(arguments.path, arguments.suite, options)
     warnings: list[RecordWarning] = []
     scores = [
@@ -165,17 +164,18 @@ def _evaluate_sweep_on_suite(arguments: argparse.Namespace, options: SweepOption
         print(line, file=sys.stderr)
     for problem in outcome.problems:
         log(f"evaluate: not measured: {problem}")
-    return _sweep_status(outcome.problems, has_figures=bool(scores))
+    return _sweep_status(outcome.problems, has_metrics=bool(scores))
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
-    """Print a line per image; returns 3 if some images were skipped, 1 if all were."""
+    """Print a line per image; return 3 if some images were skipped, 1 if all were."""
     paths = list(find_images(arguments.images))
     file = choose_weights(arguments.path, arguments.which)
     files.require_output(arguments.output, (file, *paths))
 
-    has_folder = any(map(os.path.isdir, arguments.images))
-    workers = worker_count(arguments.workers, has_many_images=has_folder)
+    workers = worker_count(
+        arguments.workers, has_many_images=any(map(os.path.isdir, arguments.images))
+    )
     run = load_run(file, device=arguments.device)
     choice = describe_choice(arguments.path, arguments.which, file)
     if choice:
@@ -216,9 +216,9 @@ def _prediction_line(prediction: ImagePrediction, line_format: str, top: int | N
 
 
 def wise_ft_command(arguments: argparse.Namespace) -> int:
-    """Write results and weights, and print the accuracies; 3 if a test set cannot be read."""
+    """Write results and weights, and print the accuracies; return the exit status."""
     alphas = sort_alphas(arguments.alphas)
-    saved_alphas = _chosen_alphas(arguments.save, alphas)
+    saved_alphas = _parse_saved_alphas(arguments.save, alphas)
     run = load_run(arguments.path, arguments.which, arguments.device)
     result = wise_ft(
         run,
@@ -241,15 +241,12 @@ def wise_ft_command(arguments: argparse.Namespace) -> int:
     if saved_alphas:
         print(f"Results and weights of {quantity(len(saved_alphas), 'alpha')}: {folder}")
     else:
-        print(f"Results: {folder}; for weights add --save all, or some of --alphas")
+        print(f"Results: {folder}; to save weights, add --save all or some of --alphas")
     return SOME_SKIPPED if result.has_unread_sets else 0
 
 
-def _chosen_alphas(words: Sequence[str], alphas: Sequence[float]) -> list[float]:
-    """The alphas whose weights ``--save`` asks for: all, none, or some of ``alphas``.
-
-    Raises CarftError for a word that is no such alpha.
-    """
+def _parse_saved_alphas(words: Sequence[str], alphas: Sequence[float]) -> list[float]:
+    """Parse the words of ``--save``. Raises CarftError for a number that is not in ``alphas``."""
     if list(words) == ["all"]:
         return list(alphas)
     if list(words) == ["none"]:
@@ -264,8 +261,8 @@ def _chosen_alphas(words: Sequence[str], alphas: Sequence[float]) -> list[float]
 
 
 def soup_command(arguments: argparse.Namespace) -> int:
-    """Write results and weights, and print the accuracies; 3 if a test set cannot be read."""
-    # The runs wait on the CPU; their mean is measured on the device.
+    """Write results and weights, and print the accuracies; return the exit status."""
+    # The runs stay on the CPU, because only their average is evaluated on the device.
     device = str(choose_device(arguments.device))
     runs = [load_run(path, arguments.which, "cpu") for path in arguments.paths]
     result = soup(
@@ -286,7 +283,7 @@ def soup_command(arguments: argparse.Namespace) -> int:
 
 
 def export_command(arguments: argparse.Namespace) -> None:
-    """Write the export, and print where it is."""
+    """Write the export, and print its path."""
     run = load_run(arguments.path, arguments.which, "cpu")
     exported = export(
         run,

@@ -1,4 +1,4 @@
-"""What the commands on saved runs print for people: tables and lines, without terminal escapes."""
+"""Tables and lines that the commands on saved runs print, without terminal escapes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from domainbed_carft.suites import catalogue
 from domainbed_carft.text import limited, printable, quantity, table
 
 IMAGES_OF_A_SOUP = (
-    "Images: all through the test transform; a soup has no seed and no step to augment by."
+    "Images: test transform for all, because a soup has neither the seed nor the step that "
+    "augmentation needs."
 )
-# Of a sweep, as of `carft collect --columns`.
+# Columns of the table of a sweep, from `carft collect --columns`.
 SWEEP_COLUMNS = (
     "accuracy",
     "in-domain-unaugmented",
@@ -36,16 +37,16 @@ SWEEP_COLUMNS = (
     "gained",
     "lost",
 )
-TOP = 3  # classes and contexts of an image, unless --top says otherwise
+TOP = 3  # default number of classes and contexts per image
 
 
 def percent(share: float | None) -> str:
-    """A share of 1 as a number of percent; a dash for none."""
+    """Return a share in [0, 1] in percent, or a dash for None."""
     return "-" if share is None else f"{100 * share:.1f}"
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
-    """A table by split and one by class; for a task also that of its own test set."""
+    """Return a table by split and a table by class; for a task, also its test set's table."""
     dataset = benchmarks.dataset_title(evaluation.dataset)
     lines = [printable(f"{evaluation.title} on {dataset}{_weights_remark(evaluation)}")]
     lines.append(printable(evaluation.run))
@@ -70,7 +71,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
 
 
 def _weights_remark(evaluation: Evaluation) -> str:
-    """Of which step the weights are, and their alpha; "" where neither is known of a soup."""
+    """Return the step of the weights (not of a soup's), and their alpha if they have one."""
     remark = ""
     if not evaluation.soup:
         step = "the last step" if evaluation.step is None else f"step {evaluation.step}"
@@ -84,14 +85,14 @@ def _table_by_split(evaluation: Evaluation) -> str:
     rows = []
     for split in evaluation.splits:
         environment = f"{split.environment} (test)" if split.is_target else split.environment
-        figures = split.figures
+        metrics = split.figures
         rows.append(
             [
                 split.name,
                 environment,
                 str(split.images),
-                percent(figures.accuracy if figures else None),
-                percent(figures.calibration.ece if figures else None),
+                percent(metrics.accuracy if metrics else None),
+                percent(metrics.calibration.ece if metrics else None),
             ]
         )
     return table(["split", "environment", "images", "accuracy (%)", "ECE (%)"], rows)
@@ -107,7 +108,7 @@ def _table_by_class(evaluation: Evaluation) -> str:
 
 
 def suite_text(evaluation: SuiteEvaluation) -> str:
-    """A table of the test sets, the means, and what is missing."""
+    """Return a table of the test sets, the means, and the missing sets."""
     scores = evaluation.scores
     suite = catalogue.get(scores.suite)
     clip = evaluation.model.get("clip", "")
@@ -157,9 +158,9 @@ def _suite_table(scores: SuiteScores, published: Mapping[str, float]) -> str:
 
 
 def suite_rows(head: str, scores_by_name: Mapping[str, SuiteScores]) -> str:
-    """The accuracies of several models on one suite, a row each by its name, and what is missing.
+    """Return the accuracies of several models on one suite, and the missing sets.
 
-    ``head``: of the column of names.
+    ``head`` is the header of the column of the models' names.
     """
     (first, *_) = scores_by_name.values()
     mean_titles = catalogue.get(first.suite).mean_titles
@@ -179,15 +180,15 @@ def suite_rows(head: str, scores_by_name: Mapping[str, SuiteScores]) -> str:
 def _problem_lines(scores: SuiteScores) -> list[str]:
     if not scores.problems:
         return []
-    lines = ["Means are shown only if every set is complete. Missing or incomplete:"]
+    lines = ["Means are shown only if all sets are complete. Missing or incomplete:"]
     for name, sentences in scores.problems.items():
         lines.append(printable(f"  {name}: {'; '.join(sentences)}"))
     return lines
 
 
 def wise_ft_text(result: WiseFT, is_soup: bool) -> str:
-    """The accuracies of each alpha."""
-    lines = [f"{printable(result.title)}: alpha 0 is the original CLIP, alpha 1 the run"]
+    """Return a table with the accuracies of each alpha."""
+    lines = [f"{printable(result.title)}: alpha 0 is the original CLIP model, alpha 1 the run"]
     if result.suite_evaluations:
         scores_by_alpha = {
             f"{scores.alpha:g}": scores.suite for scores in result.alphas if scores.suite
@@ -206,7 +207,7 @@ def wise_ft_text(result: WiseFT, is_soup: bool) -> str:
 
 
 def soups_text(soups: Soups) -> str:
-    """The accuracies of both soups and, in validation, of the runs."""
+    """Return a table with the accuracies of both soups and the validation of the runs."""
     rows = []
     for soup in (soups.uniform, soups.greedy):
         accuracies = soup.accuracies
@@ -231,21 +232,21 @@ def soups_text(soups: Soups) -> str:
 
 
 def prediction_line(prediction: ImagePrediction, top: int | None) -> str:
-    """The most likely classes and contexts of an image; "" for one that was skipped."""
+    """Return the most likely classes and contexts of an image, or "" if it was skipped."""
     if prediction.error:
         return ""
 
-    classes = _listed(get_most_likely(prediction.classes, top or TOP))
-    contexts = _listed(get_most_likely(prediction.contexts, top or TOP))
+    classes = _format_probabilities(get_most_likely(prediction.classes, top or TOP))
+    contexts = _format_probabilities(get_most_likely(prediction.contexts, top or TOP))
     return f"{printable(prediction.path)}: {printable(f'{classes} | {contexts}')}\n"
 
 
-def _listed(probabilities: Mapping[str, float]) -> str:
+def _format_probabilities(probabilities: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {100 * share:.1f}%" for name, share in probabilities.items())
 
 
 def sweep_text(evaluation: SweepEvaluation) -> str:
-    """A table for each dataset and selection method, what its columns mean, and the problems."""
+    """Return a table for each dataset and selection method, with explanations and problems."""
     measured = quantity(evaluation.measured, "run")
     heading = (
         f"{evaluation.folder}: {measured} evaluated, {evaluation.current:,} were evaluated before"
@@ -254,13 +255,15 @@ def sweep_text(evaluation: SweepEvaluation) -> str:
     captions = [
         "Means over the trials. With errors, and in other formats: carft collect "
         f"{shlex.quote(str(evaluation.folder))} --columns {columns.EVALUATED}",
-        *columns.explanations(column for one in shown_tables for column in one.printed_columns),
+        *columns.explanations(
+            column for shown_table in shown_tables for column in shown_table.printed_columns
+        ),
     ]
-    grids = [_without_errors(one).grid() for one in shown_tables]
+    grids = [_remove_errors(shown_table).grid() for shown_table in shown_tables]
     lines = [printable(heading), "", formats.as_text(grids, captions).removesuffix("\n")]
 
     if evaluation.problems:
-        lines += ["", f"{columns.NO_VALUE}: the figures are incomplete."]
+        lines += ["", f"{columns.NO_VALUE}: the metrics are incomplete."]
         problems = [
             printable(f"- {folder}, step {step}: {problem}")
             for (folder, step), problem in evaluation.problems.items()
@@ -269,7 +272,7 @@ def sweep_text(evaluation: SweepEvaluation) -> str:
     return "\n".join([*lines, ""])
 
 
-def _without_errors(shown_table: tables.Table) -> tables.Table:
-    """The table with the means alone, so that its many columns fit into a line."""
+def _remove_errors(shown_table: tables.Table) -> tables.Table:
+    """Return the table with means only, so that its columns fit into a line."""
     cells = [cell._replace(standard_error=None, n=0) for cell in shown_table.cells]
     return dataclasses.replace(shown_table, cells=cells)

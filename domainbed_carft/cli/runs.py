@@ -1,4 +1,4 @@
-"""The command lines of what is done with saved runs; they load what they need when run."""
+"""The options of the commands on saved runs, without importing torch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.cli.table_options import some_of
+from domainbed_carft.cli.table_options import comma_separated
 from domainbed_carft.errors import CarftError, is_out_of_memory
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.results.method_names import METHOD_NAMES
 from domainbed_carft.runs import BATCH_SIZE
 
-PATH_HELP = "a job's folder, or a weights file in one"
+PATH_HELP = "folder of a finished job, or a weights file in it"
 
 
 def add_to(commands: Any) -> None:
@@ -29,14 +29,13 @@ def add_to(commands: Any) -> None:
 def _add_evaluate(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
-        help="measure a saved run, or all selected runs of a sweep: accuracy by class, calibration",
+        help="measure a saved run, or all chosen runs of a sweep: accuracy by class, calibration",
     )
     parser.set_defaults(run=functools.partial(_run, "evaluate"))
 
     _add_which(parser)
     _add_loading(parser)
     _add_data(parser)
-    _add_original(parser)
     _add_output_file(parser)
     _add_sweep_flags(parser)
 
@@ -45,31 +44,34 @@ def _add_evaluate(commands: Any) -> None:
         type=Path,
         metavar="RUN",
         nargs="?",
-        help=f"{PATH_HELP}; or the output folder of a sweep",
+        help=f"{PATH_HELP}; or output folder of a sweep",
     )
     parser.add_argument(
         "--clip",
         metavar="NAME",
-        help="with --suite: a CLIP without a run, zero-shot: ViT-B/16, open_clip:..., a file",
+        help="evaluate this CLIP model zero-shot instead of a run; needs --suite. NAME is a model "
+        "of OpenAI such as ViT-B/16, open_clip:MODEL/TAG, or a weights file",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
 
 
 def _add_sweep_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("of a sweep")
+    group = parser.add_argument_group("only for the output folder of a sweep")
+    _add_original(group)
     group.add_argument(
         "--select",
-        type=some_of(METHOD_NAMES),
+        type=comma_separated(METHOD_NAMES),
         action="extend",
         metavar="METHOD,...",
-        help=f"selection methods, separated by commas: {', '.join(METHOD_NAMES)} (default: those "
-        "of the tables)",
+        help="evaluate the runs that these selection methods choose, separated by commas: "
+        f"{', '.join(METHOD_NAMES)} (default: the methods that carft collect shows)",
     )
     group.add_argument(
         "--jobs",
         type=at_least(1),
         metavar="N",
-        help="runs at a time (default: one on each GPU, else one per core)",
+        help="number of runs to evaluate at the same time (default: one per GPU, or one per core "
+        "without a GPU)",
     )
 
 
@@ -85,7 +87,7 @@ def _add_predict(commands: Any) -> None:
     _add_output_file(parser)
 
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders of them"
+        "images", nargs="+", metavar="IMAGE_OR_FOLDER", help="image files, or folders with images"
     )
     parser.add_argument(
         "--top",
@@ -93,12 +95,19 @@ def _add_predict(commands: Any) -> None:
         metavar="K",
         help="show the K most likely classes and contexts (default: 3 as text, all as jsonl)",
     )
-    parser.add_argument("--format", choices=("text", "jsonl"), default="text", help="default: text")
+    parser.add_argument(
+        "--format",
+        choices=("text", "jsonl"),
+        default="text",
+        help="print a line of text or of JSON for each image (default: text)",
+    )
 
 
 def _add_wise_ft(commands: Any) -> None:
     parser = commands.add_parser(
-        "wise-ft", help="interpolate between the original CLIP and a saved run; evaluate and save"
+        "wise-ft",
+        help="interpolate between the weights of the original CLIP model and a saved run; evaluate "
+        "the mixtures, and save them if wanted",
     )
     parser.set_defaults(run=functools.partial(_run, "wise-ft"))
 
@@ -115,20 +124,22 @@ def _add_wise_ft(commands: Any) -> None:
         type=float,
         default=[n / 10 for n in range(11)],
         metavar="ALPHA",
-        help="values from 0 (the original CLIP) to 1 (the saved run) (default: 0 0.1 ... 1)",
+        help="weights of the run in the mixtures, from 0 (the original CLIP model) to 1 (the run) "
+        "(default: 0 0.1 ... 1)",
     )
     parser.add_argument(
         "--save",
         nargs="+",
         default=["none"],
         metavar="ALPHA",
-        help="alphas to save weights for: none (default), all, or some of --alphas",
+        help="save the mixed weights of these alphas: all, none, or some of --alphas (default: "
+        "none)",
     )
 
 
 def _add_soup(commands: Any) -> None:
     parser = commands.add_parser(
-        "soup", help="average the weights of several saved runs; evaluate and save"
+        "soup", help="average the weights of several saved runs; evaluate and save the averages"
     )
     parser.set_defaults(run=functools.partial(_run, "soup"))
     _add_which(parser)
@@ -141,14 +152,16 @@ def _add_soup(commands: Any) -> None:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="jobs' folders, or weights files in them; all must share dataset, initial CLIP, "
-        "prompts, test environments and trial seed",
+        help="folders of finished jobs, or weights files in them; all runs must have the same "
+        "dataset, initial CLIP model, prompts, test environments and trial seed",
     )
 
 
 def _add_export(commands: Any) -> None:
     parser = commands.add_parser(
-        "export", help="save a run as a CLIP that clip and open_clip load, with head and card"
+        "export",
+        help="save a run as a CLIP model for clip and open_clip, with its class head and a model "
+        "card",
     )
     parser.set_defaults(run=functools.partial(_run, "export"))
 
@@ -162,11 +175,12 @@ def _add_export(commands: Any) -> None:
         type=Path,
         metavar="FILE",
         required=True,
-        help="weights file NAME.pt; NAME.head.pt, NAME.json and NAME.md are written beside it; "
-        "of a run that started from open_clip:..., a folder",
+        help="weights file to write, such as NAME.pt. The class head (NAME.head.pt) and the model "
+        "card (NAME.json, NAME.md) are written next to it. For a run that started from "
+        "open_clip:..., FILE is a folder to write",
     )
     parser.add_argument(
-        "--half", action="store_true", help="use half precision, as OpenAI's own weights do"
+        "--half", action="store_true", help="write half precision, like OpenAI's weights"
     )
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
 
@@ -179,17 +193,18 @@ def _add_which(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--which",
         choices=tuple(WEIGHTS),
-        help="in a folder: model.pkl (last) or model_best.pkl (best in validation); default: best "
-        "if the job left environments out and has it, else last",
+        help="weights to use if RUN is a folder: last is the last step (model.pkl), best is the "
+        "checkpoint with the best validation accuracy (model_best.pkl). The default is best if the "
+        "job held out environments and has that file, otherwise last",
     )
 
 
-def _add_original(parser: argparse.ArgumentParser) -> None:
+def _add_original(parser: Any) -> None:
     parser.add_argument(
         "--original",
         metavar="FILE",
-        help="the CLIP that the run started from, its file or open_clip:... (not needed for tiny "
-        "or OpenAI's)",
+        help="CLIP model from which the run started: its weights file or open_clip:MODEL/TAG (not "
+        "needed for the embedded model and OpenAI's models)",
     )
 
 
@@ -206,9 +221,11 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=at_least(0),
         metavar="N",
-        help="processes that load images (default: one per core, or none for few images)",
+        help="number of processes that load images (default: one per core, or 0 for few images)",
     )
-    loading.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
+    loading.add_argument(
+        "--device", help="cpu, cuda, or a GPU such as cuda:1 (default: the GPU if there is one)"
+    )
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -216,18 +233,19 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--suite",
         metavar="NAME",
-        help="on the whole test sets of a suite, such as imagenet, below --data_dir, instead of "
-        "on the splits of the run's dataset",
+        help="evaluate on all test sets of this suite, such as imagenet, instead of the splits of "
+        "the run's dataset; the test sets are folders in --data_dir",
     )
     data.add_argument(
         "--data_dir",
-        help="folder above the dataset's, or your own data folder itself (default: as recorded)",
+        help="folder that contains the dataset's folder, or the folder of your own dataset "
+        "(default: the folder in the run's records)",
     )
 
 
 def _add_output_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
+        "-o", "--output", type=Path, metavar="FILE", help="write to this file instead of printing"
     )
 
 
@@ -238,12 +256,12 @@ def _add_output_folder(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         required=True,
-        help="folder for the results and the weights",
+        help="folder to write the results and the weights to",
     )
 
 
 def _run(name: str, arguments: argparse.Namespace) -> int | None:
-    """Run a command; raises CarftError with a hint where the memory is too small."""
+    """Run a command; raise CarftError with a hint if it runs out of memory."""
     from domainbed_carft.cli import run_printing  # torch takes seconds to import
 
     try:
@@ -258,7 +276,7 @@ def _run(name: str, arguments: argparse.Namespace) -> int | None:
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """A parser of whole numbers that are not below ``minimum``."""
+    """Return an argparse type for whole numbers of at least ``minimum``."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < minimum:

@@ -1,4 +1,4 @@
-"""The command line of ``carft sweep``. What a command does is loaded when it runs."""
+"""The command ``carft sweep``, which imports its implementation when it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from domainbed_carft.text import printable, quantity
 
 
 def add_to(commands: Any) -> None:
-    """Add ``sweep`` and its own commands to argparse's ``commands``."""
+    """Add ``sweep`` and its subcommands to argparse's ``commands``."""
     sweep = commands.add_parser(
         "sweep", help="launch many jobs, watch them, and resume them after an interruption"
     )
@@ -22,14 +22,14 @@ def add_to(commands: Any) -> None:
 
     sweep_launch.add_to(subcommands)
 
-    status = _add_command(subcommands, "status", _status, "show what each job is doing")
+    status = _add_command(subcommands, "status", _status, "show the state of each job")
     status.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
     retry = _add_command(subcommands, "retry", _retry, "allow failed jobs to run again")
-    pattern_help = "only jobs whose folder or description contains PATTERN"
+    pattern_help = "retry only failed jobs whose folder or description contains this text"
     retry.add_argument("--only", metavar="PATTERN", default="", help=pattern_help)
 
-    cancel_help = "stop running and waiting jobs; they can be resumed"
+    cancel_help = "stop running and queued jobs, which can be resumed"
     cancel = _add_command(subcommands, "cancel", _cancel, cancel_help)
     sweep_launch.add_yes(cancel)
 
@@ -40,7 +40,7 @@ def add_to(commands: Any) -> None:
 
 
 def _add_command(subcommands: Any, name: str, run: Any, description: str) -> Any:
-    """Add a command for the output folder of a sweep."""
+    """Add a command with the argument OUTPUT_DIR."""
     parser = subcommands.add_parser(name, help=description)
     folder = "output folder of the sweep"
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help=folder)
@@ -49,10 +49,10 @@ def _add_command(subcommands: Any, name: str, run: Any, description: str) -> Any
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    """Print the state of each job, how far a search is, and SLURM's silence; 1 if a job failed."""
+    """Print the states of all jobs, and the progress of a search; return 1 if a job failed."""
     from domainbed_carft.sweep import printing, states
 
-    state = states.of_output(arguments.output_dir)
+    state = states.read_state(arguments.output_dir)
     if arguments.json:
         print(json.dumps(state.as_dict(), indent=1))
     else:
@@ -65,7 +65,6 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _retry(arguments: argparse.Namespace) -> None:
-    """Let the next launch retry failed jobs."""
     from domainbed_carft.sweep import upkeep
 
     report = upkeep.retry(arguments.output_dir, arguments.only)
@@ -74,10 +73,10 @@ def _retry(arguments: argparse.Namespace) -> None:
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
-    """Stop launchers, SLURM jobs and jobs running here; 1 if something could not be reached."""
+    """Stop launchers and jobs; return 1 if some could not be reached."""
     from domainbed_carft.sweep import printing, states, upkeep
 
-    state = states.of_output(arguments.output_dir)
+    state = states.read_state(arguments.output_dir)
     if not state.is_moving and not state.queue.slurm_states:
         print(f"No jobs are running or queued. {state.queue.note}".rstrip())
         return 0
@@ -95,10 +94,10 @@ def _cancel(arguments: argparse.Namespace) -> int:
 
 
 def _clean(arguments: argparse.Namespace) -> None:
-    """Delete leftover files and, with ``--incomplete``, jobs that are not done, run or wait."""
+    """Delete leftover files and, with ``--incomplete``, incomplete jobs."""
     from domainbed_carft.sweep import printing, states, upkeep
 
-    state = states.of_output(arguments.output_dir)
+    state = states.read_state(arguments.output_dir)
     leftovers = upkeep.clean(state)
     print(f"{quantity(len(leftovers.files), 'leftover file')} deleted.")
     if not arguments.incomplete:

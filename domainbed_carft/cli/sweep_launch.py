@@ -1,4 +1,4 @@
-"""``carft sweep launch``: its flags, and what it prints of a plan."""
+"""The command ``carft sweep launch``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from domainbed_carft.sweep.preflight_file import Preflight
     from domainbed_carft.sweep.states import Status
 
-# What Ctrl-C ends with, where jobs have saved what they did.
+# The last line after Ctrl-C, when the jobs have saved their states.
 INTERRUPTED = "interrupted; to resume, run the same command again"
 
 # The options of all launchers, by name.
@@ -31,7 +31,7 @@ POOL_FLAGS = [field.name for field in dataclasses.fields(OPTIONS["pool"])]
 
 def add_to(subcommands: Any) -> None:
     """Add ``launch`` to the commands of ``sweep``."""
-    parser = subcommands.add_parser("launch", help="run the jobs that are not done")
+    parser = subcommands.add_parser("launch", help="run all jobs of a sweep that are not done")
     _add_launch_flags(parser)
     add_job_flags(parser)
     add_launcher_flags(parser)
@@ -39,7 +39,6 @@ def add_to(subcommands: Any) -> None:
 
 
 def add_yes(parser: Any) -> None:
-    """Add the flag ``--yes``."""
     parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
@@ -47,20 +46,21 @@ def _add_launch_flags(parser: Any) -> None:
     add = parser.add_argument
     add("sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep")
     add("--data_dir", help="folder that contains the datasets' folders")
-    add("--output_dir", type=Path, required=True, help="folder for the jobs")
-    add("--dry-run", action="store_true", help="print the cost, and run nothing")
+    add("--output_dir", type=Path, required=True, help="output folder of the sweep")
+    add("--dry-run", action="store_true", help="print the number of jobs and their cost, then stop")
     add_yes(parser)
 
 
 def add_job_flags(parser: Any) -> None:
-    """Add the flags of what all jobs are told by process variables."""
+    """Add the flags that the jobs receive as process variables."""
     jobs = parser.add_argument_group("jobs")
     add = jobs.add_argument
     add(
         "--keep_weights",
         choices=("both", "last", "best", "none"),
-        help="weights to keep: last, best in validation, both or none (default: "
-        f"${process_variables.KEEP_WEIGHTS.name}, else both)",
+        help="weights that each job keeps: of the last step, of the best checkpoint in validation, "
+        f"both or none (default: ${process_variables.KEEP_WEIGHTS.name} if it is set, otherwise "
+        "both)",
     )
 
     add(
@@ -68,10 +68,10 @@ def add_job_flags(parser: Any) -> None:
         action="store_false",
         dest="skip_training_in_splits",
         default=None,
-        help="also evaluate the training environments' in-splits, which takes most of the "
-        "evaluation's time and which no selection uses (default: "
-        f"${process_variables.SKIP_TRAINING_IN_SPLITS.name}, else as the sweep was begun; new "
-        "sweeps skip them)",
+        help="also evaluate the in-splits of the training environments, as DomainBed does. This "
+        "takes most of the evaluation time, and model selection does not use it. By default, a new "
+        "sweep does not evaluate them, and a sweep that you launch again keeps its choice; "
+        f"${process_variables.SKIP_TRAINING_IN_SPLITS.name} (0 or 1) changes the default",
     )
 
     add(
@@ -81,22 +81,24 @@ def add_job_flags(parser: Any) -> None:
         metavar="NAME",
         default=(),
         help="also log scalars to tensorboard, wandb or both (default: "
-        f"${process_variables.LOG.name})",
+        f"${process_variables.LOG.name} if it is set, otherwise neither)",
     )
 
 
 def add_launcher_flags(parser: Any) -> None:
     """Add ``--launcher`` and the options of all launchers."""
     group = parser.add_argument_group("launcher")
-    launchers = ", ".join(OPTIONS)
     group.add_argument(
-        "--launcher", default="pool", help=f"{launchers} (default: pool, on this machine)"
+        "--launcher",
+        default="pool",
+        help="local runs one job at a time on this machine, pool runs several at a time, slurm "
+        "submits the jobs, and dummy prints their commands (default: pool)",
     )
     add_launcher_options(group, FIELDS)
 
 
 def add_launcher_options(parser: Any, names: Iterable[str]) -> None:
-    """Add a flag for each of these options of launchers."""
+    """Add a flag for each of these launcher options."""
     for name in names:
         field = FIELDS[name]
         launchers = ", ".join(kind for kind, options in OPTIONS.items() if hasattr(options, name))
@@ -110,7 +112,7 @@ def add_launcher_options(parser: Any, names: Iterable[str]) -> None:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    """Launch the jobs that are not done; 1 if one failed, or is not done when the launcher ends."""
+    """Launch the jobs that are not done; return 1 if some are not done at the end."""
     from domainbed_carft.sweep import launch, printing, states
 
     launch_plan = plan(arguments)
@@ -139,12 +141,12 @@ def _launch(arguments: argparse.Namespace) -> int:
     elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
         watch = printing.command_line("status", launch_plan.output)
         print(f"Submitted. To watch the jobs: {watch}")
-        _print_waiting(states.of_output(launch_plan.output).statuses)
+        _print_waiting(states.read_state(launch_plan.output).statuses)
     return int(bool(unfinished))
 
 
 def plan(arguments: argparse.Namespace) -> LaunchPlan:
-    """The plan of a launch with these arguments. Raises CarftError as `sweep.launch.plan`."""
+    """Plan a launch with these arguments. Raises CarftError, like `sweep.launch.plan`."""
     from domainbed_carft.sweep import launch
     from domainbed_carft.sweep.launch import JobSettings
 
@@ -163,20 +165,20 @@ def plan(arguments: argparse.Namespace) -> LaunchPlan:
 
 
 def _dry_run(plan: LaunchPlan) -> int:
-    """Show verdicts and costs, then refuse broken data."""
+    """Print the plan and its costs, then refuse broken data."""
     from domainbed_carft.sweep import costs
 
     for problem in plan.log_problems:
-        warning = f"Warning: a launch would refuse this: {problem}"
+        warning = f"Warning: a launch would fail: {problem}"
         print(printable(warning), file=sys.stderr)
     _print_plan(plan)
 
     print(f"Selection: {', '.join(plan.declaration.selection)}. Nothing is launched.\n")
     if plan.waiting_jobs:
-        print("The second stage is counted as if it trained the last member of each search.\n")
-    preflight = _readable_preflight(plan)
-    table = costs.costs_table(plan.costs(preflight), bool(plan.skips_training_in_splits), preflight)
-    print(table)
+        print("The costs of the second stage assume the last member of each search.\n")
+    preflight = _read_current_preflight(plan)
+    estimate = plan.estimate_costs(preflight)
+    print(costs.format_table(estimate, bool(plan.skips_training_in_splits), preflight))
     raise_for(plan.data_problems)
     return 0
 
@@ -190,15 +192,15 @@ def _print_plan(plan: LaunchPlan) -> None:
         _print_stages(plan)
     else:
         print(f"{plan.declaration.name}: {jobs}: {printing.counts_phrase(plan.statuses)}.")
-    for verdict in plan.verdicts:
-        print(printable(f"Data: {verdict.description}."))
+    for check in plan.data_checks:
+        print(printable(f"Data: {check.description}."))
     if plan.skips_training_in_splits is not None:
         print(printing.evaluation_line(plan.skips_training_in_splits))
     _print_preflight(plan)
 
 
 def _print_preflight(plan: LaunchPlan) -> None:
-    """Say what the last rehearsal of the sweep found, and when; a launch needs none."""
+    """Print the status and age of the sweep's last preflight, if there was one."""
     from domainbed_carft.sweep import preflight_file
 
     try:
@@ -210,8 +212,8 @@ def _print_preflight(plan: LaunchPlan) -> None:
         print(f"Preflight: {preflight.describe(plan.declaration.text)}.")
 
 
-def _readable_preflight(plan: LaunchPlan) -> Preflight | None:
-    """The last rehearsal of this very declaration; None if there is none, or it is damaged."""
+def _read_current_preflight(plan: LaunchPlan) -> Preflight | None:
+    """Read the last preflight; return None if it is missing, damaged or outdated."""
     from domainbed_carft.sweep import preflight_file
 
     with contextlib.suppress(CarftError):
@@ -222,7 +224,7 @@ def _readable_preflight(plan: LaunchPlan) -> Preflight | None:
 
 
 def _print_stages(plan: LaunchPlan) -> None:
-    """Say how many jobs each stage of a search has, and on which trials."""
+    """Print the number of jobs and the trials of each stage of a search."""
     from domainbed_carft.jobs.job import CHOOSE, REPEAT
     from domainbed_carft.sweep import printing
 
@@ -232,13 +234,13 @@ def _print_stages(plan: LaunchPlan) -> None:
         first=by_stage.get(CHOOSE, ()),
         repeat_on=plan.declaration.trial_seeds,
         second=by_stage.get(REPEAT, ()),
-        waiting=len(plan.waiting_jobs),
+        n_waiting=len(plan.waiting_jobs),
     )
     print(*lines, sep="\n")
 
 
 def _print_waiting(statuses: Sequence[Status]) -> None:
-    """Say why SLURM does not start jobs, if it says so."""
+    """Print SLURM's reasons for not starting jobs."""
     from domainbed_carft.sweep import printing
 
     for line in printing.waiting_lines(statuses):
@@ -246,7 +248,7 @@ def _print_waiting(statuses: Sequence[Status]) -> None:
 
 
 def _print_failed(plan: LaunchPlan) -> None:
-    """Say how many jobs have failed before, and how to go on with them."""
+    """Print the number of jobs that failed earlier, and how to retry them."""
     from domainbed_carft.sweep import printing, states
 
     failed = sum(status.state == states.FAILED for status in plan.statuses)

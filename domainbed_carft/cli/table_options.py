@@ -1,41 +1,50 @@
-"""The flags of ``carft collect`` that say what its tables show and compare."""
+"""The options of ``carft collect`` and ``carft report`` that choose what the tables show."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+from domainbed_carft.cli.help_pages import WIDTH
 from domainbed_carft.results.columns import (
     ALL,
-    COLUMNS,
     DEFAULT_COLUMNS,
     DOMAINBED,
     ENVIRONMENTS,
     ERROR_KINDS,
     EVALUATED,
     NAMES,
+    OF_EVALUATE,
+    OF_RECORDS,
+    Column,
 )
+
+_INDENT = "    "
+
+HELP = "help"  # the value of --columns that lists all columns
 
 
 def add_to(parser: argparse.ArgumentParser) -> Any:
-    """Add the flags to the parser of ``carft collect``; returns the group of comparisons."""
-    tables = parser.add_argument_group("what the tables show")
+    """Add the options to a parser; return the argument group of comparisons."""
+    tables = parser.add_argument_group("tables")
     tables.add_argument(
         "--columns",
-        type=some_of(NAMES),
-        action="extend",
+        type=comma_separated((*NAMES, HELP)),
+        action=_Columns,
         metavar="COLUMN,...",
-        help=f"columns of the tables, separated by commas: {', '.join((ENVIRONMENTS, *COLUMNS))}; "
-        f"{EVALUATED} for those that carft evaluate measures, {ALL} for all others "
-        f"(default: {','.join(DEFAULT_COLUMNS)})",
+        help=f"columns of the tables, separated by commas, such as {ENVIRONMENTS},worst. "
+        f"'{EVALUATED}' stands for all columns that carft evaluate measures, and '{ALL}' for all "
+        f"others; --columns {HELP} explains every column (default: {','.join(DEFAULT_COLUMNS)})",
     )
     tables.add_argument(
         "--error",
         choices=tuple(ERROR_KINDS),
         default=DOMAINBED.name,
-        help="what stands behind a mean: DomainBed's standard error (divisor n), that of a sample "
-        "(divisor n - 1), or the standard deviation (default: domainbed)",
+        help="uncertainty printed after the mean over trials: domainbed is the standard error with "
+        "divisor n, as DomainBed prints it; sample is the standard error with divisor n - 1; std "
+        "is the standard deviation over trials (default: domainbed)",
     )
     tables.add_argument(
         "--by",
@@ -43,21 +52,60 @@ def add_to(parser: argparse.ArgumentParser) -> Any:
         action="extend",
         default=[],
         metavar="HPARAM,...",
-        help="give each value of these hyperparameters, or each variant (--by variant), a row in "
-        "one joint table",
+        help="show one table with a row for each value of these hyperparameters, or for each "
+        "variant of the sweep (--by variant), instead of a table for each",
     )
     comparisons = parser.add_argument_group("comparisons")
     comparisons.add_argument(
         "--against",
         metavar="ALGORITHM",
-        help="compare every algorithm with this one: paired differences, intervals, p-values",
+        help="compare every other algorithm with this one: paired differences, confidence "
+        "intervals and p-values",
     )
     return comparisons
 
 
-def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
-    """A type for argparse: names with commas between. A list of words would swallow DIR."""
+class _Columns(argparse.Action):
+    """Collect the names of columns; ``--columns help`` prints all columns and exits."""
 
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if HELP in values:
+            print(describe_columns())
+            parser.exit()
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *values])
+
+
+def describe_columns() -> str:
+    """Return the names of all columns, each with its header and explanation."""
+    lines = [
+        f"Columns from the jobs' records ('{ALL}'):",
+        f"  {ENVIRONMENTS}",
+        f"{_INDENT}A column for each environment: the accuracy on it.",
+        *_describe(OF_RECORDS),
+        "",
+        f"Columns measured by carft evaluate ('{EVALUATED}'):",
+        *_describe(OF_EVALUATE),
+    ]
+    return "\n".join(lines)
+
+
+def _describe(columns: Iterable[Column]) -> Iterator[str]:
+    for column in columns:
+        yield f"  {column.name}"
+        text = textwrap.fill(column.explanation, width=WIDTH - len(_INDENT))
+        yield textwrap.indent(text, _INDENT)
+
+
+def comma_separated(choices: Collection[str]) -> Callable[[str], list[str]]:
+    """Return an argparse type for names with commas between them."""
+
+    # Words after a flag with nargs="+" would swallow the positional argument DIR.
     def parse(text: str) -> list[str]:
         names = text.split(",")
         if not {*names} <= {*choices}:
@@ -69,10 +117,10 @@ def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def more_tables(arguments: argparse.Namespace) -> list[str]:
-    """The given flags that ask for another table than that of the cells."""
-    given = {
+    """Return the given flags that each need a table of their own."""
+    values = {
         "--compare": arguments.compare,
         "--columns": arguments.columns,
         "--against": arguments.against,
     }
-    return [flag for flag, value in given.items() if value]
+    return [flag for flag, value in values.items() if value]

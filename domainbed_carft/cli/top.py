@@ -1,4 +1,4 @@
-"""``carft top``: its command line, and what it prints."""
+"""The command ``carft top``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _HEADER = (
     "Dataset",
     "Algorithm",
-    "Left out",
+    "Target",
     "Trial",
     "Hyperparameters",
     "Step",
@@ -32,21 +32,21 @@ def add_to(commands: Any) -> None:
     """Add ``top`` to argparse's ``commands``."""
     parser = commands.add_parser(
         "top",
-        help="print the hyperparameters that selection chose in each trial, with step and folder",
-        description="Print which run selection chose for each cell and trial: the hyperparameters "
-        "that were drawn or set, the step of the checkpoint, and the job's folder.",
+        help="print the chosen run of each cell and trial: hyperparameters, step, folder",
+        description="Print the run that model selection chose for each cell and trial: the "
+        "hyperparameters that were drawn or set, the step of the checkpoint, and the job's folder.",
     )
     add_common(parser, _top)
     parser.add_argument(
         "--only",
         metavar="PATTERN",
         default="",
-        help="only jobs whose folder or description contains PATTERN",
+        help="print only jobs whose folder or description contains this text",
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print JSON, with all hyperparameters, ready for --hparams",
+        help="print JSON with all hyperparameters, which you can pass to --hparams",
     )
 
 
@@ -84,7 +84,7 @@ def _print_tables(entries: Sequence[BestHparams]) -> None:
 
 
 def _table_text(entries: Sequence[BestHparams], dataset_titles: Mapping[str, str]) -> str:
-    """The table of one method and setting; what all rows share stands above it, once."""
+    """Return the table of one method and setting, below the hyperparameters that all rows share."""
     from domainbed_carft.sweep import chosen_runs
 
     runs, shared = chosen_runs.describe(entries)

@@ -66,14 +66,14 @@ def _label(algorithm: str, job: Job, jobs: Sequence[Job]) -> str:
 
 def get_clip(job: Job) -> str:
     """Return the hparam clip_backbone of a job, or "" if its algorithm does not have it."""
-    return str(host.job_hparams(job.args).get("clip_backbone", ""))
+    return str(host.get_job_hparams(job.args).get("clip_backbone", ""))
 
 
 def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
     """Return a CLIPZeroShot job for each dataset, CLIP model, prompts and protocol of the jobs."""
     jobs_by_setting: dict[tuple[str, str], Job] = {}
     for job in jobs:
-        hparams = host.job_hparams(job.args)
+        hparams = host.get_job_hparams(job.args)
         shared = {name: hparams[name] for name in _ZERO_SHOT if name in hparams}
         if shared.get("contexts") == WITHOUT_TARGET:  # with all targets, none would remain
             shared["contexts"] = "domains"
@@ -98,5 +98,5 @@ def _costly_hparams(job: Job) -> dict[str, Any]:
 
 
 def _images_per_step(job: Job, datasets: Mapping[str, Dataset]) -> float:
-    cost = costs.job_cost(job, datasets[job.key.dataset])
+    cost = costs.estimate_job_cost(job, datasets[job.key.dataset])
     return cost.trained / cost.steps

@@ -28,7 +28,7 @@ from domainbed_carft.machine import devices
 from domainbed_carft.preflight import steps, zero_shot_gate
 from domainbed_carft.preflight.recipes import Recipe, get_clip, group_into_recipes, zero_shot_jobs
 from domainbed_carft.sweep import costs, host, preflight_file
-from domainbed_carft.sweep.data_checks import DataVerdict
+from domainbed_carft.sweep.data_checks import DataCheck
 from domainbed_carft.sweep.launch import LaunchPlan
 from domainbed_carft.sweep.preflight_file import JobCost, Preflight, PreflightRow
 from domainbed_carft.text import quantity
@@ -100,13 +100,13 @@ class _Measurements:
 
     def rows(self) -> Iterator[PreflightRow]:
         """Yield the rows in the order in which they are printed."""
-        yield from map(data_row, self.plan.verdicts)
-        if not host.skips_in_splits():
+        yield from map(data_row, self.plan.data_checks)
+        if not host.can_skip_in_splits():
             reason = "a checkout trains with its own code; run carft preflight outside of it"
             yield PreflightRow(ONE_STEP, "all jobs", "skipped", reason)
             return
 
-        failed = {check.dataset for check in self.plan.verdicts if _get_problem(check)}
+        failed = {check.dataset for check in self.plan.data_checks if _get_problem(check)}
         jobs_with_data = [job for job in self.jobs if not failed & {"", job.key.dataset}]
         for clip in filter(None, dict.fromkeys(map(get_clip, jobs_with_data))):
             for row in guard_rows(WEIGHTS_AND_DATA, f"CLIP {clip}", partial(weights_rows, clip)):
@@ -210,11 +210,11 @@ def guard_rows(
         yield PreflightRow(section, name, "failure", finding, hint)
 
 
-def _get_problem(check: DataVerdict) -> str | None:
+def _get_problem(check: DataCheck) -> str | None:
     return check.broken or check.missing
 
 
-def data_row(check: DataVerdict) -> PreflightRow:
+def data_row(check: DataCheck) -> PreflightRow:
     """Return the row of a dataset: its edition, or the reason why its jobs would fail."""
     name = f"data {check.dataset}".rstrip()
     problem = _get_problem(check)
@@ -254,7 +254,7 @@ def estimate_hours(
         cost_per_image = cost_by_row.get((job.variant, job.key.dataset, job.key.algorithm))
         seconds = math.nan
         if cost_per_image:
-            cost = costs.job_cost(job, datasets[job.key.dataset], skips_training_in_splits)
+            cost = costs.estimate_job_cost(job, datasets[job.key.dataset], skips_training_in_splits)
             training = cost_per_image.training_seconds * cost.trained
             seconds = training + cost_per_image.evaluation_seconds * cost.evaluated
         hours.append(seconds / 3600)

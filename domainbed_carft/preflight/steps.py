@@ -49,8 +49,8 @@ def prepare(
         targets: environments to use instead of the job's test environments.
     """
     os.environ.update(variables)
-    train_arguments = host.module("lib.train_arguments")
-    preparation = host.module("lib.preparation")
+    train_arguments = host.import_module("lib.train_arguments")
+    preparation = host.import_module("lib.preparation")
     words = Job({**job.args}, folder).command[3:]  # after python -m domainbed.scripts.train
     args = train_arguments.build_parser().parse_args(words)
     unrecorded = {name: vars(args).pop(name) for name in train_arguments.UNRECORDED_FLAGS}
@@ -61,8 +61,8 @@ def prepare(
         if targets is not None:
             args.test_envs = [*targets]
         prepared = preparation.prepare(args, hparams, memory_limit=0)
-        stop = host.module("lib.stopping").StopSignals()
-        trainer: Trainer = host.module("lib.training").Trainer(prepared, None, stop, lock=None)
+        stop = host.import_module("lib.stopping").StopSignals()
+        trainer: Trainer = host.import_module("lib.training").Trainer(prepared, None, stop, lock=None)
     return trainer
 
 
@@ -127,7 +127,7 @@ def measure_steps(trainer: Trainer) -> StepMeasures:
     algorithm: Any = trainer.algorithm
     if hasattr(algorithm, "lp_steps"):  # the second phase of LP-FT costs more
         algorithm.steps_taken = algorithm.lp_steps
-    step: Callable[..., Mapping[str, torch.Tensor]] = host.module("lib.step_meters").step
+    step: Callable[..., Mapping[str, torch.Tensor]] = host.import_module("lib.step_meters").step
     images_per_step = _images_per_step(trainer)
 
     with loaded_batches(trainer) as batches:

@@ -117,7 +117,7 @@ def compare_with_published(
 
 def measure(trainer: Trainer) -> ZeroShot:
     """Measure the zero-shot accuracy with a job's evaluator, on at most MAX_IMAGES images."""
-    misc = host.module("lib.misc")
+    misc = host.import_module("lib.misc")
     max_images = MAX_IMAGES
     if sum(map(len, trainer.dataset)) > MAX_IMAGES:
         max_images = MAX_IMAGES // len(trainer.dataset)

@@ -1,9 +1,9 @@
-"""Declared sweeps: which jobs there are, in what state they are, and how to get them done."""
+"""Declare sweeps, launch their jobs, and read their states."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from domainbed_carft.lazy import import_attribute
+from domainbed_carft.lazy import imported_attribute
 
-__getattr__ = partial(import_attribute, __name__)
+__getattr__ = partial(imported_attribute, __name__)

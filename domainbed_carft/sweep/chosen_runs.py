@@ -1,4 +1,4 @@
-"""The runs that selection chose, as rows of a table: of ``carft top``, and of a report."""
+"""Rows of chosen runs, for the tables of ``carft top`` and of a report."""
 
 from __future__ import annotations
 
@@ -10,27 +10,24 @@ from typing import Any
 from domainbed_carft.results.columns import format_accuracy
 from domainbed_carft.results.top import BestHparams
 
-_MAX_VALUE_LENGTH = 40  # of a hyperparameter, such as a list of contexts
+_MAX_VALUE_LENGTH = 40  # characters of a hyperparameter's value, such as a list of contexts
 
 
 @dataclass(frozen=True)
 class ChosenRun:
-    """A chosen run in words.
-
-    ``hparams``: the values that a search chose or drew and those that ``--hparams`` sets, unless
-    all rows share them. ``measured``: step, validation accuracy and accuracy, in percent, ""
-    without.
-    """
+    """A chosen run and the texts of its row."""
 
     entry: BestHparams
+    # Values that a search chose or drew, and values set by --hparams unless all rows share them.
     hparams: str
+    # Step, validation accuracy and accuracy; accuracies in percent, "" if unknown.
     measured: tuple[str, str, str]
 
 
 def describe(entries: Sequence[BestHparams]) -> tuple[list[ChosenRun], str]:
-    """The rows of a table of chosen runs, and the hyperparameters that all rows share, in words.
+    """Return the rows of a table of chosen runs, and the hyperparameters that all rows share.
 
-    The chosen values of a search are in each row, shared or not.
+    Values that a search chose are in each row, even if all rows share them.
     """
     searched = {name for entry in entries for name in entry.values}
     shared = {
@@ -45,22 +42,22 @@ def describe(entries: Sequence[BestHparams]) -> tuple[list[ChosenRun], str]:
 
     runs = []
     for entry in entries:
-        own_hparams = {
+        distinct_hparams = {
             name: value for name, value in entry.hparams_chosen.items() if name not in shared
         }
         accuracy = None if entry.accuracy is None else 100 * entry.accuracy
         validation = format_accuracy(100 * entry.validation_accuracy)
         run = ChosenRun(
             entry=entry,
-            hparams=_hparams_text(entry.values | own_hparams),
+            hparams=_format_hparams(entry.values | distinct_hparams),
             measured=(str(entry.step), validation, format_accuracy(accuracy)),
         )
         runs.append(run)
-    return runs, _hparams_text(shared)
+    return runs, _format_hparams(shared)
 
 
-def _hparams_text(hparams: Mapping[str, Any]) -> str:
-    """Names and values, as ``lr 0.0003, kl_weight 3``; a long value is cut."""
+def _format_hparams(hparams: Mapping[str, Any]) -> str:
+    """Return names and values, such as ``lr 0.0003, kl_weight 3``; long values are cut."""
     parts = []
     for name, value in hparams.items():
         text = value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""The cost of a sweep: jobs, steps, images, and hours where times are recorded."""
+"""Estimate the cost of a sweep: jobs, steps, images, and hours if times are recorded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HEAD = (
 
 
 class CostGroup(NamedTuple):
-    """The jobs of one row of the costs: a variant's, on one dataset, of one algorithm."""
+    """The key of a row of the costs: all jobs of a variant, dataset and algorithm."""
 
     variant: str
     dataset: str
@@ -43,21 +43,17 @@ TOTAL = CostGroup("all", "", "")
 
 @dataclass(frozen=True)
 class JobsCost:
-    """Of some jobs: images trained on and evaluated, hours left; nan means unknown.
-
-    ``memory_gb``: the most that a step of one of them takes of its device; 0 if it is unknown.
-    """
+    """The cost of a group of jobs; nan means unknown."""
 
     jobs: int = 0
     done: int = 0
     steps: int = 0
-    trained: int = 0
-    evaluated: float = 0
-    hours: float = 0.0
-    memory_gb: float = 0.0
+    trained: int = 0  # images
+    evaluated: float = 0  # images
+    hours: float = 0.0  # of training that are left
+    memory_gb: float = 0.0  # device memory of the largest step; 0 if unknown
 
     def __add__(self, other: JobsCost) -> JobsCost:
-        """The cost of both together."""
         return JobsCost(
             jobs=self.jobs + other.jobs,
             done=self.done + other.done,
@@ -69,33 +65,34 @@ class JobsCost:
         )
 
 
-def costs(
+def estimate(
     statuses: Sequence[Status],
     datasets: Mapping[str, Dataset],
     skips: bool = False,
     preflight: Preflight | None = None,
 ) -> dict[CostGroup, JobsCost]:
-    """The cost of each group of jobs, then that of all, as TOTAL; ``skips`` is as in ``job_cost``.
+    """Estimate the cost of each group of jobs, and of all jobs as TOTAL.
 
-    Hours are by the step times in the records of the jobs of the same dataset and algorithm, or
-    where there are none, by those of the sweep's rehearsal.
+    Hours follow from the step times in the records of jobs with the same dataset and algorithm. If
+    there are no such records, they follow from the step times of the sweep's preflight.
     """
     job_costs = [
-        job_cost(status.job, datasets[status.job.key.dataset], skips) for status in statuses
+        estimate_job_cost(status.job, datasets[status.job.key.dataset], skips)
+        for status in statuses
     ]
-    paces = _paces(statuses, job_costs)
+    paces = _read_paces(statuses, job_costs)
 
     sums: dict[CostGroup, JobsCost] = {}
     for status, cost in zip(statuses, job_costs):
         key = status.job.key
         group = CostGroup(status.job.variant, key.dataset, key.algorithm)
-        rehearsed = preflight.cost_of(*group) if preflight else None
+        measured = preflight.get_cost(*group) if preflight else None
         if status.state == DONE:
             remaining = JobsCost(done=1)
         else:
-            unrecorded_pace = rehearsed.training_seconds if rehearsed else math.nan
-            pace = statistics.mean(paces.get((key.dataset, key.algorithm), [unrecorded_pace]))
-            memory_gb = (rehearsed.memory_gb if rehearsed else None) or 0.0
+            preflight_pace = measured.training_seconds if measured else math.nan
+            pace = statistics.mean(paces.get((key.dataset, key.algorithm), [preflight_pace]))
+            memory_gb = (measured.memory_gb if measured else None) or 0.0
             remaining_share = max(0, cost.steps - status.step) / cost.steps
             hours = pace * cost.trained * remaining_share / 3600
             remaining = JobsCost(hours=hours, memory_gb=memory_gb)
@@ -104,77 +101,80 @@ def costs(
     return {**sums, TOTAL: sum(sums.values(), JobsCost())}
 
 
-def costs_table(
+def format_table(
     costs_by_group: Mapping[CostGroup, JobsCost], skips: bool, preflight: Preflight | None = None
 ) -> str:
-    """The costs that ``--dry-run`` prints, with an explanation; ``preflight``: as in `costs`."""
+    """Return the table of costs that ``--dry-run`` prints, and its explanation."""
     rows = []
     for group, cost in costs_by_group.items():
         counts = (cost.jobs, cost.done, cost.steps, cost.trained, cost.evaluated)
-        memory = _figure(cost.memory_gb, 1) if cost.memory_gb else "?"
-        figures = [*(_figure(count, 0) for count in counts), _figure(cost.hours, 2), memory]
-        rows.append([*group, *figures])
+        memory = _format_number(cost.memory_gb, 1) if cost.memory_gb else "?"
+        hours = _format_number(cost.hours, 2)
+        numbers = [*(_format_number(count, 0) for count in counts), hours, memory]
+        rows.append([*group, *numbers])
 
     splits = "both splits of every environment"
     if skips:
         splits = "both splits of test environments, out-splits of the others"
     elif any(group.dataset == "ImageNet" for group in costs_by_group):
-        splits += ", of ImageNet the out-split"
+        splits += "; for ImageNet only the out-split"
     source = "from step_time in the records"
     if preflight:
-        source += f", where there are none from {preflight_file.NAME}, as the memory of the device"
+        source += f" or, if there are none, from {preflight_file.NAME}"
     text = (
         f"{table(_HEAD, rows)}\n"
         f"Trained, evaluated: images; {splits}.\n"
         f"Hours: training time of one job after another, without evaluation, {source}."
     )
+    if preflight:
+        text += f"\nMemory: device memory of the largest step, from {preflight_file.NAME}."
     if preflight and preflight.hours is not None:
         text += f"\nWith evaluation the preflight expects {preflight.hours:,.2f} hours in all."
     return text
 
 
-def job_cost(job: Job, facts: Dataset, skips: bool = False) -> JobsCost:
-    """Steps and images of a job; ``skips``: without the training environments' in-splits."""
+def estimate_job_cost(job: Job, facts: Dataset, skips: bool = False) -> JobsCost:
+    """Count the steps and images of a job; ``skips`` omits the training environments' in-splits."""
     target_count = len(job.key.test_envs)
     steps = int(job.args.get("steps") or facts.steps)
-    # In a step there are so many images of each environment that is trained on.
-    batch_size = int(host.job_hparams(job.args)["batch_size"])
+    # The batch size counts the images of each training environment in a step.
+    batch_size = int(host.get_job_hparams(job.args)["batch_size"])
     trained = steps * batch_size * (len(facts.labels) - target_count)
 
     evaluated = math.nan
     if facts.images is not None:
-        # As train splits them: upstream file domainbed/scripts/train.py at b93c22a.
+        # Split as in upstream file domainbed/scripts/train.py at b93c22a.
         share = job.args["holdout_fraction"] if skips or facts.held_out else 1.0
         per_checkpoint = sum(
             count if index in job.key.test_envs else int(count * share)
             for index, count in enumerate(facts.images)
         )
-        if parse_overrides(job.args).get("average") == "swad":  # evaluates the loss on out-splits first
+        if parse_overrides(job.args).get("average") == "swad":  # also evaluates the loss on out-splits
             per_checkpoint += sum(
                 int(count * job.args["holdout_fraction"])
                 for index, count in enumerate(facts.images)
                 if index not in job.key.test_envs
             )
         checkpoint_freq = int(job.args.get("checkpoint_freq") or facts.checkpoint_freq)
-        evaluated = _checkpoint_count(steps, checkpoint_freq) * per_checkpoint
+        evaluated = _count_checkpoints(steps, checkpoint_freq) * per_checkpoint
     return JobsCost(jobs=1, steps=steps, trained=trained, evaluated=evaluated)
 
 
-def _checkpoint_count(steps: int, checkpoint_freq: int) -> int:
-    """How many checkpoints a job has: at step 0, every ``checkpoint_freq``, and at the last one."""
+def _count_checkpoints(steps: int, checkpoint_freq: int) -> int:
+    """Count checkpoints: at step 0, every ``checkpoint_freq`` steps, and at the last step."""
     last_step = steps - 1
     return last_step // checkpoint_freq + 1 + bool(last_step % checkpoint_freq)
 
 
-def _paces(
+def _read_paces(
     statuses: Sequence[Status], job_costs: Sequence[JobsCost]
 ) -> dict[tuple[str, str], list[float]]:
-    """Recorded seconds per image trained on, of the jobs by dataset and algorithm."""
+    """Return recorded training seconds per image, by dataset and algorithm."""
     paces: dict[tuple[str, str], list[float]] = {}
     for status, cost in zip(statuses, job_costs):
         record = records.read_last_record(status.job.folder) or {}
         step_seconds = record.get("step_time")
-        # The first record is of the first step alone, which is slower than the others.
+        # The first record times only the first step, which is slower than the others.
         if record.get("step") and isinstance(step_seconds, float):
             key = status.job.key
             pace = step_seconds * cost.steps / cost.trained
@@ -182,5 +182,5 @@ def _paces(
     return paces
 
 
-def _figure(value: float, decimals: int) -> str:
+def _format_number(value: float, decimals: int) -> str:
     return "?" if math.isnan(value) else f"{value:,.{decimals}f}"

@@ -1,4 +1,4 @@
-"""What can be said of a sweep's data before its jobs start: verdicts without decoding images."""
+"""Checks of a sweep's data before its jobs start, without decoding any image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ _CHECKED_BY_JOBS = "each job checks its data where it runs"
 
 
 @dataclass(frozen=True)
-class DataVerdict:
-    """What the data of a dataset is like: the ``description``, and the problem of broken data.
+class DataCheck:
+    """The result of checking the data of one dataset.
 
-    ``missing`` is the problem of data that is not here, which only jobs of this machine have.
-    ``dataset``: its name, "" for all datasets of a sweep.
+    Attributes:
+        description: the result in words, for people.
+        broken: the problem if the data is broken and a job would refuse it.
+        missing: the problem if the data is not on this machine, which matters only to jobs that
+            run here.
+        dataset: the dataset's name, or "" if the result holds for all datasets of the sweep.
     """
 
     description: str
@@ -32,11 +36,11 @@ class DataVerdict:
 
 
 def default_data_dir(datasets: Sequence[str]) -> str:
-    """The ``--data_dir`` of a sweep without one; it is not read.
+    """Return a placeholder ``--data_dir`` for a sweep whose datasets do not need one.
 
     Raises CarftError if a dataset needs one.
     """
-    folders = [host.image_folder(name, "--data_dir") for name in datasets]
+    folders = [host.find_image_folder(name, "--data_dir") for name in datasets]
     if any(folder is None or folder.startswith("--data_dir") for folder in folders):
         raise CarftError("--data_dir is missing; expected the folder of the datasets' folders")
 
@@ -44,44 +48,42 @@ def default_data_dir(datasets: Sequence[str]) -> str:
     return "embedded" if are_embedded else "."
 
 
-def verdicts(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) -> list[DataVerdict]:
-    """The verdict on each dataset's folder, as far as it is on this machine.
+def check_datasets(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) -> list[DataCheck]:
+    """Check each dataset's folder, if it is on this machine.
 
-    Broken data is a problem where one of our algorithms would train on it, as its job would refuse
-    it. Other algorithms' jobs warn of it.
+    Broken data is a problem only if one of the package's algorithms would train on it, because its
+    job would refuse the data. Jobs of other algorithms print a warning.
     """
-    checking_datasets = {job.key.dataset for job in jobs if _checks_data(job)}
+    checking_datasets = {job.key.dataset for job in jobs if _refuses_broken_data(job)}
     no_data_dir = benchmarks.missing_data_dir(data_dir)
 
-    distinct: dict[str, DataVerdict] = {}
+    distinct: dict[str, DataCheck] = {}
     for name in datasets:
-        folder = host.image_folder(name, data_dir)
+        folder = host.find_image_folder(name, data_dir)
         if no_data_dir and folder and not os.path.isdir(folder):
             description = f"not checked, no --data_dir {data_dir} here; {_CHECKED_BY_JOBS}"
-            verdict = DataVerdict(description, missing=no_data_dir[0])
+            check = DataCheck(description, missing=no_data_dir[0])
         else:
-            verdict = _verdict(name, folder, data_dir, is_checked=name in checking_datasets)
-            verdict = replace(verdict, dataset=name)
-        distinct.setdefault(verdict.description, verdict)
+            check = _check_dataset(name, folder, data_dir, is_required=name in checking_datasets)
+            check = replace(check, dataset=name)
+        distinct.setdefault(check.description, check)
     return list(distinct.values())
 
 
-def _checks_data(job: Job) -> bool:
-    """Whether a job refuses broken data."""
+def _refuses_broken_data(job: Job) -> bool:
     from domainbed_carft.method.algorithms import CLASSES  # takes the seconds of importing torch
 
-    is_ours = job.key.algorithm in CLASSES
-    return is_ours and parse_overrides(job.args).get("data_edition") != UNCHECKED
+    return job.key.algorithm in CLASSES and parse_overrides(job.args).get("data_edition") != UNCHECKED
 
 
-def _verdict(name: str, folder: str | None, data_dir: str, is_checked: bool) -> DataVerdict:
-    """The verdict on one dataset; ``is_checked``: whether a job refuses broken data."""
+def _check_dataset(name: str, folder: str | None, data_dir: str, is_required: bool) -> DataCheck:
+    """Check one dataset; ``is_required`` is True if one of its jobs refuses broken data."""
     if folder is None:
-        return DataVerdict(f"{name}: not checked, its folder is unknown")
+        return DataCheck(f"{name}: not checked, its folder is unknown")
     if not folder:
-        return DataVerdict(f"{name}: needs no folder")
+        return DataCheck(f"{name}: needs no folder")
     if not os.path.isdir(folder):
-        return DataVerdict(
+        return DataCheck(
             f"{name}: not checked, no {folder} here; each job checks it where it runs",
             missing=f"{name} is missing, expected its folder {folder}; "
             f"is --data_dir {data_dir} right?",
@@ -89,20 +91,20 @@ def _verdict(name: str, folder: str | None, data_dir: str, is_checked: bool) -> 
 
     try:
         report = _verify(name, Path(data_dir))
-    except CarftError as error:  # a folder, or lists in it, that cannot be read at all
-        return DataVerdict(f"{name}: {error}", broken=str(error))
+    except CarftError as error:  # the folder, or a list in it, cannot be read at all
+        return DataCheck(f"{name}: {error}", broken=str(error))
 
     if not report.problems:
         edition = report.data_edition
-        return DataVerdict(f"{name}: {edition}, {report.images:,} images in {report.root}")
+        return DataCheck(f"{name}: {edition}, {report.images:,} images in {report.root}")
     problem = f"{report.refusal}; fix the data, or set the hparam data_edition to {UNCHECKED}"
-    return DataVerdict(
-        f"{name}: broken: {'; '.join(report.problems)}", broken=problem if is_checked else None
+    return DataCheck(
+        f"{name}: broken: {'; '.join(report.problems)}", broken=problem if is_required else None
     )
 
 
 def _verify(name: str, data_dir: Path) -> verify.DataReport:
-    """What `carft data verify` finds of the images that jobs of the dataset train on."""
+    """Run `carft data verify` on the images that jobs of the dataset train on."""
     if name == "ImageNet":
         return imagenet_training.verify(data_dir)
     if name in tasks.TASKS:

@@ -1,6 +1,7 @@
-"""A declared sweep: its keys, what follows from them, and its jobs.
+"""The keys of a declared sweep, and the jobs that follow from them.
 
-Editors read the keys as a JSON schema, ``assets/sweep.schema.json`` (``tools/site/reference.py``).
+``tools/site/reference.py`` writes the models and their docstrings as a JSON schema for editors,
+``assets/sweep.schema.json``.
 """
 
 from __future__ import annotations
@@ -30,17 +31,18 @@ from domainbed_carft.jobs.manifest import ChosenValues, Dataset
 
 TASK = "domain_generalization"
 LEAVE_ONE_OUT = "leave-one-domain-out"
-# Selection methods that look at the target, so that no search may choose by them.
+# Selection methods that look at the target, so that a search must not choose by them.
 _METHODS_WITH_TARGET = ("oracle",)
 
 Values = Mapping[str, Any]
 
-# A ValueError of a validator says what is expected: see files/validation.py.
+# The text of a validator's ValueError completes "expected ...": see files/validation.py.
 
 
 def _require_setting(value: Any) -> Any:
-    is_words = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if is_words or isinstance(value, (str, int, float)):
+    if isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
     raise ValueError("text, a number, true, false, or a list of words")
 
@@ -56,7 +58,7 @@ Item = TypeVar("Item")
 ForAll = TypeVar("ForAll")
 ForEach = TypeVar("ForEach")
 Distinct = Annotated[list[Item], Field(min_length=1), AfterValidator(_require_distinct)]
-# Tags in angle brackets are left out of the places in messages.
+# Messages omit tags in angle brackets from the places that they name.
 OneOrEach = Annotated[
     Annotated[ForAll, Tag("<all>")] | Annotated[ForEach, Tag("<each>")],
     Discriminator(lambda value: "<each>" if isinstance(value, dict) else "<all>"),
@@ -87,20 +89,21 @@ EnvironmentReferences = Annotated[list[EnvironmentReference], Field(min_length=1
 SINGLE_SOURCE = "single-source"
 
 
-def _division_tag(value: Any) -> str:
-    """Which of the forms of a division a value has."""
+def _get_division_tag(value: Any) -> str:
+    """Return the tag of the form in which a division is declared."""
     if value == SINGLE_SOURCE:
         return "<word>"
-    has_lists = isinstance(value, list) and any(isinstance(item, list) for item in value)
-    return "<lists>" if has_lists else "<list>"
+    if isinstance(value, list) and any(isinstance(item, list) for item in value):
+        return "<lists>"
+    return "<list>"
 
 
-# The environments to leave out: one at a time, or several together.
+# The environments to hold out: one at a time, or several together.
 Division = Annotated[
     Annotated[Literal["single-source"], Tag("<word>")]
     | Annotated[EnvironmentReferences, Tag("<list>")]
     | Annotated[Annotated[list[EnvironmentReferences], Field(min_length=1)], Tag("<lists>")],
-    Discriminator(_division_tag),
+    Discriminator(_get_division_tag),
 ]
 MethodName = Literal["training-domain", "leave-one-domain-out", "oracle"]
 SweepName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -108,7 +111,7 @@ FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._
 
 
 class Keys(BaseModel):
-    """A mapping of a declaration: strict, frozen, and without other keys."""
+    """A mapping in a declaration, which accepts no other keys and converts no values."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -123,8 +126,8 @@ class Seeds(Keys):
 SeedRange = OneOrEach[Count, Seeds]
 
 
-def seeds_of(declared: int | Seeds) -> range:
-    """The seeds of a range: from 0 if only their number is declared."""
+def seed_range(declared: int | Seeds) -> range:
+    """Return the declared seeds, which start at 0 if only their number is declared."""
     if isinstance(declared, int):
         return range(declared)
     return range(declared.first, declared.first + declared.n)
@@ -138,14 +141,14 @@ class Trials(Keys):
     @property
     def seeds(self) -> range:
         """The trial seeds."""
-        return seeds_of(self.trials)
+        return seed_range(self.trials)
 
 
 class DeclaredSearch(Keys):
-    """Hyperparameters that are chosen by validation: listed values, draws, or both.
+    """Hyperparameters chosen by validation: listed values, draws, or both.
 
-    With ``choose_on`` the search has two stages: all members are trained on these trials, and the
-    chosen one on those of ``repeat_on``.
+    With ``choose_on`` the search has two stages. The first trains all members on the trials of
+    ``choose_on``, and the second trains the chosen member on the trials of ``repeat_on``.
     """
 
     values: dict[str, Distinct[Setting]] = {}
@@ -156,51 +159,45 @@ class DeclaredSearch(Keys):
 
 
 class SearchOverride(Keys):
-    """Searched values for some algorithms or datasets; no values: not searched there."""
+    """Searched values for some algorithms or datasets; an empty list disables the search there."""
 
     values: dict[str, Annotated[list[Setting], AfterValidator(_require_distinct)]]
 
 
 class Variant(Keys):
-    """Settings that override all others, for some algorithms or datasets, or for all.
-
-    ``checkpoint_freq``: steps from one checkpoint to the next; 0 leaves them to the dataset.
-    """
+    """Settings that override all others, for all algorithms and datasets or only for these."""
 
     algorithms: AlgorithmNames = []
     datasets: DatasetNames = []
     hparams: Hparams = {}
-    checkpoint_freq: Count = 0
+    checkpoint_freq: Count = 0  # steps between checkpoints; 0 is the dataset's default
 
     def covers(self, dataset: str, algorithm: str) -> bool:
-        """Whether the settings are for jobs of this algorithm on this dataset."""
-        has_dataset = not self.datasets or dataset in self.datasets
-        has_algorithm = not self.algorithms or algorithm in self.algorithms
-        return has_dataset and has_algorithm
+        """Return True if the settings apply to this algorithm on this dataset."""
+        if self.datasets and dataset not in self.datasets:
+            return False
+        return not self.algorithms or algorithm in self.algorithms
 
 
 class Override(Variant):
-    """A variant's settings, steps, and searched values; 0 steps are the default."""
+    """Settings, steps and searched values for some algorithms or datasets."""
 
-    steps: Count = 0
+    steps: Count = 0  # 0 is the default
     search: SearchOverride | None = None
 
 
 @dataclass(frozen=True)
 class SweepCell:
-    """What has its own row in a table: a variant's jobs on one dataset, of one algorithm.
+    """A row of the tables: all jobs of a variant, dataset and algorithm."""
 
-    ``name``: the variant's, the folder of its jobs where nothing is searched.
-    """
-
-    name: str
+    name: str  # of the variant, and of the folder of its jobs if nothing is searched
     variant: Variant
     dataset: str
     algorithm: str
 
 
 class Shape(Keys):
-    """Which jobs a sweep has: docs/sweeps.md says what each key means."""
+    """The keys of a sweep file; docs/sweeps.md describes them."""
 
     model_config = ConfigDict(title="A sweep of domainbed-carft")
 
@@ -218,7 +215,7 @@ class Shape(Keys):
     search: DeclaredSearch | None = None
     test_environments: OneOrEach[Division, dict[DatasetName, Division]] = {}
     selection: Distinct[MethodName] = ["training-domain", "oracle"]
-    # None is another job than "domainbed"
+    # None and "domainbed" train alike, but give jobs different identities.
     protocol: Literal["domainbed", "clip", "wise-ft", "lipsum-ft"] | None = None
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     compare_with: list[str] = []
@@ -228,35 +225,35 @@ class Shape(Keys):
         """The hparams seeds."""
         if self.search and self.search.draws:
             return range(self.search.draws)
-        return seeds_of(self.hparams_seeds)
+        return seed_range(self.hparams_seeds)
 
     @property
     def has_stages(self) -> bool:
-        """Whether a search chooses on some trials, and its choice is repeated on others."""
+        """True if a search chooses on some trials and repeats its choice on others."""
         return bool(self.search and self.search.choose_on)
 
     @property
     def choosing_trials(self) -> range:
-        """The trial seeds on which a search with stages chooses; else none."""
+        """The trial seeds on which a search with stages chooses; empty without stages."""
         return self.search.choose_on.seeds if self.search and self.search.choose_on else range(0)
 
     @property
     def trial_seeds(self) -> range:
-        """The trial seeds of the tables; of a search with stages those of the second one."""
+        """The trial seeds of the tables: with stages, the trials of the second stage."""
         if self.search and self.search.repeat_on:
             return self.search.repeat_on.seeds
-        return seeds_of(self.trials)
+        return seed_range(self.trials)
 
     @property
     def choosing_method(self) -> str | None:
-        """The first selection method that looks at no target; None if there is none."""
+        """The first selection method that does not look at the target, or None."""
         return next((name for name in self.selection if name not in _METHODS_WITH_TARGET), None)
 
     @property
     def settings(self) -> dict[str, Variant]:
-        """The variants by folder name, such as ``lr=3,amp=bf16``, or one without a name.
+        """Folder name, such as ``lr=3,amp=bf16``, -> variant; the name is "" without variants.
 
-        With a grid, each variant at each of its points.
+        With a grid, each variant is repeated at each point of the grid.
         """
         variants = self.variants or {"": Variant()}
         points = itertools.product(*self.grid.values())
@@ -270,7 +267,7 @@ class Shape(Keys):
         return variants_by_folder
 
     def cells(self) -> Iterator[SweepCell]:
-        """All cells, variant by variant."""
+        """Iterate over all cells, variant by variant."""
         for (name, variant), dataset, algorithm in itertools.product(
             self.settings.items(), self.datasets, self.algorithms
         ):
@@ -278,25 +275,25 @@ class Shape(Keys):
                 yield SweepCell(name, variant, dataset, algorithm)
 
     def members(self, dataset: str, algorithm: str) -> list[Values]:
-        """The combinations of searched values; a single empty one if nothing is searched."""
+        """Return the combinations of searched values: one empty mapping if nothing is searched."""
         searched = self.searched_values(dataset, algorithm)
         return [dict(zip(searched, values)) for values in itertools.product(*searched.values())]
 
     def searched_values(self, dataset: str, algorithm: str) -> dict[str, Sequence[Any]]:
-        """Hyperparameter -> its searched values; those of later overrides replace earlier ones."""
+        """Return hyperparameter -> searched values; later overrides replace earlier values."""
         searched: dict[str, Sequence[Any]] = dict(self.search.values) if self.search else {}
         for override in self.overrides:
             if override.search and override.covers(dataset, algorithm):
                 searched |= override.search.values
         return {name: values for name, values in searched.items() if values}
 
-    def division_of(self, dataset: str) -> Division:
-        """The environments to leave out of a dataset, as declared; empty if each in turn."""
+    def get_division(self, dataset: str) -> Division:
+        """Return the environments to hold out of a dataset, as declared; empty: each in turn."""
         declared = self.test_environments
         return declared.get(dataset, []) if isinstance(declared, dict) else declared
 
-    def hparams_of(self, dataset: str, algorithm: str, setting: Variant) -> dict[str, Any]:
-        """The hyperparameters that are set; later settings override earlier ones."""
+    def get_hparams(self, dataset: str, algorithm: str, setting: Variant) -> dict[str, Any]:
+        """Return the hyperparameters that are set; later settings override earlier ones."""
         merged = {"protocol": self.protocol, **self.hparams}
         for layer in (*self.overrides, setting):
             if layer.covers(dataset, algorithm):
@@ -304,36 +301,37 @@ class Shape(Keys):
 
         return {name: value for name, value in merged.items() if value is not None}
 
-    def steps_of(self, dataset: str, algorithm: str = "") -> int | None:
-        """Declared steps; None leaves them to the dataset."""
+    def get_steps(self, dataset: str, algorithm: str = "") -> int | None:
+        """Return the declared steps, or None for the dataset's default."""
         for override in reversed(self.overrides):
             if override.steps and override.covers(dataset, algorithm):
                 return override.steps
         return self.steps.get(dataset) if isinstance(self.steps, dict) else self.steps
 
     def holds_out_together(self, dataset: str) -> bool:
-        """Whether each job leaves several environments out that are all targets."""
-        division = self.division_of(dataset)
+        """Return True if a job can hold out several environments that are all targets."""
+        division = self.get_division(dataset)
         return division == SINGLE_SOURCE or any(isinstance(item, list) for item in division)
 
     def targets(self, dataset: str, labels: Sequence[str]) -> list[list[int]]:
-        """Test environments of each job on a dataset with these environments, sorted.
+        """Return the sorted test environments of each job on a dataset with these environments.
 
-        One at a time, and pairs with one of them, if leave-one-domain-out cross-validation needs
-        them; or those that are declared together. Unknown ones are left out.
+        Jobs hold out one target at a time, or the environments that are declared together.
+        Leave-one-domain-out cross-validation adds pairs that contain a target. Unknown environments
+        are ignored.
         """
-        if len(labels) == 1:  # a user's own data: there is nothing to leave out
+        if len(labels) == 1:  # a user's own data: there is no environment to hold out
             return [[]]
 
         environments = range(len(labels))
-        division = self.division_of(dataset)
+        division = self.get_division(dataset)
         if division == SINGLE_SOURCE:
             return [[env for env in environments if env != source] for source in environments]
         if self.holds_out_together(dataset):
-            together = {tuple(sorted(_indices(item, labels))) for item in division}
-            return sorted(map(list, together))
+            joint_targets = {tuple(sorted(_find_indices(item, labels))) for item in division}
+            return sorted(map(list, joint_targets))
 
-        targets = _indices(division or environments, labels)
+        targets = _find_indices(division or environments, labels)
         test_envs = [[target] for target in targets]
         if LEAVE_ONE_OUT in self.selection:
             pairs = itertools.combinations(environments, 2)
@@ -342,79 +340,79 @@ class Shape(Keys):
 
 
 def folder_name(cell: str, values: Values) -> str:
-    """The folder of the jobs of a cell with these values: ``zero-shot,lr=0.1``."""
+    """Return the folder of a cell's jobs with these values, such as ``zero-shot,lr=0.1``."""
     parts = [cell, *(f"{name}={value}" for name, value in values.items())]
     label = ",".join(part for part in parts if part)
     return "".join(c if c.isalnum() or c in "._=,+-" else "-" for c in label)
 
 
-def environment_index(environment: str | int, labels: Sequence[str]) -> int | None:
-    """The index of an environment that is named by its index or label; None if it is unknown."""
+def find_environment(environment: str | int, labels: Sequence[str]) -> int | None:
+    """Return the index of an environment, given as index or label, or None if it is unknown."""
     if isinstance(environment, str):
         return labels.index(environment) if environment in labels else None
     return environment if environment < len(labels) else None
 
 
-def _indices(environments: Any, labels: Sequence[str]) -> set[int]:
-    """The indices of environments, each named by its index or label, without unknown ones."""
+def _find_indices(environments: Any, labels: Sequence[str]) -> set[int]:
+    """Return the indices of environments, given as indices or labels, without unknown ones."""
     listed = environments if isinstance(environments, (list, range)) else [environments]
-    indices = {environment_index(environment, labels) for environment in listed}
+    indices = {find_environment(environment, labels) for environment in listed}
     return {index for index in indices if index is not None}
 
 
-# The roles that jobs of a cell with these test environments have.
-_RolesOf = Callable[[SweepCell, Sequence[int]], list[Role]]
+# Returns the roles that the jobs of a cell with these test environments have.
+_GetRoles = Callable[[SweepCell, Sequence[int]], list[Role]]
 
 
 class Declaration(Shape):
-    """A sweep whose names were checked; ``facts``: dataset -> its facts; ``text``: of the file."""
+    """A sweep file whose names and values were checked."""
 
-    facts: Mapping[str, Dataset] = {}
-    text: str = ""
+    facts: Mapping[str, Dataset] = {}  # by the names of the datasets
+    text: str = ""  # of the file
 
-    def checkpoint_freq_of(self, cell: SweepCell) -> int:
-        """Declared steps from one checkpoint to the next; 0 leaves them to the dataset."""
+    def get_checkpoint_freq(self, cell: SweepCell) -> int:
+        """Return the declared steps between checkpoints, or 0 for the dataset's default."""
         for layer in (cell.variant, *reversed(self.overrides)):
             if layer.checkpoint_freq and layer.covers(cell.dataset, cell.algorithm):
                 return layer.checkpoint_freq
         return 0
 
     def jobs(self, data_dir: str, output: Path) -> list[Job]:
-        """All jobs, variant by variant, trial by trial, whether or not their folders exist.
+        """Return all jobs, variant by variant and trial by trial, even if they have no folders.
 
-        Of a search with stages those of the first one; `repeated_jobs` has the others. Arguments,
-        seeds and folder names are those of upstream file domainbed/scripts/sweep.py at b93c22a, so
-        that either tool can resume the other's folder. The members of a search have folders of
-        their own, such as ``lr=0.1/``.
+        With stages, these are the jobs of the first stage; `repeated_jobs` returns the second.
+        Each member of a search has a folder, such as ``lr=0.1/``.
         """
+        # Arguments, seeds and folder names equal upstream file domainbed/scripts/sweep.py at
+        # b93c22a, so that either tool can resume a sweep of the other.
         stage = CHOOSE if self.has_stages else ""
         trials = self.choosing_trials if self.has_stages else self.trial_seeds
 
-        def roles_of_members(cell: SweepCell, test_envs: Sequence[int]) -> list[Role]:
+        def get_member_roles(cell: SweepCell, test_envs: Sequence[int]) -> list[Role]:
             members = self.members(cell.dataset, cell.algorithm)
             if self.has_stages and len(members) < 2:  # there is nothing to choose
                 return []
             return [Role(cell.name, values, number, stage) for number, values in enumerate(members)]
 
-        return self._jobs(trials, roles_of_members, data_dir, output)
+        return self._make_jobs(trials, get_member_roles, data_dir, output)
 
     def repeated_jobs(
         self, data_dir: str, output: Path, chosen: Iterable[ChosenValues]
     ) -> list[Job]:
-        """The jobs of a search's second stage, which train the ``chosen`` values.
+        """Return the jobs of a search's second stage, which train the ``chosen`` values.
 
-        Where nothing was chosen, they train the last member, so that they can be counted before.
+        Cells without a choice train the last member, so that their jobs can be counted in advance.
         """
-        chosen_of_cell: dict[tuple[str, str, str], list[ChosenValues]] = {}
+        chosen_by_cell: dict[tuple[str, str, str], list[ChosenValues]] = {}
         for choice in chosen:
             row = (choice.cell, choice.dataset, choice.algorithm)
-            chosen_of_cell.setdefault(row, []).append(choice)
+            chosen_by_cell.setdefault(row, []).append(choice)
 
-        def roles_of_chosen_values(cell: SweepCell, test_envs: Sequence[int]) -> list[Role]:
+        def get_chosen_roles(cell: SweepCell, test_envs: Sequence[int]) -> list[Role]:
             members = self.members(cell.dataset, cell.algorithm)
             values = [
                 choice.values
-                for choice in chosen_of_cell.get((cell.name, cell.dataset, cell.algorithm), ())
+                for choice in chosen_by_cell.get((cell.name, cell.dataset, cell.algorithm), ())
                 if choice.test_envs is None or {*choice.test_envs} <= {*test_envs}
             ]
             numbers = [members.index(dict(item)) for item in values] or [len(members) - 1]
@@ -423,16 +421,16 @@ class Declaration(Shape):
                 for number in dict.fromkeys(numbers)
             ]
 
-        return self._jobs(self.trial_seeds, roles_of_chosen_values, data_dir, output)
+        return self._make_jobs(self.trial_seeds, get_chosen_roles, data_dir, output)
 
     def targets(self, dataset: str, labels: Sequence[str] | None = None) -> list[list[int]]:
-        """As of `Shape`, of the dataset's own environments."""
+        """Same as `Shape.targets`; ``labels`` default to the dataset's environments."""
         return super().targets(dataset, labels or self.facts[dataset].labels)
 
-    def _jobs(
-        self, trials: Iterable[int], roles_of: _RolesOf, data_dir: str, output: Path
+    def _make_jobs(
+        self, trials: Iterable[int], get_roles: _GetRoles, data_dir: str, output: Path
     ) -> list[Job]:
-        """The jobs of all cells, with each role that ``roles_of`` gives them."""
+        """Make the jobs of all cells: one for each role, test environments, draw and trial."""
         jobs = []
         for (name, variant), trial, dataset, algorithm in itertools.product(
             self.settings.items(), trials, self.datasets, self.algorithms
@@ -443,21 +441,21 @@ class Declaration(Shape):
             cell = SweepCell(name, variant, dataset, algorithm)
             for test_envs, choice in itertools.product(self.targets(dataset), self.choices):
                 seed = seed_hash(dataset, algorithm, test_envs, choice, trial)
-                for role in roles_of(cell, test_envs):
-                    # In this order, which the command lines keep.
+                for role in get_roles(cell, test_envs):
+                    # The command lines keep this order.
                     args = {
                         **self._common_arguments(cell, role.values, data_dir, trial),
                         "test_envs": test_envs,
                         "hparams_seed": choice,
                         "seed": seed,
                     }
-                    jobs.append(self._job(args, cell, role, output))
+                    jobs.append(self._make_job(args, cell, role, output))
         return jobs
 
     def _common_arguments(
         self, cell: SweepCell, values: Mapping[str, Any], data_dir: str, trial: int
     ) -> dict[str, Any]:
-        """The arguments that a cell's jobs of one trial and member share."""
+        """Return the arguments that a cell's jobs of one trial and member share."""
         arguments: dict[str, Any] = {
             "data_dir": data_dir,
             "task": TASK,
@@ -466,22 +464,22 @@ class Declaration(Shape):
             "algorithm": cell.algorithm,
             "trial_seed": trial,
         }
-        # Part of the identity only where they are given.
-        if steps := self.steps_of(cell.dataset, cell.algorithm):
+        # Defaults stay out, because every argument is part of a job's identity.
+        if steps := self.get_steps(cell.dataset, cell.algorithm):
             arguments["steps"] = steps
-        if checkpoint_freq := self.checkpoint_freq_of(cell):
+        if checkpoint_freq := self.get_checkpoint_freq(cell):
             arguments["checkpoint_freq"] = checkpoint_freq
-        hparams = {**self.hparams_of(cell.dataset, cell.algorithm, cell.variant), **values}
+        hparams = {**self.get_hparams(cell.dataset, cell.algorithm, cell.variant), **values}
         if hparams:
             arguments["hparams"] = json.dumps(hparams, sort_keys=True)
         return arguments
 
-    def _job(self, args: Mapping[str, Any], cell: SweepCell, role: Role, output: Path) -> Job:
-        """A job in its folder; without a role that says more than its arguments."""
+    def _make_job(self, args: Mapping[str, Any], cell: SweepCell, role: Role, output: Path) -> Job:
+        """Make a job in its folder; its role is empty if it adds nothing to the arguments."""
         folder = cell.name if role.stage == REPEAT else folder_name(cell.name, role.values)
-        together = self.holds_out_together(cell.dataset) and len(args["test_envs"]) > 1
-        if together or role.values or role.stage:
-            role = replace(role, holds_out_together=together)
+        has_joint_targets = self.holds_out_together(cell.dataset) and len(args["test_envs"]) > 1
+        if has_joint_targets or role.values or role.stage:
+            role = replace(role, holds_out_together=has_joint_targets)
         else:
             role = Role()
         return Job(args, output / folder / get_folder_name(args), folder, role)

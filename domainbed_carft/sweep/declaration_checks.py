@@ -1,4 +1,4 @@
-"""What is wrong with the names and values of a declaration, in the domainbed in use."""
+"""Check the names and values of a declaration against the domainbed in use."""
 
 from __future__ import annotations
 
@@ -21,35 +21,40 @@ from domainbed_carft.sweep.declaration import (
     Override,
     Shape,
     Variant,
-    environment_index,
+    find_environment,
 )
 from domainbed_carft.text import unknown
 
-# Leave-one-domain-out trains without two environments.
+# Leave-one-domain-out holds out two environments and trains on the others.
 _MIN_ENVIRONMENTS = 2
 _MIN_ENVIRONMENTS_FOR_LEAVE_ONE_OUT = 3
 
-# What a name below one of these keys of a declaration is.
+# Key of a declaration -> the kind of the names below it, for messages.
 _KINDS = {"datasets": "dataset", "algorithms": "algorithm"}
 
-# The keys that lead to what is wrong, and the message.
+# The keys that lead to a wrong value, and the message.
 _Problem = tuple[YamlPath, str]
 
 
 def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[str]]:
     """Look up all names of a sweep in the domainbed in use, and check its hyperparameters.
 
-    Returns the facts of each known dataset, and all problems of names and values, behind their
-    places. Raises CarftError if that domainbed cannot be imported, or a user's own methods cannot
-    be used.
+    Returns:
+        The facts of each known dataset, and all problems of names and values, each after its place
+        in the file.
+
+    Raises:
+        CarftError: the domainbed cannot be imported, or the user's own methods cannot be loaded.
     """
     host.require_own_methods()
-    published_rows = list(dict.fromkeys(figure["method"] for figure in published.read_numbers()))
+    published_rows = list(dict.fromkeys(row["method"] for row in published.read_numbers()))
 
-    datasets, dataset_problems = _look_up(host.dataset_facts, shape.datasets, "datasets")
-    algorithms, algorithm_problems = _look_up(host.algorithm_class, shape.algorithms, "algorithms")
+    datasets, dataset_problems = _look_up(host.get_dataset_facts, shape.datasets, "datasets")
+    algorithms, algorithm_problems = _look_up(
+        host.find_algorithm_class, shape.algorithms, "algorithms"
+    )
     _, row_problems = _look_up(
-        lambda name: _require_listed("row of published figures", name, published_rows),
+        lambda name: _require_listed("row of published numbers", name, published_rows),
         shape.compare_with,
         "compare_with",
     )
@@ -58,12 +63,12 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
         *dataset_problems,
         *algorithm_problems,
         *row_problems,
-        *_problems_of_references(shape),
+        *_check_references(shape),
         *itertools.chain.from_iterable(
-            _problems_of_environments(shape, name, facts.labels) for name, facts in datasets.items()
+            _check_environments(shape, name, facts.labels) for name, facts in datasets.items()
         ),
-        *_problems_of_search(shape),
-        *_problems_of_hparams(shape, list(datasets), algorithms),
+        *_check_search(shape),
+        *_check_hparams(shape, list(datasets), algorithms),
     ]
     return datasets, [f"{source.place(path)}: {message}" for path, message in problems]
 
@@ -77,7 +82,7 @@ def _require_listed(kind: str, name: str, valid_names: Sequence[str]) -> str:
 def _look_up(
     find: Callable[[str], Any], names: Sequence[str], key: str
 ) -> tuple[dict[str, Any], list[_Problem]]:
-    """What ``find`` returns for each of the names listed below a key; its problems with others."""
+    """Call ``find`` for each name below a key; return its values and its problems."""
     values = {}
     problems: list[_Problem] = []
     for index, name in enumerate(names):
@@ -88,14 +93,14 @@ def _look_up(
     return values, problems
 
 
-def _problems_of_references(shape: Shape) -> Iterator[_Problem]:
-    """Names in the settings that are not among the sweep's own datasets and algorithms."""
+def _check_references(shape: Shape) -> Iterator[_Problem]:
+    """Yield names in the settings that are not datasets or algorithms of the sweep."""
     references: list[tuple[str, YamlPath, str]] = []
     for key in ("steps", "test_environments"):
         value = getattr(shape, key)
         if isinstance(value, dict):
             references += [("datasets", (key, name), name) for name in value]
-    for path, block in _blocks(shape):
+    for path, block in _get_blocks(shape):
         for key in _KINDS:
             for index, name in enumerate(getattr(block, key)):
                 references.append((key, (*path, key, index), name))
@@ -105,21 +110,19 @@ def _problems_of_references(shape: Shape) -> Iterator[_Problem]:
             yield path, unknown(f"{_KINDS[key]} of this sweep", name, getattr(shape, key))
 
 
-def _blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
-    """The overrides and variants, each with its path."""
+def _get_blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
+    """Return the overrides and variants, each with its path."""
     overrides = [(("overrides", index), block) for index, block in enumerate(shape.overrides)]
     return [*overrides, *((("variants", name), block) for name, block in shape.variants.items())]
 
 
-def _problems_of_environments(
-    shape: Shape, dataset: str, labels: Sequence[str]
-) -> Iterator[_Problem]:
-    """Too few environments of a dataset, unknown ones, and too many that are left out together."""
+def _check_environments(shape: Shape, dataset: str, labels: Sequence[str]) -> Iterator[_Problem]:
+    """Check that a dataset has enough environments, and that those held out are known and few."""
     has_leave_one_out = LEAVE_ONE_OUT in shape.selection
-    fewest = _MIN_ENVIRONMENTS
+    min_environments = _MIN_ENVIRONMENTS
     if has_leave_one_out:
-        fewest = _MIN_ENVIRONMENTS_FOR_LEAVE_ONE_OUT
-    if 1 < len(labels) < fewest:
+        min_environments = _MIN_ENVIRONMENTS_FOR_LEAVE_ONE_OUT
+    if 1 < len(labels) < min_environments:
         message = f"{dataset} has 2 environments; leave-one-domain-out needs at least 3"
         yield ("datasets", shape.datasets.index(dataset)), message
 
@@ -127,8 +130,8 @@ def _problems_of_environments(
     if isinstance(shape.test_environments, dict):
         path = ("test_environments", dataset)
     valid = [f"{label} ({index})" for index, label in enumerate(labels)]
-    for keys, environment in _listed_environments(shape.division_of(dataset)):
-        if environment_index(environment, labels) is None:
+    for keys, environment in _iterate_environments(shape.get_division(dataset)):
+        if find_environment(environment, labels) is None:
             message = unknown(f"environment of {dataset}", str(environment), valid)
             yield (*path, *keys), message
 
@@ -139,12 +142,12 @@ def _problems_of_environments(
         yield path, f"{message}; select by training-domain, oracle or both"
     for test_envs in shape.targets(dataset, labels):
         if len(test_envs) == len(labels):
-            message = f"all {len(labels)} environments of {dataset} are left out"
+            message = f"all {len(labels)} environments of {dataset} are held out"
             yield path, f"{message}; keep at least one to train on"
 
 
-def _listed_environments(division: Division) -> Iterator[tuple[YamlPath, int | str]]:
-    """The environments that a division names, with the keys that lead to each."""
+def _iterate_environments(division: Division) -> Iterator[tuple[YamlPath, int | str]]:
+    """Iterate over the environments of a division, each after the keys that lead to it."""
     if division == SINGLE_SOURCE:
         return
     for index, item in enumerate(division):
@@ -156,23 +159,20 @@ def _listed_environments(division: Division) -> Iterator[tuple[YamlPath, int | s
 
 @dataclass(frozen=True)
 class _Setting:
-    """A hyperparameter's value in a declaration, and the jobs that it is for.
-
-    ``covers(dataset, algorithm)``: whether it is for these jobs.
-    """
+    """A hyperparameter's value in a declaration."""
 
     path: YamlPath
     name: str
     value: Any
-    covers: Callable[[str, str], bool]
+    covers: Callable[[str, str], bool]  # of dataset and algorithm: True for jobs with the value
 
 
-def _settings(shape: Shape) -> list[_Setting]:
-    """All hyperparameters that are set, at the place where they are."""
+def _get_settings(shape: Shape) -> list[_Setting]:
+    """Return all hyperparameters that are set or searched, each with its place."""
     blocks: list[tuple[YamlPath, Variant]] = [((), Override(hparams=shape.hparams))]
     settings = [
         _Setting((*path, "hparams", name), name, value, block.covers)
-        for path, block in blocks + _blocks(shape)
+        for path, block in blocks + _get_blocks(shape)
         for name, value in block.hparams.items()
     ]
     for name, values in shape.grid.items():
@@ -180,11 +180,11 @@ def _settings(shape: Shape) -> list[_Setting]:
             settings.append(_Setting(("grid", name, index), name, value, Override().covers))
     if shape.protocol not in (None, "domainbed"):
         settings.append(_Setting(("protocol",), "protocol", shape.protocol, Override().covers))
-    return [*settings, *_searched_settings(shape)]
+    return [*settings, *_get_searched_settings(shape)]
 
 
-def _searched_settings(shape: Shape) -> Iterator[_Setting]:
-    """All values of searches, each for the jobs that have it among theirs."""
+def _get_searched_settings(shape: Shape) -> Iterator[_Setting]:
+    """Iterate over all searched values."""
     values_by_path: list[tuple[YamlPath, Mapping[str, Sequence[Any]]]] = []
     if shape.search:
         values_by_path.append((("search", "values"), shape.search.values))
@@ -196,21 +196,20 @@ def _searched_settings(shape: Shape) -> Iterator[_Setting]:
     for path, values in values_by_path:
         for name, candidates in values.items():
             for index, value in enumerate(candidates):
-                has_value = functools.partial(_searches, shape, name, value)
-                yield _Setting((*path, name, index), name, value, has_value)
+                covers = functools.partial(_is_searched, shape, name, value)
+                yield _Setting((*path, name, index), name, value, covers)
 
 
-def _searches(shape: Shape, name: str, value: Any, dataset: str, algorithm: str) -> bool:
-    """Whether a value is searched for an algorithm on a dataset."""
+def _is_searched(shape: Shape, name: str, value: Any, dataset: str, algorithm: str) -> bool:
     return value in shape.searched_values(dataset, algorithm).get(name, ())
 
 
-def _problems_of_hparams(
+def _check_hparams(
     shape: Shape, datasets: Sequence[str], algorithms: Mapping[str, Any]
 ) -> Iterator[_Problem]:
-    """The problems of each setting by its key, then those that an algorithm has with its values."""
-    registry = host.module("hparams_registry")
-    optional_names = getattr(registry, "OPTIONAL_HPARAMS", ())  # of our harness
+    """Check each setting by itself, then the settings of each algorithm together."""
+    registry = host.import_module("hparams_registry")
+    optional_names = getattr(registry, "OPTIONAL_HPARAMS", ())  # only in the harness
     valid_names = functools.cache(
         lambda algorithm, dataset: [
             *registry.default_hparams(algorithm, dataset),
@@ -218,12 +217,12 @@ def _problems_of_hparams(
         ]
     )
 
-    settings = _settings(shape)
+    settings = _get_settings(shape)
     for setting in settings:
-        for message in _problems_of_setting(setting, datasets, algorithms, valid_names):
+        for message in _check_setting(setting, datasets, algorithms, valid_names):
             yield setting.path, message
 
-    # The weights may be on the nodes of a cluster only, so clip_backbone is not checked.
+    # clip_backbone is not checked, because the weights can be on the nodes of a cluster only.
     for variant in shape.settings.values():
         for dataset in datasets:
             for name, algorithm in algorithms.items():
@@ -231,31 +230,31 @@ def _problems_of_hparams(
                     continue
 
                 for member in shape.members(dataset, name):
-                    values = {**shape.hparams_of(dataset, name, variant), **member}
+                    values = {**shape.get_hparams(dataset, name, variant), **member}
                     values.pop("clip_backbone", None)
-                    steps = shape.steps_of(dataset, name)
-                    for problem in host.hparam_problems(algorithm, dataset, values, steps):
-                        yield _at_its_setting(problem, settings)
+                    steps = shape.get_steps(dataset, name)
+                    for problem in host.find_hparam_problems(algorithm, dataset, values, steps):
+                        yield _place_problem(problem, settings)
 
 
-def _at_its_setting(problem: str | HparamProblem, settings: Sequence[_Setting]) -> _Problem:
-    """A problem where its value is set, the last of several; at ``hparams`` for a default."""
+def _place_problem(problem: str | HparamProblem, settings: Sequence[_Setting]) -> _Problem:
+    """Place a problem at the last setting of its value, or at ``hparams`` if it has no setting."""
     if isinstance(problem, HparamProblem):
-        of_name = [setting for setting in settings if setting.name == problem.name]
-        of_value = [setting for setting in of_name if setting.value == problem.value]
-        if of_name:
-            return (of_value or of_name)[-1].path, problem.behind_its_key()
+        same_name = [setting for setting in settings if setting.name == problem.name]
+        same_value = [setting for setting in same_name if setting.value == problem.value]
+        if same_name:
+            return (same_value or same_name)[-1].path, problem.behind_its_key()
     return ("hparams",), str(problem)
 
 
-def _problems_of_setting(
+def _check_setting(
     setting: _Setting,
     datasets: Sequence[str],
     algorithms: Mapping[str, Any],
     valid_names: Callable[[str, str], list[str]],
 ) -> Iterator[str]:
-    """Whether algorithms that a setting is for lack the key; values that train would misread."""
-    names_by_algorithm: dict[str, list[str]] = {}  # of algorithms that have no such key
+    """Yield values that train would misread, and algorithms that do not have the hyperparameter."""
+    names_by_algorithm: dict[str, list[str]] = {}  # valid names of algorithms without this one
     algorithms_with_key: dict[str, None] = {}
     for dataset in datasets:
         for algorithm, algorithm_class in algorithms.items():
@@ -286,43 +285,42 @@ def _problems_of_setting(
         yield unknown(kind, setting.name, names)
 
 
-_FIXED_OR_SEARCHED = "a search chooses one value, and a set value leaves nothing to choose"
-_GRID_OR_SEARCH = "a grid makes a table for each value, a search chooses one value"
+_GRID_OR_SEARCH = "a grid reports every value, and a search chooses one"
 
 
-def _problems_of_search(shape: Shape) -> Iterator[_Problem]:
-    """Problems of the key ``search``."""
-    yield from _problems_of_values(shape)
+def _check_search(shape: Shape) -> Iterator[_Problem]:
+    """Yield the problems of the key ``search``."""
+    yield from _check_searched_values(shape)
     if shape.search is not None:
-        for key, message in _problems_of_draws_and_stages(shape):
+        for key, message in _check_draws_and_stages(shape):
             yield ("search", *key), message
 
 
-def _problems_of_values(shape: Shape) -> Iterator[_Problem]:
-    """Hyperparameters that are both searched and set, each once, where they are searched."""
+def _check_searched_values(shape: Shape) -> Iterator[_Problem]:
+    """Yield each hyperparameter that is both searched and set, at its searched values."""
     reported = set()
     for cell in shape.cells():
-        fixed = shape.hparams_of(cell.dataset, cell.algorithm, cell.variant)
+        fixed = shape.get_hparams(cell.dataset, cell.algorithm, cell.variant)
         for name in shape.searched_values(cell.dataset, cell.algorithm):
             if name not in fixed or name in reported:
                 continue
 
             reported.add(name)
-            path = _path_of_values(shape, cell.dataset, cell.algorithm, name)
+            path = _find_values_path(shape, cell.dataset, cell.algorithm, name)
             if name in shape.grid:
                 message = f"{name} is in grid and in search: {_GRID_OR_SEARCH}"
                 yield path, f"{message}; remove it from one of them"
             else:
                 message = (
                     f"{name} of {cell.algorithm} on {cell.dataset} is searched and also set to "
-                    f"{fixed[name]!r}: {_FIXED_OR_SEARCHED}; remove one of them, or search for no "
-                    f"values there: {name}: []"
+                    f"{fixed[name]!r}, which leaves nothing to choose; remove one of them, or "
+                    f"disable the search there in overrides: search: {{values: {{{name}: []}}}}"
                 )
                 yield path, message
 
 
-def _path_of_values(shape: Shape, dataset: str, algorithm: str, name: str) -> YamlPath:
-    """Where the searched values of a hyperparameter are that count for a cell."""
+def _find_values_path(shape: Shape, dataset: str, algorithm: str, name: str) -> YamlPath:
+    """Return the path of a hyperparameter's searched values that apply to a cell."""
     path: YamlPath = ("search", "values", name)
     for index, override in enumerate(shape.overrides):
         if (
@@ -334,17 +332,16 @@ def _path_of_values(shape: Shape, dataset: str, algorithm: str, name: str) -> Ya
     return path
 
 
-def _problems_of_draws_and_stages(shape: Shape) -> Iterator[_Problem]:
-    """Problems of the keys below ``search``, which their paths leave out."""
+def _check_draws_and_stages(shape: Shape) -> Iterator[_Problem]:
+    """Yield the problems of the keys below ``search``, by paths relative to it."""
     search = shape.search
     assert search is not None
-    has_values = any(len(shape.members(cell.dataset, cell.algorithm)) > 1 for cell in shape.cells())
-
-    if not has_values and not search.draws:
-        hint = "list at least two values under values, or give a number of draws"
+    member_counts = [len(shape.members(cell.dataset, cell.algorithm)) for cell in shape.cells()]
+    if max(member_counts, default=0) < 2 and not search.draws:
+        hint = "list at least two values under values, or set a number of draws"
         yield (), f"the search has nothing to choose from; {hint}"
     if search.draws and "hparams_seeds" in shape.model_fields_set:
-        message = "draws and hparams_seeds both say how many draws there are"
+        message = "draws and hparams_seeds both set the number of draws"
         yield ("draws",), f"{message}; remove one of them"
 
     if search.choose_on is None:
@@ -355,15 +352,15 @@ def _problems_of_draws_and_stages(shape: Shape) -> Iterator[_Problem]:
         return
 
     if "repeat_on" in search.model_fields_set and "trials" in shape.model_fields_set:
-        message = "trials and search.repeat_on both name the trials of the tables"
+        message = "trials and search.repeat_on both set the trials of the tables"
         yield ("repeat_on",), f"{message}; remove one of them"
     if overlap := sorted({*search.choose_on.seeds} & {*shape.trial_seeds}):
         trials = ", ".join(map(str, overlap))
-        message = f"the search chooses on trials that it also repeats: {trials}"
-        hint = f"choose on others, such as {{from: {max(shape.trial_seeds) + 1}, n: 1}}"
+        message = f"the search chooses on trials on which it also repeats its choice: {trials}"
+        hint = f"choose on other trials, such as {{from: {max(shape.trial_seeds) + 1}, n: 1}}"
         yield ("choose_on", "trials"), f"{message}; {hint}"
     if len(shape.choices) > 1 or min(shape.choices) > 0:
-        message = "draws differ from trial to trial, so that none can be repeated on others"
+        message = "draws differ from trial to trial, so a draw cannot be repeated on other trials"
         yield ("choose_on",), f"{message}; list values instead"
     if shape.choosing_method is None:
         message = (

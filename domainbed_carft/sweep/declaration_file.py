@@ -1,4 +1,4 @@
-"""A declaration from a file, or all that is wrong with it."""
+"""Read a declaration from a file, and report all of its problems at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from domainbed_carft.text import unknown
 
 MAX_JOBS = 100_000
 
-# The model of the mappings below a key of a declaration.
+# Key of a declaration -> the model of the mapping below it.
 _MODELS: dict[Any, type[BaseModel]] = {
     "trials": Seeds,
     "hparams_seeds": Seeds,
@@ -42,9 +42,13 @@ _MODELS: dict[Any, type[BaseModel]] = {
 
 
 def load(sweep: AnyPath) -> Declaration:
-    """The sweep that a file declares, or an included one by its bare name, such as ``demo``.
+    """Load the declaration of a sweep.
 
-    Raises CarftError with all problems of the file, each at its line.
+    Args:
+        sweep: path of a sweep file, or the name of an included sweep, such as ``demo``.
+
+    Raises:
+        CarftError: all problems of the file, each with its line.
     """
     path = as_path(sweep)
     if not path.is_file():
@@ -56,35 +60,36 @@ def load(sweep: AnyPath) -> Declaration:
 
 
 def parse(text: str, name: str) -> Declaration:
-    """The sweep that ``text``, the content of the file ``name``, declares.
+    """Parse ``text``, the content of the sweep file ``name``.
 
-    Raises CarftError with all problems: of the form first, of names and values once that is right.
+    Raises CarftError with all problems of the form; if the form is right, with all problems of
+    names and values.
     """
     document, source = parsing.parse_yaml(text, name)
     shape = _parse_shape(document, source)
-    _require_few_jobs(shape, source)
+    _check_job_count(shape, source)
 
     datasets, problems = declaration_checks.check(shape, source)
-    if clash := _shared_folder(shape):
+    if folder := _find_shared_folder(shape):
         place = source.place(("grid" if shape.grid else "search",))
         problems.append(
-            f"{place}: several combinations would share {clash}; use named variants instead"
+            f"{place}: several combinations would share {folder}; use named variants instead"
         )
     raise_for(problems)
     return Declaration.model_construct(**dict(shape), facts=datasets, text=text)
 
 
 def included_sweeps() -> dict[str, Path]:
-    """The included sweeps by name: in ``sweeps/`` of the source tree, or in the package."""
+    """Return name -> path of the included sweeps, from the source tree or else the package."""
     package = Path(__file__).resolve().parents[1]
     folders = (package.parent / "sweeps", package / "sweeps")
-    # A folder called sweeps beside an installed package need not be ours.
+    # A folder called sweeps next to an installed package can belong to another project.
     chosen = next((folder for folder in folders if (folder / "demo.yaml").is_file()), folders[0])
     return {path.stem: path for path in sorted(chosen.glob("*.yaml"))}
 
 
 def _parse_shape(document: Any, source: YamlSource) -> Shape:
-    """The keys and values of a declaration, of the right types and in their ranges."""
+    """Check the keys of a declaration, and the types and ranges of their values."""
     if not isinstance(document, dict):
         problem = invalid("", document, "a mapping with name, datasets and algorithms")
         raise CarftError(f"{source.place(())}: {problem}")
@@ -93,27 +98,27 @@ def _parse_shape(document: Any, source: YamlSource) -> Shape:
         return Shape.model_validate(document)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        raise CarftError(*(_type_problem(item, source) for item in details)) from error
+        raise CarftError(*(_describe_error(item, source) for item in details)) from error
 
 
-def _require_few_jobs(shape: Shape, source: YamlSource) -> None:
-    """Refuse more than MAX_JOBS before a list of them is made."""
-    cells = len(shape.datasets) * len(shape.algorithms) * _point_count(shape)
+def _check_job_count(shape: Shape, source: YamlSource) -> None:
+    """Raise CarftError for more than MAX_JOBS, before a list of jobs fills the memory."""
+    cells = len(shape.datasets) * len(shape.algorithms) * _count_points(shape)
     n_trials = len(shape.trial_seeds) + len(shape.choosing_trials)
-    if n_trials * len(shape.choices) * cells * _most_members(shape) > MAX_JOBS:
+    if n_trials * len(shape.choices) * cells * _max_members(shape) > MAX_JOBS:
         place = source.place(("datasets",))
         raise CarftError(
             f"{place}: the sweep has more than {MAX_JOBS:,} jobs; split it into several sweeps"
         )
 
 
-def _point_count(shape: Shape) -> int:
-    """How many combinations of variants and grid values are declared."""
+def _count_points(shape: Shape) -> int:
+    """Count the declared combinations of variants and grid values."""
     return math.prod(map(len, shape.grid.values())) * max(1, len(shape.variants))
 
 
-def _most_members(shape: Shape) -> int:
-    """The most combinations of searched values that any dataset and algorithm has."""
+def _max_members(shape: Shape) -> int:
+    """Return the largest number of searched combinations over datasets and algorithms."""
     members = [
         math.prod(map(len, shape.searched_values(dataset, algorithm).values()))
         for dataset in shape.datasets
@@ -122,9 +127,9 @@ def _most_members(shape: Shape) -> int:
     return max(members)
 
 
-def _shared_folder(shape: Shape) -> str:
-    """A folder that jobs of several variants or members would share; "" if there is none."""
-    if len(shape.settings) < _point_count(shape):
+def _find_shared_folder(shape: Shape) -> str:
+    """Find a folder that jobs of several variants or members would share; "" if there is none."""
+    if len(shape.settings) < _count_points(shape):
         return "a folder"
 
     owners: dict[str, object] = {}
@@ -137,8 +142,8 @@ def _shared_folder(shape: Shape) -> str:
     return ""
 
 
-def _model_at(path: YamlPath) -> type[BaseModel]:
-    """The model of the mapping at a path: that of the last key that has one."""
+def _get_model(path: YamlPath) -> type[BaseModel]:
+    """Return the model of the mapping at a path: the model of the last key that has one."""
     if not path:
         return Shape
     if path[0] == "overrides" and "search" in path:
@@ -148,20 +153,20 @@ def _model_at(path: YamlPath) -> type[BaseModel]:
     return _MODELS[keys[-1]]
 
 
-def _type_problem(error: Mapping[str, Any], source: YamlSource) -> str:
-    """One of pydantic's errors, in our words, behind its place in the file."""
-    # Pydantic marks a key as [key]; in angle brackets are tags of the model.
+def _describe_error(error: Mapping[str, Any], source: YamlSource) -> str:
+    """Describe an error of pydantic, after its place in the file."""
+    # Pydantic marks a key as [key]; names in angle brackets are tags of the model.
     path: YamlPath = tuple(
         part for part in error["loc"] if part != "[key]" and not str(part).startswith("<")
     )
     if error["type"] == "extra_forbidden" and path[-1:] != error["loc"][-1:]:
-        path += error["loc"][-1:]  # a user's own <<
+        path += error["loc"][-1:]  # a key << in the user's file
     if error["type"] == "missing":
         return f"{source.place(path[:-1])}: the key {path[-1]!r} is missing"
 
     message = invalid("", error["input"], validation.expectation(error))
     if error["type"] == "extra_forbidden":
-        fields = _model_at(path[:-1]).model_fields
+        fields = _get_model(path[:-1]).model_fields
         valid = sorted(field.alias or name for name, field in fields.items())
         message = unknown("key", str(path[-1]), valid)
     return f"{source.place(path)}: {message}"

@@ -1,4 +1,4 @@
-"""What sweeps ask the domainbed in use: its modules, algorithms, datasets and abilities."""
+"""Look up modules, algorithms and datasets in the domainbed in use."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from domainbed_carft.method.host_lookup import (
 from domainbed_carft.suites import imagenet_training
 from domainbed_carft.text import unknown
 
-# What upstream's base class of datasets has, for forks whose datasets do not say.
+# The defaults of upstream's base class of datasets, for forks whose datasets have neither.
 _UPSTREAM_STEPS = 5001
 _UPSTREAM_CHECKPOINT_FREQ = 100
 
 
-def module(name: str) -> Any:
-    """A module of the domainbed that jobs started from here would find: from this folder first.
+def import_module(name: str) -> Any:
+    """Import a module of the domainbed that jobs would use: first from the current folder.
 
-    Raises CarftError if it cannot be imported.
+    Raises CarftError if the module cannot be imported.
     """
     current_folder = os.getcwd()
     sys.path.insert(0, current_folder)
@@ -42,44 +42,44 @@ def module(name: str) -> Any:
         sys.path.remove(current_folder)
 
 
-def skips_in_splits() -> bool:
-    """Whether train of the domainbed in use can leave out the training in-splits: our harness's."""
-    module("algorithms")  # found from the current folder, as a job would find it
+def can_skip_in_splits() -> bool:
+    """Return True if the domainbed in use is the harness, whose train can skip in-splits."""
+    import_module("algorithms")  # from the current folder, where a job would find it
     return in_our_harness()
 
 
 def require_own_methods() -> None:
-    """Raise CarftError if a user's own methods cannot be used; then no job would start."""
-    module("algorithms")
+    """Raise CarftError if the user's own methods cannot be loaded, because no job would start."""
+    import_module("algorithms")
     from domainbed_carft.method.algorithms import OWN_PROBLEMS
 
     raise_for(OWN_PROBLEMS)
 
 
-def algorithm_class(name: str) -> Any:
-    """The class of an algorithm. Raises CarftError for an unknown name."""
-    host = module("algorithms")
+def find_algorithm_class(name: str) -> Any:
+    """Return the class of an algorithm. Raises CarftError for an unknown name."""
+    host = import_module("algorithms")
     valid_names = list(dict.fromkeys([*ALGORITHMS, *getattr(host, "ALGORITHMS", ())]))
-    return _ask_host("algorithm", name, host.get_algorithm_class, valid_names)
+    return _find_class("algorithm", name, host.get_algorithm_class, valid_names)
 
 
-def job_hparams(args: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyperparameters of a job that has not run; ``args``: of ``train``."""
-    registry = module("hparams_registry")
+def get_job_hparams(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hyperparameters that a job with these arguments of ``train`` would have."""
+    registry = import_module("hparams_registry")
     hparams_set = parse_overrides(args)
-    module("algorithms")
-    implying_class = algorithm_class(args["algorithm"]) if in_our_harness() else None
+    import_module("algorithms")
+    implying_class = find_algorithm_class(args["algorithm"]) if in_our_harness() else None
     return {**get_base_hparams(registry, implying_class, args, hparams_set), **hparams_set}
 
 
-def hparam_problems(
+def find_hparam_problems(
     algorithm: Any, dataset: str, hparams_set: Mapping[str, Any], steps: int | None
 ) -> Sequence[str | HparamProblem]:
-    """The problems that an algorithm's class has with ``--hparams``.
+    """Return what is wrong with ``--hparams`` for an algorithm's class.
 
-    ``steps``: of the job, None for the dataset's. None of a class that is neither ours nor in our
-    harness: other hosts do not have the hook.
+    ``steps`` is the job's number of steps, or None for the dataset's default.
     """
+    # Only classes of the package and of the harness have this hook.
     find_problems = getattr(algorithm, "hparam_problems", None)
     if not find_problems:
         return []
@@ -88,29 +88,31 @@ def hparam_problems(
     return problems
 
 
-def dataset_facts(name: str) -> Dataset:
-    """The facts of a dataset, as manifests have them. Raises CarftError for an unknown name."""
-    host = module("datasets")
+def get_dataset_facts(name: str) -> Dataset:
+    """Return the facts of a dataset for manifests. Raises CarftError for an unknown name."""
+    host = import_module("datasets")
     if os.sep in name and not os.path.isdir(name):
-        raise CarftError(f"no such folder: {name}; expected one with a sub-folder per domain")
+        raise CarftError(
+            f"no such folder: {name}; expected a folder with a sub-folder per environment"
+        )
 
     valid_names = list(getattr(host, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
-    dataset_class = _ask_host("dataset", name, find_dataset_class, valid_names)
+    dataset_class = _find_class("dataset", name, find_dataset_class, valid_names)
 
     labels = tuple(map(str, getattr(dataset_class, "ENVIRONMENTS", None) or ()))
     if not labels:
-        raise CarftError(f"the class {name} has no ENVIRONMENTS, so none can be left out")
+        raise CarftError(f"the class {name} has no ENVIRONMENTS, so none can be held out")
     return Dataset(
         labels=labels,
-        images=_image_counts(name, dataset_class, len(labels)),
+        images=_get_image_counts(name, dataset_class, len(labels)),
         steps=int(getattr(dataset_class, "N_STEPS", _UPSTREAM_STEPS)),
         checkpoint_freq=int(getattr(dataset_class, "CHECKPOINT_FREQ", _UPSTREAM_CHECKPOINT_FREQ)),
         held_out=tuple(evaluated_kinds(dataset_class)) == ("out",),
     )
 
 
-def image_folder(name: str, data_dir: str) -> str | None:
-    """The folder of the dataset's images; "" if none is needed, None if unknown."""
+def find_image_folder(name: str, data_dir: str) -> str | None:
+    """Return the folder of the dataset's images: "" if none is needed, None if unknown."""
     if name == "ImageNet":
         return imagenet_training.expected_folder(data_dir)
 
@@ -122,8 +124,8 @@ def image_folder(name: str, data_dir: str) -> str | None:
     return "" if name.startswith("Debug") else None
 
 
-def _image_counts(name: str, dataset_class: Any, environments: int) -> Any:
-    """The number of images in each environment, if known."""
+def _get_image_counts(name: str, dataset_class: Any, environments: int) -> Any:
+    """Return the number of images in each environment, or None if unknown."""
     benchmark = benchmarks.BENCHMARKS.get(name)
     if benchmark is not None and len(benchmark.environments) == environments:
         counts = benchmark.editions[0].counts
@@ -133,13 +135,13 @@ def _image_counts(name: str, dataset_class: Any, environments: int) -> Any:
     return getattr(dataset_class, "IMAGES", None)
 
 
-def _ask_host(
+def _find_class(
     kind: str, name: str, get_class: Callable[[str], Any], valid_names: Sequence[str]
 ) -> Any:
-    """The class of this name, by a function of the host. Raises CarftError for an unknown name."""
+    """Call ``get_class`` of the host. Raises CarftError for an unknown name."""
     try:
         return get_class(name)
-    except CarftError:  # our harness's, which says more
+    except CarftError:  # from the harness, with a better message
         raise
     except Exception as error:  # upstream's NotImplementedError, a KeyError
         raise CarftError(unknown(kind, name, valid_names)) from error

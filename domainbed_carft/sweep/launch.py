@@ -1,4 +1,4 @@
-"""Launching a sweep: a plan that is made and checked once, and running it."""
+"""Plan the launch of a sweep, and run the plan."""
 
 from __future__ import annotations
 
@@ -28,49 +28,45 @@ from domainbed_carft.sweep import (
     states,
 )
 from domainbed_carft.sweep.costs import CostGroup, JobsCost
-from domainbed_carft.sweep.data_checks import DataVerdict
+from domainbed_carft.sweep.data_checks import DataCheck
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.preflight_file import Preflight
 from domainbed_carft.sweep.search import StagedJobs
-from domainbed_carft.sweep.states import Status, queue_of
+from domainbed_carft.sweep.states import Status, read_queue
 
 SKIP_VARIABLE = process_variables.SKIP_TRAINING_IN_SPLITS.name
 
 RUN_HERE = ("local", "pool")
 
-# How often a launch that has no more jobs looks whether another one still runs some.
+# The interval at which a launch without further jobs checks the jobs of other launches.
 OTHER_LAUNCH_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class JobSettings:
-    """Settings of all jobs that are not part of their identity; None leaves each to its default.
+    """Settings of all jobs that are not part of their identity."""
 
-    ``log`` names the scalar logs: tensorboard, wandb.
-    """
-
-    keep_weights: str | None = None
-    log: Sequence[str] = ()
+    keep_weights: str | None = None  # None is the job's default
+    log: Sequence[str] = ()  # scalar logs: tensorboard, wandb
 
     def variables(self, job: Job, sweep_name: str) -> dict[str, str]:
-        """The process variables by which a job of the sweep gets these settings."""
+        """Return the process variables that pass these settings to a job of the sweep."""
         variables = {
             process_variables.KEEP_WEIGHTS.name: self.keep_weights,
             process_variables.LOG.name: " ".join(self.log),
         }
-        if "wandb" in self.log and "WANDB_RUN_GROUP" not in os.environ:  # a user's own stays
+        if "wandb" in self.log and "WANDB_RUN_GROUP" not in os.environ:
             variables["WANDB_RUN_GROUP"] = f"{sweep_name}/{job.variant}".rstrip("/")
         return {name: value for name, value in variables.items() if value}
 
 
-def skips_training_in_splits(output: Path, chosen: bool | None = None) -> bool | None:
-    """Whether the jobs leave out the accuracies on the training environments' in-splits.
+def _resolve_skipping(output: Path, chosen: bool | None) -> bool | None:
+    """Return True if the jobs skip the accuracies on the training environments' in-splits.
 
-    The first of these decides: ``chosen``, the user's variable, the manifest of the sweep. A new
-    sweep leaves them out. Returns None for a domainbed whose train always has them. Raises
-    CarftError for another value of the variable.
+    The user's choice comes first, then the process variable, then the manifest; new sweeps skip
+    them. Returns None if the train of the domainbed in use cannot skip them.
     """
-    if not host.skips_in_splits():
+    if not host.can_skip_in_splits():
         return None
     if chosen is not None:
         return chosen
@@ -91,11 +87,22 @@ def skips_training_in_splits(output: Path, chosen: bool | None = None) -> bool |
 class LaunchPlan:
     """A launch before it begins: nothing has been written, and nothing runs.
 
-    ``statuses`` are the states of all jobs of the sweep when the plan was made, ``verdicts`` those
-    on its data. Of a search with stages the second one's jobs are known, and have states, once the
-    first is done. ``options`` are the caller's, of the launcher. ``skips_training_in_splits`` is
-    None for a domainbed that cannot. ``log_problems`` and ``launcher_problems`` are why the jobs
-    could not log, and why the launcher could not run.
+    Attributes:
+        declaration: the declared sweep.
+        data_dir: folder that contains the datasets' folders.
+        output: output folder of the sweep.
+        launcher: the launcher, a function of jobs and of a function that returns their variables.
+        launcher_name: name of the launcher, such as ``pool``.
+        options: the launcher's options by name.
+        settings: settings of all jobs.
+        skips_training_in_splits: True if the jobs do not evaluate the training environments'
+            in-splits; None if the train of the domainbed in use cannot skip them.
+        staged_jobs: jobs by stage; without a search in stages all are in the first.
+        statuses: state of each job when the plan was made. Jobs of a second stage are included once
+            the first stage is done.
+        data_checks: results of checking the datasets.
+        launcher_problems: reasons why the launcher cannot run.
+        log_problems: reasons why the jobs cannot log.
     """
 
     declaration: Declaration
@@ -108,13 +115,13 @@ class LaunchPlan:
     skips_training_in_splits: bool | None
     staged_jobs: StagedJobs
     statuses: Sequence[Status]
-    verdicts: Sequence[DataVerdict]
+    data_checks: Sequence[DataCheck]
     launcher_problems: Sequence[str]
     log_problems: Sequence[str]
 
     @property
     def waiting_jobs(self) -> Sequence[Job]:
-        """Jobs that stand for a second stage whose values are not chosen yet."""
+        """Placeholders for the jobs of a second stage whose values are not chosen yet."""
         return self.staged_jobs.waiting
 
     @property
@@ -124,7 +131,10 @@ class LaunchPlan:
 
     @property
     def jobs_to_run(self) -> list[Job]:
-        """The jobs that the launcher gets; one that runs them here also those queued by others."""
+        """The jobs for the launcher.
+
+        A launcher that runs jobs on this machine also takes jobs queued by other launchers.
+        """
         launchable = [states.NOT_LAUNCHED, states.INTERRUPTED]
         if self.runs_here:
             launchable.append(states.QUEUED)
@@ -132,12 +142,12 @@ class LaunchPlan:
 
     @property
     def runs_here(self) -> bool:
-        """Whether the jobs run on this machine, which then needs their data."""
+        """True if the jobs run on this machine, which then needs their data."""
         return self.launcher_name in RUN_HERE
 
     @property
     def statuses_by_stage(self) -> dict[str, list[Status]]:
-        """Stage -> the states of its jobs; "" for those of a sweep without stages."""
+        """Stage -> the states of its jobs; the key is "" for a sweep without stages."""
         by_stage: dict[str, list[Status]] = {}
         for status in self.statuses:
             by_stage.setdefault(status.job.role.stage, []).append(status)
@@ -145,36 +155,37 @@ class LaunchPlan:
 
     @property
     def data_problems(self) -> list[str]:
-        """Broken data, which jobs would refuse wherever they run."""
-        return [verdict.broken for verdict in self.verdicts if verdict.broken]
+        """Broken data, which jobs refuse on every machine."""
+        return [check.broken for check in self.data_checks if check.broken]
 
     @property
     def problems(self) -> list[str]:
-        """All that a launch would be refused for."""
+        """All problems for which the launch would be refused."""
         problems = [*self.launcher_problems, *self.log_problems]
-        for verdict in self.verdicts:
-            if verdict.broken:
-                problems.append(verdict.broken)
-            if verdict.missing and self.runs_here:
-                problems.append(verdict.missing)
+        for check in self.data_checks:
+            if check.broken:
+                problems.append(check.broken)
+            if check.missing and self.runs_here:
+                problems.append(check.missing)
         return problems
 
     def variables(self, job: Job) -> dict[str, str]:
-        """The process variables of a job: its settings, and which splits it evaluates."""
+        """Return the process variables of a job: its settings, and the splits that it evaluates."""
         variables = self.settings.variables(job, self.output.absolute().name)
         if self.skips_training_in_splits is not None:
             variables[SKIP_VARIABLE] = "1" if self.skips_training_in_splits else "0"
         return variables
 
-    def costs(self, preflight: Preflight | None = None) -> dict[CostGroup, JobsCost]:
-        """Jobs, steps, images and hours of each variant, dataset and algorithm, and of all.
+    def estimate_costs(self, preflight: Preflight | None = None) -> dict[CostGroup, JobsCost]:
+        """Estimate jobs, steps, images and hours by variant, dataset and algorithm, and in total.
 
-        ``preflight``: the sweep's rehearsal, for what no record tells.
+        Args:
+            preflight: measured costs for jobs of which there are no records.
         """
         facts = self.declaration.facts
-        waiting = [states.status(job, facts) for job in self.waiting_jobs]
+        waiting = [states.get_status(job, facts) for job in self.waiting_jobs]
         skips = bool(self.skips_training_in_splits)
-        return costs.costs([*self.statuses, *waiting], facts, skips, preflight)
+        return costs.estimate([*self.statuses, *waiting], facts, skips, preflight)
 
 
 def plan(
@@ -187,11 +198,24 @@ def plan(
     settings: JobSettings | None = None,
     skip_training_in_splits: bool | None = None,
 ) -> LaunchPlan:
-    """The plan of a launch: jobs, their states, verdicts on the data, costs, and problems.
+    """Plan the launch of a sweep, without writing or starting anything.
 
-    ``sweep`` is a file, the name of an included sweep, or a declaration. ``options`` are those of
-    the launcher. Raises CarftError, with all problems, for a wrong declaration, launcher or option.
-    What else a launch would be refused for are the plan's ``problems``.
+    Args:
+        sweep: a sweep file, the name of an included sweep, or a declaration.
+        data_dir: folder that contains the datasets' folders; None if no dataset needs one.
+        output: output folder of the sweep.
+        launcher: ``local``, ``pool``, ``slurm`` or ``dummy``.
+        options: the launcher's options, such as ``{"jobs": 2}``.
+        settings: settings of all jobs that are not part of their identity.
+        skip_training_in_splits: False to also evaluate the training environments' in-splits; None
+            for the process variable, the sweep's earlier launches, or True.
+
+    Returns:
+        The jobs with their states, the checks of the data, and the problems for which the launch
+        would be refused.
+
+    Raises:
+        CarftError: all problems of the declaration, the launcher and its options.
     """
     output = as_path(output)
     declaration, launcher_object = _load(sweep, launcher, options or {})
@@ -200,10 +224,10 @@ def plan(
         data_dir = data_checks.default_data_dir(declaration.datasets)
     data_dir = os.fspath(as_path(data_dir))
 
-    jobs = search.staged_jobs(declaration, data_dir, output)
+    jobs = search.make_staged_jobs(declaration, data_dir, output)
     log_problems: Sequence[str] = ()
-    if settings.log:  # as each job would refuse it: a train that cannot log, a missing library
-        log_problems = host.module("lib.scalar_logs").problems(settings.log)
+    if settings.log:  # each job would refuse a train that cannot log, or a missing library
+        log_problems = host.import_module("lib.scalar_logs").problems(settings.log)
 
     return LaunchPlan(
         declaration=declaration,
@@ -213,22 +237,31 @@ def plan(
         launcher_name=launcher,
         options=options or {},
         settings=settings,
-        skips_training_in_splits=skips_training_in_splits(output, skip_training_in_splits),
+        skips_training_in_splits=_resolve_skipping(output, skip_training_in_splits),
         staged_jobs=jobs,
-        statuses=states.statuses_of(jobs.launchable, declaration.facts, queue_of(output)),
-        verdicts=data_checks.verdicts(declaration.datasets, [*jobs.first, *jobs.second], data_dir),
+        statuses=states.get_statuses(jobs.launchable, declaration.facts, read_queue(output)),
+        data_checks=data_checks.check_datasets(
+            declaration.datasets, [*jobs.first, *jobs.second], data_dir
+        ),
         launcher_problems=launchers.problems(launcher_object, [output]),
         log_problems=log_problems,
     )
 
 
 def run_plan(launch_plan: LaunchPlan) -> list[Status]:
-    """Run the jobs of a plan that are not done; shows a progress bar if the launcher waits.
+    """Run the jobs of a plan that are not done, with a progress bar.
 
-    Of a search with stages, the second one follows when the first is done; under SLURM a small job
-    submits it. Returns the jobs that are not done at the end, each with the reason as its detail;
-    if the launcher does not wait, those that failed before, if there was nothing to submit. Call it
-    from the main thread, where Ctrl-C arrives. The launcher `dummy` prints and writes nothing else.
+    The second stage of a search follows when the first is done. Under SLURM the function returns
+    after submitting the jobs, and a small job submits the second stage. The launcher ``dummy``
+    prints the commands and writes nothing. Call the function from the main thread, which receives
+    Ctrl-C.
+
+    Args:
+        launch_plan: a plan without ``problems``, which are not checked again.
+
+    Returns:
+        The jobs that are not done at the end, each with the reason as its ``detail``. Under SLURM,
+        the jobs that failed earlier if there was no job to submit.
     """
     if launch_plan.launcher_name == "dummy":
         launch_plan.launcher(launch_plan.jobs_to_run, launch_plan.variables)
@@ -239,19 +272,19 @@ def run_plan(launch_plan: LaunchPlan) -> list[Status]:
         launch_plan.output,
         launch_plan.jobs,
         launch_plan.skips_training_in_splits,
-        search.search_entry(launch_plan.declaration, launch_plan.staged_jobs),
+        search.make_manifest_entry(launch_plan.declaration, launch_plan.staged_jobs),
     )
     if launch_plan.launcher_name == "slurm":
         return _submit(launch_plan)
 
     unfinished = _run_here(launch_plan)
     if launch_plan.waiting_jobs and not unfinished:
-        return run_plan(_planned_second_stage(launch_plan))
+        return run_plan(_plan_second_stage(launch_plan))
     return unfinished
 
 
 def _submit(launch_plan: LaunchPlan) -> list[Status]:
-    """Submit the jobs, and a small one for a second stage; returns what `run_plan` does."""
+    """Submit the jobs, and a small job for a second stage; return the same as `run_plan`."""
     launcher = launch_plan.launcher
     launcher(launch_plan.jobs_to_run, launch_plan.variables)
     if launch_plan.waiting_jobs and isinstance(launcher, Slurm):
@@ -271,18 +304,18 @@ def _submit(launch_plan: LaunchPlan) -> list[Status]:
 
 
 def _run_here(launch_plan: LaunchPlan) -> list[Status]:
-    """Run the jobs on this machine, and wait for other launches; returns what `run_plan` does."""
+    """Run the jobs on this machine, and wait for other launches; return the same as `run_plan`."""
     statuses = launch_plan.statuses
     outcomes: Sequence[JobOutcome] = ()
     if launch_plan.jobs_to_run or any(status.state == states.RUNNING for status in statuses):
-        with printing.bar(statuses, launch_plan.declaration.facts):
+        with printing.show_progress(statuses, launch_plan.declaration.facts):
             if launch_plan.jobs_to_run:
                 outcomes = (
                     launch_plan.launcher(launch_plan.jobs_to_run, launch_plan.variables) or ()
                 )
-            statuses = _statuses_after_other_launches(launch_plan)
+            statuses = _wait_for_other_launches(launch_plan)
 
-    # Where there could be no attempt, such as for a full disk, only the launcher knows why.
+    # If no attempt could be noted, such as on a full disk, only the launcher has the reason.
     last_words = {Path(outcome.folder): outcome.last_words for outcome in outcomes}
     unfinished = [status for status in statuses if status.state != states.DONE]
     return [
@@ -291,46 +324,41 @@ def _run_here(launch_plan: LaunchPlan) -> list[Status]:
     ]
 
 
-def _statuses_after_other_launches(launch_plan: LaunchPlan) -> list[Status]:
-    """The states of the plan's jobs once no other launch that is alive runs one of them."""
+def _wait_for_other_launches(launch_plan: LaunchPlan) -> list[Status]:
+    """Wait until no other live launch runs a job of the plan; return the states of its jobs."""
     facts = launch_plan.declaration.facts
     while True:
-        queue = queue_of(launch_plan.output)
-        statuses = states.statuses_of(launch_plan.jobs, facts, queue)
-        is_running = any(status.state == states.RUNNING for status in statuses)
-        if not (queue.live_launches and is_running):
+        queue = read_queue(launch_plan.output)
+        statuses = states.get_statuses(launch_plan.jobs, facts, queue)
+        if not queue.live_launches or all(status.state != states.RUNNING for status in statuses):
             return statuses
         time.sleep(OTHER_LAUNCH_POLL_SECONDS)
 
 
-def _planned_second_stage(launch_plan: LaunchPlan) -> LaunchPlan:
-    """The plan once the first stage is done: with the jobs of the second, and all states."""
+def _plan_second_stage(launch_plan: LaunchPlan) -> LaunchPlan:
+    """Return the plan with the chosen jobs of the second stage, after the first is done."""
     declaration = launch_plan.declaration
     output = launch_plan.output
-    jobs = search.staged_jobs(declaration, launch_plan.data_dir, output)
-    statuses = states.statuses_of(jobs.launchable, declaration.facts, queue_of(output))
+    jobs = search.make_staged_jobs(declaration, launch_plan.data_dir, output)
+    statuses = states.get_statuses(jobs.launchable, declaration.facts, read_queue(output))
     return replace(launch_plan, staged_jobs=jobs, statuses=statuses)
 
 
 @dataclass(frozen=True)
 class SecondStage:
-    """What a small SLURM job calls when the first stage of a search has ended.
+    """The function that a small SLURM job calls when the first stage of a search has ended."""
 
-    It launches the copy of the declaration in the folder ``output``, with the data folder, options,
-    settings and splits of the first stage. ``method_variables``: where own methods are.
-    """
-
-    output: Path
+    output: Path  # contains the copy of the declaration to launch
     data_dir: str
     options: Mapping[str, Any]
     settings: JobSettings
     skips_training_in_splits: bool | None
-    method_variables: Mapping[str, str]
+    method_variables: Mapping[str, str]  # process variables that locate the user's own methods
 
     def __call__(self) -> None:
         """Submit the jobs of the second stage.
 
-        Raises CarftError, which SLURM shows, if the first is not done or SLURM takes no more.
+        Raises CarftError, shown in SLURM's log, if the first stage is not done or SLURM refuses.
         """
         clear_job_variables()
         os.environ.update(self.method_variables)
@@ -361,8 +389,7 @@ def write_manifest(
 ) -> None:
     """Write the manifest for other commands, and a copy of the sweep file for people.
 
-    ``skips``: whether the jobs leave out the training environments' in-splits; ``search``: a search
-    with stages, and what it has chosen.
+    ``skips`` is True if the jobs do not evaluate the training environments' in-splits.
     """
     sweep = manifest.Sweep(
         jobs=tuple(jobs),
@@ -380,7 +407,7 @@ def write_manifest(
 def _load(
     sweep: AnyPath | Declaration, launcher: str, options: Mapping[str, Any]
 ) -> tuple[Declaration, Launcher]:
-    """The declaration and the launcher, or the problems of both together."""
+    """Load the declaration and make the launcher; raise the problems of both together."""
     if isinstance(sweep, Declaration):
         return sweep, launchers.make(launcher, options)
 

@@ -1,6 +1,7 @@
-"""``preflight.json`` in a sweep's output folder: the rows, hours and costs of its rehearsal.
+"""Read and write ``preflight.json``: the rows, hours and costs of a sweep's last preflight.
 
-`carft preflight` writes it. A launch shows it, and never needs it.
+`carft preflight` writes the file into the sweep's output folder. A launch prints it, but does not
+need it.
 """
 
 from __future__ import annotations
@@ -22,78 +23,78 @@ from domainbed_carft.text import printable, quantity
 
 NAME = manifest.PREFLIGHT_FILE
 
-_VERDICT_PHRASES = {"passed": "passed", "warnings": "passed with warnings", "failed": "failed"}
+_STATUS_PHRASES = {"passed": "passed", "warnings": "passed with warnings", "failed": "failed"}
 _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60))
 
 
 @dataclass(frozen=True)
 class PreflightRow:
-    """A row of a rehearsal; ``hint``: what to do about a warning or a failure."""
+    """One check of a preflight."""
 
     section: str
     name: str
     state: Literal["pass", "warning", "failure", "skipped"]
     found: str
-    hint: str = ""
+    hint: str = ""  # how to fix a warning or a failure
 
 
 @dataclass(frozen=True)
 class JobCost:
-    """The measured cost of the jobs of one row of the costs, in seconds of an image."""
+    """The measured cost of the jobs of a variant, dataset and algorithm."""
 
     variant: str
     dataset: str
     algorithm: str
-    training_seconds: float
-    evaluation_seconds: float
+    training_seconds: float  # per image
+    evaluation_seconds: float  # per image
     memory_gb: float
 
 
 class Preflight(BaseModel):
-    """A rehearsal: when it was, on which device, of which declaration (its digest), its results."""
+    """The content of ``preflight.json``."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     version: Literal[1] = 1
     carft: str
     sweep: str
-    declaration: str
+    declaration: str  # digest of the declaration's text
     written: float  # seconds since 1970
     host: str
     device: str
-    hours: float | None  # of all jobs, one after another, with their evaluations
+    hours: float | None  # for all jobs one after another, with their evaluations
     rows: list[PreflightRow]
     costs: list[JobCost]
 
     @computed_field  # type: ignore[prop-decorator]
     @property
-    def verdict(self) -> Literal["passed", "warnings", "failed"]:
-        """The verdict on all rows, which is that of the worst one."""
+    def status(self) -> Literal["passed", "warnings", "failed"]:
+        """The status of the worst row."""
         states = {row.state for row in self.rows}
         if "failure" in states:
             return "failed"
         return "warnings" if "warning" in states else "passed"
 
     def describe(self, declaration_text: str) -> str:
-        """Verdict, age and device in one line, and whether it is of another declaration."""
-        parts = [f"{_VERDICT_PHRASES[self.verdict]}, {age(self.written)}, on {self.device}"]
+        """Return status, age and device in one line, with a remark on an outdated declaration."""
+        parts = [f"{_STATUS_PHRASES[self.status]}, {describe_age(self.written)}, on {self.device}"]
         if self.declaration != digest(declaration_text):
-            parts.append("but of another declaration than this one")
+            parts.append("but of another declaration")
         return printable(", ".join(parts))
 
-    def cost_of(self, variant: str, dataset: str, algorithm: str) -> JobCost | None:
-        """The measured cost of a row of the costs; None if nothing was measured."""
+    def get_cost(self, variant: str, dataset: str, algorithm: str) -> JobCost | None:
+        """Return the measured cost of a group of jobs, or None if it was not measured."""
         key = (variant, dataset, algorithm)
         return next((c for c in self.costs if (c.variant, c.dataset, c.algorithm) == key), None)
 
 
 def digest(declaration_text: str) -> str:
-    """What identifies a declaration: the SHA-256 of its text, in hexadecimal digits."""
+    """Return the SHA-256 of a declaration's text, in hexadecimal digits."""
     return hashlib.sha256(declaration_text.encode()).hexdigest()
 
 
-def age(written: float) -> str:
-    """How long ago something was, in words: "3 hours ago"."""
+def describe_age(written: float) -> str:
+    """Return the age in words, such as "3 hours ago"."""
     seconds = time.time() - written
     for name, length in _UNITS:
         if seconds >= length:
@@ -102,12 +103,15 @@ def age(written: float) -> str:
 
 
 def write(output: Path, preflight: Preflight) -> None:
-    """Write the file into an output folder, whole or not at all; CarftError if that fails."""
+    """Write the file into an output folder, atomically. Raises CarftError if that fails."""
     files.save_text(output / NAME, f"{json.dumps(preflight.model_dump(), indent=1)}\n")
 
 
 def read(output: Path) -> Preflight | None:
-    """The rehearsal in an output folder; None if there is none. CarftError for another file."""
+    """Read the preflight of an output folder, or return None if there is no file.
+
+    Raises CarftError for a file with other content.
+    """
     path = output / NAME
     try:
         return Preflight.model_validate(json.loads(files.read_regular(path)))
@@ -119,5 +123,5 @@ def read(output: Path) -> Preflight | None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
     raise CarftError(
-        f"{path} is not a readable rehearsal ({reason}); delete the file, or run carft preflight"
+        f"{path} is not a readable preflight ({reason}); delete the file, or run carft preflight"
     )

@@ -1,4 +1,4 @@
-"""The words of ``carft sweep`` for plans and states, and its progress bar."""
+"""Texts that ``carft sweep`` prints about plans and states, and its progress bar."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status, SweepState
 from domainbed_carft.text import NO_ESTIMATE, limited, printable, progress, quantity, table
 
-# How long the bar waits before it looks at all jobs again: for each job, and at least.
+# The progress bar reads the states of all jobs at this interval per job, or at the minimum.
 SECONDS_PER_JOB = 0.01
 MIN_SECONDS = 0.5
 
@@ -30,21 +30,21 @@ _TITLES = {
     states.RUNNING: "Running:",
     states.FAILED: "Failed (launch again after carft sweep retry):",
     states.INTERRUPTED: "Interrupted (launch again to resume):",
-    states.DONE: "Diverged (carft collect leaves out their accuracies from then on):",
+    states.DONE: "Diverged (carft collect ignores their accuracies after that step):",
 }
 
 
 def counts_phrase(statuses: Iterable[Status]) -> str:
-    """``12 done (2 diverged), 3 running``."""
+    """Return the number of jobs in each state, such as ``12 done (2 diverged), 3 running``."""
     listed = list(statuses)
-    parts = [f"{count} {state}" for state, count in states.counts(listed).items() if count]
+    parts = [f"{count} {state}" for state, count in states.count_by_state(listed).items() if count]
     if diverged := sum(status.diverged for status in listed):
-        parts[0] += f" ({diverged} diverged)"  # only what is done, which comes first
+        parts[0] += f" ({diverged} diverged)"  # only finished jobs diverge, and they come first
     return ", ".join(parts)
 
 
 def overview(statuses: Sequence[Status]) -> str:
-    """The output of ``status``: totals, a table by algorithm, then jobs that need attention."""
+    """Return the output of ``status``: totals, a table by algorithm, jobs that need attention."""
     if not statuses:
         return "There are no jobs."
 
@@ -66,7 +66,7 @@ def overview(statuses: Sequence[Status]) -> str:
 
 
 def waiting_lines(statuses: Iterable[Status]) -> list[str]:
-    """How many jobs wait in SLURM for which of its reasons, and what to do if they never start."""
+    """Return the number of jobs that wait in SLURM for each reason, with hints."""
     counter = Counter(status.slurm_reason for status in statuses)
     reasons = [reason for reason in counter if reason not in ("", slurm.NO_REASON)]
     if not reasons:
@@ -76,26 +76,29 @@ def waiting_lines(statuses: Iterable[Status]) -> list[str]:
     for reason in sorted(reasons):
         line = f"  {quantity(counter[reason], 'job')}: {reason}"
         if slurm.is_lasting(reason):
-            line += ". SLURM does not start them: carft sweep cancel, change the request, launch"
+            line += (
+                ". SLURM does not start them: run carft sweep cancel, change the request, and "
+                "launch again"
+            )
         lines.append(printable(line))
     return lines
 
 
 def search_lines(state: SweepState) -> list[str]:
-    """How far the stages of a search are, what it chose, and what to do about what is missing."""
+    """Return the progress of a search's stages, its choices, and a hint if it needs a launch."""
     search = state.search
     if search is None:
         return []
 
     lines = stage_lines(
         search.choose_on,
-        first=state.of_stage(CHOOSE),
+        first=state.get_stage(CHOOSE),
         repeat_on=search.repeat_on,
-        second=state.of_stage(REPEAT),
-        waiting=0 if search.chosen else search.repeats,
+        second=state.get_stage(REPEAT),
+        n_waiting=0 if search.chosen else search.repeats,
     )
     lines += limited([f"  chosen: {_chosen_phrase(chosen)}" for chosen in search.chosen])
-    if state.needs_second_stage:
+    if state.needs_second_launch:
         lines.append("The first stage is done. To launch the second, launch the sweep again.")
     return lines
 
@@ -105,19 +108,19 @@ def stage_lines(
     first: Sequence[Status],
     repeat_on: Sequence[int],
     second: Sequence[Status],
-    waiting: int,
+    n_waiting: int,
 ) -> list[str]:
-    """The states of both stages, or how many jobs of the second are ``waiting`` for the first.
+    """Return the states of both stages on their trials.
 
-    ``choose_on`` and ``repeat_on``: the trials of the first and of the second.
+    ``n_waiting`` is the number of jobs of the second stage that wait for the first.
     """
-    counted = f"{quantity(len(first), 'job')}: {counts_phrase(first)}."
-    lines = [f"First stage, {format_trials(choose_on)}: {counted}"]
+    counts = f"{quantity(len(first), 'job')}: {counts_phrase(first)}."
+    lines = [f"First stage, {format_trials(choose_on)}: {counts}"]
 
-    counted = f"{quantity(len(second), 'job')}: {counts_phrase(second)}."
-    if waiting:
-        counted = f"{quantity(waiting, 'job')} when the first is done."
-    return [*lines, f"Second stage, {format_trials(repeat_on)}: {counted}"]
+    counts = f"{quantity(len(second), 'job')}: {counts_phrase(second)}."
+    if n_waiting:
+        counts = f"{quantity(n_waiting, 'job')} when the first is done."
+    return [*lines, f"Second stage, {format_trials(repeat_on)}: {counts}"]
 
 
 def _chosen_phrase(chosen: ChosenValues) -> str:
@@ -130,15 +133,15 @@ def _chosen_phrase(chosen: ChosenValues) -> str:
 
 
 def evaluation_line(skips: bool) -> str:
-    """What the jobs evaluate, and the flag for the opposite."""
+    """Return the splits that the jobs evaluate, and how to choose the opposite."""
     if skips:
         return "Evaluation: without training in-splits (--training_in_splits adds them)."
     variable = process_variables.SKIP_TRAINING_IN_SPLITS.name
-    return f"Evaluation: with training in-splits ({variable}=1 leaves them out)."
+    return f"Evaluation: with training in-splits ({variable}=1 skips them)."
 
 
 def failures(unfinished: Sequence[Status], output: Path) -> str:
-    """The jobs that failed, with exit status and last words, then others that are not done."""
+    """List failed jobs with exit status and last words, then other unfinished jobs."""
     failed = [status for status in unfinished if status.state == states.FAILED]
     not_done = [status for status in unfinished if status.state != states.FAILED]
 
@@ -153,40 +156,42 @@ def failures(unfinished: Sequence[Status], output: Path) -> str:
 
 
 def command_line(command: str, output: Path) -> str:
-    """A command line to copy: ``carft sweep retry OUT``."""
+    """Return a command line to copy, such as ``carft sweep retry OUT``."""
     return f"carft sweep {command} {shlex.quote(str(output))}"
 
 
 @contextmanager
-def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> Iterator[None]:
-    """Show how far all steps of the sweep are while the block runs, from locks and records.
+def show_progress(
+    statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]
+) -> Iterator[None]:
+    """Show a progress bar of all steps of the sweep while the block runs.
 
-    The bar has an estimate of the time left once a job has ended.
+    The bar estimates the time left after the first job has ended.
     """
     latest = list(statuses)
     block_ended = threading.Event()
     total = sum(status.steps or 1 for status in latest)
     done = sum(map(_shown_steps, latest))
-    jobs_done_before = states.counts(latest)[states.DONE]
+    jobs_done_before = states.count_by_state(latest)[states.DONE]
 
     def watch() -> None:
         is_last = False
         while not is_last:
-            # Of thousands of jobs a look takes a while; the sweep comes first.
+            # Reading the states of thousands of jobs takes time that the jobs need.
             is_last = block_ended.wait(max(MIN_SECONDS, SECONDS_PER_JOB * len(latest)))
             for index, status in enumerate(latest):
                 if status.state != states.DONE:
-                    latest[index] = states.status(status.job, facts)
+                    latest[index] = states.get_status(status.job, facts)
 
-            counts = states.counts(latest)
+            counts = states.count_by_state(latest)
             note = f"{counts[states.DONE]} of {len(latest)} jobs done"
             if counts[states.FAILED]:
                 note += f", {counts[states.FAILED]} failed"
-            # Before, start and first evaluation of the jobs count for more than their steps.
+            # Until then, imports and first evaluations take longer than the steps.
             if counts[states.DONE] > jobs_done_before and progress_bar.bar_format == NO_ESTIMATE:
                 progress_bar.bar_format = None
             progress_bar.set_postfix_str(note, refresh=sys.stderr.isatty())
-            # A job that starts over has fewer: the bar waits for it.
+            # The bar cannot go back for a job that starts over with fewer steps.
             progress_bar.update(max(0, sum(map(_shown_steps, latest)) - progress_bar.n))
 
     with progress(
@@ -202,7 +207,7 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
 
 
 def _steps_phrase(statuses: Sequence[Status]) -> str:
-    """``14 of 88 steps (16%).``; "" if the steps of no job are known."""
+    """Return ``14 of 88 steps (16%).``, or "" if all steps are unknown."""
     with_steps = [(status.step, status.steps) for status in statuses if status.steps]
     done = sum(min(step, steps) for step, steps in with_steps)
     total = sum(steps for _, steps in with_steps)
@@ -247,7 +252,7 @@ def _failure_line(status: Status) -> str:
 
 
 def _shown_steps(status: Status) -> int:
-    """Steps to show for a job; one whose steps are not known counts as one."""
+    """Return the steps to show for a job; a job with unknown steps counts as one step."""
     if status.steps is None:
         return int(status.state == states.DONE)
     return min(status.step, status.steps)

@@ -1,10 +1,10 @@
-"""A search in two stages: its choice, the jobs of both stages, and how the second one follows.
+"""Search hyperparameters in two stages.
 
-The first stage trains every member; the one with the highest mean validation accuracy is trained on
-the trials of the second. The choice looks at no target: the first selection method that a sweep
-declares and that needs none gives each run's validation accuracy. A mean is over the first stage's
-trials and, unless the choice is by target, over the targets. Of equally good members the last
-counts, as in DomainBed.
+The first stage trains every member of the search, and the second stage trains the member with the
+highest mean validation accuracy on other trials. The mean is over the first stage's trials and,
+unless the search chooses by target, over the targets. Validation accuracies come from the first
+declared selection method that does not look at the target. If members are equally good, the last
+one is chosen, as in DomainBed.
 """
 
 from __future__ import annotations
@@ -25,39 +25,35 @@ from domainbed_carft.launchers import launch_file
 from domainbed_carft.launchers.slurm import Slurm
 from domainbed_carft.results import selection
 from domainbed_carft.sweep.declaration import Declaration
-from domainbed_carft.sweep.states import queue_of
+from domainbed_carft.sweep.states import read_queue
 
-# The name of the small job among the jobs of a launch, where others have the names of folders.
+# Other jobs of a launch have the names of their folders.
 NAME = "second-stage"
 
 
 @dataclass(frozen=True)
 class StagedJobs:
-    """The jobs of a sweep by stage, each in its folder; a sweep without stages has first ones only.
-
-    ``chosen``: None until the first stage is done. Until then the jobs ``second`` stand for those
-    that will follow: they train values that are not chosen yet.
-    """
+    """The jobs of a sweep by stage, each in its folder; without stages all jobs are first ones."""
 
     first: Sequence[Job]
-    second: Sequence[Job] = ()
-    chosen: Sequence[ChosenValues] | None = None
+    second: Sequence[Job] = ()  # placeholders until values are chosen
+    chosen: Sequence[ChosenValues] | None = None  # None until the first stage is done
 
     @property
     def launchable(self) -> list[Job]:
-        """The jobs that may be launched now."""
+        """The jobs that can be launched now."""
         return [*self.first, *(self.second if self.chosen is not None else ())]
 
     @property
     def waiting(self) -> Sequence[Job]:
-        """The jobs that stand for a second stage whose values are not chosen yet."""
+        """Placeholders for the jobs of a second stage whose values are not chosen yet."""
         return self.second if self.chosen is None else ()
 
 
-def staged_jobs(declaration: Declaration, data_dir: str, output: Path) -> StagedJobs:
-    """All jobs of a sweep; chooses among the members of a search whose first stage is done.
+def make_staged_jobs(declaration: Declaration, data_dir: str, output: Path) -> StagedJobs:
+    """Make all jobs of a sweep, and choose values if the first stage of a search is done.
 
-    Raises CarftError if that is impossible, as where all members have diverged.
+    Raises CarftError if no values can be chosen, for example because all members diverged.
     """
     first = manifest.reuse_folders(declaration.jobs(data_dir, output), output)
     if not declaration.has_stages:
@@ -72,8 +68,8 @@ def staged_jobs(declaration: Declaration, data_dir: str, output: Path) -> Staged
     return StagedJobs(first, manifest.reuse_folders(second, output), chosen)
 
 
-def search_entry(declaration: Declaration, jobs: StagedJobs) -> Search | None:
-    """A search with stages for the manifest; None if the sweep has none."""
+def make_manifest_entry(declaration: Declaration, jobs: StagedJobs) -> Search | None:
+    """Make the manifest's entry for a search with stages; None for a sweep without stages."""
     search = declaration.search
     if search is None or not declaration.has_stages:
         return None
@@ -89,48 +85,50 @@ def search_entry(declaration: Declaration, jobs: StagedJobs) -> Search | None:
 
 @dataclass(frozen=True)
 class _Row:
-    """What a choice is for: a variant's jobs on a dataset, of an algorithm.
-
-    ``test_envs``: those that leave these environments out, None for all.
-    """
+    """The jobs among which one choice is made: of a variant, dataset and algorithm."""
 
     cell: str
     dataset: str
     algorithm: str
-    test_envs: tuple[int, ...] | None
+    test_envs: tuple[int, ...] | None  # None for a choice over all targets
 
     def __str__(self) -> str:
         name = " ".join(filter(None, [self.cell, self.algorithm]))
-        left_out = ""
+        held_out = ""
         if self.test_envs is not None:
-            left_out = f", test environments {' '.join(map(str, self.test_envs))}"
-        return f"{name} on {self.dataset}{left_out}"
+            held_out = f", test environments {' '.join(map(str, self.test_envs))}"
+        return f"{name} on {self.dataset}{held_out}"
 
 
 def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenValues, ...]:
-    """What the finished ``jobs`` of a first stage choose, in the order of their rows.
+    """Choose values from the finished ``jobs`` of a first stage, in the order of their rows.
 
-    ``method``: the name of a selection method that needs no target; ``by_target``: choose for each
-    environment left out. Raises CarftError, naming the rows, if no member of a row has validation
-    accuracies in all of its jobs, as where all have diverged.
+    Args:
+        jobs: the jobs of the first stage.
+        method: name of a selection method that does not look at the target.
+        by_target: True to choose separately for each target.
+
+    Raises:
+        CarftError: in these rows no member has validation accuracies in all jobs, for example
+            because all members diverged.
     """
-    accuracies_of_row: dict[_Row, dict[Choice, list[float]]] = {}
-    for row, choice, accuracy in _validation_accuracies(_runs_of(jobs), method, by_target):
-        accuracies_of_row.setdefault(row, {}).setdefault(choice, []).append(accuracy)
+    accuracies_by_row: dict[_Row, dict[Choice, list[float]]] = {}
+    for row, choice, accuracy in _validation_accuracies(_read_runs(jobs), method, by_target):
+        accuracies_by_row.setdefault(row, {}).setdefault(choice, []).append(accuracy)
 
     chosen = []
     problems = []
-    for row, accuracies_of_choice in accuracies_of_row.items():
-        means = {choice: statistics.fmean(each) for choice, each in accuracies_of_choice.items()}
+    for row, accuracies_by_choice in accuracies_by_row.items():
+        means = {choice: statistics.fmean(each) for choice, each in accuracies_by_choice.items()}
         complete = [choice for choice in sorted(means) if not math.isnan(means[choice])]
         if not complete:
             problems.append(
-                f"no member of the search has all validation accuracies: {row}; see carft collect "
-                "for runs that diverged, and search other values"
+                f"no member of the search has validation accuracies in all of its runs: {row}; "
+                "see carft collect for runs that diverged, and search other values"
             )
             continue
 
-        best = max(reversed(complete), key=means.__getitem__)  # of equal ones the last
+        best = max(reversed(complete), key=means.__getitem__)  # the last of equally good members
         chosen.append(
             ChosenValues(
                 cell=row.cell,
@@ -146,12 +144,12 @@ def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenVal
     return tuple(chosen)
 
 
-def _runs_of(jobs: Sequence[Job]) -> list[RecordedRun]:
-    """The runs of these jobs, with the roles of the jobs."""
-    job_of_folder = {job.folder: job for job in jobs}
+def _read_runs(jobs: Sequence[Job]) -> list[RecordedRun]:
+    """Read the runs of these jobs, and give them the roles of the jobs."""
+    job_by_folder = {job.folder: job for job in jobs}
     runs = []
     for run in records.read([job.folder for job in jobs]).runs:
-        job = job_of_folder.get(Path(run.folder))
+        job = job_by_folder.get(Path(run.folder))
         if job and run.job.key == job.key:
             runs.append(replace(run, job=replace(run.job, role=job.role)))
     return runs
@@ -160,12 +158,12 @@ def _runs_of(jobs: Sequence[Job]) -> list[RecordedRun]:
 def _validation_accuracies(
     runs: Sequence[RecordedRun], method: str, by_target: bool
 ) -> Iterator[tuple[_Row, Choice, float]]:
-    """The validation accuracy in [0, 1] of each run and target, nan if there is none."""
-    runs_of_cell: dict[str, list[RecordedRun]] = {}
+    """Iterate over the validation accuracies in [0, 1] of runs and targets; nan if missing."""
+    runs_by_cell: dict[str, list[RecordedRun]] = {}
     for run in runs:
-        runs_of_cell.setdefault(run.job.role.cell, []).append(run)
+        runs_by_cell.setdefault(run.job.role.cell, []).append(run)
 
-    for cell, cell_runs in runs_of_cell.items():
+    for cell, cell_runs in runs_by_cell.items():
         for run in cell_runs:
             if not run.test_envs:
                 row = _Row(cell, run.dataset, run.algorithm, test_envs=None)
@@ -180,25 +178,25 @@ def _validation_accuracies(
 
 
 def submit(launcher: Slurm, output: Path, launch_second_stage: Callable[[], None]) -> None:
-    """Submit a small job that calls a function after all jobs of the sweep that SLURM has.
+    """Submit a small job that calls a function after all jobs that the sweep has in SLURM.
 
-    Does nothing if SLURM has none, or has a small job already that waits for all of them.
+    Does nothing if the sweep has no jobs in SLURM, or if a small job already waits for all of them.
     """
-    queue = queue_of(output)
-    waiting_ids = _ids_of_small_jobs(output) & queue.slurm_states.keys()
+    queue = read_queue(output)
+    waiting_ids = _read_small_job_ids(output) & queue.slurm_states.keys()
     job_ids = queue.slurm_states.keys() - waiting_ids
     if not job_ids:
         return
 
     arrays = sorted({job_id.partition("_")[0] for job_id in job_ids}, key=int)
     if waiting_ids and max(map(int, waiting_ids)) > int(arrays[-1]):
-        return  # it was submitted after all of them
+        return  # a small job was submitted after all of these
     job_id = launcher.submit_job(launch_second_stage, output.absolute(), name=NAME, after=arrays)
     print(f"slurm: job {job_id} submits the second stage when these have ended")
 
 
-def _ids_of_small_jobs(output: Path) -> set[str]:
-    """The SLURM ids of all small jobs that were ever submitted and are still listed."""
+def _read_small_job_ids(output: Path) -> set[str]:
+    """Read the SLURM ids of all small jobs from the launch files."""
     launches = launch_file.read(output)
     ids = (launch.jobs.get(NAME) for launch in launches if launch.launcher == "slurm")
     return {job_id for job_id in ids if job_id}

@@ -1,4 +1,4 @@
-"""The state of each job of a sweep, from the files in its folder, from locks, and from SLURM."""
+"""Read the state of each job of a sweep from its folder, its lock and SLURM."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from domainbed_carft.paths import AnyPath, as_path
 NOT_LAUNCHED = "not launched"
 QUEUED = "queued"
 RUNNING = "running"
-INTERRUPTED = "interrupted"  # it began, is not done, and nobody runs it: a launch resumes it
+INTERRUPTED = "interrupted"  # began, is not done, and is not running: a launch resumes it
 FAILED = "failed"
 DONE = "done"
 STATES = (DONE, RUNNING, QUEUED, NOT_LAUNCHED, INTERRUPTED, FAILED)
 
-# Larger numbers in a record are no count of anything.
+# Larger numbers in a record are damaged.
 MAX_COUNT = 1e12
 
 
@@ -38,10 +38,13 @@ MAX_COUNT = 1e12
 class Queue:
     """The launchers and queued jobs of an output folder.
 
-    ``positions``: job folder -> where the job waits; ``reasons``: job folder -> SLURM's reason for
-    the wait, of jobs that wait there; ``live_launches``: those whose process lives;
-    ``ended_files``: files of launches that have ended. ``slurm_states``: SLURM's state of each of
-    its jobs that has not ended; ``note``: why SLURM could not be asked, else "".
+    Attributes:
+        positions: job folder -> text that describes where the job waits.
+        live_launches: launches whose process is alive.
+        ended_files: launch files of launches that have ended.
+        slurm_states: SLURM job id -> state, for jobs that have not ended.
+        note: why SLURM did not answer; "" if it did.
+        reasons: job folder -> SLURM's reason for not starting the job.
     """
 
     positions: Mapping[Path, str]
@@ -52,10 +55,10 @@ class Queue:
     reasons: Mapping[Path, str]
 
 
-def queue_of(output: Path) -> Queue:
-    """The queue of an output folder, from all launch files of it and its variants.
+def read_queue(output: Path) -> Queue:
+    """Read the queue of an output folder from its launch files and its variants' launch files.
 
-    Asks SLURM once; if it does not answer, the reason is the queue's ``note``.
+    SLURM is asked once; if it does not answer, the queue's ``note`` has the reason.
     """
     known_launches = launch_file.read(output)
     slurm_ids = [name for launch in known_launches for name in launch.jobs.values() if name]
@@ -71,27 +74,25 @@ def queue_of(output: Path) -> Queue:
     live_launches: list[Launch] = []
     ended_files: list[Path] = []
     for launch in known_launches:
-        is_live = launch.launcher != "slurm" and launch.is_alive()
         queued: dict[str, str] = {}
         sweep_folder = launch.path.parent.parent
-        if is_live:
+        if launch.launcher != "slurm" and launch.is_alive():
             live_launches.append(launch)
             position = f"{launch.launcher} on {launch.host}, process {launch.pid}"
             queued = dict.fromkeys(launch.jobs, position)
         else:
-            for name, state in _states_in_slurm(launch, slurm_states).items():
+            for name, state in _get_slurm_states(launch, slurm_states).items():
                 queued[name] = f"SLURM job {launch.jobs[name]}, {state}"
                 reasons[sweep_folder / name] = state.reason
 
         positions.update((sweep_folder / name, position) for name, position in queued.items())
-        is_unknown = note and launch.launcher == "slurm"
-        if not queued and not is_unknown:
+        if not queued and not (note and launch.launcher == "slurm"):
             ended_files.append(launch.path)
     return Queue(positions, live_launches, ended_files, slurm_states, note, reasons)
 
 
-def _states_in_slurm(launch: Launch, slurm_states: Mapping[str, JobState]) -> dict[str, JobState]:
-    """SLURM's states of the jobs of a launch that have not ended, by the names of their folders."""
+def _get_slurm_states(launch: Launch, slurm_states: Mapping[str, JobState]) -> dict[str, JobState]:
+    """Return folder name -> SLURM's state, for jobs of a launch that have not ended."""
     return {
         name: slurm_states[slurm_id]
         for name, slurm_id in launch.jobs.items()
@@ -101,11 +102,20 @@ def _states_in_slurm(launch: Launch, slurm_states: Mapping[str, JobState]) -> di
 
 @dataclass(frozen=True)
 class Status:
-    """A job's state and details; ``step`` counts the steps done.
+    """A job's state and details.
 
-    ``step_seconds``: seconds per step in the last record, without evaluation. ``diverged`` is of
-    jobs that are done: whether their loss was not finite. ``slurm_reason`` is why SLURM does not
-    start a queued job, else "".
+    Attributes:
+        job: the job.
+        state: one of ``STATES``.
+        step: number of steps done.
+        steps: number of steps of the job, or None if unknown.
+        holder: process that holds the job's lock, or the last one that did.
+        attempt: last attempt at the job, if it failed or was interrupted.
+        step_seconds: seconds per step in the last record, without evaluation.
+        detail: text for people: the process, the end of the last attempt, or the position in a
+            queue.
+        diverged: True for a finished job with a loss that was not finite.
+        slurm_reason: SLURM's reason for not starting a queued job, or "".
     """
 
     job: Job
@@ -133,7 +143,7 @@ class Status:
         return max(0, self.steps - self.step) * self.step_seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """The item of this job in ``carft sweep status --json``."""
+        """Return the job's item in the output of ``carft sweep status --json``."""
         args = self.job.args
         return {
             "folder": str(self.job.folder),
@@ -163,9 +173,14 @@ class Status:
 
 @dataclass(frozen=True)
 class SweepState:
-    """The states of all jobs of an output folder, launched or not, at a time.
+    """The states of all jobs of an output folder at one time.
 
-    ``search``: that of the last launch, if it has stages.
+    Attributes:
+        output: output folder of the sweep.
+        queue: launchers and queued jobs.
+        statuses: state of each job, launched or not.
+        search: search with stages of the last launch, if any.
+        at: time of reading, in seconds since 1970.
     """
 
     output: Path
@@ -175,89 +190,97 @@ class SweepState:
     at: float = field(default_factory=time.time)
 
     def in_state(self, *names: str) -> list[Status]:
-        """The jobs that are in one of these states."""
+        """Return the jobs that are in one of these states."""
         return [status for status in self.statuses if status.state in names]
 
     @property
     def is_moving(self) -> bool:
-        """Whether a job is running or queued."""
+        """True if a job is running or queued."""
         return bool(self.in_state(RUNNING, QUEUED))
 
-    def of_stage(self, stage: str) -> list[Status]:
-        """The jobs of one stage of a search, CHOOSE or REPEAT."""
+    def get_stage(self, stage: str) -> list[Status]:
+        """Return the jobs of a search's stage CHOOSE or REPEAT."""
         return [status for status in self.statuses if status.job.role.stage == stage]
 
     @property
-    def needs_second_stage(self) -> bool:
-        """Whether the first stage of a search is done, and nobody is about to launch the second."""
+    def needs_second_launch(self) -> bool:
+        """True if the first stage is done, but no process is about to launch the second."""
         if self.search is None or self.search.chosen:
             return False
-        first = self.of_stage(CHOOSE)
-        is_done = bool(first) and all(status.state == DONE for status in first)
-        return is_done and not self.queue.live_launches and not self.queue.slurm_states
+        if self.queue.live_launches or self.queue.slurm_states:
+            return False
+        first = self.get_stage(CHOOSE)
+        return bool(first) and all(status.state == DONE for status in first)
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of ``carft sweep status --json``."""
+        """Return the output of ``carft sweep status --json``."""
         return {
             "output_dir": str(self.output),
             "at": self.at,
-            "counts": counts(self.statuses),
+            "counts": count_by_state(self.statuses),
             "note": self.queue.note,
             "search": self._search_as_dict(),
             "jobs": [status.as_dict() for status in self.statuses],
         }
 
     def _search_as_dict(self) -> dict[str, Any] | None:
-        """The stages of a search, what it has chosen, and whether the second is to be launched."""
         if self.search is None:
             return None
         return {
-            "first_stage": counts(self.of_stage(CHOOSE)),
-            "second_stage": counts(self.of_stage(REPEAT)),
+            "first_stage": count_by_state(self.get_stage(CHOOSE)),
+            "second_stage": count_by_state(self.get_stage(REPEAT)),
             "second_stage_jobs": self.search.repeats,
             "chosen": [dataclasses.asdict(chosen) for chosen in self.search.chosen],
-            "needs_launch": self.needs_second_stage,
+            "needs_launch": self.needs_second_launch,
         }
 
 
-def counts(statuses: Iterable[Status]) -> dict[str, int]:
-    """How many jobs are in each of STATES."""
+def count_by_state(statuses: Iterable[Status]) -> dict[str, int]:
+    """Count the jobs in each of STATES."""
     counter = Counter(status.state for status in statuses)
     return {state: counter[state] for state in STATES}
 
 
-def of_output(output: AnyPath) -> SweepState:
-    """The states of all jobs of an output folder: those that were launched, and others in it.
+def read_state(output: AnyPath) -> SweepState:
+    """Read the states of all jobs of a sweep's output folder.
 
-    Raises CarftError for a folder that does not exist or whose manifest cannot be read.
+    Args:
+        output: output folder of the sweep; jobs that were not launched by a sweep count as well.
+
+    Returns:
+        The state of each job, the queue, and the progress of a search.
+
+    Raises:
+        CarftError: the folder does not exist, or its manifest cannot be read.
     """
     output = as_path(output)
     sweep, jobs = manifest.read_jobs(output)
-    queue = queue_of(output)
+    queue = read_queue(output)
     datasets = sweep.datasets if sweep else {}
     return SweepState(
         output=output,
         queue=queue,
-        statuses=statuses_of(jobs, datasets, queue),
+        statuses=get_statuses(jobs, datasets, queue),
         search=sweep.search if sweep else None,
     )
 
 
-def statuses_of(jobs: Iterable[Job], datasets: Mapping[str, Dataset], queue: Queue) -> list[Status]:
-    """The states of these jobs, in their order."""
-    return [status(job, datasets, queue) for job in jobs]
+def get_statuses(
+    jobs: Iterable[Job], datasets: Mapping[str, Dataset], queue: Queue
+) -> list[Status]:
+    return [get_status(job, datasets, queue) for job in jobs]
 
 
-def status(job: Job, datasets: Mapping[str, Dataset], queue: Queue | None = None) -> Status:
-    """The state of one job now, by the facts of a manifest and by where it waits."""
+def get_status(job: Job, datasets: Mapping[str, Dataset], queue: Queue | None = None) -> Status:
+    """Read the present state of a job; ``datasets`` are the facts of its manifest."""
     folder = JobFolder(job.folder)
-    steps = _declared_steps(job, datasets)
+    steps = _get_declared_steps(job, datasets)
     holder = folder.get_holder()
     record = records.read_last_record(job.folder) or {}
-    if folder.done:  # asked after the lock: a job is done a little before it lets go
+    if folder.done:  # read after the lock, because a job is done shortly before it unlocks
         return Status(job, DONE, steps or 0, steps, diverged=_has_diverged(record))
 
-    last_step = _count(record.get("step"))
+    last_step = _parse_count(record.get("step"))
     step = 0 if last_step is None else int(last_step) + 1
     if holder is not None:
         return Status(
@@ -266,8 +289,8 @@ def status(job: Job, datasets: Mapping[str, Dataset], queue: Queue | None = None
             step=step if holder.step is None else holder.step,
             steps=holder.steps or steps,
             holder=holder,
-            # The first record is of the first step alone, which is slower than the others.
-            step_seconds=_count(record.get("step_time")) if last_step else None,
+            # The first record times only the first step, which is slower than the others.
+            step_seconds=_parse_count(record.get("step_time")) if last_step else None,
             detail=str(holder),
         )
 
@@ -287,14 +310,14 @@ def status(job: Job, datasets: Mapping[str, Dataset], queue: Queue | None = None
 
 
 def _status_of_idle_job(job: Job, folder: JobFolder, step: int, steps: int | None) -> Status:
-    """The state of a job that is not done, has not failed, and that nobody runs or will run."""
+    """Return the state of a job that is not done, failed, running or queued."""
     interrupted = functools.partial(Status, job, INTERRUPTED, steps=steps)
     if dead_holder := folder.get_last_holder():
         return interrupted(step=step, holder=dead_holder, detail=f"last run by {dead_holder}")
 
     if attempts := folder.read_attempts():
         last_attempt = attempts[-1]
-        saved = max(step, last_attempt.step or 0)  # a job that stops saves what it has no record of
+        saved = max(step, last_attempt.step or 0)  # jobs save steps after the last record
         detail = attempt.describe_end(last_attempt.status, last_attempt.last_words)
         return interrupted(step=saved, attempt=last_attempt, detail=detail)
 
@@ -303,8 +326,8 @@ def _status_of_idle_job(job: Job, folder: JobFolder, step: int, steps: int | Non
     return Status(job, NOT_LAUNCHED, 0, steps)
 
 
-def _declared_steps(job: Job, datasets: Mapping[str, Dataset]) -> int | None:
-    """The steps of a job: its own, else its dataset's; None if both are unknown."""
+def _get_declared_steps(job: Job, datasets: Mapping[str, Dataset]) -> int | None:
+    """Return the steps in the job's arguments, or the dataset's default; None if unknown."""
     steps = job.args.get("steps")
     if isinstance(steps, int) and steps:
         return steps
@@ -313,11 +336,10 @@ def _declared_steps(job: Job, datasets: Mapping[str, Dataset]) -> int | None:
 
 
 def _has_diverged(record: Mapping[str, Any]) -> bool:
-    """Whether the last record of a job that is done tells of a loss that was not finite."""
-    # Other checkouts leave no mark.
+    # Only the harness writes diverged_at; other checkouts write the loss.
     return "diverged_at" in record or is_broken_loss("loss", record.get("loss"))
 
 
-def _count(value: Any) -> float | None:
-    """What a record should have as a number; None if it is none, or no count of anything."""
+def _parse_count(value: Any) -> float | None:
+    """Return a number of a record, or None if the value is not a plausible count."""
     return value if type(value) in (int, float) and 0 <= value < MAX_COUNT else None

@@ -1,4 +1,4 @@
-"""What is done to launched jobs: retry, cancel, clean."""
+"""Retry, cancel and clean the jobs of a launched sweep."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from domainbed_carft.jobs.folder import (
 from domainbed_carft.launchers import slurm
 from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import states
-from domainbed_carft.sweep.states import Queue, Status, SweepState, queue_of
+from domainbed_carft.sweep.states import Queue, Status, SweepState, read_queue
 
-SECONDS_TO_SAVE = 120  # that stopped jobs have
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_TO_SAVE = 120  # after the signal to stop
+POLL_SECONDS = 0.2
 
-# Of a finished job: what only an unfinished one needs, or what was being written when it died.
+# Files that only an unfinished job needs, or whose writing was cut short.
 LEFTOVERS = ("state.pt", "*.part")
 
 # The jobs that `clean --incomplete` deletes.
@@ -38,7 +38,12 @@ INCOMPLETE = (states.INTERRUPTED, states.FAILED, states.NOT_LAUNCHED)
 
 @dataclass(frozen=True)
 class RetryReport:
-    """The failed jobs of a sweep, and those of them that the next launch runs again."""
+    """The outcome of `retry`.
+
+    Attributes:
+        failed: all failed jobs of the sweep.
+        retried: failed jobs that the next launch runs again.
+    """
 
     failed: Sequence[Status]
     retried: Sequence[Status]
@@ -46,11 +51,11 @@ class RetryReport:
 
 @dataclass(frozen=True)
 class CancelReport:
-    """What was stopped: jobs in SLURM, jobs that ran; ``unreachable`` says what may still run."""
+    """The outcome of `cancel`."""
 
-    slurm_jobs: Sequence[str]
-    stopped: Sequence[Path]
-    unreachable: Sequence[str]
+    slurm_jobs: Sequence[str]  # ids of cancelled jobs
+    stopped: Sequence[Path]  # folders of jobs that were running
+    unreachable: Sequence[str]  # descriptions of processes that can still be running
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,21 @@ class CleanReport:
 
 
 def retry(output: AnyPath, pattern: str = "") -> RetryReport:
-    """Let the next launch run failed jobs again whose folder or description has ``pattern`` in it.
+    """Allow failed jobs to run again at the next launch.
 
-    Their attempts are kept in attempts-1.jsonl and so on. Raises CarftError if jobs have failed,
-    but none matches.
+    Earlier attempts are kept in ``attempts-1.jsonl`` and so on.
+
+    Args:
+        output: output folder of the sweep.
+        pattern: text that the folder or the description of a job must contain.
+
+    Returns:
+        All failed jobs, and the failed jobs that will run again.
+
+    Raises:
+        CarftError: jobs have failed, but none matches the pattern.
     """
-    failed = states.of_output(output).in_state(states.FAILED)
+    failed = states.read_state(output).in_state(states.FAILED)
     chosen = [status for status in failed if pattern in f"{status.job.folder.name} {status.job}"]
     if failed and not chosen:
         raise CarftError(f"no failed job matches {pattern!r}; for a list: carft sweep status")
@@ -80,9 +94,9 @@ def retry(output: AnyPath, pattern: str = "") -> RetryReport:
 
 
 def cancel(state: SweepState) -> CancelReport:
-    """Stop launchers, SLURM jobs and jobs running here, and wait until they have saved.
+    """Stop launchers, SLURM jobs and jobs on this machine, and wait until the jobs have saved.
 
-    Waits SECONDS_TO_SAVE at most. Raises CarftError if SLURM refuses.
+    Waits at most SECONDS_TO_SAVE. Raises CarftError if SLURM refuses.
     """
     queue = state.queue
     unreachable = [queue.note] if queue.note else []
@@ -101,7 +115,7 @@ def cancel(state: SweepState) -> CancelReport:
     for status in state.in_state(states.RUNNING):
         holder = status.holder or UNKNOWN
         folder = JobFolder(status.job.folder)
-        # A launcher that got the signal stops its own jobs.
+        # A launcher that received the signal stops its jobs.
         is_stopping = holder.slurm in queue.slurm_states or holder.pid in signalled_pids
         if is_stopping or not folder.is_held() or _signal_to_stop(holder.host, holder.pid):
             stopping.append(folder)
@@ -111,7 +125,7 @@ def cancel(state: SweepState) -> CancelReport:
 
     running = _wait_for(stopping)
     unreachable += [
-        f"{folder.path} still runs {SECONDS_TO_SAVE} s after the signal to stop"
+        f"{folder.path} is still running {SECONDS_TO_SAVE} s after the signal to stop"
         for folder in running
     ]
     return CancelReport(
@@ -122,26 +136,26 @@ def cancel(state: SweepState) -> CancelReport:
 
 
 def clean(state: SweepState) -> CleanReport:
-    """Delete what finished jobs and ended launches have left, and what deletions left half-done."""
+    """Delete leftover files of finished jobs and ended launches, and complete cut-off deletions."""
     done_folders = [status.job.folder for status in state.in_state(states.DONE)]
     files = [path for folder in done_folders for name in LEFTOVERS for path in folder.glob(name)]
     files += state.queue.ended_files
     for path in files:
-        path.unlink(missing_ok=True)  # the job, or another clean, may be faster
+        path.unlink(missing_ok=True)  # the job or another clean can be faster
 
     delete_remains(state.output)
     return CleanReport(files=files)
 
 
 def delete_jobs(output: AnyPath, jobs: Iterable[Status]) -> CleanReport:
-    """Delete the folders of these jobs, but of none that is done, running or queued by now.
+    """Delete the folders of these jobs, except jobs that are done, running or queued by now.
 
-    Raises CarftError, and deletes nothing, if SLURM does not say which jobs are queued.
+    Raises CarftError, and deletes nothing, if SLURM does not report which jobs are queued.
     """
     output = as_path(output)
-    queue = queue_of(output)  # others may have launched meanwhile
+    queue = read_queue(output)  # another launch can have started meanwhile
     if queue.note:
-        raise CarftError(f"no job was deleted, since some may be queued: {queue.note}")
+        raise CarftError(f"no job was deleted, because some could be queued: {queue.note}")
 
     folders = [status.job.folder for status in jobs]
     deleted = [folder for folder in folders if _delete_job(folder, queue)]
@@ -150,17 +164,17 @@ def delete_jobs(output: AnyPath, jobs: Iterable[Status]) -> CleanReport:
 
 
 def _wait_for(folders: Sequence[JobFolder]) -> list[JobFolder]:
-    """Wait until nobody runs these jobs; returns those that still run after SECONDS_TO_SAVE."""
+    """Wait until these jobs stop; return the jobs that still run after SECONDS_TO_SAVE."""
     deadline = time.monotonic() + SECONDS_TO_SAVE
     running = list(folders)
     while running and time.monotonic() < deadline:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_SECONDS)
         running = [folder for folder in running if folder.is_held()]
     return running
 
 
 def _signal_to_stop(host: str, pid: int) -> bool:
-    """Tell a process, if it is of this machine, to save and exit; True if it exists."""
+    """Send SIGTERM to a process of this machine; return True if the process exists."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if pid > 0 and host == socket.gethostname():
             os.kill(pid, signal.SIGTERM)
