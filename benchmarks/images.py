@@ -106,7 +106,7 @@ def ours(root: str) -> None:
     machine.keep_freed_memory()
     environments = MultipleEnvironmentImageFolder(root, [1], True, {})
     steps = itertools.count()
-    plans = [transforms.plan_of(environment.transform) for environment in environments]
+    plans = [transforms.find_plan(environment.transform) for environment in environments]
     memory = torch.empty(TEST_BATCH, 3, 224, 224)
 
     def batches(number: int, size: int) -> int:
@@ -116,11 +116,11 @@ def ours(root: str) -> None:
             generator = torch.Generator().manual_seed(next(steps))
             order = torch.randint(len(samples), (len(samples),), generator=generator).tolist()
         for start in range(0, len(order) - size + 1, size):
-            with rng.preserved_states():
+            with rng.preserve_states():
                 items = []
                 for place in order[start : start + size]:
                     # Plans draw from this generator alone.
-                    torch.default_generator.manual_seed(rng.seed_of(number, next(steps), place))
+                    torch.default_generator.manual_seed(rng.derive_seed(number, next(steps), place))
                     items.append(loading.load(plans[number], samples[place][0]))
             images, drawn = (torch.stack(part) for part in zip(*items))
             stages.second_stage(plans[number], images, drawn, memory if number else None)
@@ -143,7 +143,7 @@ def ours(root: str) -> None:
         functools.partial(batches, 1, TEST_BATCH),
         evaluated,
     )
-    serve(dict(zip(CASES, cases)), {"jitter": stages.jitter_path("cpu")})
+    serve(dict(zip(CASES, cases)), {"jitter": stages.jitter_backend("cpu")})
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ class HparamProblem:
     def __str__(self) -> str:
         return self.message or invalid(self.name, self.value, self.expected)
 
-    def behind_its_key(self) -> str:
+    def message_after_key(self) -> str:
         """The message to print behind the key of the value, which names it already."""
         return self.message or invalid("", self.value, self.expected)
 
@@ -64,11 +64,11 @@ class UnreadableError(CarftError):
     """Images that were asked for are there, but none can be read; `carft` exits with 3."""
 
 
-class PassingError(CarftError):
+class TransientError(CarftError):
     """A fault of a disk or a network, not of the request: retrying may help."""
 
 
-class EndedJob(PassingError, SystemExit):
+class JobExit(TransientError, SystemExit):
     """Ends a script of a foreign checkout: the message on its stderr, status 1, no traceback.
 
     For what a user has to mend before the job can run. Any other caller may catch it as a
@@ -87,15 +87,15 @@ class CarftWarning(UserWarning):
 
 def invalid(name: str, value: object, expected: str) -> str:
     """``lr is 'fast', expected a number > 0``; without a name ``got 'fast', expected ...``."""
-    from domainbed_carft.text import shortened  # here, where an installation may be damaged
+    from domainbed_carft.text import shorten  # here, where an installation may be damaged
 
-    written = shortened(value)
+    written = shorten(value)
     if len(written) > MAX_VALUE_LENGTH:
         written = f"{written[:MAX_VALUE_LENGTH]}..."
     return f"{f'{name} is' if name else 'got'} {written}, expected {expected}"
 
 
-def problems_of(function: Callable[..., object], *arguments: object) -> list[str]:
+def collect_problems(function: Callable[..., object], *arguments: object) -> list[str]:
     """The problems of the CarftError that ``function(*arguments)`` raises; empty if it does not."""
     try:
         function(*arguments)
@@ -111,7 +111,7 @@ def raise_for(problems: Iterable[str]) -> None:
         raise CarftError(*distinct)
 
 
-def is_no_space(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or what it was raised for, is of a full disk or an exhausted quota."""
     cause: BaseException | None = error
     while cause is not None:
@@ -134,7 +134,7 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
 
 
-def imported(module: str, install: str) -> Any:
+def get_module(module: str, install: str) -> Any:
     """The module of this name; CarftError, with what to pip install, if it cannot be imported."""
     try:
         return importlib.import_module(module)

@@ -55,7 +55,7 @@ def quantity(count: int, singular: str, plural: str = "") -> str:
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
-def limited(lines: Sequence[str], limit: int = 20) -> list[str]:
+def limit_lines(lines: Sequence[str], limit: int = 20) -> list[str]:
     """The first lines, and how many more there are."""
     excess = len(lines) - limit
     if excess <= 0:
@@ -63,20 +63,20 @@ def limited(lines: Sequence[str], limit: int = 20) -> list[str]:
     return [*lines[:limit], f"  ... and {excess:,} more"]
 
 
-def shortened(value: object, limit: int = 10) -> str:
+def shorten(value: object, limit: int = 10) -> str:
     """The value as Python writes it; of a longer list the first entries, and how many follow."""
     if not isinstance(value, (list, tuple)) or len(value) <= limit:
         return repr(value)
     return f"[{', '.join(map(repr, value[:limit]))} and {len(value) - limit:,} more]"
 
 
-def differences(before: object, now: object, limit: int = 10) -> tuple[str, str]:
+def trim_differences(before: object, now: object, limit: int = 10) -> tuple[str, str]:
     """Two values that differ, each `shortened`; of longer lists only the entries that differ."""
     if isinstance(before, list) and isinstance(now, list) and max(len(before), len(now)) > limit:
         pairs = list(itertools.zip_longest(before, now, fillvalue=None))
         before = [old for old, new in pairs if old != new and old is not None]
         now = [new for old, new in pairs if old != new and new is not None]
-    return shortened(before, limit), shortened(now, limit)
+    return shorten(before, limit), shorten(now, limit)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -102,7 +102,7 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """Say that no ``kind`` is called ``name``: the valid names that are near, then all."""
     valid_names = list(valid)
     hint = "."
-    if close := near(name, valid_names):
+    if close := near_matches(name, valid_names):
         hint = f"; did you mean {' or '.join(close)}?"
     elif _SYNONYMS.get(_plain(name)) == "steps":
         hint = f"; {_STEPS_ADVICE}."
@@ -111,7 +111,9 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     return f"no {kind} is called {name!r}{hint} Valid: {listing or 'none'}"
 
 
-def near(name: str, valid: Iterable[str], most: int = 3, cutoff: float = _NEAR) -> list[str]:
+def near_matches(
+    name: str, valid: Iterable[str], most: int = 3, cutoff: float = _NEAR
+) -> list[str]:
     """The valid names that ``name`` may stand for: a synonym, else at most ``most`` spelt alike."""
     valid_names = list(valid)
     synonym = _SYNONYMS.get(_plain(name))

@@ -31,7 +31,7 @@ def grow(root: Path, counts: Counts, content: bytes = b"x") -> Path:
     return root
 
 
-def report_on(name: str, counts: Counts) -> verify.DataReport:
+def make_report(name: str, counts: Counts) -> verify.DataReport:
     """The report on a dataset with these counts, without a folder."""
     findings = comparison.compare(name, counts)
     return verify.DataReport(

@@ -76,7 +76,7 @@ def test_an_interrupted_download_resumes_and_is_verified(pacs, tmp_path, monkeyp
         report = download.download("PACS", tmp_path)
         server.shutdown()
     assert 0 < Server.starts[-1] <= len(Server.content) // 2
-    assert report.verdict == "verified" and not list(tmp_path.glob(".PACS*"))
+    assert report.status == "verified" and not list(tmp_path.glob(".PACS*"))
     assert len([f for f in files(tmp_path / "PACS") if f.endswith(".jpg")]) == 28
     with pytest.raises(CarftError, match=r"PACS already exists"):
         download.download("PACS", tmp_path)
@@ -105,7 +105,7 @@ def test_a_damaged_archive_is_renamed_and_downloaded_again(pacs, archive, tmp_pa
     assert f"save it as {archive}" in str(raised.value)
 
     report = download.download("PACS", tmp_path, lambda url, path: path.write_bytes(complete))
-    assert report.verdict == "verified"
+    assert report.status == "verified"
 
 
 def test_data_that_differs_is_installed_only_if_accepted(pacs, archive, tmp_path, capsys):

@@ -53,7 +53,7 @@ def test_only_what_the_user_names_is_written_through_a_link(victim, tmp_path):
 
     link.unlink()
     link.symlink_to(victim)
-    with files.stream(link) as out:
+    with files.open_output(link) as out:
         out.write("asked for")
     assert victim.read_text() == "asked for" and link.is_symlink()
 

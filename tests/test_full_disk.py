@@ -14,7 +14,7 @@ from harness.fakes import quick
 from sweep_jobs import command, commands, events, run, statuses
 
 from domainbed_carft import cli
-from domainbed_carft.errors import CarftError, is_no_space
+from domainbed_carft.errors import CarftError, is_disk_full
 from domainbed_carft.jobs.folder import NO_SPACE, JobFolder
 
 
@@ -50,9 +50,9 @@ def test_torchs_error_of_a_full_disk_is_recognised(buffering):
         open("/dev/full", "wb", buffering=buffering) as file,
     ):
         torch.save({"weights": torch.zeros(10**6)}, file)
-    assert is_no_space(caught.value)
-    assert is_no_space(OSError(errno.EDQUOT, "Disk quota exceeded"))
-    assert not is_no_space(OSError(errno.EFBIG, "File too large"))
+    assert is_disk_full(caught.value)
+    assert is_disk_full(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    assert not is_disk_full(OSError(errno.EFBIG, "File too large"))
 
 
 def test_train_ends_with_a_status_of_its_own_and_goes_on_later(small_disk, monkeypatch, capsys):

@@ -25,7 +25,7 @@ from domainbed_carft.images.preprocessing import (
     Preprocessing,
 )
 from domainbed_carft.images.protocols import plan_for
-from domainbed_carft.images.transforms import PlanTransform, plan_of
+from domainbed_carft.images.transforms import PlanTransform, find_plan
 from domainbed_carft.machine import devices
 
 FILES = (
@@ -115,7 +115,7 @@ def test_upstreams_steps_are_the_plans_of_the_presets():
             T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
-    assert plan_of(upstream) == training_plan and training_plan.draws
+    assert find_plan(upstream) == training_plan and training_plan.is_random
 
 
 @pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
@@ -123,7 +123,7 @@ def test_upstreams_steps_are_the_plans_of_the_presets():
 def test_a_plan_comes_back_from_its_transform_and_from_json(protocol, preprocessing, augment):
     plan = plan_for(protocol, 224, augment, preprocessing)
     steps = PlanTransform(plan).transforms
-    recognised = plan_of(T.Compose(steps))
+    recognised = find_plan(T.Compose(steps))
     resize = recognised.resize if augment else plan.resize  # a random crop does not tell
     assert dataclasses.replace(recognised, resize=resize) == dataclasses.replace(
         plan, resize=resize
@@ -138,10 +138,10 @@ def test_a_plan_comes_back_from_its_transform_and_from_json(protocol, preprocess
 def test_a_transform_whose_steps_were_changed_has_the_plan_of_its_steps():
     transform = PlanTransform(plan_for("domainbed", 224, augment=False))
     transform.transforms[-1] = T.Normalize(CLIP_MEAN, CLIP_STD)
-    assert plan_of(transform).mean == CLIP_MEAN
+    assert find_plan(transform).mean == CLIP_MEAN
 
     transform.transforms.append(T.RandomErasing())
-    assert plan_of(transform) is None
+    assert find_plan(transform) is None
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_other_transforms_have_no_image_plan():
 
     end = [T.ToTensor(), T.Normalize((0.5,) * 3, (0.5,) * 3)]
     square = T.Resize((8, 8))
-    assert plan_of(T.Compose([square, *end]))
+    assert find_plan(T.Compose([square, *end]))
     for steps in (
         [],
         end,
@@ -188,9 +188,9 @@ def test_other_transforms_have_no_image_plan():
         [square, *end, T.RandomErasing()],
         [square, T.ColorJitter(0.1), T.RandomHorizontalFlip(), *end],
     ):
-        assert plan_of(T.Compose(steps)) is None
-    assert plan_of(square) is None
-    assert plan_of(None) is None
+        assert find_plan(T.Compose(steps)) is None
+    assert find_plan(square) is None
+    assert find_plan(None) is None
 
 
 def level_difference(
@@ -263,7 +263,7 @@ def test_unneeded_operations_are_left_out():
     transform_with_jitter = T.Compose(
         [T.Resize((16, 16)), T.ColorJitter(0, 0.5, 0, 0.2), T.ToTensor(), T.Normalize(half, half)]
     )
-    jitter_plan = dataclasses.replace(plan_of(transform_with_jitter), jitter="numba")
+    jitter_plan = dataclasses.replace(find_plan(transform_with_jitter), jitter="numba")
     pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8)
     torch.manual_seed(0)
     expected = transform_with_jitter(Image.fromarray(pixels.numpy()))
@@ -277,7 +277,7 @@ def test_unneeded_operations_are_left_out():
 
 def test_jittered_batches_are_the_same_on_a_device_and_the_processor(device):
     """By torch on the device and, where it is installed, by numba on the processor."""
-    assert stages.jitter_path(device) == "torch"
+    assert stages.jitter_backend(device) == "torch"
     noise = torch.randint(256, (24, 16, 16, 3), dtype=torch.uint8)
     noise[:4] = noise[:4, :, :, :1]  # greys have no hue
     noise_plan = batch_jitter_plan()

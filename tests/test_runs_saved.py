@@ -10,7 +10,7 @@ import torch
 from runs_jobs import changed, records
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.images.protocols import plan_for, recorded_plan
+from domainbed_carft.images.protocols import plan_for, read_plan
 from domainbed_carft.method import prompts
 from domainbed_carft.runs import saved
 
@@ -43,7 +43,7 @@ def test_the_image_plan_is_the_recorded_one_or_the_protocols(pets):
     assert run.image_plan.as_json() == records(pets / "CARFT")[0]["image_plan"]
 
     content = {name: value for name, value in run.content.items() if name != "image_plan"}
-    assert recorded_plan(content, run.algorithm.input) == plan_for("domainbed", 48, augment=True)
+    assert read_plan(content, run.algorithm.input) == plan_for("domainbed", 48, augment=True)
 
 
 class Evil:

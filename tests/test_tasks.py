@@ -23,7 +23,7 @@ from domainbed_carft import cli
 from domainbed_carft.clips import backbone
 from domainbed_carft.data import tasks
 from domainbed_carft.data.benchmarks import ASSETS
-from domainbed_carft.data.comparison import normalised_name
+from domainbed_carft.data.comparison import normalise_name
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.images.transforms import PlanTransform
@@ -131,9 +131,9 @@ def test_each_split_has_its_images_under_the_labels_of_the_full_list(name, plant
     if name != "CIFAR10":
         sources = [source for split in splits for source, _ in split.samples]
         assert len({*sources}) == len(sources)
-    assert tasks.report_on(task, planted, splits).verdict == "differs"
+    assert tasks.make_report(task, planted, splits).verdict == "differs"
     complete = replace(task, images=(2 * task.classes, task.classes))
-    assert tasks.report_on(complete, planted, splits).data_edition == f"verified: {task.split}"
+    assert tasks.make_report(complete, planted, splits).data_edition == f"verified: {task.split}"
 
 
 # What OpenAI calls a class otherwise than its dataset does: dataset's name, OpenAI's.
@@ -169,14 +169,14 @@ OPENAI_WORDS = {
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_all_class_names_are_those_of_the_full_list_in_label_order(name):
     task = tasks.TASKS[name]
-    plain = [normalised_name(re.sub("^/./", "", listed)) for listed in GOLDEN[name]["names"]]
-    assert [*map(normalised_name, task.class_names)] == plain
+    plain = [normalise_name(re.sub("^/./", "", listed)) for listed in GOLDEN[name]["names"]]
+    assert [*map(normalise_name, task.class_names)] == plain
     assert len({*plain}) == task.classes  # so that a name has one label
 
     reworded = OPENAI_WORDS.get(name, {})
     expected = [reworded.get(class_name, class_name) for class_name in task.class_names]
     openai_names = prompts.class_names({"class_names": task.words}, task.classes)
-    assert [*map(normalised_name, openai_names)] == [*map(normalised_name, expected)]
+    assert [*map(normalise_name, openai_names)] == [*map(normalise_name, expected)]
 
 
 def drop_class(root, name):
@@ -203,7 +203,7 @@ def test_a_missing_class_shifts_no_label_and_is_named(name, missing, data, capsy
     split = tasks.read_split(task, data, True)
     labels = {*range(task.classes)} - {GOLDEN[name]["names"].index(missing)}
     assert count_images(split) == dict.fromkeys(labels, 2)
-    assert tasks.report_on(task, data, [split]).verdict == "broken"
+    assert tasks.make_report(task, data, [split]).verdict == "broken"
     assert cli.main(["data", "verify", name, "--data_dir", str(data)]) == 1
     problem = f"train has no image of 1 of the {task.classes} classes: '{missing}'"
     assert problem in capsys.readouterr().out
@@ -216,9 +216,9 @@ def test_one_more_class_shifts_no_label_and_is_named(data):
     paint(data / "eurosat" / "2750" / "Beach" / "0.jpg", 0)
     split = tasks.read_split(task, data, True)
     assert split.samples == complete.samples
-    report = tasks.report_on(task, data, [split])
-    assert report.verdict == "broken" and "t have: 'Beach'; they" in report.problems[0]
-    assert f"carft data verify EuroSAT --data_dir {data}" in report.refusal
+    report = tasks.make_report(task, data, [split])
+    assert report.status == "broken" and "t have: 'Beach'; they" in report.problems[0]
+    assert f"carft data verify EuroSAT --data_dir {data}" in report.error_text
 
 
 def test_missing_data_is_refused_with_the_remedy(tmp_path):

@@ -5,7 +5,7 @@ import os
 import re
 
 import pytest
-from data_trees import carft, even, grow, jpeg, report_on, write
+from data_trees import carft, even, grow, jpeg, make_report, write
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -21,8 +21,8 @@ def test_both_editions_of_terra_incognita_are_recognised():
         counts = {e: {c: 1 for c in benchmark.classes} for e in edition.counts}
         for environment, total in edition.counts.items():
             counts[environment]["bird"] += total - len(benchmark.classes)
-        report = report_on("TerraIncognita", counts)
-        assert (report.verdict, report.edition) == ("verified", edition.name)
+        report = make_report("TerraIncognita", counts)
+        assert (report.status, report.edition) == ("verified", edition.name)
         assert f"the {edition.total:,} images, {edition.name}" in report.as_text()
 
 
@@ -72,8 +72,8 @@ def inside(table, change):
     ],
 )
 def test_changed_copies_of_pacs_are_recognised(change, verdict, sentence):
-    report = report_on("PACS", change(benchmarks.get("PACS").editions[0].by_class))
-    assert report.verdict == verdict
+    report = make_report("PACS", change(benchmarks.get("PACS").editions[0].by_class))
+    assert report.status == verdict
     assert re.search(sentence, " ".join([*report.problems, *report.differences])), report
 
 
@@ -92,8 +92,8 @@ def test_changed_copies_of_pacs_are_recognised(change, verdict, sentence):
     ],
 )
 def test_environments_of_own_data_must_have_the_same_classes(counts, verdict, sentence):
-    report = report_on("Mine", counts)
-    assert report.verdict == verdict
+    report = make_report("Mine", counts)
+    assert report.status == verdict
     assert re.search(sentence, " ".join([*report.problems, *report.notes])), report
 
 
@@ -151,7 +151,7 @@ def test_verify_prints_json_and_decodes_images(tmp_path):
 
 def test_list_names_all_datasets_and_embedded_ones():
     report = verify.verify("EmojiStyles")
-    assert (report.verdict, report.images) == ("verified", 1716)
+    assert (report.status, report.images) == ("verified", 1716)
 
     lines = [line.split() for line in carft("list").stdout.splitlines()]
     row = "DomainNet domain_net clip, info, paint, quick, real, sketch 345 586,575 5,001"

@@ -91,7 +91,7 @@ def test_files_that_are_cut_off_are_refused(tmp_path):
 READ_IN_LITTLE_MEMORY = """
 import resource
 from domainbed.lib import resume
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import TransientError
 from domainbed_carft.files import weights
 
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -99,7 +99,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20),) * 2)
 for read in (lambda: weights.load_weights("state.pt"), lambda: resume.load(".")):
     try:
         read()
-    except PassingError as error:
+    except TransientError as error:
         print(error)
 """
 

@@ -130,13 +130,13 @@ def class_folders(name: str) -> tuple[str, ...]:
     return tuple(row[0] for row in rows)
 
 
-def is_found_by_name(name: str) -> bool:
+def is_known_name(name: str) -> bool:
     """Whether `carft data verify` finds the dataset by this name, below --data_dir."""
     named = [*suite_sets()["sets"], *task_facts()["tasks"]]
     return name in BENCHMARKS or any(name == facts["name"] for facts in named)
 
 
-def missing_data_dir(data_dir: str | Path) -> list[str]:
+def data_dir_problems(data_dir: str | Path) -> list[str]:
     """A sentence if ``data_dir``, the folder of the datasets' folders, is not a folder."""
     if os.path.isdir(data_dir):
         return []

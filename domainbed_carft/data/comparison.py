@@ -50,8 +50,8 @@ def compare(name: str, counts: Counts) -> Findings:
     folders = [environment.folder for environment in benchmark.environments]
     if not _are_environments_of(benchmark, names):
         findings.problems.append(
-            f"the environments are {quoted_names(names, 8) or 'missing'}, expected "
-            f"{quoted_names(folders, 8)}. Test environments go by position: rename these folders "
+            f"the environments are {quote_names(names, 8) or 'missing'}, expected "
+            f"{quote_names(folders, 8)}. Test environments go by position: rename these folders "
             "and move out all others"
         )
         return findings
@@ -71,10 +71,10 @@ def _are_environments_of(benchmark: Benchmark, names: Sequence[str]) -> bool:
     if len(names) != len(benchmark.environments):
         return False
     known_names = [
-        {normalised_name(form) for form in (environment.folder, *environment.also)}
+        {normalise_name(form) for form in (environment.folder, *environment.also)}
         for environment in benchmark.environments
     ]
-    return all(normalised_name(name) in forms for name, forms in zip(names, known_names))
+    return all(normalise_name(name) in forms for name, forms in zip(names, known_names))
 
 
 def _compare_unknown(counts: Counts, findings: Findings) -> None:
@@ -126,7 +126,7 @@ def _compare_with_imagenet(counts: Counts, findings: Findings) -> None:
         if 2 * len(missing) < len(ids) and (missing or extra):
             findings.differences.append(
                 f"environment {name!r} does not have ImageNet's 1,000 classes: missing "
-                f"{quoted_names(missing) or 'none'}, extra {quoted_names(extra) or 'none'}. To "
+                f"{quote_names(missing) or 'none'}, extra {quote_names(extra) or 'none'}. To "
                 f"check ImageNet, use {command}"
             )
 
@@ -136,14 +136,14 @@ def counts_digest(counts: Counts) -> str:
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def quoted_names(names: Iterable[str], limit: int = MAX_EXAMPLES) -> str:
+def quote_names(names: Iterable[str], limit: int = MAX_EXAMPLES) -> str:
     """The first names, quoted, and how many more there are; "" for no names."""
     names = list(names)
     ending = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(map(repr, names[:limit])) + ending
 
 
-def normalised_name(name: str) -> str:
+def normalise_name(name: str) -> str:
     """A name in lower case without spaces and punctuation: "Real World" and "real_world" agree."""
     return re.sub(r"[\W_]", "", name.casefold())
 
@@ -158,7 +158,7 @@ def _compare_classes(counts: Counts, known_classes: Sequence[str], findings: Fin
     for name, classes in counts.items():
         if classes and SUB_SPLITS.issuperset(map(str.lower, classes)):
             findings.problems.append(
-                f"environment {name!r} has the sub-splits {quoted_names(classes)}, expected class "
+                f"environment {name!r} has the sub-splits {quote_names(classes)}, expected class "
                 "folders; merge the sub-splits into one folder per class, each image once"
             )
             continue
@@ -166,7 +166,7 @@ def _compare_classes(counts: Counts, known_classes: Sequence[str], findings: Fin
         empty = [label for label, images in classes.items() if not images]
         if empty:
             findings.problems.append(
-                f"environment {name!r} has no image in {quoted_names(empty)}, so no job can "
+                f"environment {name!r} has no image in {quote_names(empty)}, so no job can "
                 "start; get the images or remove the class from all environments"
             )
     if not environments_by_classes:
@@ -185,7 +185,7 @@ def _compare_classes(counts: Counts, known_classes: Sequence[str], findings: Fin
     for folders, names in environments_by_classes.items():
         if folders == expected:
             continue
-        if known_classes and [*map(normalised_name, folders)] == [*map(normalised_name, expected)]:
+        if known_classes and [*map(normalise_name, folders)] == [*map(normalise_name, expected)]:
             findings.differences.append(_renamed_classes(names, folders, expected))
         else:
             findings.problems.append(_wrong_classes(names, folders, expected, origin))
@@ -196,7 +196,7 @@ def _renamed_classes(names: Sequence[str], folders: Sequence[str], expected: Seq
     pairs = zip(folders, expected)
     spellings = [f"{folder!r} for {name!r}" for folder, name in pairs if folder != name]
     return (
-        f"class folders in {quoted_names(names)} have other names in the same order: "
+        f"class folders in {quote_names(names)} have other names in the same order: "
         f"{', '.join(spellings[:MAX_EXAMPLES])}"
     )
 
@@ -205,12 +205,12 @@ def _wrong_classes(
     names: Sequence[str], folders: Sequence[str], expected: Sequence[str], origin: str
 ) -> str:
     """A sentence: environments ``names`` do not have the class folders of ``origin``."""
-    missing = quoted_names(name for name in expected if name not in folders) or "none"
-    extra = quoted_names(name for name in folders if name not in expected) or "none"
+    missing = quote_names(name for name in expected if name not in folders) or "none"
+    extra = quote_names(name for name in folders if name not in expected) or "none"
     pairs = enumerate(zip_longest(folders, expected))
     first_wrong_label = next(label for label, (folder, name) in pairs if folder != name)
     return (
-        f"the class folders in {quoted_names(names)} are not {origin}: missing {missing}, extra "
+        f"the class folders in {quote_names(names)} are not {origin}: missing {missing}, extra "
         f"{extra}. Labels are wrong from {first_wrong_label} on; make them the same"
     )
 
@@ -225,11 +225,11 @@ def _compare_editions(benchmark: Benchmark, counts: Counts, findings: Findings) 
     edition = min(benchmark.editions, key=distance)
     differences = []
     for name, classes in counts.items():
-        images = {normalised_name(label): number for label, number in classes.items()}
+        images = {normalise_name(label): number for label, number in classes.items()}
         by_class = [
-            f"{label!r} {images[normalised_name(label)]:,} instead of {expected:,}"
+            f"{label!r} {images[normalise_name(label)]:,} instead of {expected:,}"
             for label, expected in edition.by_class.get(name, {}).items()
-            if images.get(normalised_name(label), expected) != expected
+            if images.get(normalise_name(label), expected) != expected
         ]
         expected_total = edition.counts[name]
         if by_class or totals[name] != expected_total:

@@ -81,7 +81,9 @@ def install(
 
     work = _WorkFolder(data_dir / f".{target.name}.download", target.name)
     try:
-        with removing_empty_folders(work.unpacked, work.ready.parent, work.archives, work.root):
+        with remove_empty_folders_on_error(
+            work.unpacked, work.ready.parent, work.archives, work.root
+        ):
             work.clear()
             _fetch_all(sources, work, fetch or _fetch)
             _prepare(sources, work, prepare)
@@ -130,7 +132,7 @@ class _WorkFolder:
 
 def _require_expected(report: verify.DataReport, work: _WorkFolder, accept_different: bool) -> None:
     """Raise CarftError for data that is broken, or differs and is not accepted."""
-    if not report.problems and (report.verdict != "differs" or accept_different):
+    if not report.problems and (report.status != "differs" or accept_different):
         return
 
     sentences = report.problems or [*report.differences, *report.notes]
@@ -143,7 +145,7 @@ def _require_expected(report: verify.DataReport, work: _WorkFolder, accept_diffe
 
 
 @contextlib.contextmanager
-def removing_empty_folders(*folders: Path) -> Iterator[None]:
+def remove_empty_folders_on_error(*folders: Path) -> Iterator[None]:
     """Remove those of the ``folders`` that are empty if the block raises.
 
     Also remove the data folder, which is the parent of all, unless it existed before.

@@ -19,7 +19,7 @@ import numpy as np
 
 from domainbed_carft import files, process_variables
 from domainbed_carft.data import emoji_styles
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import TransientError
 from domainbed_carft.files import weights
 
 ARCHIVE = "emoji_styles.zip"
@@ -80,7 +80,7 @@ def _cached_folder(path: Path, fill: Callable[[Path], None]) -> Path:
     """The folder at ``path`` below the cache folder; ``fill`` makes it if it is not there.
 
     It is filled under another name and then renamed, so that no job sees half of it. Raises
-    PassingError if it cannot be written.
+    TransientError if it cannot be written.
     """
     target = files.cache_folder() / path
     if target.is_dir():
@@ -93,7 +93,7 @@ def _cached_folder(path: Path, fill: Callable[[Path], None]) -> Path:
             os.rename(Path(temporary, "images"), target)
     except OSError as error:
         if not target.is_dir():  # else another job was faster, and its copy is as good
-            raise PassingError(
+            raise TransientError(
                 f"the embedded images cannot be unpacked to {target}: {error}; set "
                 f"{process_variables.CACHE.name} to a writable folder on a disk with free space"
             ) from error

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from domainbed_carft import files, machine
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import TransientError
 from domainbed_carft.text import progress
 
 if TYPE_CHECKING:
@@ -58,12 +58,12 @@ def refuse_truncated_files() -> Iterator[None]:
 
 
 def read_image(reader: Callable[[Any], Any], path: str) -> Any:
-    """What ``reader`` returns for an image; PassingError, with its path, if that fails."""
+    """What ``reader`` returns for an image; TransientError, with its path, if that fails."""
     try:
         return reader(path)
     except Exception as error:  # Pillow's decoders raise a dozen kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise PassingError(
+        raise TransientError(
             f"{path} cannot be read: {reason}. Expected an image that Pillow opens; restore the "
             "file, or remove it (which changes the splits). `carft data verify --decode` lists "
             "all such files"
@@ -115,7 +115,7 @@ class DamagedImage:
     reason: str
 
 
-def damaged_images(root: Path, images: Sequence[str]) -> list[DamagedImage]:
+def find_damaged_images(root: Path, images: Sequence[str]) -> list[DamagedImage]:
     """Decode all ``images`` (paths below ``root``); returns those that are not whole, sorted."""
     from PIL import ImageFile
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from domainbed_carft.data.comparison import quoted_names
+from domainbed_carft.data.comparison import quote_names
 from domainbed_carft.errors import CarftError
 from domainbed_carft.text import progress, quantity
 
@@ -51,7 +51,7 @@ class Listing:
     def problems(self) -> list[str]:
         """A sentence for each kind of fault."""
         return [
-            f"{quantity(len(paths), kind)} {FAULT_KINDS[kind]}: {quoted_names(paths)}"
+            f"{quantity(len(paths), kind)} {FAULT_KINDS[kind]}: {quote_names(paths)}"
             for kind, paths in self.faults.items()
             if paths
         ]
@@ -95,7 +95,7 @@ def _subfolders(root: Path, kind: str) -> list[str]:
     return names
 
 
-def loose_images(root: Path) -> int:
+def count_loose_images(root: Path) -> int:
     """The number of files with an image's extension that lie in ``root`` itself."""
     _, images = _entries(root)
     return len(images)

@@ -23,8 +23,8 @@ import numpy as np
 
 from domainbed_carft.data import benchmarks, listing
 from domainbed_carft.data import verify as verifying
-from domainbed_carft.data.comparison import normalised_name, quoted_names
-from domainbed_carft.data.download import removing_empty_folders, with_time_limit
+from domainbed_carft.data.comparison import normalise_name, quote_names
+from domainbed_carft.data.download import remove_empty_folders_on_error, with_time_limit
 from domainbed_carft.data.image_files import ImageDataset
 from domainbed_carft.errors import CarftError, brief
 
@@ -79,7 +79,7 @@ def read_split(task: Task, data_dir: str | Path, train: bool) -> ImageDataset:
     Images of classes that the task does not have are left out. Raises CarftError without data
     that torchvision can read.
     """
-    for problem in benchmarks.missing_data_dir(data_dir):
+    for problem in benchmarks.data_dir_problems(data_dir):
         raise CarftError(problem)
     try:
         named_sources = _read_named_sources(task, Path(data_dir), train)
@@ -91,13 +91,13 @@ def read_split(task: Task, data_dir: str | Path, train: bool) -> ImageDataset:
             f"{task.name} cannot be read below {data_dir} ({reason}); {task.remedy}"
         ) from error
 
-    labels = {normalised_name(name): label for label, name in enumerate(task.class_names)}
+    labels = {normalise_name(name): label for label, name in enumerate(task.class_names)}
     names = dict.fromkeys(name for _, name in named_sources)
-    unknown_classes = [name for name in names if normalised_name(name) not in labels]
+    unknown_classes = [name for name in names if normalise_name(name) not in labels]
     samples = [
-        (source, labels[normalised_name(name)])
+        (source, labels[normalise_name(name)])
         for source, name in named_sources
-        if normalised_name(name) in labels
+        if normalise_name(name) in labels
     ]
     if task.drawn:
         samples = _draw_split(task, sorted(samples, key=lambda sample: str(sample[0])), train)
@@ -132,12 +132,12 @@ def class_problems(task: Task, split: str, images: ImageDataset) -> list[str]:
     if missing:
         problems.append(
             f"{split} has no image of {len(missing):,} of the {len(task.class_names):,} classes: "
-            f"{quoted_names(missing)}; restore their images, or the lists that name them"
+            f"{quote_names(missing)}; restore their images, or the lists that name them"
         )
     if images.unknown_classes:
         problems.append(
             f"{split} has images of classes that {task.name} does not have: "
-            f"{quoted_names(images.unknown_classes)}; they are not read. Move them out, or "
+            f"{quote_names(images.unknown_classes)}; they are not read. Move them out, or "
             "restore the names"
         )
     return problems
@@ -154,15 +154,15 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verifying.
         raise CarftError(f"{name} needs --data_dir, the folder of {task.folder}")
 
     splits = [read_split(task, data_dir, train) for train in (True, False)]
-    report = replace(report_on(task, data_dir, splits), decoded=decode)
+    report = replace(make_report(task, data_dir, splits), decoded=decode)
     sources = [source for split in splits for source, _ in split.samples]
     files = [source for source in sources if not isinstance(source, np.ndarray)]
-    return verifying.with_decoding_faults(
+    return verifying.add_decoding_faults(
         report, [os.path.relpath(file, report.root) for file in files]
     )
 
 
-def report_on(
+def make_report(
     task: Task, data_dir: str | Path, splits: Iterable[ImageDataset]
 ) -> verifying.DataReport:
     """The report on a task's training set, or on that and its test set, without decoding them."""
@@ -203,7 +203,7 @@ def download(name: str, data_dir: Path) -> verifying.DataReport:
     had_leftovers = leftovers.exists()
     print(f"{task.name}: torchvision fetches it to {data_dir / task.folder}", file=sys.stderr)
     try:
-        with removing_empty_folders(data_dir / task.folder):
+        with remove_empty_folders_on_error(data_dir / task.folder):
             for part in (*task.parts[0], *task.parts[1]):
                 with_time_limit(
                     functools.partial(_torchvision_dataset, task, data_dir, part, download=True)

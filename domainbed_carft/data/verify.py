@@ -11,8 +11,8 @@ from typing import Any
 
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks, comparison, emoji
-from domainbed_carft.data.comparison import Counts, quoted_names
-from domainbed_carft.data.image_files import DamagedImage, damaged_images
+from domainbed_carft.data.comparison import Counts, quote_names
+from domainbed_carft.data.image_files import DamagedImage, find_damaged_images
 from domainbed_carft.data.listing import Listing, list_environments
 from domainbed_carft.errors import CarftError
 
@@ -48,7 +48,7 @@ class DataReport:
         """A sentence: the data is broken, why, and the command for details."""
         location = "" if str(self.root) == self.name else f" in {self.root}"
         arguments = shlex.quote(str(self.root))
-        if benchmarks.is_found_by_name(self.name):
+        if benchmarks.is_known_name(self.name):
             arguments = f"{self.name} --data_dir {shlex.quote(str(self.root.parent))}"
         return (
             f"the data of {self.name}{location} is broken: {'; '.join(self.problems)}. "
@@ -89,7 +89,7 @@ class DataReport:
         ]
         if rows:
             table = text.table(("environment", "images", "classes"), rows)
-            lines[1:1] = text.limited(table.splitlines(), MAX_ENVIRONMENTS + 1)
+            lines[1:1] = text.limit_lines(table.splitlines(), MAX_ENVIRONMENTS + 1)
         return "\n".join(lines)
 
     def _verdict_meaning(self) -> str:
@@ -123,7 +123,7 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
 
     if data_dir is None:
         raise CarftError(f"{name_or_path} needs --data_dir, the folder that contains {folder!r}")
-    for problem in benchmarks.missing_data_dir(data_dir):
+    for problem in benchmarks.data_dir_problems(data_dir):
         raise CarftError(problem)
     if not os.path.isdir(data_dir / folder):
         raise CarftError(
@@ -156,10 +156,10 @@ def verify_listing(name: str, listing: Listing, decode: bool = False) -> DataRep
     )
 
     reported = {path for paths in listing.faults.values() for path in paths}
-    return with_decoding_faults(report, [p for p in listing.images if p not in reported])
+    return add_decoding_faults(report, [p for p in listing.images if p not in reported])
 
 
-def with_decoding_faults(report: DataReport, images: Sequence[str]) -> DataReport:
+def add_decoding_faults(report: DataReport, images: Sequence[str]) -> DataReport:
     """The report, with what decoding ``images``, paths below its root, adds to it.
 
     They are decoded only if the report is ``decoded``.
@@ -167,7 +167,7 @@ def with_decoding_faults(report: DataReport, images: Sequence[str]) -> DataRepor
     if not report.decoded:
         return report
 
-    damaged = damaged_images(report.root, images)
+    damaged = find_damaged_images(report.root, images)
     unreadable = [image.path for image in damaged if not image.truncated]
     truncated = [image.path for image in damaged if image.truncated]
     return replace(
@@ -186,4 +186,4 @@ def _download_again(paths: Sequence[str], fault: str) -> list[str]:
     if not paths:
         return []
     count = text.quantity(len(paths), "image")
-    return [f"{count} {fault} (download again): {quoted_names(paths)}"]
+    return [f"{count} {fault} (download again): {quote_names(paths)}"]

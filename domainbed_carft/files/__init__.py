@@ -18,7 +18,7 @@ from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError
 
 # What a process that was killed while it wrote leaves beside the file.
-HALF_WRITTEN = ".carft-*.part"
+PART_FILE_PATTERN = ".carft-*.part"
 
 # Files by which a folder is that of a job or a sweep.
 _FILES_OF_JOBS = ("results.jsonl", "sweep.json", "lock", "done")
@@ -38,7 +38,7 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
-def open_itself(path: str | os.PathLike[str], flags: int) -> int:
+def open_nofollow(path: str | os.PathLike[str], flags: int) -> int:
     """A descriptor of the regular file at ``path``, which ``flags`` may create.
 
     Raises OSError if it is a link, whose target would be written to, or no regular file.
@@ -83,9 +83,9 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 def append_line(path: Path, line: str) -> None:
     """Append a line, after a line break if a full disk had cut the line before.
 
-    Raises OSError as `open_itself`.
+    Raises OSError as `open_nofollow`.
     """
-    with open(path, "ab+", buffering=0, opener=open_itself) as file:
+    with open(path, "ab+", buffering=0, opener=open_nofollow) as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
         is_cut = file.read(1) not in (b"", b"\n")
@@ -126,7 +126,7 @@ def save(path: Path, write_to: Callable[[Path], object]) -> None:
         with replacing(path) as part:
             write_to(part)
     except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
-        raise not_written(path, error) from error
+        raise write_error(path, error) from error
 
 
 def save_text(path: Path, text: str) -> None:
@@ -160,7 +160,7 @@ def stream(path: Path | None) -> Iterator[TextIO]:
         with replacement as part, part.open("w", encoding="utf-8", errors="backslashreplace") as f:
             yield f
     except OSError as error:
-        raise not_written(path, error) from error
+        raise write_error(path, error) from error
 
 
 def require_output(path: Path | None, inputs: Iterable[Path | str | None] = ()) -> None:
@@ -188,7 +188,7 @@ def cache_folder() -> Path:
     return Path(explicit or f"{caches}/domainbed_carft").expanduser()
 
 
-def not_written(path: Path, error: Exception) -> CarftError:
+def write_error(path: Path, error: Exception) -> CarftError:
     """What to raise where ``path``, a file or a folder, could not be written."""
     # torch hides the error of a write behind one of its own.
     reason = getattr(error, "strerror", None) or getattr(error.__context__, "strerror", error)

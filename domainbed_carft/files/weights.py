@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError, PassingError, is_out_of_memory
+from domainbed_carft.errors import CarftError, TransientError, is_out_of_memory
 
 CHUNK_BYTES = 1 << 20  # read at a time
 
@@ -46,7 +46,7 @@ def load_weights(path: Path | str) -> Any:
     """The content that torch.save wrote to ``path``, on the CPU; nothing in the file is run.
 
     Every weights file is opened here. Raises CarftError, in one line, for a file that cannot be
-    read, is damaged, or holds more than plain data and tensors; PassingError if this process has
+    read, is damaged, or holds more than plain data and tensors; TransientError if this process has
     too little memory for it.
     """
     import torch
@@ -61,7 +61,7 @@ def load_weights(path: Path | str) -> Any:
         raise CarftError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch and zipfile raise a dozen types
         if is_out_of_memory(error):
-            raise PassingError(
+            raise TransientError(
                 f"{path} was not read: out of memory with a file of {os.path.getsize(path):,} "
                 "bytes; end other processes, or raise this one's limit (ulimit -v)"
             ) from error

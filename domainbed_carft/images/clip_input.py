@@ -53,7 +53,7 @@ class CLIPInput(nn.Module):
             x = F.interpolate(x, size=size, mode=self.preprocessing.interpolation, antialias=True)
         return x * self.scale + self.shift
 
-    def undone_normalisation(self) -> Normalisation:
+    def data_normalisation(self) -> Normalisation:
         """Mean and std a channel of the data, computed from the buffers; rounded to float32."""
         scale = self.scale.flatten().tolist()
         shift = self.shift.flatten().tolist()

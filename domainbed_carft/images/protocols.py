@@ -87,7 +87,7 @@ def plan_for(
     )
 
 
-def recorded_plan(content: Mapping[str, Any], clip_input: CLIPInput) -> ImagePlan:
+def read_plan(content: Mapping[str, Any], clip_input: CLIPInput) -> ImagePlan:
     """The plan of a job's training images, or of the test images if it did not augment.
 
     ``content`` is that of a file of weights, ``clip_input`` that of the algorithm in it. Foreign
@@ -105,6 +105,6 @@ def recorded_plan(content: Mapping[str, Any], clip_input: CLIPInput) -> ImagePla
         preprocessing=Preprocessing.from_hparam(hparams["preprocessing"]),
     )
     if hparams["protocol"] == HOST:
-        mean, std = clip_input.undone_normalisation()
+        mean, std = clip_input.data_normalisation()
         plan = dataclasses.replace(plan, mean=mean, std=std)
     return plan

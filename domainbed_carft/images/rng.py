@@ -43,7 +43,7 @@ def set_states(states: tuple[Any, ...]) -> None:
 
 
 @contextlib.contextmanager
-def preserved_states() -> Iterator[None]:
+def preserve_states() -> Iterator[None]:
     """Restore the three global generators after the block, even if they are seeded inside."""
     before = get_states()
     try:

@@ -67,7 +67,7 @@ def _resized(plan: ImagePlan, image: Tensor) -> Tensor:
     return pixels[0].permute(1, 2, 0).contiguous()
 
 
-def resized_by_pillow(plan: ImagePlan, image: Tensor) -> Tensor:
+def resize_by_pillow(plan: ImagePlan, image: Tensor) -> Tensor:
     """An image (H, W, 3), uint8, as a plan's square (S, S, 3) by Pillow, as its transform does.
 
     `first_stage` resizes by torch, which differs by rounding. ``plan``: without augmentation.
@@ -130,7 +130,7 @@ def _batch_operations(plan: ImagePlan, choices: np.ndarray) -> BatchOperations:
     )
 
 
-def jitter_path(device: torch.device | str) -> str:
+def jitter_backend(device: torch.device | str) -> str:
     """What applies the colour jitter for a model on ``device``: "torch" or "numba".
 
     On a processor numba's loops take a twentieth of torch's time.

@@ -94,7 +94,7 @@ def is_upstream(transform: Any) -> bool:
     return names in UPSTREAM_STEPS and list(steps[-1].mean) == list(IMAGENET_MEAN)
 
 
-def normalisation_of(transform: Any) -> Normalisation | None:
+def get_normalisation(transform: Any) -> Normalisation | None:
     """Mean and standard deviation of the last normalising step, if any shows."""
     plan = _known_plan(transform)
     if plan is not None:
@@ -108,7 +108,7 @@ def normalisation_of(transform: Any) -> Normalisation | None:
     return tuple(map(float, last.mean)), tuple(map(float, last.std))
 
 
-def plan_of(transform: Any) -> ImagePlan | None:
+def find_plan(transform: Any) -> ImagePlan | None:
     """The plan of a transform like ours and upstream's; None of any other.
 
     A transform with a step that is not known here has no plan; Pillow applies it as it is. A
@@ -128,8 +128,8 @@ def unaugmented(dataset: Any) -> Any:
     if isinstance(dataset, Subset):
         return Subset(unaugmented(dataset.dataset), dataset.indices)
 
-    plan = plan_of(getattr(dataset, "transform", None))
-    if plan is None or not plan.draws:
+    plan = find_plan(getattr(dataset, "transform", None))
+    if plan is None or not plan.is_random:
         return dataset
     tested = copy.copy(dataset)
     tested.transform = PlanTransform(plan.without_augmentation())

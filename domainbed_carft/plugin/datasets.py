@@ -105,7 +105,7 @@ class TaskData(PackageDataset):
     def data_problems(cls, root: Any) -> list[str]:
         """For our harness: what is wrong with the data, before a job starts."""
         task = cls.TASK
-        problems = benchmarks.missing_data_dir(root) if root else []
+        problems = benchmarks.data_dir_problems(root) if root else []
         if problems:
             return problems
         if root and os.path.isdir(os.path.join(root, task.folder)):
@@ -118,7 +118,7 @@ class TaskData(PackageDataset):
 
         training_split = tasks.read_split(self.TASK, root, train=True)
         training_split.root = self.ENVIRONMENTS[0]  # an environment is called after its folder
-        return [training_split], tasks.report_on(self.TASK, root, [training_split])
+        return [training_split], tasks.make_report(self.TASK, root, [training_split])
 
 
 TASKS = {name: type(name, (TaskData,), {"TASK": task}) for name, task in tasks.TASKS.items()}
@@ -186,7 +186,7 @@ class ImageNet(PackageDataset):
     @classmethod
     def data_problems(cls, root: Any) -> list[str]:
         """For our harness: what is wrong with the data, before a job starts."""
-        return imagenet_training.missing_problems(root)
+        return imagenet_training.training_set_problems(root)
 
     def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
         """The training set, the only environment, and its verdict; CarftError if it is missing."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import verify
-from domainbed_carft.errors import CarftError, EndedJob
+from domainbed_carft.errors import CarftError, JobExit
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.images.protocols import CLIP_PRESETS, HOST, UPSTREAM_SIZE, plan_for
-from domainbed_carft.images.transforms import PlanTransform, is_upstream, normalisation_of
+from domainbed_carft.images.transforms import PlanTransform, get_normalisation, is_upstream
 from domainbed_carft.method import dataset_facts
 from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
 from domainbed_carft.text import printable
@@ -60,7 +60,7 @@ def with_data_check(original: Callable[..., None]) -> Callable[..., None]:
         if failure is not None:
             if report is None or not (is_for_us and report.problems):
                 raise failure
-            raise CarftError(f"{report.refusal}. It cannot be loaded: {failure}") from failure
+            raise CarftError(f"{report.error_text}. It cannot be loaded: {failure}") from failure
 
         try:
             # DPLCLIP puts the folders' names here, over what the user may have given.
@@ -77,7 +77,7 @@ def with_data_check(original: Callable[..., None]) -> Callable[..., None]:
 def require_weights(hparams: Any) -> None:
     """In a checkout, have the CLIP of one of our algorithms on this machine before data is read.
 
-    Downloads OpenAI's weights where they are missing. Raises EndedJob where that fails, or where
+    Downloads OpenAI's weights where they are missing. Raises JobExit where that fails, or where
     the file that the user names does not exist. Our harness and open_clip look for themselves.
     """
     if not isinstance(hparams, dict) or "clip_backbone" not in hparams:
@@ -94,7 +94,7 @@ def require_weights(hparams: Any) -> None:
     try:
         openai.locate(str(name))
     except CarftError as error:
-        raise EndedJob(str(error)) from None
+        raise JobExit(str(error)) from None
 
 
 def _verified(name: str, root: Any) -> verify.DataReport | None:
@@ -117,7 +117,7 @@ def warn_of_broken_data(report: verify.DataReport, is_for_us: bool) -> None:
 
     _warned.add(report.root)
     print(
-        f"domainbed-carft: Warning: {printable(report.refusal)}. The job continues, but its "
+        f"domainbed-carft: Warning: {printable(report.error_text)}. The job continues, but its "
         f"results may be worthless; fix the data and rerun the job ({SWITCH}=1 disables this "
         "check).",
         file=sys.stderr,
@@ -137,7 +137,7 @@ def hand_on_facts(
         environment = dataset_facts.EnvironmentFacts(
             os.path.basename(os.path.normpath(getattr(folder, "root", str(index)))),
             getattr(folder, "classes", None),
-            normalisation_of(getattr(folder, "transform", None)),
+            get_normalisation(getattr(folder, "transform", None)),
         )
         environments.append(environment)
 

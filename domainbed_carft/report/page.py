@@ -416,7 +416,7 @@ def require_place(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(name for name in os.listdir(folder) if name[0] != ".")
     except OSError as error:
-        raise files.not_written(folder, error) from error
+        raise files.write_error(folder, error) from error
 
     if names and _GENERATOR not in _earlier_page(folder):
         listing = ", ".join(names[:_NAMED_FILES])
@@ -443,7 +443,7 @@ def _write(folder: Path, page: Page) -> None:
         for name in earlier_figures.difference(contents):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        raise files.not_written(folder, error) from error
+        raise files.write_error(folder, error) from error
 
 
 def _render(page: Page) -> bytes:
@@ -455,7 +455,7 @@ def _render(page: Page) -> bytes:
 
 @cache
 def _template() -> Any:
-    templates = text.templates(autoescape=True)
+    templates = text.load_templates(autoescape=True)
     # Names are anybody's; what is markup already has come through here.
     templates.finalize = lambda value: text.printable(value) if type(value) is str else value
     return templates.get_template("report/page.html.j2")

@@ -30,7 +30,7 @@ from domainbed_carft.method import dataset_facts, host_lookup, prompts
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.paths import AnyPath, as_text
 from domainbed_carft.runs.run import Run
-from domainbed_carft.text import differences
+from domainbed_carft.text import trim_differences
 
 SEEDS = 2**64  # a key's seed is taken modulo this
 DEFAULT_HOLDOUT_FRACTION = 0.2  # as in DomainBed's train
@@ -162,7 +162,7 @@ def require_same_data(
     for name, before, now in comparisons:
         if before != now:
             is_text = isinstance(before, str)
-            before_text, now_text = (before, now) if is_text else differences(before, now)
+            before_text, now_text = (before, now) if is_text else trim_differences(before, now)
             raise CarftError(
                 f"the dataset {run.args['dataset']} is not what {run.path} was trained on: {name} "
                 f"{before_text} then, {now_text} now. Restore the data, or give its place with "
@@ -225,7 +225,7 @@ def _make_dataset(
 ) -> Any:
     """The run's dataset, drawn by its seed as in training; raises whatever its class raises."""
     dataset_class = _dataset_class(run, data_dir)
-    with rng.preserved_states():  # the dataset may draw
+    with rng.preserve_states():  # the dataset may draw
         rng.reseed(run.args.get("seed", 0))
         folder = data_dir or run.args.get("data_dir")
         dataset = dataset_class(folder, _unaugmented_environments(run, is_augmented), hparams)
@@ -347,7 +347,7 @@ class _KeyedItems(Dataset[Any]):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
-        with rng.preserved_states():
+        with rng.preserve_states():
             if self._source:
                 return self._read_by_plan(positions)
             return [self._read_host_item(position) for position in positions]
@@ -361,6 +361,6 @@ class _KeyedItems(Dataset[Any]):
 
     def _read_host_item(self, position: int) -> Any:
         # As in the harness's `lib/fast_data_loader.py`; no other host draws by a key.
-        seed_of = rng.seed_of if host_lookup.in_our_harness() else misc.seed_hash
+        seed_of = rng.derive_seed if host_lookup.in_our_harness() else misc.seed_hash
         rng.reseed(int(seed_of(*self._key, position)))
         return self._items[position]

@@ -21,8 +21,8 @@ from domainbed_carft.data import verify as verification
 from domainbed_carft.data.benchmarks import (
     ASSETS,
     Source,
+    data_dir_problems,
     imagenet_ids,
-    missing_data_dir,
     suite_lists,
     suite_sets,
 )
@@ -152,7 +152,7 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verificati
     """
     if data_dir is None:
         raise CarftError(f"{name} needs --data_dir, the folder that contains it")
-    for problem in missing_data_dir(data_dir):
+    for problem in data_dir_problems(data_dir):
         raise CarftError(problem)
     if name != "ImageNet":
         return _verify_test_set(name, data_dir, decode)
@@ -188,7 +188,7 @@ def _verify_test_set(name: str, data_dir: Path, decode: bool) -> verification.Da
         edition=None if copy.problems else "as published",
         decoded=decode,
     )
-    return verification.with_decoding_faults(
+    return verification.add_decoding_faults(
         report, [os.path.relpath(path, copy.root) for path, _ in copy.samples]
     )
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from domainbed_carft.data import listing
 from domainbed_carft.data import verify as verification
-from domainbed_carft.data.benchmarks import imagenet_ids, missing_data_dir
-from domainbed_carft.data.comparison import quoted_names
+from domainbed_carft.data.benchmarks import data_dir_problems, imagenet_ids
+from domainbed_carft.data.comparison import quote_names
 from domainbed_carft.errors import CarftError
 
 # Below the data folder, as in mlfoundations/model-soups, datasets.md.
@@ -30,11 +30,11 @@ def expected_folder(data_dir: str) -> str:
     return str(find_training_set(data_dir) or Path(data_dir, PLACES[0], "train"))
 
 
-def missing_problems(data_dir: str | Path | None) -> list[str]:
+def training_set_problems(data_dir: str | Path | None) -> list[str]:
     """A sentence if the training set is not below ``data_dir``."""
     if find_training_set(data_dir):
         return []
-    if data_dir and (absent := missing_data_dir(data_dir)):
+    if data_dir and (absent := data_dir_problems(data_dir)):
         return absent
     return [
         f"ImageNet needs --data_dir, a folder with {' or '.join(PLACES)}, and in that train, a "
@@ -50,7 +50,7 @@ def folder_problems(folder: Path, names: Sequence[str]) -> list[str]:
     extra = sorted({*names} - {*imagenet_ids()})
     return [
         f"{folder} does not have the 1,000 WordNet ids of ILSVRC2012 as its folders: missing "
-        f"{quoted_names(lacking) or 'none'}, extra {quoted_names(extra) or 'none'}. Labels "
+        f"{quote_names(lacking) or 'none'}, extra {quote_names(extra) or 'none'}. Labels "
         "go by position: restore the folders"
     ]
 
@@ -62,7 +62,7 @@ def report(
     problems = list(problems)
     empty = [name for name, number in counts.items() if not number]
     if empty:
-        problems.append(f"{len(empty):,} of 1,000 classes have no image: {quoted_names(empty)}")
+        problems.append(f"{len(empty):,} of 1,000 classes have no image: {quote_names(empty)}")
 
     total = sum(counts.values())
     differences = []
@@ -81,7 +81,7 @@ def verify(data_dir: str | Path, decode: bool = False) -> verification.DataRepor
     """
     folder = find_training_set(data_dir)
     if folder is None:
-        raise CarftError(*missing_problems(data_dir))
+        raise CarftError(*training_set_problems(data_dir))
 
     listed_copy = listing.list_classes(folder)
     (folder_counts,) = listed_copy.counts.values()
@@ -92,4 +92,4 @@ def verify(data_dir: str | Path, decode: bool = False) -> verification.DataRepor
     odd_paths = {path for paths in listed_copy.faults.values() for path in paths}
     readable = [f"train/{path}" for path in listed_copy.images if path not in odd_paths]
     judgement = replace(report(folder, counts, problems), decoded=decode)
-    return verification.with_decoding_faults(judgement, readable)
+    return verification.add_decoding_faults(judgement, readable)

@@ -17,7 +17,7 @@ from domainbed_carft.suites import imagenet
 TASK_STEPS = 5001  # DomainBed's default for datasets without a number of their own
 
 
-def known_data() -> list[dict[str, Any]]:
+def list_known_data() -> list[dict[str, Any]]:
     """One object for each benchmark, task and test set, as `carft data list --json` prints them."""
     return [
         *map(asdict, benchmarks.BENCHMARKS.values()),

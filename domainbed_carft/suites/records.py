@@ -36,7 +36,7 @@ def append(folder: Path, record: Mapping[str, Any]) -> None:
     try:
         files.append_line(path, json.dumps({key: record[key] for key in (*FIELDS, *group_means)}))
     except OSError as error:
-        raise files.not_written(path, error) from error
+        raise files.write_error(path, error) from error
 
 
 def read(folder: Path, warnings: list[RecordWarning]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from domainbed_carft.data import listing
-from domainbed_carft.data.comparison import quoted_names
+from domainbed_carft.data.comparison import quote_names
 from domainbed_carft.errors import CarftError
 
 SORT_BY_CLASS = "sort them into a folder for each class"
@@ -167,7 +167,7 @@ class Folders:
                 return TestSetCopy(None, (), [f"not there; expected {expected} in {data_dir}"])
 
             is_unsorted = not self.labels.keys() & {*os.listdir(root)}
-            unsorted_count = listing.loose_images(root) if is_unsorted else 0
+            unsorted_count = listing.count_loose_images(root) if is_unsorted else 0
             if unsorted_count:
                 problem = f"{root} has {unsorted_count:,} images and no class folder"
                 return TestSetCopy(root, (), [f"{problem}; {self.unsorted_remedy}"])
@@ -207,11 +207,11 @@ class Folders:
         if empty:
             problems.append(
                 f"no image of {len(empty):,} of its {len(names):,} classes; expected them in the "
-                f"folders {quoted_names(empty)}"
+                f"folders {quote_names(empty)}"
             )
         unexpected = [name for name in folder_names if name not in self.labels]
         if unexpected:
-            problems.append(f"unexpected class folders: {quoted_names(unexpected)}")
+            problems.append(f"unexpected class folders: {quote_names(unexpected)}")
 
         total = sum(label_counts.values())
         if total != self.image_count:
@@ -220,7 +220,7 @@ class Folders:
             expected = self.images_per_class
             uneven = [names[label] for label in sorted(names) if label_counts[label] != expected]
             if uneven:
-                problems.append(f"not {expected} images in the folders {quoted_names(uneven)}")
+                problems.append(f"not {expected} images in the folders {quote_names(uneven)}")
         return problems
 
     def _find_root(self, data_dir: Path) -> Path | None:

@@ -51,7 +51,7 @@ def verdicts(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) -> lis
     it. Other algorithms' jobs warn of it.
     """
     checking_datasets = {job.key.dataset for job in jobs if _checks_data(job)}
-    no_data_dir = benchmarks.missing_data_dir(data_dir)
+    no_data_dir = benchmarks.data_dir_problems(data_dir)
 
     distinct: dict[str, DataVerdict] = {}
     for name in datasets:
@@ -95,7 +95,7 @@ def _verdict(name: str, folder: str | None, data_dir: str, is_checked: bool) -> 
     if not report.problems:
         edition = report.data_edition
         return DataVerdict(f"{name}: {edition}, {report.images:,} images in {report.root}")
-    problem = f"{report.refusal}; fix the data, or set the hparam data_edition to {UNCHECKED}"
+    problem = f"{report.error_text}; fix the data, or set the hparam data_edition to {UNCHECKED}"
     return DataVerdict(
         f"{name}: broken: {'; '.join(report.problems)}", broken=problem if is_checked else None
     )

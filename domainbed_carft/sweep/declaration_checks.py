@@ -244,7 +244,7 @@ def _at_its_setting(problem: str | HparamProblem, settings: Sequence[_Setting]) 
         of_name = [setting for setting in settings if setting.name == problem.name]
         of_value = [setting for setting in of_name if setting.value == problem.value]
         if of_name:
-            return (of_value or of_name)[-1].path, problem.behind_its_key()
+            return (of_value or of_name)[-1].path, problem.message_after_key()
     return ("hparams",), str(problem)
 
 

@@ -67,7 +67,7 @@ def calls(monkeypatch):
         calls.append((name, str(folder)))
         if name == "VLCS":
             raise CarftError("the link is dead")
-        return SimpleNamespace(verdict="verified", images=3, root=folder / name)
+        return SimpleNamespace(status="verified", images=3, root=folder / name)
 
     monkeypatch.setattr(download, "download", stand_in)
     return calls

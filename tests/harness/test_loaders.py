@@ -23,7 +23,7 @@ from domainbed.scripts import train
 from fake_checkout import run_python
 from torch.utils.data import TensorDataset
 
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import TransientError
 
 from . import fakes
 
@@ -181,7 +181,7 @@ def test_a_batch_that_cannot_be_shared_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr(os, "memfd_create", fail)
     monkeypatch.setattr(os, "statvfs", lambda path: full)
     message = "no space for 400 bytes.*/dev/shm has 64 MiB, of which 0 are free.*--workers 0"
-    with pytest.raises(PassingError, match=message):
+    with pytest.raises(TransientError, match=message):
         list(FastDataLoader(numbered(0, 50), 50, 1))
 
 

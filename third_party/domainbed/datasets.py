@@ -21,7 +21,7 @@ from domainbed_carft import text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.listing import list_environments
 from domainbed_carft.data.verify import DataReport, verify_listing
-from domainbed_carft.errors import CarftError, problems_of, raise_for
+from domainbed_carft.errors import CarftError, collect_problems, raise_for
 from domainbed_carft.images.protocols import UPSTREAM_SIZE, plan_for
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.jobs import splits
@@ -197,7 +197,7 @@ class _Benchmark(MultipleEnvironmentImageFolder):
         """Say, without reading any, if the data is not where it has to be for `root`."""
         if root is None:
             return [f"{cls.__name__} needs --data_dir, the folder that contains {cls.FOLDER}"]
-        if absent := benchmarks.missing_data_dir(root):
+        if absent := benchmarks.data_dir_problems(root):
             return [*absent]
         expected = os.path.join(root, cls.FOLDER)
         if os.path.isdir(expected):
@@ -214,7 +214,7 @@ class OwnData(_Benchmark):
     @classmethod
     def data_problems(cls, root: str | None) -> list[str]:
         """Say what is wrong with the names of environments and classes; no image is read."""
-        return problems_of(image_folders.require_valid_folders, cls.FOLDER, cls.ENVIRONMENTS)
+        return collect_problems(image_folders.require_valid_folders, cls.FOLDER, cls.ENVIRONMENTS)
 
 
 class VLCS(_Benchmark):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
-from domainbed_carft.errors import CarftError, PassingError, brief, raise_for
+from domainbed_carft.errors import CarftError, TransientError, brief, raise_for
 from domainbed_carft.files import weights
 
 # Upstream's `pretrained=True` means V1, `handle_legacy_interface` in torchvision/models/_utils.py,
@@ -177,7 +177,7 @@ def _random_resnet(small: bool) -> torchvision.models.ResNet:
 def pretrained(url: str) -> dict[str, torch.Tensor]:
     """Return the state dict in torch hub's cache under the URL's file name; download if need be.
 
-    Raises PassingError if that fails, and CarftError if the file cannot be read.
+    Raises TransientError if that fails, and CarftError if the file cannot be read.
     """
     path = _cached_file(url)
     if not os.path.exists(path):
@@ -187,7 +187,7 @@ def pretrained(url: str) -> dict[str, torch.Tensor]:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             torch.hub.download_url_to_file(url, path, hash_prefix=digits, progress=False)
         except Exception as error:  # no network, no room, another hash: many types, one remedy
-            raise PassingError(
+            raise TransientError(
                 f"the pretrained weights {path} are missing, and downloading them failed "
                 f"({brief(error)}). Put {url} there; TORCH_HOME sets another folder"
             ) from error

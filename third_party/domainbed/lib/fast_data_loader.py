@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from domainbed.lib import shared_batches, stopping
 from domainbed.lib.image_batches import Images, UnfinishedBatch
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import TransientError
 from domainbed_carft.images import rng
 from domainbed_carft.images.image_lists import Passes
 from domainbed_carft.machine import devices
@@ -43,19 +43,19 @@ class _RequestedItems(Dataset[Any]):
     def __getitems__(self, requests: list[Request]) -> Any:
         """Read a batch, as torch's loader calls it.
 
-        Returns a PassingError instead if one occurs: raised in a worker process, it would reach the
+        Returns a TransientError instead if one occurs: raised in a worker, it would reach the
         user as a traceback.
         """
         source = self._sources[requests[0][0]]  # all are of one dataset
-        with rng.preserved_states():
+        with rng.preserve_states():
             try:
                 return source.batch(requests) if source else list(map(self._item, requests))
-            except PassingError as failure:
+            except TransientError as failure:
                 return failure
 
     def _item(self, request: Request) -> Any:
         number, position, key = request
-        rng.reseed(rng.seed_of(*key))
+        rng.reseed(rng.derive_seed(*key))
         return self._datasets[number][position]
 
 
@@ -73,7 +73,7 @@ def load_batches(
     """A batch for each list of requests, all of one dataset, from one pool of worker processes.
 
     They start with the first batch and read ahead, and have ended once the generator is closed.
-    Raises PassingError if data cannot be read, or shared memory is missing.
+    Raises TransientError if data cannot be read, or shared memory is missing.
     """
     # Without this generator, torch's loader would draw a seed, which nobody uses, from the global
     # one, and change what training draws.
@@ -98,7 +98,7 @@ def load_batches(
 
     try:
         for batch in loaded:
-            if isinstance(batch, PassingError):
+            if isinstance(batch, TransientError):
                 raise batch
             yield batch
     finally:
@@ -194,7 +194,7 @@ def training_requests(
     """
     for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
         key = (seed, number, step)
-        generator = torch.Generator().manual_seed(rng.seed_of(*key))
+        generator = torch.Generator().manual_seed(rng.derive_seed(*key))
         if passes:
             positions = passes[number].batch(step, batch_size)
         elif weight is None:

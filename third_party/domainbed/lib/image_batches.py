@@ -19,7 +19,7 @@ from domainbed_carft.data import image_files
 from domainbed_carft.images import loading, rng, stages
 from domainbed_carft.images.plan import FAST, JITTERS, ImagePlan
 from domainbed_carft.images.protocols import UPSTREAM_SIZE
-from domainbed_carft.images.transforms import plan_of
+from domainbed_carft.images.transforms import find_plan
 from domainbed_carft.machine import devices
 
 
@@ -120,7 +120,7 @@ def environment_plan(environment: Any) -> ImagePlan | None:
     """The plan of an environment's transform; None where only the transform itself can do it."""
     if not image_folders.is_image_folder(environment):
         return None
-    return plan_of(environment.transform)
+    return find_plan(environment.transform)
 
 
 def choose(
@@ -139,7 +139,7 @@ def choose(
         return Images()
 
     device = devices.default_device()
-    jitter = stages.jitter_path(device)
+    jitter = stages.jitter_backend(device)
     plan = replace(_common_plan(readable), mode=FAST, jitter=jitter)
     wanted_input = ask_model() if ask_model and len(readable) == len(dataset) else None
     if wanted_input:
@@ -171,7 +171,7 @@ class ImageSource:
         """Read a batch: images (N, 3, S, S) and labels (N,).
 
         An UnfinishedBatch where a GPU does the second stage, and of a plan that draws nothing:
-        such images may stay in memory. Raises PassingError for an image that cannot be read.
+        such images may stay in memory. Raises TransientError for an image that cannot be read.
         """
         load = functools.partial(loading.load, self.plan)
         squares = []
@@ -181,8 +181,8 @@ class ImageSource:
             if self.positions is not None:
                 position = self.positions[position]
             path, label = self.folder.samples[position]
-            if self.plan.draws:  # from this generator, as transforms do
-                torch.default_generator.manual_seed(rng.seed_of(*key))
+            if self.plan.is_random:  # from this generator, as transforms do
+                torch.default_generator.manual_seed(rng.derive_seed(*key))
             square, square_choices = image_files.read_image(load, path)
             squares.append(square)
             choices.append(square_choices)
@@ -191,5 +191,5 @@ class ImageSource:
         batch = UnfinishedBatch(
             self.plan, torch.stack(squares), torch.stack(choices), torch.tensor(labels)
         )
-        is_finished = self.finished_by_loader and self.plan.draws
+        is_finished = self.finished_by_loader and self.plan.is_random
         return batch.finish() if is_finished else batch

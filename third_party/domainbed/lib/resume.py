@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from domainbed_carft import files, text
-from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.errors import CarftError, TransientError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import JobFolder
 
@@ -46,7 +46,7 @@ _STATE_KEYS = {
 }
 
 
-class ResumeError(PassingError):
+class ResumeError(TransientError):
     """The run cannot be saved, or its state read; the message says what to do."""
 
 
@@ -61,7 +61,7 @@ def load(folder: str) -> dict[str, Any] | None:
         if state is not None and state["format"] != FORMAT:
             raise ValueError(f"{path} has format {state['format']}, expected {FORMAT}")
         return state
-    except PassingError:  # too little memory: the file may be whole
+    except TransientError:  # too little memory: the file may be whole
         raise
     except ValueError as error:
         advice = "Replace the file with a good copy, or delete the folder to start over"
@@ -72,7 +72,7 @@ def load(folder: str) -> dict[str, Any] | None:
 
 def tidy_up(folder: Path) -> None:
     """Delete half-written files of killed processes; the holder of the lock is alone here."""
-    for path in folder.glob(files.HALF_WRITTEN):
+    for path in folder.glob(files.PART_FILE_PATTERN):
         path.unlink(missing_ok=True)
 
 
@@ -80,7 +80,7 @@ def save_whole(contents: Any, path: Path) -> None:
     """Write by torch.save: the file is complete or not there. Raises ResumeError if that fails."""
     with (
         naming_failed_writes(path),
-        files.replacing(path) as temporary,
+        files.replace_atomically(path) as temporary,
         temporary.open("wb") as file,
     ):
         torch.save(contents, file)
@@ -117,7 +117,7 @@ def require_same(path: Path, kind: str, stored: dict[str, Any], current: dict[st
     differing = []
     for name in sorted({*stored, *current}):
         if stored.get(name) != current.get(name):
-            old, new = text.differences(stored.get(name), current.get(name))
+            old, new = text.trim_differences(stored.get(name), current.get(name))
             differing.append(f"{name}: {old} then, {new} now")
     if differing:
         listed = "; ".join(differing)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from domainbed_carft.errors import PassingError, brief
+from domainbed_carft.errors import TransientError, brief
 from domainbed_carft.process_variables import LOG
 
 KINDS = ("tensorboard", "wandb")
@@ -88,7 +88,7 @@ def name_of(args: Mapping[str, Any]) -> str:
 class Logs:
     """The logs of one run, of some of KINDS; closed at the end of a `with` block.
 
-    Raises PassingError if one cannot be opened; later failures are warnings.
+    Raises TransientError if one cannot be opened; later failures are warnings.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Logs:
             try:
                 self._open[kind] = _OPEN[kind](args, hparams)
             except Exception as error:
-                raise PassingError(f"the {kind} log cannot be opened: {brief(error)}") from error
+                raise TransientError(f"the {kind} log cannot be opened: {brief(error)}") from error
 
     def catch_up(self, records: str) -> None:
         """Log what is new in the records of this run, which are given from the first on."""

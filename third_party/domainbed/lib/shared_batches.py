@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate, get_worker_info
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import TransientError
 from domainbed_carft.machine import devices
 
 SHARED_MEMORY = "/dev/shm"
@@ -38,14 +38,14 @@ class SharedBatch:
 def collated(items: Any) -> Any:
     """A batch of items, or what is a batch or a failure already; shared in a loader's process.
 
-    Where it cannot be shared, a PassingError that says why comes instead.
+    Where it cannot be shared, a TransientError that says why comes instead.
     """
     if get_worker_info() is None:
         return default_collate(items) if isinstance(items, list) else items
     if isinstance(items, list):
         # Torch's own function would stack tensors in /dev/shm.
         items = collate(items, collate_fn_map={**default_collate_fn_map, torch.Tensor: _stack})
-    if isinstance(items, PassingError):
+    if isinstance(items, TransientError):
         return items
     try:
         return SharedBatch(items)
@@ -53,7 +53,7 @@ def collated(items: Any) -> Any:
         return unshared(error)
 
 
-def unshared(error: Exception) -> PassingError:
+def unshared(error: Exception) -> TransientError:
     """What to raise where the processes of a job cannot share memory."""
     state = "cannot be read"
     remedy = "Give the container more shared memory (docker run --shm-size=1g)"
@@ -67,7 +67,7 @@ def unshared(error: Exception) -> PassingError:
             state = "is read-only"
             remedy = "Mount it writable"
     reason = " ".join(str(error).split())
-    return PassingError(
+    return TransientError(
         f"loader processes cannot share memory with this job ({reason}); {SHARED_MEMORY} {state}. "
         f"{remedy}, or load without processes: --workers 0"
     )

@@ -87,7 +87,7 @@ class Trainer:
         wants_loss = self.algorithm.wants_validation_loss
         if wants_loss:
             self.batches.validated = {
-                f"env{i}_out": transforms.unaugmented(self.environments[i].out_split)
+                f"env{i}_out": transforms.remove_augmentation(self.environments[i].out_split)
                 for i in training_envs
             }
         self.row_printer = evaluation.RowPrinter()
@@ -254,7 +254,7 @@ class Trainer:
     def _save_state(self) -> bool:
         """Save the state and return True; False if the algorithm cannot be stored.
 
-        Raises PassingError if the folder has been moved or removed.
+        Raises TransientError if the folder has been moved or removed.
         """
         if not self.process_group.is_leader:
             return True
