@@ -86,10 +86,7 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line, after a line break if a full disk had cut the line before.
-
-    Raises OSError as `open_nofollow`.
-    """
+    """Append a line, on a new line even if a full disk cut the last one; can raise OSError."""
     with open(path, "ab+", buffering=0, opener=open_nofollow) as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
@@ -128,7 +125,7 @@ def save(path: Path, write_to: Callable[[Path], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
+        with replace_atomically(path) as part:
             write_to(part)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError for a full disk
         raise write_error(path, error) from error
@@ -164,7 +161,7 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
     try:
         is_device = is_open or (path.exists() and not path.is_file())
         target = Path(os.path.realpath(path))
-        replacement = contextlib.nullcontext(path) if is_device else replacing(target)
+        replacement = contextlib.nullcontext(path) if is_device else replace_atomically(target)
         with replacement as part, part.open("w", encoding="utf-8", errors="backslashreplace") as f:
             yield f
     except OSError as error:
