@@ -110,7 +110,7 @@ class TaskData(PackageDataset):
             return problems
         if root and os.path.isdir(os.path.join(root, task.folder)):
             return []
-        return [f"{task.name} needs --data_dir, the folder that has {task.folder}; {task.remedy}"]
+        return [f"{task.name} needs --data_dir, the folder that has {task.folder}; {task.hint}"]
 
     def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
         """The training split as the only environment; CarftError if it is missing."""
