@@ -114,7 +114,7 @@ def test_objectnet_has_further_folders_and_is_no_training_data(tmp_path):
     assert [label for _, label in sorted(copy.samples)] == [*range(113)]
     for path in (root.parent, root):
         done = carft("verify", path)
-        assert done.returncode == 1 and "whose licence forbids to train" in done.stdout
+        assert done.returncode == 1 and "whose licence forbids training" in done.stdout
 
 
 def write_mappings(folder, table):
