@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 
-def seed_of(*key: int) -> int:
+def derive_seed(*key: int) -> int:
     """Derive a 64-bit seed from a key; similar keys give independent seeds (SeedSequence)."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
