@@ -123,9 +123,9 @@ def is_disk_full(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if a GPU, or this process, ran out of memory."""
-    text = str(error).lower()
-    has_words = any(words in text for words in _OUT_OF_MEMORY)
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and has_words)
+    if isinstance(error, RuntimeError):
+        return any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError)
 
 
 def brief(error: BaseException) -> str:

@@ -7,8 +7,7 @@ import sys
 
 def confirm(yes: bool) -> None:
     """Ask on a terminal, unless ``yes``; exit the program if the answer is no."""
-    is_terminal = sys.stdin is not None and sys.stdin.isatty()
-    if yes or not is_terminal:
+    if yes or sys.stdin is None or not sys.stdin.isatty():
         return
 
     refusal = "Nothing was done."

@@ -170,13 +170,12 @@ def progress(
     is_copied = stream is not None and not isinstance(stream, io.TextIOBase)
     if is_copied:
         stream = sys.__stderr__
-    is_terminal = stream is not None and stream.isatty()
 
     tqdm.monitor_interval = 0  # its thread would interfere with forks
     bar = functools.partial(
         tqdm, items, description, total, unit=unit, initial=done, delay=delay, smoothing=0
     )
-    if is_terminal:
+    if stream is not None and stream.isatty():
         return bar(file=stream, bar_format=None if has_estimate else NO_ESTIMATE)
 
     units = unit + ("es" if unit.endswith(("s", "ch")) else "s")

@@ -28,9 +28,9 @@ def test_invalid_hparams_are_reported_together_with_valid_names(monkeypatch):
     message = "\n".join(problems(wrong | {"kl_wieght": 3.0}, input_shape=(2, 28, 28)))
     for name, value in wrong.items():
         assert f"{name} is {value!r:.150}" in message
-    assert "unknown hparam 'kl_wieght' (did you mean 'kl_weight'?)" in message
-    assert "valid hparams: amp, average" in message
-    assert "shape (2, 28, 28), expected (3, height, width)" in message
+    assert "'kl_wieght'" in message and "'kl_weight'" in message
+    assert "amp, average" in message
+    assert "(2, 28, 28), expected (3, height, width)" in message
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "DOMAINBED_PROCESSES"])
@@ -41,7 +41,7 @@ def test_foreign_host_refuses_several_processes(monkeypatch, name):
 
     monkeypatch.setenv(name, "4")
     in_checkout = foreign_jobs.in_foreign_host(CARFT, "domainbed.algorithms")
-    with pytest.raises(CarftError, match=f"{name} is 4, and this DomainBed trains a job in"):
+    with pytest.raises(CarftError, match=f"{name} is 4"):
         in_checkout((3, 32, 32), 2, 1, algorithms.hparam_values("CARFT", "PACS"))
 
 
@@ -59,7 +59,7 @@ def test_hparams_of_a_fork_are_accepted_except_from_the_command_line(monkeypatch
     assert not problems(values)
     monkeypatch.setattr("sys.argv", ["train.py", *argv])
     (problem,) = problems(values)
-    assert "'backbone' (did you mean 'clip_backbone'" in problem
+    assert "'backbone'" in problem and "'clip_backbone'" in problem
 
 
 def test_hparams_of_the_hosts_registry_are_accepted(monkeypatch):

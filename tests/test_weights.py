@@ -115,5 +115,5 @@ def test_clip_with_nan_weights_is_refused(tmp_path, random_tiny):
     state = torch.load(random_tiny, weights_only=True)
     state["visual.proj"][0, 0] = torch.nan
     torch.save(state, tmp_path / "x.pt")
-    with pytest.raises(CarftError, match="x.pt has NaN or infinity in 'visual.proj'"):
+    with pytest.raises(CarftError, match="x.pt .*'visual.proj'"):
         backbone.load(str(tmp_path / "x.pt"))

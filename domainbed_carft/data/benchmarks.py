@@ -129,8 +129,8 @@ def class_folders(name: str) -> tuple[str, ...]:
 
 def is_known_name(name: str) -> bool:
     """Return True if `carft data verify` accepts the name of this dataset."""
-    others = [*suite_sets()["sets"], *task_facts()["tasks"]]
-    return name in BENCHMARKS or any(name == facts["name"] for facts in others)
+    facts = [*suite_sets()["sets"], *task_facts()["tasks"]]
+    return name in BENCHMARKS or any(name == fact["name"] for fact in facts)
 
 
 def data_dir_problems(data_dir: str | Path) -> list[str]:
@@ -193,8 +193,9 @@ def dataset_titles(datasets: Iterable[str]) -> dict[str, str]:
     folders = [os.path.basename(name) for name in names]
     titles = {}
     for name, folder in zip(names, folders):
-        is_unique = folders.count(folder) == 1 and folder not in BENCHMARKS
-        titles[name] = folder if is_unique and folder.strip(".") else name
+        titles[name] = name
+        if folders.count(folder) == 1 and folder not in BENCHMARKS and folder.strip("."):
+            titles[name] = folder
     return titles
 
 

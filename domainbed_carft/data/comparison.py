@@ -71,7 +71,7 @@ def _match_environments(benchmark: Benchmark, names: Sequence[str]) -> bool:
         {normalise_name(name) for name in (environment.folder, *environment.aliases)}
         for environment in benchmark.environments
     ]
-    return all(normalise_name(name) in known for name, known in zip(names, known_names))
+    return all(normalise_name(name) in valid for name, valid in zip(names, known_names))
 
 
 def _check_own_dataset(counts: Counts, findings: Findings) -> None:

@@ -119,7 +119,7 @@ def _read_named_samples(task: Task, data_dir: Path, train: bool) -> list[tuple[A
         raise FileNotFoundError(f"there is no folder {folder}")
     class_folders = folder / task.class_folders
     if task.class_folders and class_folders.is_dir():
-        return _samples_in_folders(class_folders)
+        return _list_class_folders(class_folders)
 
     samples: list[tuple[Any, str]] = []
     for part in task.parts[0 if train else 1]:
@@ -231,7 +231,7 @@ def _open_dataset(task: Task, data_dir: Path, part: Part, download: bool = False
     return getattr(datasets, task.name)(str(data_dir), **part, **options)
 
 
-def _samples_in_folders(root: Path) -> list[tuple[Path, str]]:
+def _list_class_folders(root: Path) -> list[tuple[Path, str]]:
     """List files with their class names; not by torchvision, which rejects empty class folders."""
     files = map(Path, listing.list_classes(root).images)
     return [(root / file, file.parts[0]) for file in files if file.parts[0] != BACKGROUND]

@@ -109,8 +109,10 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
     try:
         yield part
-        is_file = path.is_file() and not path.is_symlink()
-        part.chmod(stat.S_IMODE(path.stat().st_mode) if is_file else _usual_mode())
+        mode = _usual_mode()
+        if path.is_file() and not path.is_symlink():
+            mode = stat.S_IMODE(path.stat().st_mode)
+        part.chmod(mode)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

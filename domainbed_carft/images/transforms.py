@@ -161,8 +161,7 @@ def _recognised_plan(steps: Sequence[Any]) -> ImagePlan | None:
     grey = take(transforms.RandomGrayscale)
     to_tensor = take(transforms.ToTensor)
     normalise = take(transforms.Normalize)
-    has_all_parts = to_tensor and normalise and (crop is None) != (resize is None)
-    if remaining_steps or not has_all_parts:
+    if remaining_steps or not (to_tensor and normalise) or (crop is None) == (resize is None):
         return None
 
     square = _square(crop, resize, centre)

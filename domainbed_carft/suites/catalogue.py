@@ -93,9 +93,13 @@ def _style_set(style: str, members: Mapping[str, Sequence[str]], classes: Sequen
         return Folders((style,), labels, image_count, has_further_folders=True)(root)
 
     groups = tuple(tuple(map(classes.index, class_names)) for class_names in members.values())
-    is_shifted = style != emoji.TRAINED_STYLE
     return TestSet(
-        style, tuple(members), groups, find, is_shifted=is_shifted, is_resized_by_pillow=True
+        name=style,
+        classes=tuple(members),
+        groups=groups,
+        find=find,
+        is_shifted=style != emoji.TRAINED_STYLE,
+        is_resized_by_pillow=True,
     )
 
 

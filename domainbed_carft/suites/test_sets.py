@@ -74,7 +74,7 @@ class Suite:
 
     def without(self, names: Collection[str]) -> Suite:
         """Return the suite without some sets, which its means then exclude."""
-        return replace(self, sets=tuple(kept for kept in self.sets if kept.name not in names))
+        return replace(self, sets=tuple(s for s in self.sets if s.name not in names))
 
     @property
     def groups(self) -> list[str]:
@@ -149,8 +149,9 @@ class Folders:
                 expected = " or ".join(self.places)
                 return TestSetCopy(None, (), [f"not found; expected {expected} in {data_dir}"])
 
-            is_unsorted = not self.labels.keys() & {*os.listdir(root)}
-            unsorted_count = listing.count_loose_images(root) if is_unsorted else 0
+            unsorted_count = 0
+            if not self.labels.keys() & {*os.listdir(root)}:
+                unsorted_count = listing.count_loose_images(root)
             if unsorted_count:
                 problem = f"{root} has {unsorted_count:,} images and no class folder"
                 return TestSetCopy(root, (), [f"{problem}; {self.unsorted_hint}"])
