@@ -111,7 +111,7 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
 
 
 def near_matches(
-    name: str, valid: Iterable[str], most: int = 3, cutoff: float = _MIN_SIMILARITY
+    name: str, valid: Iterable[str], limit: int = 3, cutoff: float = _MIN_SIMILARITY
 ) -> list[str]:
     """Return the valid names that a user can have meant: a synonym, or similar spellings."""
     valid_names = list(valid)
@@ -122,7 +122,7 @@ def near_matches(
         return []
 
     names_by_folded = {candidate.casefold(): candidate for candidate in valid_names}
-    close = difflib.get_close_matches(name.casefold(), names_by_folded, n=most, cutoff=cutoff)
+    close = difflib.get_close_matches(name.casefold(), names_by_folded, n=limit, cutoff=cutoff)
     return [names_by_folded[folded] for folded in close]
 
 

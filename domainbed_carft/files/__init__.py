@@ -109,10 +109,10 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
     try:
         yield part
-        mode = _usual_mode()
         if path.is_file() and not path.is_symlink():
-            mode = stat.S_IMODE(path.stat().st_mode)
-        part.chmod(mode)
+            part.chmod(stat.S_IMODE(path.stat().st_mode))
+        else:
+            part.chmod(_usual_mode())
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -74,7 +74,9 @@ class Suite:
 
     def without(self, names: Collection[str]) -> Suite:
         """Return the suite without some sets, which its means then exclude."""
-        return replace(self, sets=tuple(s for s in self.sets if s.name not in names))
+        return replace(
+            self, sets=tuple(test_set for test_set in self.sets if test_set.name not in names)
+        )
 
     @property
     def groups(self) -> list[str]:
