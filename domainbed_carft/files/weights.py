@@ -105,8 +105,8 @@ def _require_sound_archive(file: IO[bytes], path: Path | str) -> None:
                 if not _is_stored_file(member):
                     raise CarftError(
                         f"{path} is damaged: {member.filename} in it is marked as a folder, "
-                        "as compressed or as encrypted, which torch.save never does; copy the file "
-                        "again"
+                        "as compressed or as encrypted, which torch.save never does; copy the "
+                        "file again"
                     )
             if bad := archive.testzip():
                 raise CarftError(

@@ -39,7 +39,8 @@ def verify_data(
     Raises:
         CarftError: if the name is unknown or the data is missing.
     """
-    verify = (_find_module(name_or_path) or verification).verify
+    module = _find_module(name_or_path)
+    verify = module.verify if module else verification.verify
     return verify(name_or_path, data_dir, decode)
 
 
