@@ -113,7 +113,7 @@ def test_missing_or_incomplete_test_sets_are_left_out_of_the_mean(suite, job, da
     shutil.rmtree(data / "sketch")
     text = carft(capsys, "evaluate", job, "--data_dir", data).out
     assert "Mean of the shifts: -\n" in text and "\nTurned (incomplete) " in text
-    assert "\n  Turned: 19 images, expected 20\n" in text and "\n  One: not there" in text
+    assert "\n  Turned: 19 images, expected 20\n" in text and "\n  One: not found" in text
     (record,) = records.read(job, [])
     assert record["mean"] is None and not record["sets"]["Turned"]["complete"]
 
