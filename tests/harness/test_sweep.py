@@ -106,7 +106,7 @@ def test_all_problems_are_reported_at_once_and_nothing_is_written(tmp_path, caps
     [
         ("--holdout_fraction 0", "--holdout_fraction must be more than 0: models are"),
         ("--task domain_adaptation", "--task domain_adaptation is not included"),
-        ("--command_launcher local --datasets PACS --data_dir /no", "/no does not exist; give the"),
+        ("--command_launcher local --datasets PACS --data_dir /no", "/no does not exist; pass the"),
         ("--datasets Two", "2 environments; these jobs need at least 3; with --single_test_envs"),
     ],
 )
