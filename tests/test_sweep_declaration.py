@@ -271,7 +271,7 @@ def test_shipped_sweeps_have_the_published_recipes(sweep, dataset, algorithm, ex
         (["demoo"], "no sweep is called 'demoo'; did you mean demo"),
         (["domainbed"], "--data_dir is missing; expected the folder of the datasets' folders"),
         (["demo", "--launcher", "poool"], "no launcher is called 'poool'; did you mean pool"),
-        (["lambda", "--data_dir", "no"], "--data_dir no does not exist; give"),
+        (["lambda", "--data_dir", "no"], "--data_dir no does not exist; pass"),
     ],
 )
 def test_mistakes_are_found_before_any_folder_is_made(words, message, tmp_path, monkeypatch):
