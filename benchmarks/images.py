@@ -1,15 +1,15 @@
-"""The speed at which images are loaded, over that of DomainBed's own loaders, on one core.
+"""Speed of image loading, compared with upstream DomainBed's loaders, on one core.
 
     python benchmarks/images.py --upstream CHECKOUT [--rounds 7]
 
-Each side is a process of one thread, which loads in itself: upstream's folder dataset by its
-`InfiniteDataLoader` (training, batches of 32) and `FastDataLoader` (test, of 64), and ours by
-`domainbed_carft.images`, with a seed for each image as the harness sets it, and batches stacked.
-From memory, test images are those that a job keeps after their first evaluation. In each round each
-takes its turn with the same files; ratios are of processor time an image.
+Two processes with one thread each load images without worker processes. One uses upstream's folder
+dataset with its `InfiniteDataLoader` (training, batches of 32) and `FastDataLoader` (test, batches
+of 64). The other uses `domainbed_carft.images`, with the harness's seed for each image. The case
+"from memory" measures test images that a job keeps after their first evaluation. The processes take
+turns with the same files, and the ratios compare the CPU time per image.
 
-The images are JPEGs of 500 x 400, quality 75, of smooth random content with noise. The interpreter
-needs upstream's requirements and the extra `fast`.
+The images are JPEGs of 500 x 400 pixels, quality 75, with smooth random content and noise. The
+environment needs upstream's requirements and the extra `fast`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-DISTINCT, COPIES = 48, 4  # images an environment
-TRAINING_BATCH, TEST_BATCH = 32, 64  # upstream's
-# As `-m` finds it: domainbed in the folder where it is started, else the harness.
-SIDE = "import runpy, sys; runpy.run_path(sys.argv[1])[sys.argv[2]](*sys.argv[3:])"
+DISTINCT, COPIES = 48, 4  # images per environment
+TRAINING_BATCH, TEST_BATCH = 32, 64  # upstream's sizes
+# Imports domainbed like `-m`: from the current folder, or otherwise the harness.
+PROGRAM = "import runpy, sys; runpy.run_path(sys.argv[1])[sys.argv[2]](*sys.argv[3:])"
 
-# The case, and what of upstream's it is compared with
+# Case -> upstream's case to compare with
 CASES = {
     "training, from the file": "training",
     "test, from the file": "test",
@@ -64,37 +64,37 @@ def make_images(root: Path) -> None:
             (folder / f"{n:03}-{copy}.jpg").write_bytes(file.getvalue())
 
 
-def serve(cases: dict[str, Callable[[], int]], told: dict[str, Any]) -> None:
-    """Answer each line of the input, a case, with its milliseconds of processor time an image."""
+def serve(cases: dict[str, Callable[[], int]], facts: dict[str, Any]) -> None:
+    """Answer each input line, the name of a case, with its CPU time in ms per image."""
     import torch
 
     torch.set_num_threads(1)
-    print(json.dumps(told), flush=True)
+    print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         start = time.process_time()
         images = cases[line.strip()]()
         print((time.process_time() - start) / images * 1e3, flush=True)
 
 
-def upstream(root: str) -> None:
+def serve_upstream(root: str) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         import domainbed
         from domainbed.datasets import MultipleEnvironmentImageFolder
         from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
     environments = MultipleEnvironmentImageFolder(root, [1], True, {})
     training = iter(InfiniteDataLoader(environments[0], None, TRAINING_BATCH, 0))
-    test = FastDataLoader(environments[1], TEST_BATCH, 0)
+    test_loader = FastDataLoader(environments[1], TEST_BATCH, 0)
 
-    def trained() -> int:
+    def train() -> int:
         return sum(len(next(training)[1]) for _ in range(len(environments[0]) // TRAINING_BATCH))
 
-    def tested() -> int:
-        return sum(len(y) for _, y in test)
+    def test() -> int:
+        return sum(len(y) for _, y in test_loader)
 
-    serve({"training": trained, "test": tested}, {"harness": str(Path(domainbed.__file__).parent)})
+    serve({"training": train, "test": test}, {"harness": str(Path(domainbed.__file__).parent)})
 
 
-def ours(root: str) -> None:
+def serve_package(root: str) -> None:
     import torch
     from domainbed.datasets import MultipleEnvironmentImageFolder
     from domainbed.lib import fast_data_loader, image_batches
@@ -106,50 +106,51 @@ def ours(root: str) -> None:
     machine.keep_freed_memory()
     environments = MultipleEnvironmentImageFolder(root, [1], True, {})
     steps = itertools.count()
-    plans = [transforms.plan_of(environment.transform) for environment in environments]
+    plans = [transforms.find_plan(environment.transform) for environment in environments]
     memory = torch.empty(TEST_BATCH, 3, 224, 224)
 
-    def batches(number: int, size: int) -> int:
+    def load_batches(number: int, size: int) -> int:
         samples = environments[number].samples
         order = range(len(samples))
         if not number:
             generator = torch.Generator().manual_seed(next(steps))
             order = torch.randint(len(samples), (len(samples),), generator=generator).tolist()
         for start in range(0, len(order) - size + 1, size):
-            with rng.preserved_states():
+            with rng.preserve_states():
                 items = []
-                for place in order[start : start + size]:
-                    # Plans draw from this generator alone.
-                    torch.default_generator.manual_seed(rng.seed_of(number, next(steps), place))
-                    items.append(loading.load(plans[number], samples[place][0]))
-            images, drawn = (torch.stack(part) for part in zip(*items))
-            stages.second_stage(plans[number], images, drawn, memory if number else None)
+                for position in order[start : start + size]:
+                    # Plans use only this generator.
+                    seed = rng.derive_seed(number, next(steps), position)
+                    torch.default_generator.manual_seed(seed)
+                    items.append(loading.load(plans[number], samples[position][0]))
+            images, choices = (torch.stack(part) for part in zip(*items))
+            stages.second_stage(plans[number], images, choices, memory if number else None)
         return len(order) // size * size
 
-    test = environments[1]
+    test_environment = environments[1]
     in_memory = ImageMemory({0: 3 * 224**2}, limit=1 << 30, pinned=False)
     images = image_batches.choose(environments, memory_limit=0)
 
-    def evaluated() -> int:
-        requests = [*fast_data_loader.evaluation_requests([len(test)], TEST_BATCH, ())]
+    def evaluate() -> int:
+        requests = [*fast_data_loader.evaluation_requests([len(test_environment)], TEST_BATCH, ())]
         missing = in_memory.missing(iter(requests))
-        loaded = fast_data_loader.load_batches([test], missing, 0, images)
+        loaded = fast_data_loader.load_batches([test_environment], missing, 0, images)
         kept = in_memory.batches(iter(requests), loaded)
         return sum(len(y) for _, y in fast_data_loader.copy_to_device(kept, torch.device("cpu")))
 
-    evaluated()  # the first evaluation
+    evaluate()  # fills the memory
     cases = (
-        functools.partial(batches, 0, TRAINING_BATCH),
-        functools.partial(batches, 1, TEST_BATCH),
-        evaluated,
+        functools.partial(load_batches, 0, TRAINING_BATCH),
+        functools.partial(load_batches, 1, TEST_BATCH),
+        evaluate,
     )
-    serve(dict(zip(CASES, cases)), {"jitter": stages.jitter_path("cpu")})
+    serve(dict(zip(CASES, cases)), {"jitter": stages.jitter_backend("cpu")})
 
 
 @contextlib.contextmanager
-def serving(side: str, folder: Path, data: str) -> Iterator[tuple[dict[str, Any], Any]]:
+def run_server(function: str, folder: Path, data: str) -> Iterator[tuple[dict[str, Any], Any]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SIDE, str(Path(__file__).resolve()), side, data],
+        [sys.executable, "-c", PROGRAM, str(Path(__file__).resolve()), function, data],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
         stdin=subprocess.PIPE,
@@ -157,20 +158,20 @@ def serving(side: str, folder: Path, data: str) -> Iterator[tuple[dict[str, Any]
         text=True,
     )
     assert process.stdin and process.stdout
-    if not (told := process.stdout.readline()):
-        sys.exit(f"{side}'s side ended with status {process.wait()}; what it said is above")
+    if not (facts := process.stdout.readline()):
+        sys.exit(f"{function} exited with status {process.wait()}; see its output above")
 
-    def measured(case: str) -> float:
+    def measure(case: str) -> float:
         process.stdin.write(f"{case}\n")
         process.stdin.flush()
         return float(process.stdout.readline())
 
-    yield json.loads(told), measured
+    yield json.loads(facts), measure
     process.stdin.close()
     process.wait()
 
 
-def spread(values: list[float]) -> str:
+def median_and_quartiles(values: list[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:6.2f} ({low:.2f} to {high:.2f})"
 
@@ -192,24 +193,26 @@ def main() -> None:
         make_images(data)
         (work / "empty").mkdir()
         with (
-            serving("upstream", checkout, str(data)) as (theirs, upstreams),
-            serving("ours", work / "empty", str(data)) as (told, our),
+            run_server("serve_upstream", checkout, str(data)) as upstream,
+            run_server("serve_package", work / "empty", str(data)) as package,
         ):
-            assert Path(theirs["harness"]) == checkout / "domainbed", theirs
+            assert Path(upstream[0]["harness"]) == checkout / "domainbed", upstream[0]
             times: dict[str, list[float]] = {case: [] for case in ("training", "test", *CASES)}
             for index in range(arguments.rounds + 1):
                 order = [*times][index % len(times) :] + [*times][: index % len(times)]
                 for case in order:
-                    value = (our if case in CASES else upstreams)(case)
-                    if index:  # the first round warms up
+                    _, measure = package if case in CASES else upstream
+                    value = measure(case)
+                    if index:  # the first round is a warm-up
                         times[case].append(value)
-        print(f"jitter by {told['jitter']}; medians of {arguments.rounds} rounds, quartiles")
-        print(f"{'':32} ms an image              times upstream's speed")
+        print(f"jitter by {package[0]['jitter']}; medians of {arguments.rounds} rounds, quartiles")
+        print(f"{'':32} ms per image             times upstream's speed")
         for case, values in times.items():
-            line = f"  {case if case in CASES else f'upstream, {case}':30} {spread(values):24}"
+            title = case if case in CASES else f"upstream, {case}"
+            line = f"  {title:30} {median_and_quartiles(values):24}"
             if case in CASES:
                 ratios = [a / b for a, b in zip(times[CASES[case]], values, strict=True)]
-                line += f" {spread(ratios)}"
+                line += f" {median_and_quartiles(ratios)}"
             print(line.rstrip())
 
 

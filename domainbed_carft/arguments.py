@@ -1,4 +1,4 @@
-"""Arguments of the Python API, checked by their types where a function begins."""
+"""Type checks of the arguments of the Python API."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from domainbed_carft.errors import invalid, raise_for
 
 
 class Kind(NamedTuple):
-    """What an argument may be, in words and as a check of a value."""
+    """A type of argument."""
 
-    expected: str
+    expected: str  # the type in words, for messages
     fits: Callable[[Any], bool]
 
 
-def _is_whole(value: Any, least: float = float("-inf")) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
+def _is_integer(value: Any, minimum: float = float("-inf")) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= minimum
 
 
 def _is_number(value: Any) -> bool:
@@ -25,25 +25,25 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_all(values: Any, fits: Callable[[Any], bool]) -> bool:
-    """Whether it is a list, or another container, of what fits."""
-    is_list = isinstance(values, Iterable) and not isinstance(values, (str, bytes))
-    return is_list and all(map(fits, values))
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        return False
+    return all(map(fits, values))
 
 
 FLAG = Kind("True or False", lambda value: isinstance(value, bool))
 TEXT = Kind("text", lambda value: isinstance(value, str) and value != "")
 TEXTS = Kind("a list of text", lambda values: _are_all(values, TEXT.fits))
-INTEGER = Kind("a whole number", _is_whole)
-NATURAL = Kind("a whole number of at least 0", lambda value: _is_whole(value, 0))
+INTEGER = Kind("a whole number", _is_integer)
+NATURAL = Kind("a whole number of at least 0", lambda value: _is_integer(value, 0))
 NATURALS = Kind("whole numbers of at least 0", lambda values: _are_all(values, NATURAL.fits))
-COUNT = Kind("a whole number of at least 1", lambda value: _is_whole(value, 1))
+COUNT = Kind("a whole number of at least 1", lambda value: _is_integer(value, 1))
 NUMBER = Kind("a number", _is_number)
 NUMBERS = Kind("a list of numbers", lambda values: _are_all(values, _is_number))
 MAPPING = Kind("a mapping, such as {'lr': 1e-5}", lambda value: isinstance(value, Mapping))
 
 
 def check(kind: Kind, *, is_optional: bool = False, **arguments: Any) -> None:
-    """Raise CarftError unless all arguments are of a kind; optional ones may be None."""
+    """Raise CarftError unless all arguments are of a kind; optional arguments can be None."""
     raise_for(
         invalid(name, value, kind.expected)
         for name, value in arguments.items()

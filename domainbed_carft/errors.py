@@ -1,6 +1,6 @@
-"""What this package raises and warns with, and the sentences that say what is wrong.
+"""Errors and warnings of this package, and the wording of their messages.
 
-Loads the standard library only.
+Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-# A value in a message is cut off after so many characters.
-MAX_VALUE_LENGTH = 200
+MAX_VALUE_LENGTH = 200  # characters of a value in a message
+MAX_ERROR_LENGTH = 200  # characters of another package's message
 
 NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
@@ -20,29 +20,28 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc
 
 @dataclass(frozen=True)
 class HparamProblem:
-    """What is wrong with the value of a hyperparameter, for those who know where it is set.
-
-    ``expected``: what the value should be; or ``message``: a sentence that says what is wrong.
-    """
+    """An invalid value of a hyperparameter, kept apart from the key or file that sets it."""
 
     name: str
     value: Any
-    expected: str = ""
-    message: str = ""
+    expected: str = ""  # the valid values, such as "a number > 0"
+    message: str = ""  # a complete sentence, used instead of ``expected``
 
     def __str__(self) -> str:
         return self.message or invalid(self.name, self.value, self.expected)
 
-    def behind_its_key(self) -> str:
-        """The message to print behind the key of the value, which names it already."""
+    def message_after_key(self) -> str:
+        """Return the message to print after a key that already names the hyperparameter."""
         return self.message or invalid("", self.value, self.expected)
 
 
 class CarftError(ValueError):
-    """A request to this package cannot be carried out; its ``problems`` say why, and what to do.
+    """A request that this package cannot carry out.
 
-    Each problem is a sentence. The error prints as its only one, or as a headline and one line for
-    each of several.
+    Prints as its only problem, or as a headline and one line per problem.
+
+    Attributes:
+        problems: Sentences, each with what is wrong and what to do about it.
     """
 
     def __init__(self, *problems: str) -> None:
@@ -56,47 +55,47 @@ class CarftError(ValueError):
         return "\n".join([headline, *(f"- {problem}" for problem in self.problems)])
 
     def __reduce__(self) -> Any:
-        # Subclasses are made from other arguments than problems, so their __init__ is left out.
+        # Subclasses are made from other arguments than problems, so their __init__ is skipped.
         return type(self).__new__, (type(self), *self.problems), self.__dict__
 
 
 class UnreadableError(CarftError):
-    """Images that were asked for are there, but none can be read; `carft` exits with 3."""
+    """The requested images exist, but none can be read; `carft` exits with 3."""
 
 
-class PassingError(CarftError):
-    """A fault of a disk or a network, not of the request: retrying may help."""
+class TransientError(CarftError):
+    """A failure of a disk or a network, not of the request: a retry can succeed."""
 
 
-class EndedJob(PassingError, SystemExit):
-    """Ends a script of a foreign checkout: the message on its stderr, status 1, no traceback.
+class JobExit(TransientError, SystemExit):
+    """End a script of another checkout with a message on stderr, status 1 and no traceback.
 
-    For what a user has to mend before the job can run. Any other caller may catch it as a
-    CarftError.
+    For what a user has to fix before the job can run. Other callers can catch it as a CarftError.
     """
 
     @property
     def code(self) -> str:  # type: ignore[override]
-        """What Python prints when this error ends the process."""
+        """Text that Python prints when this error ends the process."""
         return f"domainbed-carft: {self}"
 
 
 class CarftWarning(UserWarning):
-    """This package could not do its part and stepped aside; its host continues."""
+    """This package could not do its part; the program that uses it continues."""
 
 
 def invalid(name: str, value: object, expected: str) -> str:
-    """``lr is 'fast', expected a number > 0``; without a name ``got 'fast', expected ...``."""
-    from domainbed_carft.text import shortened  # here, where an installation may be damaged
+    """Return ``lr is 'fast', expected a number > 0``, or ``got 'fast', expected ...``."""
+    # Not at the top: this module must load even if the installation is damaged.
+    from domainbed_carft.text import shorten
 
-    written = shortened(value)
+    written = shorten(value)
     if len(written) > MAX_VALUE_LENGTH:
         written = f"{written[:MAX_VALUE_LENGTH]}..."
     return f"{f'{name} is' if name else 'got'} {written}, expected {expected}"
 
 
-def problems_of(function: Callable[..., object], *arguments: object) -> list[str]:
-    """The problems of the CarftError that ``function(*arguments)`` raises; empty if it does not."""
+def collect_problems(function: Callable[..., object], *arguments: object) -> list[str]:
+    """Call a function and return the problems of its CarftError, if it raises one."""
     try:
         function(*arguments)
     except CarftError as error:
@@ -105,37 +104,38 @@ def problems_of(function: Callable[..., object], *arguments: object) -> list[str
 
 
 def raise_for(problems: Iterable[str]) -> None:
-    """Raise a CarftError of these problems, each once, if there are any."""
+    """Raise a CarftError with the distinct problems, if there are any."""
     distinct = dict.fromkeys(problems)
     if distinct:
         raise CarftError(*distinct)
 
 
-def is_no_space(error: BaseException) -> bool:
-    """Whether an error, or what it was raised for, is of a full disk or an exhausted quota."""
+def is_disk_full(error: BaseException) -> bool:
+    """Return True if an error, or a cause of it, is a full disk or an exhausted quota."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in NO_SPACE_ERRORS:
             return True
-        # torch's writer raises one of its own while that of the disk is handled.
+        # torch's writer raises another error while it handles the disk's.
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return False
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a GPU, or this process, has too little memory."""
-    text = str(error).lower()
-    has_words = any(words in text for words in _OUT_OF_MEMORY)
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and has_words)
+    """Return True if a GPU, or this process, ran out of memory."""
+    if isinstance(error, RuntimeError):
+        return any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError)
 
 
 def brief(error: BaseException) -> str:
-    """Another package's error, in one line of at most some 200 letters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
+    """Return another package's error as one short line."""
+    message = " ".join(str(error).split())[:MAX_ERROR_LENGTH]
+    return f"{type(error).__name__}: {message}".rstrip(": ")
 
 
-def imported(module: str, install: str) -> Any:
-    """The module of this name; CarftError, with what to pip install, if it cannot be imported."""
+def get_module(module: str, install: str) -> Any:
+    """Import a module; if that fails, raise CarftError with the pip command to run."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

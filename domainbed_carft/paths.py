@@ -1,4 +1,4 @@
-"""What a caller of the Python API gives as a path, or as several."""
+"""Paths passed to the Python API, as text, as `pathlib.Path`, or as lists of either."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AnyPath: TypeAlias = str | os.PathLike[str]
 
 
 def as_path(value: AnyPath) -> Path:
-    """The path; raises CarftError for what is none, such as a list or empty text."""
+    """Convert a path; raise CarftError for anything else, such as a list or empty text."""
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(path, str) or not path or "\0" in path:
         raise CarftError(invalid("the path", value, "text or a pathlib.Path"))
@@ -21,16 +21,17 @@ def as_path(value: AnyPath) -> Path:
 
 
 def as_text(value: AnyPath | None) -> str | None:
-    """The path as text, None without one; raises CarftError for what is none."""
+    """Convert a path to text, and None to None."""
     return None if value is None else os.fspath(as_path(value))
 
 
 def as_paths(values: AnyPath | Iterable[AnyPath]) -> list[Path]:
-    """One path, or several, as a list; raises CarftError for what is none."""
+    """Convert one path, or several, to a list of paths."""
     return [as_path(value) for value in as_list(values)]
 
 
 def as_list(values: Any) -> list[Any]:
-    """The values, or the one value if it is a path or nothing that has items."""
-    is_one = isinstance(values, (str, bytes)) or not isinstance(values, Iterable)
-    return [values] if is_one else list(values)
+    """Return a list of the items, or of the single value if it is text or not iterable."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        return [values]
+    return list(values)

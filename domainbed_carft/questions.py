@@ -1,4 +1,4 @@
-"""Questions to the user before something is done."""
+"""Confirmations that a command asks the user for."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import sys
 
 
 def confirm(yes: bool) -> None:
-    """Ask on a terminal, unless ``yes``; leave the program if the answer is no."""
-    is_terminal = sys.stdin is not None and sys.stdin.isatty()
-    if yes or not is_terminal:
+    """Ask on a terminal, unless ``yes``; exit the program if the answer is no."""
+    if yes or sys.stdin is None or not sys.stdin.isatty():
         return
 
     refusal = "Nothing was done."
@@ -20,9 +19,10 @@ def confirm(yes: bool) -> None:
 
 
 def ask(question: str, refusal: str) -> None:
-    """Ask; unless the answer is yes, print ``refusal`` and leave the program.
+    """Ask a question; unless the answer is yes, print ``refusal`` and exit the program.
 
-    Raises EOFError or RuntimeError if standard input is closed.
+    Raises:
+        EOFError, RuntimeError: if standard input is closed.
     """
     if not input(question).strip().lower().startswith("y"):
         print(refusal)

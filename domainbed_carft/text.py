@@ -1,4 +1,4 @@
-"""Words and figures for people: counts, tables, near misses, foreign text made safe."""
+"""Text for people: counts, tables, suggestions, progress, and untrusted text made printable."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-# Control characters, what else ends a line, turns its direction or has no width, and halves of
-# characters, which is also what Python makes of a file's name that is not UTF-8.
+# Control characters, line separators, direction marks, zero-width characters, and surrogates,
+# which Python also uses for file names that are not UTF-8.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
     "\ud800-\udfff]"
 )
 
-# How other tools call what is meant -> our name, which is proposed where it is valid.
+# Names used by other tools -> the name used here, which is suggested if it is valid.
 _SYNONYMS = {
     "learning_rate": "lr",
     "base_lr": "lr",
@@ -40,100 +40,101 @@ _SYNONYMS = {
 }
 _STEPS_ADVICE = "set the number of steps: --steps of train, the key steps of a sweep"
 
-_NO_ENTRY = ("", "-", "?")  # of a cell of a table where there is nothing to say
-# Below this ratio of difflib two names have hardly more in common than a few letters.
-_NEAR = 0.6
+_EMPTY_CELLS = ("", "-", "?")
+_MIN_SIMILARITY = 0.6  # difflib's ratio; names below it share hardly more than a few letters
 
 
 def printable(text: str) -> str:
-    r"""``text`` from a file or a folder, safe to print: a newline becomes ``\n``, and so on."""
+    r"""Escape what is unsafe to print in text from a file or folder: a newline becomes ``\n``."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def quantity(count: int, singular: str, plural: str = "") -> str:
-    """The number and what it counts: 1 job, 3,840 jobs; the ``plural`` adds an s if it is ""."""
+    """Return a count with its noun, such as "1 job" or "3,840 jobs"."""
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
-def limited(lines: Sequence[str], limit: int = 20) -> list[str]:
-    """The first lines, and how many more there are."""
+def limit_lines(lines: Sequence[str], limit: int = 20) -> list[str]:
+    """Return the first lines, and a line with the number of the others."""
     excess = len(lines) - limit
     if excess <= 0:
         return list(lines)
     return [*lines[:limit], f"  ... and {excess:,} more"]
 
 
-def shortened(value: object, limit: int = 10) -> str:
-    """The value as Python writes it; of a longer list the first entries, and how many follow."""
+def shorten(value: object, limit: int = 10) -> str:
+    """Return the repr of a value, cut after the first entries of a long list."""
     if not isinstance(value, (list, tuple)) or len(value) <= limit:
         return repr(value)
     return f"[{', '.join(map(repr, value[:limit]))} and {len(value) - limit:,} more]"
 
 
-def differences(before: object, now: object, limit: int = 10) -> tuple[str, str]:
-    """Two values that differ, each `shortened`; of longer lists only the entries that differ."""
+def trim_differences(before: object, now: object, limit: int = 10) -> tuple[str, str]:
+    """Return the reprs of two values, cut to the entries that differ if they are long lists."""
     if isinstance(before, list) and isinstance(now, list) and max(len(before), len(now)) > limit:
         pairs = list(itertools.zip_longest(before, now, fillvalue=None))
         before = [old for old, new in pairs if old != new and old is not None]
         now = [new for old, new in pairs if old != new and new is not None]
-    return shortened(before, limit), shortened(now, limit)
+    return shorten(before, limit), shorten(now, limit)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A plain table, figures to the right; columns without any entry are left out."""
+    """Format a plain table: numbers are aligned right, and empty columns are dropped."""
     from tabulate import tabulate
 
     columns = [
-        index for index in range(len(head)) if any(row[index] not in _NO_ENTRY for row in rows)
+        index for index in range(len(head)) if any(row[index] not in _EMPTY_CELLS for row in rows)
     ]
     body = [[printable(row[index]) for index in columns] for row in rows]
     alignments = [
-        "right" if all(cell[:1].isdigit() or cell in _NO_ENTRY for cell in column) else "left"
+        "right" if all(cell[:1].isdigit() or cell in _EMPTY_CELLS for cell in column) else "left"
         for column in zip(*body)
     ]
 
-    # The head as a row: tabulate pads its own by two.
+    # The head is passed as a row, because tabulate pads a head by two spaces.
     rows = [[head[index] for index in columns], *body]
     lines = tabulate(rows, tablefmt="plain", colalign=alignments, disable_numparse=True)
     return "\n".join(line.rstrip() for line in lines.splitlines())
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """Say that no ``kind`` is called ``name``: the valid names that are near, then all."""
+    """Return a message about an unknown name, with similar names first, then all valid ones."""
     valid_names = list(valid)
     hint = "."
-    if close := near(name, valid_names):
+    if close := near_matches(name, valid_names):
         hint = f"; did you mean {' or '.join(close)}?"
-    elif _SYNONYMS.get(_plain(name)) == "steps":
+    elif _SYNONYMS.get(_normalise(name)) == "steps":
         hint = f"; {_STEPS_ADVICE}."
 
     listing = ", ".join(repr(valid) if "," in valid else valid for valid in valid_names)
     return f"no {kind} is called {name!r}{hint} Valid: {listing or 'none'}"
 
 
-def near(name: str, valid: Iterable[str], most: int = 3, cutoff: float = _NEAR) -> list[str]:
-    """The valid names that ``name`` may stand for: a synonym, else at most ``most`` spelt alike."""
+def near_matches(
+    name: str, valid: Iterable[str], limit: int = 3, cutoff: float = _MIN_SIMILARITY
+) -> list[str]:
+    """Return the valid names that a user can have meant: a synonym, or similar spellings."""
     valid_names = list(valid)
-    synonym = _SYNONYMS.get(_plain(name))
+    synonym = _SYNONYMS.get(_normalise(name))
     if synonym in valid_names:
         return [synonym]
-    if synonym == "steps":  # nothing that is spelt like epochs is meant
+    if synonym == "steps":  # names spelt like "epochs" would be misleading
         return []
 
     names_by_folded = {candidate.casefold(): candidate for candidate in valid_names}
-    close = difflib.get_close_matches(name.casefold(), names_by_folded, n=most, cutoff=cutoff)
+    close = difflib.get_close_matches(name.casefold(), names_by_folded, n=limit, cutoff=cutoff)
     return [names_by_folded[folded] for folded in close]
 
 
-def _plain(name: str) -> str:
-    """A name in one spelling: ``Learning-Rate`` is ``learning_rate``."""
+def _normalise(name: str) -> str:
+    """Normalise a name: ``Learning-Rate`` becomes ``learning_rate``."""
     return name.casefold().replace("-", "_").strip("_")
 
 
-# A bar of tqdm without the time left and the rate.
+# tqdm's bar without the remaining time and the rate.
 NO_ESTIMATE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
-# Where standard error is no terminal, a task says how far it is once in so many seconds.
+# Interval between progress lines if standard error is not a terminal.
 LINE_SECONDS = 60.0
 
 
@@ -147,27 +148,34 @@ def progress(
     delay: float = 0,
     has_estimate: bool = True,
 ) -> Any:
-    """How far a task is, on standard error: tqdm's bar on a terminal, else a line a minute.
+    """Show progress on standard error: tqdm's bar on a terminal, otherwise a line per minute.
 
-    ``unit``: what is counted, in the singular; ``done``: how many were done before. Nothing is
-    shown for ``delay`` seconds. Without an estimate the bar has no time left and no rate.
+    Args:
+        items: Items to iterate over; without them the caller updates the bar.
+        description: Name of the task.
+        unit: Noun for one item, in the singular.
+        total: Number of items.
+        done: Number of items finished earlier.
+        delay: Seconds before anything is shown.
+        has_estimate: Show the remaining time and the rate.
 
-    A job copies its standard error to err.txt, whose last line is taken for the job's error. So
-    there the bar goes to the terminal alone, and there are no lines.
+    Returns:
+        The tqdm object.
     """
     from tqdm import tqdm
 
+    # A job copies its standard error to err.txt, whose last line is taken for the job's error:
+    # there the bar goes only to the terminal, and no lines are printed.
     stream = sys.stderr
     is_copied = stream is not None and not isinstance(stream, io.TextIOBase)
     if is_copied:
         stream = sys.__stderr__
-    is_terminal = stream is not None and stream.isatty()
 
-    tqdm.monitor_interval = 0  # its thread would be in the way of forks
+    tqdm.monitor_interval = 0  # its thread would interfere with forks
     bar = functools.partial(
         tqdm, items, description, total, unit=unit, initial=done, delay=delay, smoothing=0
     )
-    if is_terminal:
+    if stream is not None and stream.isatty():
         return bar(file=stream, bar_format=None if has_estimate else NO_ESTIMATE)
 
     units = unit + ("es" if unit.endswith(("s", "ch")) else "s")
@@ -177,42 +185,42 @@ def progress(
         disable=stream is None or is_copied,
         bar_format=f"{{desc}}: {share}{{postfix}}, after {{elapsed}}",
         mininterval=LINE_SECONDS,
-        miniters=0,  # each look may print a line
-        position=0,  # no line is below another
+        miniters=0,  # print by time, not by number of items
+        position=0,  # otherwise nested bars would move the cursor
     )
 
 
 class _Lines:
-    """A stream to which tqdm writes lines, each of its own."""
+    """A stream that prints each update of tqdm as a separate line."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        """Print a line, without the carriage return by which tqdm replaces the last one."""
+        """Print a line without tqdm's carriage return."""
         if self._stream is not None and text.strip():
             _print_line(text.strip(), self._stream)
 
     def flush(self) -> None:
-        """Do nothing: each line is written at once."""
+        """Do nothing, because each line is flushed when it is written."""
 
 
 def log(line: str) -> None:
-    """Print a line on standard error, unless that is a terminal, which has a bar instead."""
+    """Print a line on standard error, unless it is a terminal, which shows a bar instead."""
     if sys.stderr is not None and not sys.stderr.isatty():
         _print_line(line, sys.stderr)
 
 
 def _print_line(line: str, stream: TextIO) -> None:
-    # A reader that is gone, or a full disk, ends no task.
+    # A closed pipe or a full disk must not end the task.
     with contextlib.suppress(OSError, ValueError):
-        stream.write(f"{printable(line)}\n")  # in one piece: threads print at the same time
+        stream.write(f"{printable(line)}\n")  # in one call: threads print at the same time
         stream.flush()
 
 
-def templates(autoescape: bool) -> Any:
-    """The jinja2.Environment of ``assets``, with ``autoescape`` for HTML; unknown names raise."""
-    import jinja2  # for what is written by a template only: it takes a while to load
+def load_templates(autoescape: bool) -> Any:
+    """Return a strict jinja2.Environment of ``assets``, with ``autoescape`` for HTML."""
+    import jinja2  # slow to import, and rarely needed
 
     return jinja2.Environment(
         loader=jinja2.PackageLoader("domainbed_carft", "assets"),

@@ -1,13 +1,12 @@
-"""Trees with the shapes of the benchmarks, the command that judges them, archives of images."""
+"""Folders and archives of images with the layouts of the benchmarks, and `carft data`."""
 
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +15,12 @@ from PIL import Image
 from domainbed_carft import cli
 from domainbed_carft.data import comparison, verify
 
-# Environment -> class -> how many images.
+# Environment -> class -> number of images.
 Counts = Mapping[str, Mapping[str, int]]
 
 
 def grow(root: Path, counts: Counts, content: bytes = b"x") -> Path:
-    """environment/class/0.jpg, ... below ``root``; returns it."""
+    """Create environment/class/0.jpg, ... below ``root``, and return it."""
     for environment, classes in counts.items():
         for name, images in classes.items():
             folder = root / environment / name
@@ -31,8 +30,8 @@ def grow(root: Path, counts: Counts, content: bytes = b"x") -> Path:
     return root
 
 
-def report_on(name: str, counts: Counts) -> verify.DataReport:
-    """The report on a dataset with these counts, without a folder."""
+def make_report(name: str, counts: Counts) -> verify.DataReport:
+    """Report on a dataset with these counts, without a folder."""
     findings = comparison.compare(name, counts)
     return verify.DataReport(
         name=name,
@@ -58,7 +57,7 @@ def jpeg(mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> bytes:
 
 
 def carft(*arguments: object) -> SimpleNamespace:
-    """What ``carft data`` ends with and prints."""
+    """Run ``carft data`` and return its status and output."""
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         status = cli.main(["data", *map(str, arguments)])
     return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
@@ -84,39 +83,19 @@ def zipped(path: Path, names: list[str], padding: int = 0) -> Path:
     return path
 
 
-def tarred(path: Path, *members: tuple[str, bytes | str]) -> Path:
-    """Members are (name, content), the content of a symbolic link its target as a str."""
+def tarred(path: Path, names: list[str], content: bytes = IMAGE) -> Path:
     with tarfile.open(path, "w:gz") as archive:
-        for name, content in members:
+        for name in names:
             info = tarfile.TarInfo(name)
-            if isinstance(content, str):
-                info.type = tarfile.SYMTYPE
-                info.linkname = content
-                archive.addfile(info)
-            else:
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
     return path
 
 
 def packed(path: Path, names: list[str]) -> Path:
-    """Images in an archive of the kind that the name says."""
-    if path.suffix == ".zip":
-        return zipped(path, names)
-    return tarred(path, *((name, IMAGE) for name in names))
+    """Create an archive of images, of the type that the path's suffix names."""
+    return zipped(path, names) if path.suffix == ".zip" else tarred(path, names)
 
 
 def files(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-
-
-@contextmanager
-def without_privileges() -> Iterator[None]:
-    """Inside the block this process is not root, whom no permission concerns."""
-    user = os.geteuid()
-    os.seteuid(user or 65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)

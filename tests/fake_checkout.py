@@ -130,7 +130,7 @@ def PlanTransform(plan):
 def is_upstream(transform):
     return False
 
-def normalisation_of(transform):
+def get_normalisation(transform):
     if isinstance(transform, list):
         return None
     last = transform.transforms[-1]

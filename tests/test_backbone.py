@@ -115,7 +115,7 @@ def test_other_weights_under_a_published_name_are_refused(tmp_path, monkeypatch,
 def test_a_file_that_is_no_clip_is_refused_by_name(tmp_path):
     path = tmp_path / "weights.pt"
     for content, message in (
-        (b"not weights", "is cut off, or holds"),
+        (b"not weights", "is cut off, or contains"),
         ({"state_dict": {}, "epoch": 3}, "not a CLIP in OpenAI's format"),
     ):
         if isinstance(content, bytes):

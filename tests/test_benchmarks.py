@@ -1,4 +1,4 @@
-"""What is known of the benchmarks: against the harness, the archive, and totals typed in here."""
+"""Facts about the benchmarks, compared with the harness, the archive, and published totals."""
 
 import zipfile
 from collections import Counter
@@ -10,7 +10,7 @@ from domainbed import datasets
 from domainbed_carft.data import benchmarks, emoji
 from domainbed_carft.plugin.datasets import EmojiStyles
 
-# Published, and typed in here by hand, apart from the tables of the package.
+# Typed in from publications, independently of the package's tables.
 TOTALS = {
     "PACS": {"A": 2048, "C": 2344, "P": 1670, "S": 3929},
     "VLCS": {"C": 1415, "L": 2656, "S": 3282, "V": 3376},
@@ -30,14 +30,14 @@ CLASSES = {"PACS": 7, "VLCS": 5, "OfficeHome": 65, "TerraIncognita": 10, "Domain
 
 
 @pytest.mark.parametrize("name", TOTALS)
-def test_the_benchmarks_agree_with_the_harness_and_published_totals(name):
+def test_benchmark_facts_equal_the_harness_and_published_totals(name):
     benchmark = benchmarks.get(name)
     dataset_class = getattr(datasets, name)
     assert benchmark.folder == dataset_class.FOLDER
     assert [e.label for e in benchmark.environments] == dataset_class.ENVIRONMENTS
     assert benchmark.steps["DomainBed"] == dataset_class.N_STEPS
 
-    # Labels are numbers in the order of sorted folders.
+    # DomainBed numbers sorted folders.
     folders = [e.folder for e in benchmark.environments]
     assert folders == sorted(folders)
     assert list(benchmark.classes) == sorted({*benchmark.classes})
@@ -50,7 +50,7 @@ def test_the_benchmarks_agree_with_the_harness_and_published_totals(name):
         assert sum(by_class.values()) == edition.counts[environment]
 
 
-def test_emoji_styles_has_the_images_of_the_archive():
+def test_emoji_styles_counts_equal_the_archive():
     assets = files("domainbed_carft") / "assets"
     with zipfile.ZipFile(assets / emoji.ARCHIVE) as archive:
         paths = [n.split("/") for n in archive.namelist() if n.endswith(".png")]

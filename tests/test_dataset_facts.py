@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from data_trees import even, grow, jpeg, report_on
+from data_trees import even, grow, jpeg, make_report
 from domainbed import datasets
 from test_algorithms import CLASSES, CONTEXTS, build, make, reopened, same_state, settings
 
@@ -98,12 +98,12 @@ def test_the_data_verdict_is_recorded_and_can_be_required(random_tiny):
     demanded = "verified: as published"
     values = settings(random_tiny, class_names="dataset:PACS", data_edition=demanded)
 
-    dataset_facts.remember(values, "PACS", environments, report_on("PACS", counts))
+    dataset_facts.remember(values, "PACS", environments, make_report("PACS", counts))
     algorithm = build(algorithms.CARFT, (3, 28, 28), 7, 3, values)
     assert algorithm.facts["data_edition"] == demanded
 
     counts["photo"]["dog"] -= 1
-    dataset_facts.remember(values, "PACS", environments, report_on("PACS", counts))
+    dataset_facts.remember(values, "PACS", environments, make_report("PACS", counts))
     with pytest.raises(
         CarftError, match=f"is '{demanded}', but this job has 'differs: [0-9a-f]{{8}}'"
     ):

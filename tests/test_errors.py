@@ -1,4 +1,4 @@
-"""Problems and the errors that carry them: sentences, near names, several at once, pickling."""
+"""Errors and their messages: invalid values, suggestions, several problems, pickling."""
 
 import pickle
 import subprocess
@@ -10,11 +10,11 @@ from domainbed_carft import text
 from domainbed_carft.data.archives import BadFile
 from domainbed_carft.errors import (
     CarftError,
-    EndedJob,
     HparamProblem,
-    PassingError,
+    JobExit,
+    TransientError,
+    collect_problems,
     invalid,
-    problems_of,
     raise_for,
 )
 from domainbed_carft.jobs.algorithms import ALGORITHMS
@@ -33,40 +33,44 @@ KEYS = ["algorithms", "compare_with", "datasets", "hparams", "name", "steps", "t
         ("words", "w" * 1000, f"words is '{'w' * 199}..., expected a number"),
     ],
 )
-def test_an_invalid_value_is_named_and_shortened(name, value, sentence):
+def test_invalid_value_is_named_and_shortened(name, value, sentence):
     assert invalid(name, value, "a number") == sentence
 
 
-def test_a_problem_of_a_hyperparameter_leaves_its_name_to_its_key():
+def test_hparam_problem_omits_the_name_after_its_key():
     problem = HparamProblem("lr", "fast", "a number > 0")
     assert str(problem) == "lr is 'fast', expected a number > 0"
-    assert problem.behind_its_key() == "got 'fast', expected a number > 0"
-    assert HparamProblem("lr", 3, message="lr is high").behind_its_key() == "lr is high"
+    assert problem.message_after_key() == "got 'fast', expected a number > 0"
+    assert HparamProblem("lr", 3, message="lr is high").message_after_key() == "lr is high"
 
 
-def test_an_error_lists_each_of_several_problems_once():
+def test_error_lists_each_problem_once():
     assert str(CarftError("no such folder: x")) == "no such folder: x"
     with pytest.raises(CarftError) as caught:
         raise_for(["lr is 3", "no such folder: x", "no such folder: x"])
     assert str(caught.value).splitlines()[1:] == ["- lr is 3", "- no such folder: x"]
-    assert problems_of(raise_for, ["lr is 3", "x"]) == ["lr is 3", "x"]
-    assert problems_of(raise_for, []) == []
+    assert collect_problems(raise_for, ["lr is 3", "x"]) == ["lr is 3", "x"]
     with pytest.raises(KeyError):
-        problems_of({}.__getitem__, "x")
+        collect_problems({}.__getitem__, "x")
 
 
 @pytest.mark.parametrize(
     "error",
-    [CarftError("a", "b"), PassingError("full"), EndedJob("no CLIP"), BadFile("PACS.zip", "empty")],
+    [
+        CarftError("a", "b"),
+        TransientError("full"),
+        JobExit("no CLIP"),
+        BadFile("PACS.zip", "empty"),
+    ],
 )
-def test_a_pickled_error_keeps_its_problems(error):
+def test_pickled_error_keeps_its_problems(error):
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error) and copy.problems == error.problems
     assert str(copy) == str(error) and vars(copy) == vars(error)
 
 
-def test_an_ended_job_exits_with_its_message_on_stderr():
-    script = "from domainbed_carft.errors import EndedJob; raise EndedJob('no CLIP')"
+def test_job_exit_prints_its_message_on_stderr():
+    script = "from domainbed_carft.errors import JobExit; raise JobExit('no CLIP')"
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (1, "domainbed-carft: no CLIP\n")
 
@@ -90,4 +94,4 @@ def test_an_ended_job_exits_with_its_message_on_stderr():
     ],
 )
 def test_similar_names_and_synonyms_are_suggested(name, valid, expected):
-    assert text.near(name, valid) == expected
+    assert text.near_matches(name, valid) == expected

@@ -1,10 +1,8 @@
-"""Two stages against Pillow's path, with images of all modes: decoding, plans, what is drawn."""
+"""Decoding, image plans and the two stages, compared with Pillow and torchvision."""
 
 import dataclasses
 import json
 import os
-import re
-import signal
 import struct
 
 import numpy as np
@@ -25,7 +23,7 @@ from domainbed_carft.images.preprocessing import (
     Preprocessing,
 )
 from domainbed_carft.images.protocols import plan_for
-from domainbed_carft.images.transforms import PlanTransform, plan_of
+from domainbed_carft.images.transforms import PlanTransform, find_plan
 from domainbed_carft.machine import devices
 
 FILES = (
@@ -53,7 +51,7 @@ PRESETS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One of our images in all modes, not square."""
+    """Save an embedded image, not square, in many modes and formats."""
     folder = tmp_path_factory.mktemp("in all modes")
     emojis = sorted((emoji.style_folders() / "fluent3d" / "face").iterdir())
     rgba = Image.open(emojis[0]).convert("RGBA").resize((301, 257))
@@ -82,29 +80,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def truncated_images_as_in_the_harness(monkeypatch):
+def _load_truncated_images(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_images_are_decoded_as_by_pillow(folder, name):
+def test_decoded_pixels_equal_pillows(folder, name):
     decoded = decode(str(folder / name))
     assert np.array_equal(decoded.numpy(), np.array(image_files.open_image(folder / name)))
     assert decoded.is_contiguous()
 
 
-def test_images_that_pillow_refuses_are_refused(tmp_path):
-    path = tmp_path / "image.jpg"
-    path.write_bytes(b"\xff\xd8\xff\xe0 no image")
-    with pytest.raises(Exception) as expected:
-        image_files.open_image(path)
-    with pytest.raises(expected.type, match=re.escape(str(expected.value))):
-        decode(str(path))
-
-
-def test_upstreams_steps_are_the_plans_of_the_presets():
-    """Recognised from torchvision's own steps, as a host's would be."""
-    training_plan = plan_for("domainbed", 224, augment=True)
+def test_plan_of_upstreams_transform_is_the_preset():
     upstream = T.Compose(
         [
             T.RandomResizedCrop(224, scale=(0.7, 1.0)),
@@ -115,19 +102,18 @@ def test_upstreams_steps_are_the_plans_of_the_presets():
             T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
-    assert plan_of(upstream) == training_plan and training_plan.draws
+    assert find_plan(upstream) == plan_for("domainbed", 224, augment=True)
+    assert find_plan(upstream).is_random
 
 
 @pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
 @pytest.mark.parametrize("augment", [False, True])
-def test_a_plan_comes_back_from_its_transform_and_from_json(protocol, preprocessing, augment):
+def test_plan_is_recovered_from_its_transform_and_from_json(protocol, preprocessing, augment):
     plan = plan_for(protocol, 224, augment, preprocessing)
-    steps = PlanTransform(plan).transforms
-    recognised = plan_of(T.Compose(steps))
-    resize = recognised.resize if augment else plan.resize  # a random crop does not tell
-    assert dataclasses.replace(recognised, resize=resize) == dataclasses.replace(
-        plan, resize=resize
-    )
+    recognised = find_plan(T.Compose(PlanTransform(plan).transforms))
+    if augment:  # the resizing of test images does not follow from a random crop
+        recognised = dataclasses.replace(recognised, resize=plan.resize)
+    assert recognised == plan
 
     job_plan = dataclasses.replace(plan, mode="fast", jitter="numba").for_model(
         336, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
@@ -135,13 +121,13 @@ def test_a_plan_comes_back_from_its_transform_and_from_json(protocol, preprocess
     assert ImagePlan.from_json(json.loads(json.dumps(job_plan.as_json()))) == job_plan
 
 
-def test_a_transform_whose_steps_were_changed_has_the_plan_of_its_steps():
+def test_plan_of_a_changed_transform_follows_its_steps():
     transform = PlanTransform(plan_for("domainbed", 224, augment=False))
     transform.transforms[-1] = T.Normalize(CLIP_MEAN, CLIP_STD)
-    assert plan_of(transform).mean == CLIP_MEAN
+    assert find_plan(transform).mean == CLIP_MEAN
 
     transform.transforms.append(T.RandomErasing())
-    assert plan_of(transform) is None
+    assert find_plan(transform) is None
 
 
 @pytest.mark.parametrize(
@@ -162,52 +148,46 @@ def test_a_transform_whose_steps_were_changed_has_the_plan_of_its_steps():
         ("augmentation", {"crop_scale": [1.0, 0.7]}),
     ],
 )
-def test_json_that_is_no_plan_is_refused(field, value):
+def test_invalid_json_of_a_plan_is_refused(field, value):
     fields = {**plan_for("domainbed", 224, augment=True).as_json(), field: value}
     with pytest.raises((ValueError, TypeError, KeyError)):
         ImagePlan.from_json(fields)
 
 
-def test_other_transforms_have_no_image_plan():
-    class Flip(T.RandomHorizontalFlip):
-        pass
+END = [T.ToTensor(), T.Normalize((0.5,) * 3, (0.5,) * 3)]
+SQUARE = T.Resize((8, 8))
 
-    end = [T.ToTensor(), T.Normalize((0.5,) * 3, (0.5,) * 3)]
-    square = T.Resize((8, 8))
-    assert plan_of(T.Compose([square, *end]))
-    for steps in (
+
+class Flip(T.RandomHorizontalFlip):
+    pass
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
         [],
-        end,
-        [square],
-        [square, T.ToTensor()],
-        [T.Resize(8), *end],
-        [T.Resize((8, 9)), *end],
-        [T.Resize(8), T.CenterCrop(9), *end],
-        [T.Resize((8, 8), T.InterpolationMode.NEAREST), *end],
-        [square, Flip(), *end],
-        [square, *end, T.RandomErasing()],
-        [square, T.ColorJitter(0.1), T.RandomHorizontalFlip(), *end],
-    ):
-        assert plan_of(T.Compose(steps)) is None
-    assert plan_of(square) is None
-    assert plan_of(None) is None
-
-
-def level_difference(
-    image_plan: ImagePlan, actual: torch.Tensor, expected: torch.Tensor
-) -> torch.Tensor:
-    """The difference of normalised images, in grey levels."""
-    return (actual - expected).abs() * torch.tensor(image_plan.std).view(3, 1, 1) * 255
+        END,
+        [SQUARE],
+        [SQUARE, T.ToTensor()],
+        [T.Resize(8), *END],
+        [T.Resize((8, 9)), *END],
+        [T.Resize(8), T.CenterCrop(9), *END],
+        [T.Resize((8, 8), T.InterpolationMode.NEAREST), *END],
+        [SQUARE, Flip(), *END],
+        [SQUARE, *END, T.RandomErasing()],
+        [SQUARE, T.ColorJitter(0.1), T.RandomHorizontalFlip(), *END],
+    ],
+)
+def test_unknown_transforms_have_no_plan(steps):
+    assert find_plan(T.Compose(steps)) is None
 
 
 @pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
 @pytest.mark.parametrize("augment", [False, True])
-def test_both_stages_equal_pillows_transform(folder, protocol, preprocessing, augment):
+def test_stages_equal_pillows_transform(folder, protocol, preprocessing, augment):
     plan = plan_for(protocol, 224, augment, preprocessing)
     transform = PlanTransform(plan)
-    squares = []
-    choices = []
-    expected = []
+    squares, choices, expected = [], [], []
     for name in FILES:
         torch.manual_seed(0)
         expected.append(transform(image_files.open_image(folder / name)))
@@ -221,32 +201,20 @@ def test_both_stages_equal_pillows_transform(folder, protocol, preprocessing, au
         choices.append(square_choices)
 
     images = stages.second_stage(plan, torch.stack(squares), torch.stack(choices))
-    difference = level_difference(plan, images, torch.stack(expected))
+    levels_per_unit = 255 * torch.tensor(plan.std).view(3, 1, 1)
+    difference = (images - torch.stack(expected)).abs() * levels_per_unit
     if not (augment and plan.augmentation.jitter_ranges):
-        # Both round between rows and columns; bicubic weights can double such a difference.
+        # Both round after rows and after columns, and bicubic weights can double a difference.
         assert difference.max() <= (2.01 if plan.interpolation == "bicubic" else 1.01)
         assert (difference > 1.01).float().mean() < 1e-4
         assert difference.mean() <= 0.01
-    else:  # of one grey level the jitter makes more
+    else:  # the jitter magnifies differences of one grey level
         assert difference.mean() <= 0.05
         assert (difference <= 6).float().mean() >= 0.99
 
 
-def batch_jitter_plan() -> ImagePlan:
-    """A plan for squares of 16 pixels with larger jitters than usual, in the second stage."""
-    return ImagePlan(
-        size=16,
-        resize="squash",
-        interpolation="bilinear",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        augmentation=Augmentation(jitter_ranges=((0.0, 2.0),) * 4),
-        jitter="numba",
-    )
-
-
-def random_choices(count: int) -> torch.Tensor:
-    """Random choices (count, 10) as the first stage makes them, with larger factors than usual."""
+def random_choices(count):
+    """Return choices (count, 10) like the first stage's, but with larger factors."""
     generator = torch.Generator().manual_seed(0)
     choices = torch.rand(count, augmentation.N_COLUMNS, generator=generator)
     for column in (augmentation.FLIP, augmentation.GREY):
@@ -258,41 +226,31 @@ def random_choices(count: int) -> torch.Tensor:
     return choices
 
 
-def test_unneeded_operations_are_left_out():
-    half = (0.5,) * 3
-    transform_with_jitter = T.Compose(
-        [T.Resize((16, 16)), T.ColorJitter(0, 0.5, 0, 0.2), T.ToTensor(), T.Normalize(half, half)]
-    )
-    jitter_plan = dataclasses.replace(plan_of(transform_with_jitter), jitter="numba")
-    pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8)
-    torch.manual_seed(0)
-    expected = transform_with_jitter(Image.fromarray(pixels.numpy()))
-    torch.manual_seed(0)
-    square, choices = stages.first_stage(jitter_plan, pixels)
-    difference = level_difference(
-        jitter_plan, stages.second_stage(jitter_plan, square[None], choices[None]), expected
-    )
-    assert difference.mean() < 0.1
-
-
-def test_jittered_batches_are_the_same_on_a_device_and_the_processor(device):
-    """By torch on the device and, where it is installed, by numba on the processor."""
-    assert stages.jitter_path(device) == "torch"
+def test_jittered_batches_are_equal_on_device_and_cpu(device):
+    # torch on the device and, if it is installed, numba on the CPU
+    assert stages.jitter_backend(device) == "torch"
     noise = torch.randint(256, (24, 16, 16, 3), dtype=torch.uint8)
     noise[:4] = noise[:4, :, :, :1]  # greys have no hue
-    noise_plan = batch_jitter_plan()
+    plan = ImagePlan(
+        size=16,
+        resize="squash",
+        interpolation="bilinear",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        augmentation=Augmentation(jitter_ranges=((0.0, 2.0),) * 4),
+        jitter="numba",
+    )
     noise_on_device = noise.to(device)
     with devices.refuse_waits():
-        on_device = stages.second_stage(noise_plan, noise_on_device, random_choices(24))
+        on_device = stages.second_stage(plan, noise_on_device, random_choices(24))
     assert on_device.device == noise_on_device.device
 
-    on_processor = stages.second_stage(noise_plan, noise, random_choices(24))
-    difference = level_difference(noise_plan, on_device.cpu(), on_processor)
-    assert (difference < 0.0255).float().mean() > 0.999
+    on_cpu = stages.second_stage(plan, noise, random_choices(24))
+    assert ((on_device.cpu() - on_cpu).abs() < 4e-4).float().mean() > 0.999
 
 
 @pytest.mark.parametrize("marker", [b"", b"\xff\xff\xe1\x00\x04xx", b"\xff\xe1\x00\x04xx"])
-def test_a_jpeg_beyond_pillows_limit_is_not_decoded(folder, tmp_path, marker):
+def test_jpeg_beyond_pillows_limit_is_refused(folder, tmp_path, marker):
     path = tmp_path / "bomb.jpg"
     content = (folder / "grey.jpg").read_bytes()
     size = content.index(b"\xff\xc0") + 5
@@ -303,14 +261,8 @@ def test_a_jpeg_beyond_pillows_limit_is_not_decoded(folder, tmp_path, marker):
 
 
 @pytest.mark.parametrize("read", [decode, image_files.open_image])
-def test_a_pipe_is_refused_without_waiting(tmp_path, read):
+def test_pipe_is_refused_without_waiting(tmp_path, read):
     path = tmp_path / "image.jpg"
     os.mkfifo(path)
-    signal.alarm(20)
-    try:
-        with pytest.raises(OSError, match="it is a pipe, a socket or a device"):
-            read(str(path))
-    finally:
-        signal.alarm(0)
     with pytest.raises(OSError, match="it is a pipe, a socket or a device"):
-        read("/dev/zero")
+        read(str(path))

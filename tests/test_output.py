@@ -90,7 +90,7 @@ def test_ctrl_c_prints_one_line(words, message, tmp_path, monkeypatch, capsys):
 
 
 def write(path, text):
-    with files.stream(path) as out:
+    with files.open_output(path) as out:
         out.write(text)
 
 

@@ -1,4 +1,4 @@
-"""The presets of the hparam `protocol` against transforms done by hand, and who follows them."""
+"""The presets of the hparam `protocol`, compared with Pillow, in datasets and algorithms."""
 
 import numpy as np
 import pytest
@@ -13,21 +13,21 @@ from domainbed_carft.method import algorithms, dataset_facts
 from domainbed_carft.plugin import datasets
 
 
-def test_at_test_time_domainbed_squeezes_and_clip_crops():
+def test_domainbed_squashes_test_images_and_clip_crops_them():
     ramp = np.linspace(0, 255, 120).astype(np.uint8)
     pixels = np.zeros((60, 120, 3), np.uint8)
     pixels[:30, :, 0] = ramp
     pixels[30:, :, 1] = ramp
     image = Image.fromarray(pixels)
 
-    squeezed = image.resize((48, 48), Image.Resampling.BILINEAR)
+    squashed = image.resize((48, 48), Image.Resampling.BILINEAR)
     cropped = image.resize((96, 48), Image.Resampling.BICUBIC).crop((24, 0, 72, 48))
-    for protocol, by_hand, mean, std in (
-        ("domainbed", squeezed, IMAGENET_MEAN, IMAGENET_STD),
+    for protocol, expected, mean, std in (
+        ("domainbed", squashed, IMAGENET_MEAN, IMAGENET_STD),
         ("clip", cropped, CLIP_MEAN, CLIP_STD),
     ):
         x = PlanTransform(plan_for(protocol, 48, augment=False))(image).permute(1, 2, 0).numpy()
-        assert np.abs(x * std + mean - np.asarray(by_hand) / 255).max() < 0.02
+        assert np.abs(x * std + mean - np.asarray(expected) / 255).max() < 0.02
     for protocol in ("wise-ft", "lipsum-ft"):
         assert plan_for(protocol, 48, augment=False) == plan_for("clip", 48, augment=False)
 
@@ -41,16 +41,12 @@ def test_at_test_time_domainbed_squeezes_and_clip_crops():
         ("lipsum-ft", (0.08, 1.0), 0.5, False),
     ],
 )
-def test_training_images_are_changed_as_in_the_recipe(
-    protocol, crop_scale, flip_probability, changes_colours
-):
+def test_augmentation_equals_the_recipes(protocol, crop_scale, flip_probability, changes_colours):
     augmentation = plan_for(protocol, 48, augment=True).augmentation
-    assert (augmentation.crop_scale, augmentation.flip_probability) == (
-        crop_scale,
-        flip_probability,
-    )
-    is_coloured = (augmentation.jitter_ranges is not None, augmentation.grey_probability == 0.1)
-    assert is_coloured == (changes_colours, changes_colours)
+    assert augmentation.crop_scale == crop_scale
+    assert augmentation.flip_probability == flip_probability
+    assert (augmentation.jitter_ranges is not None) == changes_colours
+    assert augmentation.grey_probability == (0.1 if changes_colours else None)
 
 
 def settings(weights, dataset, **overrides):
@@ -68,7 +64,7 @@ def test_emoji_styles_follows_the_protocol(random_tiny, capsys):
 
     algorithm = algorithms.CLIPZeroShot(dataset.input_shape, 10, 3, values)
     x = dataset[0][0][0][None]
-    assert torch.equal(algorithm.input(x), x)  # it is normalised for CLIP already
+    assert torch.equal(algorithm.input(x), x)  # already normalised for CLIP
     assert "CLIP protocol: clip (training: crop of 70" in capsys.readouterr().out
 
 
@@ -76,22 +72,22 @@ def test_emoji_styles_follows_the_protocol(random_tiny, capsys):
     ("requested", "followed"),
     [("clip", "domainbed"), ("domainbed", "clip"), ("clip", None), ("clip", "host")],
 )
-def test_a_dataset_that_contradicts_the_protocol_is_refused(random_tiny, requested, followed):
+def test_dataset_with_another_protocol_is_refused(random_tiny, requested, followed):
     values = settings(random_tiny, "Pets", protocol=requested)
     if followed:
         environments = [dataset_facts.EnvironmentFacts("art", ["a", "b", "c"])]
         dataset_facts.remember(values, "Pets", environments, None, followed)
     else:
         values["class_names"] = ["a", "b", "c"]
-    with pytest.raises(CarftError, match=f"protocol is '{requested}', but .*Leave protocol at"):
+    with pytest.raises(CarftError, match=f"protocol is '{requested}'"):
         algorithms.CARFT((3, 28, 28), 3, 2, values)
 
 
 @pytest.mark.parametrize("requested", ["domainbed", "host"])
-def test_a_hosts_own_transforms_are_recorded_as_host(random_tiny, capsys, requested):
+def test_transforms_of_a_host_are_recorded_as_host(random_tiny, capsys, requested):
     values = settings(random_tiny, "Pets", protocol=requested)
     environments = [dataset_facts.EnvironmentFacts(name, ["a", "b", "c"]) for name in "xy"]
     dataset_facts.remember(values, "Pets", environments, None, "host")
     algorithm = algorithms.CARFT((3, 28, 28), 3, 2, values)
     assert algorithm.recorded_facts()["protocol"] == "host"
-    assert "CLIP protocol: host (this DomainBed's own transforms" in capsys.readouterr().out
+    assert "CLIP protocol: host (" in capsys.readouterr().out

@@ -41,7 +41,7 @@ def suite(monkeypatch):
         make_set("One", "sketch"),
         make_set("Cut", "art", border=4),
     )
-    suite = Suite("pets", CLASSES, sets, "emoji", left_out="Cut")
+    suite = Suite("pets", CLASSES, sets, "emoji", excluded="Cut")
     monkeypatch.setitem(catalogue.SUITES, "pets", lambda: suite)
     return suite
 

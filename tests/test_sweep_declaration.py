@@ -266,7 +266,7 @@ def test_shipped_sweeps_have_the_published_recipes(sweep, dataset, algorithm, ex
         (["demoo"], "no sweep is called 'demoo'; did you mean demo"),
         (["domainbed"], "--data_dir is missing; expected the folder of the datasets' folders"),
         (["demo", "--launcher", "poool"], "no launcher is called 'poool'; did you mean pool"),
-        (["lambda", "--data_dir", "no"], "--data_dir no does not exist; give"),
+        (["lambda", "--data_dir", "no"], "--data_dir no does not exist; pass"),
     ],
 )
 def test_launch_with_a_mistake_creates_no_folder(words, message, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
-"""Files of weights may be a stranger's: nothing in them runs, and none is taken on trust."""
+"""Untrusted weights files: code in them is not run, and damaged files are refused."""
 
-import os
 import random
 import warnings
 import zipfile
@@ -26,15 +25,14 @@ READERS = {
 
 @pytest.fixture(params=READERS)
 def reader(request, tmp_path, monkeypatch):
-    """The place of a file of weights, and what reads it."""
+    """Return the path of a weights file, and the function that reads it."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder / request.param, READERS[request.param]
 
 
-def test_every_reader_refuses_torchscript(reader):
-    """Which runs as soon as torch.jit.load opens it."""
+def test_torchscript_is_refused_by_all_readers(reader):
     path, read = reader
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -44,7 +42,7 @@ def test_every_reader_refuses_torchscript(reader):
 
 
 def flip_largest(path):
-    """Turn one bit of the largest member of torch's archive."""
+    """Flip a bit of the largest member of torch's archive."""
     with zipfile.ZipFile(path) as archive:
         largest = max(archive.infolist(), key=lambda part: part.file_size)
     content = bytearray(path.read_bytes())
@@ -52,23 +50,22 @@ def flip_largest(path):
     path.write_bytes(content)
 
 
-def test_every_reader_refuses_flipped_bits_and_code(reader):
+def test_flipped_bits_and_code_are_refused_by_all_readers(reader):
     path, read = reader
     torch.save({"a": torch.rand(2000)}, path)
     flip_largest(path)
     torch.load(path, weights_only=True)  # does not notice
-    message = f"{path.name} is damaged: the checksum of .*data/0 is wrong"
-    with pytest.raises(CarftError, match=message):
+    with pytest.raises(CarftError, match=f"{path.name} is damaged: the checksum of .*data/0 is"):
         read(path)
 
     torch.save({"a": flip_largest}, path)
-    with pytest.raises(CarftError, match="holds test_weights.flip_largest, which may be") as caught:
+    with pytest.raises(CarftError, match="contains test_weights.flip_largest, which") as caught:
         read(path)
     assert "weights_only" not in str(caught.value)  # torch's advice is to read it unsafely
 
 
-def test_a_member_marked_as_a_folder_is_refused(tmp_path):
-    """Of which torch makes a tensor of uninitialised memory."""
+def test_member_marked_as_a_folder_is_refused(tmp_path):
+    # torch would return a tensor of uninitialised memory.
     path = tmp_path / "x.pt"
     torch.save({"a": torch.rand(5)}, path)
     content = bytearray(path.read_bytes())
@@ -78,12 +75,12 @@ def test_a_member_marked_as_a_folder_is_refused(tmp_path):
         weights.load_weights(path)
 
 
-def test_files_that_are_cut_off_are_refused(tmp_path):
+def test_truncated_files_are_refused(tmp_path):
     path = tmp_path / "x.pt"
     torch.save({"a": torch.rand(500)}, path)
-    whole = path.read_bytes()
-    for length in random.Random(1).sample(range(len(whole)), 50):
-        path.write_bytes(whole[:length])
+    content = path.read_bytes()
+    for length in random.Random(1).sample(range(len(content)), 50):
+        path.write_bytes(content[:length])
         with pytest.raises(CarftError, match="x.pt.*(is cut off|damaged)"):
             weights.load_weights(path)
 
@@ -91,7 +88,7 @@ def test_files_that_are_cut_off_are_refused(tmp_path):
 READ_IN_LITTLE_MEMORY = """
 import resource
 from domainbed.lib import resume
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import TransientError
 from domainbed_carft.files import weights
 
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -99,12 +96,12 @@ resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20),) * 2)
 for read in (lambda: weights.load_weights("state.pt"), lambda: resume.load(".")):
     try:
         read()
-    except PassingError as error:
+    except TransientError as error:
         print(error)
 """
 
 
-def test_too_little_memory_is_no_fault_of_the_file(tmp_path):
+def test_lack_of_memory_is_a_transient_error(tmp_path):
     torch.save({"a": torch.zeros(16 << 20)}, tmp_path / "state.pt")  # 64 MiB
     done = run_python("-c", READ_IN_LITTLE_MEMORY, cwd=tmp_path)
     lines = done.stdout.splitlines()
@@ -114,20 +111,9 @@ def test_too_little_memory_is_no_fault_of_the_file(tmp_path):
         assert "delete" not in line
 
 
-def test_a_clip_with_nan_weights_is_refused(tmp_path, random_tiny):
+def test_clip_with_nan_weights_is_refused(tmp_path, random_tiny):
     state = torch.load(random_tiny, weights_only=True)
     state["visual.proj"][0, 0] = torch.nan
     torch.save(state, tmp_path / "x.pt")
-    with pytest.raises(CarftError, match="x.pt has NaN or infinity in 'visual.proj'"):
+    with pytest.raises(CarftError, match="x.pt .*'visual.proj'"):
         backbone.load(str(tmp_path / "x.pt"))
-
-
-def test_a_changed_file_is_hashed_again(tmp_path):
-    path = tmp_path / "clip.pt"
-    path.write_bytes(b"ab")
-    assert weights.cached_sha256(path) == weights.sha256(path)
-    other = tmp_path / "other.pt"
-    other.write_bytes(b"ba")
-    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
-    other.replace(path)  # of the same size and time
-    assert weights.cached_sha256(path) == weights.sha256(path)

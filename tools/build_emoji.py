@@ -10,16 +10,16 @@
     python tools/build_emoji.py --node-modules node_modules --work-dir WORK
     python tools/build_emoji.py --check
 
-The archives and tables go into the package's assets; WORK/pretrain.npz is what pretrain_tiny.py
-reads. All files are the same bytes on every run with Pillow 13.0 and resvg-py 0.5. emoji_icons.csv
-says which icon of each further style shows which thing; it was made by name and reviewed by eye.
+Archives and tables are written to the package's assets, and WORK/pretrain.npz for pretrain_tiny.py.
+All files are identical on every run with Pillow 13.0 and resvg-py 0.5. emoji_icons.csv lists which
+icon of each further style shows which thing; it was made by name and reviewed by eye.
 
-The split is made over *base names*: the CLDR short name stripped of everything that only makes a
-variant (gender, hair, skin, direction, colour). All emoji of a base name lie on one side. Of the
-further styles two kinds of images are left out: those that equal an earlier one of their style, and
-those of a never-seen style that nearly equal one of pre-training, or the same thing's in a seen
-style, because an egg is an egg. Nearly equal are images whose difference hashes, of 480 bits each,
-differ in at most a tenth.
+The split is made over *base names*: the CLDR short name without the words that only describe a
+variant (gender, hair, skin, direction, colour). All emoji of a base name are on the same side. Two
+kinds of images of the further styles are dropped: images equal to an earlier one of their style,
+and images of a never-seen style that nearly equal a pre-training image, or the same thing in a seen
+style (an egg is an egg). Two images nearly equal if at most a tenth of the 480 bits of their
+difference hashes differ.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from domainbed_carft.data.emoji_styles import DrawingStyle
 
 DOMAINS = ("fluent3d", "line", "noto", "twemoji")
 
-#: Class -> Unicode sub-groups, as OpenMoji's metadata spells them.
+#: Class -> Unicode sub-groups, spelled like in OpenMoji's metadata.
 CLASS_SUBGROUPS: dict[str, tuple[str, ...]] = {
     "animal": (
         "animal-amphibian",
@@ -104,7 +104,7 @@ NOT_OF_CLASS = frozenset(
         *("brick", "rock", "wood"),
         # traces and parts of animals
         *("feather", "wing", "paw prints", "spider web", "spiral shell", "microbe"),
-        # things beside roads, rails and quays
+        # things next to roads, rails and quays
         *("bus stop", "motorway", "railway track", "oil drum", "fuel pump", "wheel", "seat"),
         *("police car light", "horizontal traffic light", "vertical traffic light"),
         *("stop sign", "construction", "anchor", "ring buoy", "station"),
@@ -113,7 +113,7 @@ NOT_OF_CLASS = frozenset(
     )
 )
 
-#: Share of each class's concepts that is held out, and the least number of concepts.
+#: Share of each class's concepts that is held out, and the minimum number of concepts.
 HELD_OUT_SHARE = 0.48
 MIN_HELD_OUT = 16
 
@@ -126,10 +126,10 @@ _VARIANT_WORDS = """
     and japanese baby small tiny
 """
 _DROPPED = frozenset(_VARIANT_WORDS.split())
-#: What is left of a name when all of its words mark a variant.
+#: Base name if all words of a name describe a variant.
 _BARE = "person"
 
-#: Variants that no general rule catches, after the words above are dropped.
+#: Variants that the rule above does not catch.
 _ALIASES = {
     "airplane arrival": "airplane",
     "airplane departure": "airplane",
@@ -176,7 +176,7 @@ _ALIASES = {
     "two-hump camel": "camel",
     "water buffalo": "cow",
 }
-#: Things that "hammer and pick", which serves pre-training, shows as well: on neither side.
+#: Things that are also in "hammer and pick", a pre-training emoji: on neither side.
 _SHOWN_IN_PRETRAINING = frozenset(("hammer", "pick", "hammer wrench"))
 #: Sub-groups that show one thing in many moods.
 _ONE_THING = {"cat-face": "cat", "monkey-face": "monkey"}
@@ -184,7 +184,7 @@ _ONE_THING = {"cat-face": "cat", "monkey-face": "monkey"}
 
 @dataclass(frozen=True)
 class Concept:
-    """One emoji without skin tones, whoever drew it.
+    """One emoji without skin tones, in any style.
 
     Attributes:
         key: lower-case hexadecimal code points joined by "-", without U+FE0F.
@@ -202,50 +202,50 @@ class Concept:
 
     @property
     def cls(self) -> str:
-        """The class it belongs to, or "" for none of the ten."""
-        return "" if self.name in NOT_OF_CLASS else _CLASS_OF.get(self.subgroup, "")
+        """The class, or "" for an emoji of none of the ten classes."""
+        return "" if self.name in NOT_OF_CLASS else _CLASS_BY_SUBGROUP.get(self.subgroup, "")
 
     @property
     def slug(self) -> str:
-        """Its file name without the ending."""
+        """File name without the extension."""
         return re.sub(r"[^a-z0-9]+", "-", self.name).strip("-")
 
 
-_CLASS_OF = {group: cls for cls, groups in CLASS_SUBGROUPS.items() for group in groups}
+_CLASS_BY_SUBGROUP = {group: cls for cls, groups in CLASS_SUBGROUPS.items() for group in groups}
 
 
-def plain(text: str) -> str:
-    """ASCII lower case of a CLDR short name: no accents, no typographic quotes."""
+def normalise(text: str) -> str:
+    """Return a CLDR short name in ASCII lower case, without accents and typographic quotes."""
     text = text.replace("\u2019", "'").replace("\u201c", "").replace("\u201d", "")
     decomposed = unicodedata.normalize("NFKD", text)
     return decomposed.encode("ascii", "ignore").decode().lower().strip()
 
 
 def base_name(name: str, subgroup: str) -> str:
-    """What all variants of one thing share: "man running" and "woman running" -> "running"."""
+    """Return the name shared by all variants: "running" for "man running"."""
     if subgroup in _ONE_THING:
         return _ONE_THING[subgroup]
     head = name.split(":")[0]
     words = [w for w in head.split() if w not in _DROPPED]
     if len(words) > 1 and words[-1] == "face":
         words.pop()
-    rest = " ".join(words) or (head if head == "baby" else _BARE)
-    return _ALIASES.get(rest, rest)
+    base = " ".join(words) or (head if head == "baby" else _BARE)
+    return _ALIASES.get(base, base)
 
 
 def split_concepts(concepts: list[Concept], complete: set[str]) -> dict[str, str]:
-    """Put every concept on one side.
+    """Assign every concept to a side of the split.
 
-    In each class the base names are ordered by their SHA-256, and taken from the front until
-    the class's share is reached.
+    In each class the base names are ordered by their SHA-256, and held out from the front until the
+    class's share is reached.
 
     Args:
         concepts: all emoji.
-        complete: keys of those drawn in every style; no other can be held out.
+        complete: keys of the emoji drawn in every style; only these can be held out.
 
     Returns:
         key -> "held_out", "pretrain", or "unused" (a variant of a held-out thing that has no
-        class or is not drawn in all styles, or a thing that pre-training shows beside another).
+        class or is not drawn in all styles, or a thing that pre-training shows next to another).
     """
     members: dict[str, dict[str, int]] = {cls: defaultdict(int) for cls in CLASS_SUBGROUPS}
     for concept in concepts:
@@ -253,10 +253,10 @@ def split_concepts(concepts: list[Concept], complete: set[str]) -> dict[str, str
             members[concept.cls][concept.base] += 1
     held: set[str] = set()
     for bases in members.values():
-        wanted = max(MIN_HELD_OUT, round(HELD_OUT_SHARE * sum(bases.values())))
+        min_count = max(MIN_HELD_OUT, round(HELD_OUT_SHARE * sum(bases.values())))
         count = 0
         for base in sorted(bases, key=_digest):
-            if count >= wanted:
+            if count >= min_count:
                 break
             held.add(base)
             count += bases[base]
@@ -276,7 +276,7 @@ def _side(concept: Concept, held: set[str], complete: set[str]) -> str:
 
 
 def check_disjoint(concepts: list[Concept], sides: dict[str, str]) -> None:
-    """Raise ValueError naming the base names that lie on both sides of the split."""
+    """Raise ValueError if base names are on both sides of the split."""
     held = {c.base for c in concepts if sides[c.key] == "held_out"}
     seen = {c.base for c in concepts if sides[c.key] == "pretrain"}
     if held & seen:
@@ -285,7 +285,7 @@ def check_disjoint(concepts: list[Concept], sides: dict[str, str]) -> None:
 
 SIZE = 64
 
-#: Domain -> folder below node_modules with one file an emoji.
+#: Domain -> folder below node_modules with one file per emoji.
 FOLDERS = {
     "fluent3d": "@lobehub/fluent-emoji-3d/assets",
     "line": "openmoji/black/svg",
@@ -296,16 +296,16 @@ _METADATA = "openmoji/data/openmoji.json"
 
 
 def emoji_key(name: str) -> str:
-    """One spelling for code points: the packages differ in case, joiner and U+FE0F."""
+    """Normalise code points: the packages differ in case, joiner and U+FE0F."""
     parts = name.lower().replace("_", "-").split("-")
     return "-".join(part for part in parts if part != "fe0f")
 
 
 def read_catalogue(node_modules: Path) -> list[Concept]:
-    """All Unicode emoji without skin tones, in Unicode's order.
+    """Read all Unicode emoji without skin tones, in Unicode's order.
 
-    OpenMoji's own inventions (groups "extras-...") are left out: their names are not CLDR's,
-    so that a variant of a held-out thing could not be told by its name.
+    OpenMoji's additional emoji (groups "extras-...") are skipped: their names are not CLDR's, so
+    variants of a held-out thing could not be recognised by name.
     """
     entries = json.loads((node_modules / _METADATA).read_text(encoding="utf-8"))
     concepts = {}
@@ -313,34 +313,36 @@ def read_catalogue(node_modules: Path) -> list[Concept]:
         if entry["skintone"] or entry["group"].startswith("extras"):
             continue
         key = emoji_key(entry["hexcode"])
-        concepts[key] = Concept(key, plain(entry["annotation"]), entry["subgroups"])
+        concepts[key] = Concept(key, normalise(entry["annotation"]), entry["subgroups"])
     return list(concepts.values())
 
 
 def list_files(node_modules: Path) -> dict[str, dict[str, Path]]:
-    """Domain -> emoji key -> file.
+    """Return domain -> emoji key -> file.
 
     Raises:
-        FileNotFoundError: a package is missing; the message says which folder.
+        FileNotFoundError: if a package is missing.
     """
     files = {}
     for domain, folder in FOLDERS.items():
         root = node_modules / folder
         if not root.is_dir():
-            raise FileNotFoundError(f"{root}: no such folder; see the npm install lines above")
+            raise FileNotFoundError(
+                f"{root} does not exist; run the npm install lines of this file"
+            )
         files[domain] = {emoji_key(path.stem): path for path in sorted(root.iterdir())}
     return files
 
 
 def complete_keys(files: dict[str, dict[str, Path]], keys: Iterable[str]) -> set[str]:
-    """Those of `keys` that every style has drawn."""
+    """Return the keys that every style has drawn."""
     return {key for key in keys if all(key in drawn for drawn in files.values())}
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The image on white: uint8, shape (SIZE, SIZE, 3)."""
+    """Read an image on white: uint8, (SIZE, SIZE, 3)."""
     if path.suffix == ".svg":
-        import resvg_py  # only building needs it, and checking and training import this module
+        import resvg_py  # only needed to build; checking and training also import this module
 
         data = resvg_py.svg_to_bytes(
             svg_path=str(path), width=SIZE, height=SIZE, background="#ffffff"
@@ -350,7 +352,7 @@ def read_image(path: Path) -> np.ndarray:
         image = Image.open(path)
     rgba = image.convert("RGBA")
     if rgba.size != (SIZE, SIZE):
-        # Premultiplied, lest the colour hidden under transparent pixels bleed into the edge.
+        # Premultiplied, so that colours of transparent pixels do not bleed into the edges.
         rgba = rgba.convert("RGBa").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
         rgba = rgba.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -358,10 +360,8 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def check_package(node_modules: Path, style: DrawingStyle) -> None:
-    """Raises ValueError unless npm installed just the package that the style names.
-
-    npm keeps the version and the digest of each archive in `node_modules/.package-lock.json`.
-    """
+    """Raise ValueError unless npm installed the exact package of the style."""
+    # npm writes the version and digest of each archive to this file.
     lock = json.loads((node_modules / ".package-lock.json").read_text(encoding="utf-8"))
     installed = lock["packages"].get(f"node_modules/{style.package}", {})
     found = (installed.get("version"), installed.get("integrity"))
@@ -371,21 +371,21 @@ def check_package(node_modules: Path, style: DrawingStyle) -> None:
 
 
 def read_icons(node_modules: Path, package: str) -> dict[str, Any]:
-    """The icons of a package: bodies of SVG, sizes and aliases."""
+    """Read the icons of a package: bodies of SVG, sizes and aliases."""
     path = node_modules / package / "icons.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def draw_icon(icons: dict[str, Any], icon_name: str) -> np.ndarray:
-    """The icon, black where it has no colour, on white: uint8, (SIZE, SIZE, 3)."""
-    import resvg_py  # only building needs it
+    """Draw an icon on white, in black if it has no colour: uint8, (SIZE, SIZE, 3)."""
+    import resvg_py  # only needed to build
 
     alias = icons.get("aliases", {}).get(icon_name, {})
-    if strange := alias.keys() - {"parent", "hFlip", "hidden"}:
-        raise ValueError(f"the alias {icon_name} has {sorted(strange)}, which are not read")
+    if unexpected := alias.keys() - {"parent", "hFlip", "hidden"}:
+        raise ValueError(f"the alias {icon_name} has unexpected keys: {sorted(unexpected)}")
     icon = icons["icons"][alias.get("parent", icon_name)]
     width, height = (icon.get(name) or icons[name] for name in ("width", "height"))
-    side = max(width, height)  # a few icons are a little higher than wide; these are centred
+    side = max(width, height)  # a few icons are slightly higher than wide; centre them
 
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -404,14 +404,14 @@ def draw_icon(icons: dict[str, Any], icon_name: str) -> np.ndarray:
 
 GRID = 16
 BITS = 2 * GRID * (GRID - 1)
-#: Two images are near duplicates if at most this many of the bits differ: a tenth.
-NEAR = BITS // 10
-#: Parts in a thousand of red, green and blue in the luminance (ITU-R BT.601).
+#: Two images are near duplicates if at most this number of bits differ: a tenth.
+MAX_DISTANCE = BITS // 10
+#: Shares of red, green and blue in the luminance, in thousandths (ITU-R BT.601).
 _LUMINANCE = np.array((299, 587, 114))
 
 
 def difference_hashes(images: np.ndarray) -> np.ndarray:
-    """The bits of each image: bool, (n, BITS), of uint8 images (n, 64, 64, 3)."""
+    """Return the hashes, bool (n, BITS), of images, uint8 (n, 64, 64, 3)."""
     luminance = images.astype(np.int64) @ _LUMINANCE
     side = luminance.shape[1] // GRID
     cells = luminance.reshape(-1, GRID, side, GRID, side).sum(axis=(2, 4))
@@ -423,20 +423,20 @@ def difference_hashes(images: np.ndarray) -> np.ndarray:
 
 
 def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """How many bits differ, (n, m), between two sets of hashes (n, BITS) and (m, BITS)."""
-    # Whole numbers as small as BITS are exact in float32, and its products are a library's.
+    """Return the numbers of differing bits, (n, m), of hashes (n, BITS) and (m, BITS)."""
+    # Exact in float32, whose matrix products are fast.
     a = first.astype(np.float32)
     b = second.astype(np.float32)
     return (a @ (1 - b).T + (1 - a) @ b.T).astype(np.int32)
 
 
 def as_text(bits: np.ndarray) -> str:
-    """One hash in hexadecimal."""
+    """Convert a hash to hexadecimal digits."""
     return np.packbits(bits).tobytes().hex()
 
 
 def from_text(text: str) -> np.ndarray:
-    """The hash that `as_text` wrote."""
+    """Convert hexadecimal digits of `as_text` back to a hash."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:BITS].astype(bool)
 
 
@@ -452,13 +452,13 @@ def png_bytes(image: np.ndarray) -> bytes:
 
 
 def write_archive(path: Path, members: dict[str, bytes]) -> None:
-    """Zip with sorted names and one time stamp, written then renamed."""
+    """Write a zip archive with sorted names and a fixed time stamp, atomically."""
     partial = path.with_suffix(".part")
     with zipfile.ZipFile(partial, "w") as archive:
         for name in sorted(members):
             info = zipfile.ZipInfo(name, _STAMP)
             info.external_attr = 0o644 << 16
-            # PNG is deflated already; only the text gains from another pass.
+            # PNG is already deflated.
             info.compress_type = (
                 zipfile.ZIP_STORED if name.endswith(".png") else zipfile.ZIP_DEFLATED
             )
@@ -475,7 +475,7 @@ def write_split(path: Path, concepts: list[Concept], sides: dict[str, str]) -> N
 
 
 def read_split(path: Path) -> tuple[list[Concept], dict[str, str]]:
-    """The concepts and their sides, as `write_split` wrote them."""
+    """Read the concepts and their sides from a file of `write_split`."""
     with path.open(newline="", encoding="ascii") as stream:
         rows = list(csv.DictReader(stream))
     concepts = [Concept(r["codepoints"], r["name"], r["subgroup"]) for r in rows]
@@ -485,14 +485,14 @@ def read_split(path: Path) -> tuple[list[Concept], dict[str, str]]:
 def held_out_members(
     concepts: list[Concept], sides: dict[str, str], files: dict[str, dict[str, Path]]
 ) -> dict[str, bytes]:
-    """Archive name -> PNG, for all held-out concepts in all styles."""
+    """Return archive name -> PNG, for all held-out concepts in all styles."""
     members = {}
     for concept in concepts:
         if sides[concept.key] == "held_out":
             for domain in DOMAINS:
                 name = f"{domain}/{concept.cls}/{concept.slug}.png"
                 if name in members:
-                    raise ValueError(f"two emoji share the file name {name}")
+                    raise ValueError(f"two emoji have the file name {name}")
                 members[name] = png_bytes(read_image(files[domain][concept.key]))
     return members
 
@@ -500,7 +500,7 @@ def held_out_members(
 def write_pretraining(
     path: Path, concepts: list[Concept], sides: dict[str, str], files: dict[str, dict[str, Path]]
 ) -> int:
-    """All images that are not held out, as arrays; returns how many."""
+    """Write the pre-training images as arrays, and return their number."""
     images, keys, styles = [], [], []
     for concept in concepts:
         for domain in DOMAINS:
@@ -513,7 +513,7 @@ def write_pretraining(
 
 
 def report(concepts: list[Concept], sides: dict[str, str]) -> None:
-    """Prints the counts of each class on each side."""
+    """Print the counts of each class on each side."""
     counts = Counter((c.cls, sides[c.key]) for c in concepts)
     for cls in [*CLASS_SUBGROUPS, ""]:
         held, seen, unused = (counts[cls, side] for side in ("held_out", "pretrain", "unused"))
@@ -535,19 +535,16 @@ def build_styles(node_modules: Path, work_dir: Path) -> None:
 
 
 def check_styles() -> None:
-    """Proves that no base name is on both sides and that the archive holds just the held-out side.
-
-    Raises ValueError if not.
-    """
+    """Raise ValueError unless the sides are disjoint and the archive equals the held-out side."""
     concepts, sides = read_split(ASSETS / "emoji_split.csv")
     check_disjoint(concepts, sides)
     held = [c for c in concepts if sides[c.key] == "held_out"]
-    wanted = {f"{d}/{c.cls}/{c.slug}.png" for d in DOMAINS for c in held} | {"LICENSES.txt"}
+    expected = {f"{d}/{c.cls}/{c.slug}.png" for d in DOMAINS for c in held} | {"LICENSES.txt"}
     path = ASSETS / "emoji_styles.zip"
     with zipfile.ZipFile(path) as archive:
-        found = set(archive.namelist())
-    if wanted != found:
-        raise ValueError(f"archive and split differ in {sorted(wanted ^ found)[:5]}")
+        members = set(archive.namelist())
+    if members != expected:
+        raise ValueError(f"archive and split differ in {sorted(members ^ expected)[:5]}")
     data = path.read_bytes()
     report(concepts, sides)
     print(f"{path.name}: {len(data)} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}")
@@ -557,12 +554,12 @@ LICENSES = ASSETS / "LICENSES_further_styles.txt"
 AUDIT = ASSETS / "tiny_pretraining.csv"
 NEAR_DUPLICATES = ASSETS / "emoji_styles_near_duplicates.csv"
 ICONS = Path(__file__).resolve().parent / "emoji_icons.csv"
-#: All assets together, so that the wheel stays small.
-LIMIT = 32 * 2**20
+#: Of all assets together, to limit the size of the wheel.
+MAX_ASSET_BYTES = 32 * 2**20
 
 
 def write_audit(pretrain: Path) -> None:
-    """Lists the images of pretrain.npz: thing, style, SHA-256 of the pixels, difference hash."""
+    """List the images of pretrain.npz: thing, style, SHA-256 of the pixels, difference hash."""
     stored = np.load(pretrain)
     hashes = difference_hashes(stored["images"])
     with AUDIT.open("w", newline="", encoding="ascii") as stream:
@@ -576,21 +573,21 @@ def write_audit(pretrain: Path) -> None:
 
 
 def read_audit() -> list[dict[str, str]]:
-    """The images of pre-training, as `write_audit` lists them."""
+    """Read the list of pre-training images."""
     with AUDIT.open(newline="", encoding="ascii") as stream:
         return list(csv.DictReader(stream))
 
 
 def read_audited_hashes() -> np.ndarray:
-    """The difference hashes of all images of pre-training."""
+    """Return the difference hashes of all pre-training images."""
     return np.stack([from_text(row["hash"]) for row in read_audit()])
 
 
-def table_of_near_duplicates() -> str:
-    """A table of the images of EmojiStyles that nearly equal one of pre-training, as CSV.
+def format_near_duplicates() -> str:
+    """Format a CSV table of images of EmojiStyles that nearly equal a pre-training image.
 
-    Columns: the image, how many bits differ, thing and style of the nearest in pre-training, and
-    whether the two are equal to the pixel.
+    The columns are the image, the number of differing bits, thing and style of the nearest
+    pre-training image, and "yes" if both images are identical.
     """
     images = read_images(ASSETS / emoji.ARCHIVE)
     names = sorted(images)
@@ -601,18 +598,18 @@ def table_of_near_duplicates() -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("image", "bits", "codepoints", "style", "identical"))
-    for name, of_image in zip(names, bits, strict=True):
-        nearest = audit[int(of_image.argmin())]
+    for name, image_bits in zip(names, bits, strict=True):
+        nearest = audit[int(image_bits.argmin())]
         digest = hashlib.sha256(images[name].tobytes()).hexdigest()[:16]
         identical = "yes" if digest == nearest["sha256"] else "no"
-        if of_image.min() <= NEAR:
-            row = (name, of_image.min(), nearest["codepoints"], nearest["style"], identical)
+        if image_bits.min() <= MAX_DISTANCE:
+            row = (name, image_bits.min(), nearest["codepoints"], nearest["style"], identical)
             writer.writerow(row)
     return stream.getvalue()
 
 
 def read_images(path: Path) -> dict[str, np.ndarray]:
-    """Member -> pixels, of an archive."""
+    """Read the pixels of an archive's images, by member."""
     with zipfile.ZipFile(path) as archive:
         return {
             name: np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB"))
@@ -622,7 +619,7 @@ def read_images(path: Path) -> dict[str, np.ndarray]:
 
 
 def seen_hashes() -> dict[str, np.ndarray]:
-    """ "class/thing.png" -> the difference hashes of its drawings in the seen styles."""
+    """Return the difference hashes of drawings in the seen styles, by "class/thing.png"."""
     images = read_images(ASSETS / emoji.ARCHIVE)
     things = sorted({name.partition("/")[2] for name in images})
     return {
@@ -632,13 +629,13 @@ def seen_hashes() -> dict[str, np.ndarray]:
 
 
 def held_out_things() -> dict[str, Concept]:
-    """Code points -> the thing, of all in EmojiStyles."""
+    """Return the things of EmojiStyles, by code points."""
     concepts, sides = read_split(ASSETS / "emoji_split.csv")
     return {c.key: c for c in concepts if sides[c.key] == "held_out"}
 
 
 def draw_style(node_modules: Path, style: DrawingStyle) -> dict[str, np.ndarray]:
-    """ "class/thing.png" -> pixels, of all things that the style draws, without repetitions."""
+    """Draw all things of a style, without repetitions: "class/thing.png" -> pixels."""
     check_package(node_modules, style)
     icons = read_icons(node_modules, style.package)
     things = held_out_things()
@@ -650,33 +647,33 @@ def draw_style(node_modules: Path, style: DrawingStyle) -> dict[str, np.ndarray]
     for row in rows:
         thing = things[row["codepoints"]]
         if thing.name != row["name"]:
-            raise ValueError(f"{ICONS.name} calls {thing.name!r} {row['name']!r}")
+            raise ValueError(f"{ICONS.name} has the name {row['name']!r} for {thing.name!r}")
         pixels = draw_icon(icons, row[style.name])
         digest = hashlib.sha256(pixels.tobytes()).digest()
         if digest not in digests:
             digests.add(digest)
             drawn[f"{thing.cls}/{thing.slug}.png"] = pixels
-    print(f"{style.name}: {len(rows)} things, {len(rows) - len(drawn)} repetitions left out")
+    print(f"{style.name}: {len(rows)} things, {len(rows) - len(drawn)} repetitions dropped")
     return drawn
 
 
-def near_seen(
+def find_near_duplicates(
     drawn: dict[str, np.ndarray], audited: np.ndarray, same_things: dict[str, np.ndarray]
 ) -> list[str]:
-    """Those of the images that nearly equal one of pre-training, or of the same thing."""
+    """Return the drawings that nearly equal a pre-training image, or the same thing."""
     hashes = difference_hashes(np.stack(list(drawn.values())))
-    found = []
+    near_duplicates = []
     for thing, bits in zip(drawn, hashes, strict=True):
         others = np.concatenate([audited, same_things[thing]])
-        if distances(bits[None], others).min() <= NEAR:
-            found.append(thing)
-    return found
+        if distances(bits[None], others).min() <= MAX_DISTANCE:
+            near_duplicates.append(thing)
+    return near_duplicates
 
 
 def build_unseen(node_modules: Path, work_dir: Path) -> None:
-    """Writes the audit, the archive and the counts of EmojiUnseen."""
+    """Write the audit, the archive and the counts of EmojiUnseen."""
     write_audit(work_dir / "pretrain.npz")
-    NEAR_DUPLICATES.write_text(table_of_near_duplicates(), encoding="ascii")
+    NEAR_DUPLICATES.write_text(format_near_duplicates(), encoding="ascii")
     audited = read_audited_hashes()
     same_things = seen_hashes()
     members = {"LICENSES.txt": LICENSES.read_bytes()}
@@ -685,8 +682,8 @@ def build_unseen(node_modules: Path, work_dir: Path) -> None:
             continue
         drawn = draw_style(node_modules, style)
         if style.label == emoji_styles.NEVER_SEEN:
-            for thing in near_seen(drawn, audited, same_things):
-                print(f"{style.name}: {thing} nearly equals a seen drawing and is left out")
+            for thing in find_near_duplicates(drawn, audited, same_things):
+                print(f"{style.name}: {thing} nearly equals a seen drawing and is dropped")
                 del drawn[thing]
         for thing, pixels in drawn.items():
             members[f"{emoji_styles.folder(style.label)}/{style.name}/{thing}"] = png_bytes(pixels)
@@ -695,7 +692,7 @@ def build_unseen(node_modules: Path, work_dir: Path) -> None:
 
 
 def write_counts(members: Iterable[str]) -> None:
-    """Writes the images by class and never-seen style, as `carft data verify` expects them."""
+    """Write the counts by class and never-seen style, for `carft data verify`."""
     columns = emoji_styles.names(emoji_styles.NEVER_SEEN)
     counts = Counter(tuple(name.split("/")[1:3]) for name in members)
     classes = sorted({thing.cls for thing in held_out_things().values()})
@@ -707,28 +704,28 @@ def write_counts(members: Iterable[str]) -> None:
 
 
 def check_unseen() -> None:
-    """Prints the counts; raises ValueError for a near duplicate or too many bytes."""
+    """Print the counts; raise ValueError for near duplicates or too many bytes."""
     audited = read_audited_hashes()
     same_things = seen_hashes()
     images = read_images(ASSETS / emoji.FURTHER_ARCHIVE)
     for style in emoji_styles.styles():
         if style.label == emoji_styles.SEEN:
             continue
-        place = f"{emoji_styles.folder(style.label)}/{style.name}/"
-        drawn = {n.removeprefix(place): p for n, p in images.items() if n.startswith(place)}
-        near = near_seen(drawn, audited, same_things)
+        prefix = f"{emoji_styles.folder(style.label)}/{style.name}/"
+        drawn = {n.removeprefix(prefix): p for n, p in images.items() if n.startswith(prefix)}
+        near = find_near_duplicates(drawn, audited, same_things)
         print(f"{style.name} ({style.label}): {len(drawn)} images, {len(near)} near duplicates")
         if len(drawn) != style.images:
-            raise ValueError(f"emoji_styles.json says {style.images} images of {style.name}")
+            raise ValueError(f"emoji_styles.json lists {style.images} images of {style.name}")
         if near and style.label == emoji_styles.NEVER_SEEN:
             raise ValueError(f"{style.name} is not unseen: {near}")
 
-    if NEAR_DUPLICATES.read_text(encoding="ascii") != table_of_near_duplicates():
-        raise ValueError(f"{NEAR_DUPLICATES.name} is not what the images give")
+    if NEAR_DUPLICATES.read_text(encoding="ascii") != format_near_duplicates():
+        raise ValueError(f"{NEAR_DUPLICATES.name} differs from the images")
 
     size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
-    if size > LIMIT:
-        raise ValueError(f"the assets have {size} bytes, expected at most {LIMIT}")
+    if size > MAX_ASSET_BYTES:
+        raise ValueError(f"the assets have {size} bytes, expected at most {MAX_ASSET_BYTES}")
     data = (ASSETS / emoji.FURTHER_ARCHIVE).read_bytes()
     print(f"{emoji.FURTHER_ARCHIVE}: {len(data)} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}")
     print(f"all assets: {size} bytes")
@@ -738,11 +735,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--node-modules", type=Path, help="folder with the npm packages")
     parser.add_argument("--work-dir", type=Path, default=Path("work"), help="for pretrain.npz")
-    parser.add_argument("--check", action="store_true", help="only check what is there")
+    parser.add_argument("--check", action="store_true", help="only check the existing files")
     arguments = parser.parse_args()
     if not arguments.check:
         if arguments.node_modules is None:
-            parser.error("--node-modules is needed unless --check is given")
+            parser.error("pass --node-modules, or --check to check the existing files")
         build_styles(arguments.node_modules, arguments.work_dir)
         build_unseen(arguments.node_modules, arguments.work_dir)
     check_styles()

@@ -1,13 +1,13 @@
-"""Pre-train the tiny CLIP by contrastive learning on the emoji that are not held out.
+"""Pre-train the tiny CLIP model by contrastive learning on emoji that are not held out.
 
     python tools/pretrain_tiny.py --work-dir WORK --bf16
 
-WORK holds pretrain.npz, which build_emoji.py writes. Every step draws from generators seeded by
-(seed, step). The weights, in OpenAI's format, and the contexts are written to the package's assets.
+WORK contains pretrain.npz, written by build_emoji.py. Every step uses generators seeded by (seed,
+step). The weights, in OpenAI's format, and the contexts are written to the package's assets.
 
-A caption states up to three facts about an image: its photometric effect, its style, and what it
-shows. Facts are left out at random, so a caption can be true of several images of a batch, and the
-target is spread over them.
+A caption states up to three facts about an image: its photometric effect, its style, and the thing
+that it shows. Facts are omitted at random, so a caption can be true of several images of a batch,
+and the target is then spread over them.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ EFFECT_WORDS: dict[str, tuple[str, ...]] = {
     "small": ("small", "tiny", "distant", "little"),
     "cropped": ("cropped", "close-up", "zoomed", "cut"),
 }
-#: Words that state nothing, so that they are known and change little.
+#: Words that state no fact, so that the model learns to ignore them.
 _MEDIA = ("image", "image", "photo", "image", "depiction", "rendition", "art", "drawing")
 _FILLERS = ("nice", "cool", "weird", "bad", "large", "good", "big", "cute", "real")
 _DETERMINERS = ("a", "a", "a", "the", "one", "my", "this", "an", "")
 
-#: What other sub-groups are called; most are their own name with spaces.
+#: Words for sub-groups without a class; the others are their names with spaces.
 _OTHER_KINDS = {
     "alphanum": "sign",
     "av-symbol": "sign",
@@ -121,7 +121,7 @@ _OTHER_KINDS = {
     "zodiac": "sign",
 }
 
-#: Sub-groups of the ten classes that have a word of their own; the others use the class word.
+#: Sub-groups of the ten classes with a specific word; the others use the class word.
 _GROUP_WORDS = {
     "animal-bird": "bird",
     "animal-bug": "bug",
@@ -144,12 +144,12 @@ _GROUP_WORDS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What is true of an image, or what a caption states (None: not stated).
+    """Facts that are true of an image, or stated by a caption (None: not stated).
 
     Attributes:
         effect: photometric effect.
         style: domain.
-        kind: class word, or the word for the sub-group where it has no class.
+        kind: class word, or the word for the sub-group if it has no class.
         group: Unicode sub-group.
         key: the emoji.
     """
@@ -162,23 +162,23 @@ class Facts:
 
 
 def kind_word(concept: Concept) -> str:
-    """The class word, or a word for the sub-group."""
+    """Return the class word, or a word for the sub-group."""
     return concept.cls or _OTHER_KINDS.get(concept.subgroup, concept.subgroup.replace("-", " "))
 
 
 def group_word(concept: Concept) -> str:
-    """A word between class and name, e.g. "bird" or "fruit"."""
+    """Return a word more specific than the class, such as "bird" or "fruit"."""
     return _GROUP_WORDS.get(concept.subgroup, kind_word(concept))
 
 
 def contexts() -> list[tuple[str, Facts]]:
-    """The 36 templates of the contexts file, each with the fact it states."""
-    found = []
+    """Return the 36 templates of the contexts file, each with the fact it states."""
+    templates = []
     for style, phrases in STYLE_PHRASES.items():
-        found += [(_template(phrase), Facts(style=style)) for phrase in phrases[:3]]
+        templates += [(_template(phrase), Facts(style=style)) for phrase in phrases[:3]]
     for effect, words in EFFECT_WORDS.items():
-        found += [(_template(f"{word} image"), Facts(effect=effect)) for word in words[:2]]
-    return found
+        templates += [(_template(f"{word} image"), Facts(effect=effect)) for word in words[:2]]
+    return templates
 
 
 def _template(phrase: str) -> str:
@@ -186,9 +186,9 @@ def _template(phrase: str) -> str:
 
 
 def caption(image: Facts, concept: Concept, rng: np.random.Generator) -> tuple[str, Facts]:
-    """One random true caption of an image, and the facts it states."""
+    """Draw a true caption of an image, and return it with the facts it states."""
     thing, stated = _thing(concept, rng)
-    # Mostly one context at a time, as the prompts that ask for a class have it.
+    # Mostly one context at a time, like in the prompts for classes.
     draw = rng.random()
     style = image.style if draw < 0.4 else None
     effect = image.effect if 0.3 <= draw < 0.7 else None
@@ -224,21 +224,21 @@ def _style_phrase(style: str, rng: np.random.Generator) -> str:
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator, favoured: int = 0) -> str:
-    """A random option; three times in four one of the first `favoured`, if any."""
+    """Draw an option; with `favoured`, in three of four cases one of the first ones."""
     if favoured and rng.random() < 0.75:
         options = options[:favoured]
     return options[int(rng.integers(len(options)))]
 
 
 def truth_matrix(images: list[Facts], captions: list[Facts]) -> np.ndarray:
-    """Which caption is true of which image: bool, shape (images, captions)."""
-    true = np.ones((len(images), len(captions)), dtype=bool)
+    """Return which captions are true of which images: bool, (images, captions)."""
+    is_true = np.ones((len(images), len(captions)), dtype=bool)
     for name in ("effect", "style", "kind", "group", "key"):
-        have = np.array([getattr(facts, name) for facts in images], dtype=object)
-        said = np.array([getattr(facts, name) for facts in captions], dtype=object)
-        unsaid = np.array([value is None for value in said])
-        true &= (have[:, None] == said[None, :]) | unsaid[None, :]
-    return true
+        actual = np.array([getattr(facts, name) for facts in images], dtype=object)
+        stated = np.array([getattr(facts, name) for facts in captions], dtype=object)
+        is_omitted = np.array([value is None for value in stated])
+        is_true &= (actual[:, None] == stated[None, :]) | is_omitted[None, :]
+    return is_true
 
 
 EFFECTS = (
@@ -264,20 +264,20 @@ _LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """CLIP's mean and standard deviation; shape (n, 3, h, w) kept."""
+    """Normalise images (n, 3, h, w) by CLIP's mean and standard deviation."""
     return (images - _MEAN) / _STD
 
 
 def view(
     images: torch.Tensor, effects: torch.Tensor, generator: torch.Generator, augment: bool
 ) -> torch.Tensor:
-    """Random resized crop and flip, and the effects, at the model's resolution.
+    """Crop, flip and resize images at random to the model's resolution, and apply effects.
 
     Args:
         images: (n, 3, h, w) in [0, 1], on white.
         effects: (n,) indices into EFFECTS.
         generator: source of all randomness.
-        augment: whether to crop, flip and shift hues beside the effects.
+        augment: also crop, flip and shuffle colours at random.
 
     Returns:
         (n, 3, RESOLUTION, RESOLUTION) in [0, 1].
@@ -285,8 +285,8 @@ def view(
     matrices = _windows(effects, generator, augment)
     shape = [len(images), 3, 2 * RESOLUTION, 2 * RESOLUTION]
     grid = F.affine_grid(matrices, shape, align_corners=False)
-    # Sampled as ink on zero, since what lies outside is padded with zeros and must be white;
-    # at double resolution, then averaged, against aliasing.
+    # Inverted, because the padding is zero and must be white; at double resolution, then averaged,
+    # against aliasing.
     ink = F.grid_sample(1 - images, grid, mode="bilinear", align_corners=False)
     result = 1 - F.avg_pool2d(ink, 2)
     if augment:
@@ -299,7 +299,7 @@ def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> tor
 
 
 def _windows(effects: torch.Tensor, generator: torch.Generator, augment: bool) -> torch.Tensor:
-    """Affine matrices, (n, 2, 3), from output to input coordinates: the window each one sees."""
+    """Draw affine matrices, (n, 2, 3), from output to input coordinates."""
     n = len(effects)
     spread = 1.0 if augment else 0.0
     scale = 1 + spread * _uniform(n, -0.25, 0.1, generator)
@@ -325,7 +325,7 @@ def _sign(n: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def _shuffle_colours(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Permutes the channels of some images: shape tells more than colour does."""
+    """Permute the channels of some images, because shape is more informative than colour."""
     n = len(images)
     order = torch.rand(n, 3, generator=generator).argsort(dim=1)
     keep = torch.rand(n, generator=generator) >= COLOUR_SHUFFLES
@@ -362,7 +362,7 @@ def _bright(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _blurry(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Gaussian blur, each image with its own width of 1.5 to 3 pixels."""
+    """Apply a Gaussian blur, with a width per image of 1.5 to 3 pixels."""
     n, channels, height, width = x.shape
     sigma = _uniform(n, 1.5, 3.0, generator).repeat_interleave(channels)[:, None]
     taps = torch.arange(-6, 7)
@@ -375,14 +375,14 @@ def _blurry(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _pixelated(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Blocks of 4 or 6 pixels."""
+    """Average over blocks of 4 or 6 pixels."""
     coarse = torch.rand(len(x), generator=generator) < 0.5
     by_size = [F.interpolate(F.avg_pool2d(x, s), scale_factor=float(s)) for s in (4, 6)]
     return torch.where(coarse.view(-1, 1, 1, 1), by_size[1], by_size[0])
 
 
 def _tinted(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Multiplied with a saturated colour, as through coloured glass."""
+    """Multiply with a saturated colour, like coloured glass."""
     colour = torch.rand(len(x), 3, generator=generator)
     low, high = colour.amin(1, keepdim=True), colour.amax(1, keepdim=True)
     colour = 0.3 + 0.7 * (colour - low) / (high - low + 1e-6)
@@ -406,9 +406,9 @@ _CHANGES = {
 }
 
 
-#: Share of the batch drawn from the ten classes, the rest being symbols, flags and so on.
+#: Share of the batch from the ten classes; the rest are symbols, flags and so on.
 CLASS_SHARE = 0.85
-#: Line art is the hardest to learn from, so it is drawn more often than the other styles.
+#: Line art is the hardest to learn from, so it is sampled more often than the other styles.
 LINE_WEIGHT = 1.5
 #: Probability that an image is left plain.
 PLAIN_SHARE = 0.5
@@ -420,7 +420,8 @@ class Images:
 
     Attributes:
         pixels: uint8, (n, 3, 64, 64).
-        facts: what is true of each image, its effect not yet chosen.
+        facts: facts of each image, without an effect.
+        concepts: concept of each image.
         weights: probability of each image, float64, (n,).
     """
 
@@ -437,7 +438,9 @@ def load_images(path: Path) -> Images:
     stored = np.load(path)
     rows = [by_key[key] for key in stored["keys"]]
     if any(sides[concept.key] != "pretrain" for concept in rows):
-        raise ValueError(f"{path} holds images that the split does not give to pre-training")
+        raise ValueError(
+            f"{path} contains images that are not on the pre-training side of the split"
+        )
     pixels = torch.from_numpy(stored["images"]).permute(0, 3, 1, 2).contiguous()
     facts = [
         Facts(style=str(style), kind=kind_word(c), group=c.subgroup, key=c.key)
@@ -447,7 +450,7 @@ def load_images(path: Path) -> Images:
 
 
 def _weights(concepts: list[Concept], facts: list[Facts]) -> np.ndarray:
-    """Classes by the square root of their size, and the base names of a class alike."""
+    """Weight classes by the square root of their size, and base names of a class equally."""
     kinds = [c.cls for c in concepts]
     bases = [f"{c.cls}/{c.base}" for c in concepts]
     in_kind = {kind: kinds.count(kind) for kind in set(kinds)}
@@ -476,13 +479,13 @@ class Batch:
 
 
 def draw_batch(data: Images, size: int, seed: int, step: int) -> Batch:
-    """The batch of one step, the same whenever it is asked for."""
+    """Draw the batch of a step, which depends only on seed and step."""
     rng = np.random.default_rng([seed, step])
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     rows = rng.choice(len(data.facts), size=size, replace=False, p=data.weights)
     effects = np.where(rng.random(size) < PLAIN_SHARE, 0, rng.integers(1, len(EFFECTS), size=size))
     facts = [data.facts[row] for row in rows]
-    # Line art is gray anyway: "grayscale" would not be seen, and its absence a false statement.
+    # Line art is always gray, so "grayscale" would be invisible.
     gray = EFFECTS.index("grayscale")
     effects = np.array(
         [0 if e == gray and f.style == "line" else e for e, f in zip(effects, facts, strict=True)]
@@ -491,13 +494,13 @@ def draw_batch(data: Images, size: int, seed: int, step: int) -> Batch:
         Facts(EFFECTS[e], f.style, f.kind, f.group, f.key)
         for e, f in zip(effects, facts, strict=True)
     ]
-    said = [caption(f, data.concepts[row], rng) for f, row in zip(facts, rows, strict=True)]
-    tokens = clip.tokenize([text for text, _ in said], truncate=True)
-    # Causal attention: what follows the end token changes nothing, so it is cut off.
+    captions = [caption(f, data.concepts[row], rng) for f, row in zip(facts, rows, strict=True)]
+    tokens = clip.tokenize([text for text, _ in captions], truncate=True)
+    # With causal attention, tokens after the end token have no effect.
     tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1].long()
     pixels = data.pixels[torch.from_numpy(rows)].float() / 255
     images = view(pixels, torch.from_numpy(effects), generator, augment=True)
-    truth = torch.from_numpy(truth_matrix(facts, [stated for _, stated in said]))
+    truth = torch.from_numpy(truth_matrix(facts, [stated for _, stated in captions]))
     return Batch(normalise(images), tokens, truth)
 
 
@@ -510,10 +513,10 @@ MAX_LOGIT_SCALE = math.log(100.0)
 def contrastive_loss(
     image: torch.Tensor, text: torch.Tensor, logit_scale: torch.Tensor, truth: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """CLIP's symmetric loss, where a caption may be true of several images.
+    """Return CLIP's symmetric loss for captions that can be true of several images.
 
-    The target of each image is spread evenly over the captions true of it, and the target of
-    each caption over the images it is true of; with one of each it is CLIP's loss.
+    The target of each image is spread evenly over its true captions, and the target of each
+    caption over its images. With one caption per image it is CLIP's loss.
 
     Args:
         image, text: unnormalised features, (n, d).
@@ -532,12 +535,12 @@ def contrastive_loss(
 
 
 def make_optimiser(model: CLIP, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW; no decay on biases, norms, embeddings and the scale."""
+    """Return AdamW without decay on biases, norms, embeddings and the scale."""
     decayed: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        matrix = parameter.ndim >= 2 and "embedding" not in name
-        (decayed if matrix else others).append(parameter)
+        is_matrix = parameter.ndim >= 2 and "embedding" not in name
+        (decayed if is_matrix else others).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -545,19 +548,18 @@ def make_optimiser(model: CLIP, lr: float, weight_decay: float) -> torch.optim.O
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
-def rate(step: int, steps: int, warmup: int) -> float:
-    """Factor of the learning rate: linear warm-up, then a cosine to zero."""
+def rate_factor(step: int, steps: int, warmup: int) -> float:
+    """Return the factor of the learning rate: linear warm-up, then a cosine to zero."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def export(model: CLIP, used: torch.Tensor, longest: int, path: Path) -> None:
-    """Writes the weights in OpenAI's format and says how large they are.
+    """Write the weights in OpenAI's format, and print their size.
 
-    Embeddings of tokens and positions that no caption has reached are zeroed. Values are rounded
-    to what half precision can hold, as OpenAI's are, because `clip` loads through half
-    precision: so every way of loading gives the same numbers.
+    Embeddings of unused tokens and positions are zeroed. Values are rounded to half precision, like
+    OpenAI's, because `clip` loads through half precision.
     """
     state = {k: v.detach().clone() for k, v in model.state_dict().items()}
     state["token_embedding.weight"][~used] = 0
@@ -576,7 +578,7 @@ def export(model: CLIP, used: torch.Tensor, longest: int, path: Path) -> None:
 
 @dataclass
 class Run:
-    """State of a run: the model, the tokens that captions have used, and their longest length."""
+    """State of the training: model, tokens used by captions, and length of the longest caption."""
 
     model: CLIP
     optimiser: torch.optim.Optimizer
@@ -586,11 +588,11 @@ class Run:
 
 
 def train_step(run: Run, data: Images, args: argparse.Namespace) -> tuple[float, float]:
-    """One update; returns the loss and the in-batch accuracy."""
+    """Take a step, and return the loss and the in-batch accuracy."""
     batch = draw_batch(data, args.batch_size, args.seed, run.step)
     for group in run.optimiser.param_groups:
-        group["lr"] = args.lr * rate(run.step, args.steps, args.warmup)
-    # For so few tokens plain attention is a quarter faster on a CPU than the fused kernels.
+        group["lr"] = args.lr * rate_factor(run.step, args.steps, args.warmup)
+    # With few tokens plain attention is a quarter faster on a CPU than the fused kernels.
     plain_attention = sdpa_kernel(SDPBackend.MATH)
     with plain_attention, torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
         image = run.model.encode_image(batch.images)
@@ -609,7 +611,7 @@ def train_step(run: Run, data: Images, args: argparse.Namespace) -> tuple[float,
 
 
 def train(run: Run, data: Images, args: argparse.Namespace) -> None:
-    """Train to the last step, with a line every 50."""
+    """Train to the last step, and print a line every 50 steps."""
     recent: list[tuple[float, float]] = []
     while run.step < args.steps:
         recent.append(train_step(run, data, args))
@@ -625,7 +627,9 @@ def write_contexts(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work-dir", type=Path, default=Path("work"), help="with pretrain.npz")
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path("work"), help="folder with pretrain.npz"
+    )
     parser.add_argument("--output", type=Path, default=ASSETS / "tiny.pt")
     parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -633,7 +637,7 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=0.2)
     parser.add_argument("--warmup", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--bf16", action="store_true", help="use autocast to bfloat16")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)

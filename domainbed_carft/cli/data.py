@@ -68,10 +68,10 @@ def _add_download(commands: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.suites.known_data import known_data
+    from domainbed_carft.suites.known_data import list_known_data
 
     if arguments.json:
-        print(json.dumps(known_data(), indent=2))
+        print(json.dumps(list_known_data(), indent=2))
     else:
         print(_make_training_table())
         print("\nTest sets of the suite imagenet (carft evaluate --suite imagenet):")
@@ -139,7 +139,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         return NOT_CHECKED
 
     print(json.dumps(report.as_dict(), indent=2) if arguments.json else report.as_text())
-    return int(report.verdict == "broken")
+    return int(report.status == "broken")
 
 
 def _download(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_carft.text import near, unknown
+from domainbed_carft.text import near_matches, unknown
 
 WIDTH = 79
 
@@ -203,7 +203,7 @@ class CommandParser(argparse.ArgumentParser):
         actions = self._option_string_actions.items()
         flags = [flag for flag, action in actions if action.help != argparse.SUPPRESS]
         for word in unknown_words:
-            if word.startswith("--") and (close := near(word.partition("=")[0], flags)):
+            if word.startswith("--") and (close := near_matches(word.partition("=")[0], flags)):
                 self.error(f"unrecognized arguments: {word}; did you mean {' or '.join(close)}?")
         return parsed, unknown_words
 

@@ -146,7 +146,7 @@ def _collect(arguments: argparse.Namespace) -> int:
         against=arguments.against,
     )
     text = results.write(arguments.format)
-    with files.stream(arguments.output) as out:
+    with files.open_output(arguments.output) as out:
         out.write(text)
 
     if arguments.format == "csv":  # CSV cannot contain notes

@@ -104,7 +104,7 @@ def _print_evaluation(
 
 def _print_result(arguments: argparse.Namespace, as_json: str, text: str) -> None:
     """Print a result or write it to ``--output``, as JSON if ``--json`` is given."""
-    with files.stream(arguments.output) as out:
+    with files.open_output(arguments.output) as out:
         out.write(as_json if arguments.json else text)
 
 
@@ -189,7 +189,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
         delay=2,
     )
     skipped = 0
-    with files.stream(arguments.output) as out:
+    with files.open_output(arguments.output) as out:
         for batch in batches:
             for prediction in batch:
                 skipped += bool(prediction.error)

@@ -16,7 +16,7 @@ from domainbed_carft.runs.suites import SuiteEvaluation, SuiteScores
 from domainbed_carft.runs.sweep import SweepEvaluation
 from domainbed_carft.runs.wise_ft import WiseFT
 from domainbed_carft.suites import catalogue
-from domainbed_carft.text import limited, printable, quantity, table
+from domainbed_carft.text import limit_lines, printable, quantity, table
 
 IMAGES_OF_A_SOUP = (
     "Images: test transform for all, because a soup has neither the seed nor the step that "
@@ -268,7 +268,7 @@ def sweep_text(evaluation: SweepEvaluation) -> str:
             printable(f"- {folder}, step {step}: {problem}")
             for (folder, step), problem in evaluation.problems.items()
         ]
-        lines += limited(problems)
+        lines += limit_lines(problems)
     return "\n".join([*lines, ""])
 
 

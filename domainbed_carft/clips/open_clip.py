@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError, PassingError, brief, imported
+from domainbed_carft.errors import CarftError, TransientError, brief, get_module
 from domainbed_carft.files import weights
 from domainbed_carft.images.plan import INTERPOLATIONS, RESIZES
 from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
@@ -57,7 +57,7 @@ Config = Mapping[str, Any]  # of an open_clip_config.json: model_cfg and preproc
 
 def package() -> Any:
     """open_clip; CarftError, with what to pip install, if it cannot be imported."""
-    return imported("open_clip", "'open_clip_torch>=3,<4'")
+    return get_module("open_clip", "'open_clip_torch>=3,<4'")
 
 
 def load(name: str) -> dict[str, Any]:
@@ -144,14 +144,14 @@ def revision_of(path: Path) -> str:
 
 @contextmanager
 def _asking_the_hub(name: str, content: str) -> Iterator[None]:
-    """Raise PassingError where the block fails, which says what to do offline.
+    """Raise TransientError where the block fails, which says what to do offline.
 
     ``content``: what is loaded of ``name``, such as "weights".
     """
     try:
         yield
     except Exception as error:  # of the hub's client and transformers, a dozen types
-        raise PassingError(
+        raise TransientError(
             f"{content} of {name!r} could not be loaded ({brief(error)}). On a machine with "
             "internet access load it once and copy the hub's cache (HF_HOME), or save it as a "
             f"folder for {PREFIX}{LOCAL}FOLDER. SigLIP's needs pip install transformers "

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from domainbed_carft.errors import CarftError, PassingError, brief, imported
+from domainbed_carft.errors import CarftError, TransientError, brief, get_module
 from domainbed_carft.files import weights
 from domainbed_carft.images.preprocessing import Preprocessing
 
@@ -216,7 +216,7 @@ def _download(name: str, path: Path) -> None:
             package().load(name, device="cpu", download_root=temporary)
             os.replace(Path(temporary) / path.name, path)
     except (OSError, RuntimeError) as error:
-        raise PassingError(
+        raise TransientError(
             f"the weights of {name!r} are not at {path}, and downloading them failed ({error}). On "
             f"a machine with internet access run python -c \"import clip; clip.load('{name}')\", "
             f"then copy ~/.cache/clip/{path.name} (SHA-256 {OPENAI_WEIGHTS[name][1]}) to {path}"
@@ -227,4 +227,4 @@ def package() -> Any:
     """OpenAI's clip, without its warning about pkg_resources, which users cannot fix."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-        return imported("clip", "clip-anytorch 'setuptools>=77.0.3,<82'")
+        return get_module("clip", "clip-anytorch 'setuptools>=77.0.3,<82'")

@@ -1,4 +1,4 @@
-"""Archives from the internet, unpacked without trusting them."""
+"""Safe unpacking of untrusted archives."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ from typing import IO, TypeVar
 from domainbed_carft.errors import CarftError
 from domainbed_carft.text import progress
 
-# The errors of a name that is too long, or of a file and a folder of one name.
+# Errors of names that are too long, or used for both a file and a folder.
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 _OUTSIDE = "would be written outside the folder"
-_ENCRYPTED = 1  # of a zip member's flags
-_MAX_NAME = 100  # characters of a member's name in a message
+_ENCRYPTED = 1  # bit of a zip member's flags
+_MAX_NAME_LENGTH = 100  # characters of a member's name in a message
 _COPY_SIZE = 1 << 20  # bytes
 
 
 class BadFile(CarftError):
-    """A file of a dataset, called ``name`` in its sources, is not what it should be."""
+    """A dataset's file is empty, damaged, or not the expected file.
+
+    Attributes:
+        name: Name of the file in the dataset's sources.
+        fault: End of a sentence whose subject is the file.
+    """
 
     def __init__(self, path: Path | str, fault: str) -> None:
         super().__init__(f"{path} {fault}; download the file again")
@@ -36,7 +41,7 @@ class BadFile(CarftError):
 
 
 def check(path: Path, is_archive: bool) -> None:
-    """Raise BadFile for a file that is empty, a web page, or not the archive that it should be."""
+    """Raise BadFile for a file that is empty, a web page, or not an archive if it should be one."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -44,17 +49,19 @@ def check(path: Path, is_archive: bool) -> None:
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise BadFile(path, "is a web page, not the file")
 
-    with contextlib.suppress(Exception):  # a dozen kinds, of archives that are damaged
+    with contextlib.suppress(Exception):  # a dozen types, for damaged archives
         if not is_archive or zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
             return
     raise BadFile(path, "is not a zip or tar archive, or is cut off")
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip or tar archive into ``folder``, which is made, and deleted if that fails.
+    """Unpack a zip or tar archive into a new folder, which is deleted if that fails.
 
-    Raises BadFile for any other or damaged file, and CarftError for members that are encrypted, are
-    neither regular files nor folders, or cannot be written below ``folder`` by their names.
+    Raises:
+        BadFile: if the file is damaged or not an archive.
+        CarftError: if a member is encrypted, is neither a regular file nor a folder, or would be
+            written outside the folder.
     """
     check(archive, is_archive=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +73,7 @@ def unpack(archive: Path, folder: Path) -> None:
             raise
         number = getattr(error, "errno", None)  # gzip and bz2 raise an OSError without one
         if number in _NAME_ERRORS:
-            raise _refusal(archive, str(error)) from error
+            raise _unpacking_error(archive, str(error)) from error
         if number is not None:
             raise
         raise BadFile(archive, f"is damaged or cut off ({error})") from error
@@ -85,7 +92,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _write(path: Path, content: IO[bytes] | None) -> None:
-    """Make a folder, or a file of this content."""
+    """Create a file with this content, or a folder without one."""
     if content is None:
         path.mkdir(parents=True, exist_ok=True)
         return
@@ -102,48 +109,51 @@ def _safe_members(
 ) -> Iterator[tuple[_Member, Path]]:
     """Yield the members to unpack and their paths in ``folder``, with a progress bar.
 
-    Raises CarftError for the first unsafe member, before anything is unpacked.
+    Raises:
+        CarftError: for the first unsafe member, before anything is unpacked.
     """
     for member in members:
         if fault := _fault(member):
-            raise _refusal(archive, f"the member {_name(member)[:_MAX_NAME]!r} {fault}")
+            raise _unpacking_error(
+                archive, f"the member {_name(member)[:_MAX_NAME_LENGTH]!r} {fault}"
+            )
 
     root = os.path.realpath(folder)
-    selected = [member for member in members if not _is_macos_leftover(member)]
+    selected = [member for member in members if not _is_macos_metadata(member)]
     for member in progress(selected, description=f"unpacking {archive.name}", unit="file", delay=1):
         path = folder / _name(member)
-        # No member is a link, but the folder may have had some before.
+        # No member is a link, but the folder can contain links from before.
         if os.path.commonpath([root, os.path.realpath(path)]) != root:
-            raise _refusal(archive, f"the member {_name(member)!r} {_OUTSIDE}")
+            raise _unpacking_error(archive, f"the member {_name(member)!r} {_OUTSIDE}")
         yield member, path
 
 
 def _fault(member: zipfile.ZipInfo | tarfile.TarInfo) -> str:
-    """Return what is wrong with a member; "" for a regular file or a folder below the archive's."""
+    """Return the fault of a member as the end of a sentence, or "" if it is safe to unpack."""
     path = _name(member).replace("\\", "/")
     if path.startswith("/") or ".." in path.split("/"):
         return _OUTSIDE
     if isinstance(member, tarfile.TarInfo):
-        is_usual = member.isfile() or member.isdir()
+        is_supported = member.isfile() or member.isdir()
     else:
         if member.flag_bits & _ENCRYPTED:
             return "is encrypted"
-        # The mode of the file system of Unix; without one it is a regular file or a folder.
-        is_usual = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-    return "" if is_usual else "is neither a regular file nor a folder"
+        # The Unix mode; a member without one is a regular file or a folder.
+        is_supported = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+    return "" if is_supported else "is neither a regular file nor a folder"
 
 
 def _name(member: zipfile.ZipInfo | tarfile.TarInfo) -> str:
     return member.filename if isinstance(member, zipfile.ZipInfo) else member.name
 
 
-def _is_macos_leftover(member: zipfile.ZipInfo | tarfile.TarInfo) -> bool:
-    """Whether a member has macOS's attributes of another file: in __MACOSX, or called ``._x``."""
+def _is_macos_metadata(member: zipfile.ZipInfo | tarfile.TarInfo) -> bool:
+    """Return True for macOS's attributes of another file: in __MACOSX, or named ``._x``."""
     parts = Path(_name(member)).parts
     return "__MACOSX" in parts or (bool(parts) and parts[-1].startswith("._"))
 
 
-def _refusal(archive: Path, reason: str) -> CarftError:
+def _unpacking_error(archive: Path, reason: str) -> CarftError:
     quoted = shlex.quote(str(archive))
     return CarftError(
         f"{archive} cannot be unpacked: {reason}. Nothing was unpacked. If you trust the archive, "

@@ -1,8 +1,8 @@
-"""What is known of each benchmark before its data is seen.
+"""Known facts about the benchmarks.
 
-Facts stand in ``assets/benchmarks.json``, class names and counts by environment, empty if unknown,
-in ``assets/classes/NAME.csv``. ``assets/README.md`` names the sources. The facts of the tasks and
-of ImageNet's test sets are in ``assets/suites``.
+``assets/benchmarks.json`` contains the facts, and ``assets/classes/NAME.csv`` the class names and
+counts by environment (empty if unknown). ``assets/README.md`` lists the sources. The facts of the
+tasks and of ImageNet's test sets are in ``assets/suites``.
 """
 
 from __future__ import annotations
@@ -25,41 +25,38 @@ ASSETS = files("domainbed_carft") / "assets"
 
 @dataclass(frozen=True)
 class Environment:
-    """One environment: its label in DomainBed's tables, its folder, names that copies give it.
+    """One environment of a benchmark."""
 
-    Environments of one ``family`` are not independent; "" is for those that are.
-    """
-
-    label: str
+    label: str  # in DomainBed's tables
     folder: str
-    also: Sequence[str] = ()
-    family: str = ""
+    aliases: Sequence[str] = ()  # other names of the folder, found in copies of the dataset
+    family: str = ""  # environments of the same family are not independent; "" if independent
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file of the dataset is published, and the name to save it under."""
+    """A published file of a dataset."""
 
     url: str
-    file: str
+    file: str  # name to save it as
 
     @property
     def is_archive(self) -> bool:
-        """Whether it is to be unpacked."""
+        """Return True if the file has to be unpacked."""
         return self.file.endswith((".zip", ".tar", ".tar.gz"))
 
 
 @dataclass(frozen=True)
 class Edition:
-    """One version of the data: environment folder -> images, and by class where known."""
+    """One version of a benchmark's data."""
 
     name: str
-    counts: Mapping[str, int]
-    by_class: Mapping[str, Mapping[str, int]]
+    counts: Mapping[str, int]  # environment folder -> number of images
+    by_class: Mapping[str, Mapping[str, int]]  # environment folder -> class -> images, if known
 
     @property
     def total(self) -> int:
-        """Images in all environments."""
+        """Number of images in all environments."""
         return sum(self.counts.values())
 
 
@@ -68,31 +65,31 @@ class Benchmark:
     """One dataset."""
 
     name: str
-    folder: str  # below the data folder, "" for what is in the package
+    folder: str  # below the data folder; "" if the dataset is in the package
     environments: tuple[Environment, ...]  # in DomainBed's order
     classes: tuple[str, ...]  # in label order
-    editions: tuple[Edition, ...]  # today's is the first
+    editions: tuple[Edition, ...]  # the current one first
     sources: tuple[Source, ...]
-    licence: str  # "not stated" where we found none
+    licence: str  # or "not stated"
     citation: str
-    steps: Mapping[str, int]  # of training, by protocol: "DomainBed", "SWAD", ...
-    certainty: str  # where the counts are from
+    steps: Mapping[str, int]  # training steps, by protocol: "DomainBed", "SWAD", ...
+    certainty: str  # sources of the counts
 
 
 def edition_label(edition: str) -> str:
-    """An edition, as it is recorded, in words for people: that of the included data has no name."""
+    """Return a recorded edition in words for people."""
     return edition.replace("of the package", "the copy included in the package")
 
 
 def independent_unit(dataset: str, environment: int) -> str:
-    """What an environment is one unit with in errors: its family, or itself, by its index."""
-    known = BENCHMARKS[dataset].environments if dataset in BENCHMARKS else ()
-    family = known[environment].family if environment < len(known) else ""
+    """Return the unit of an environment for standard errors: its family, or its index."""
+    environments = BENCHMARKS[dataset].environments if dataset in BENCHMARKS else ()
+    family = environments[environment].family if environment < len(environments) else ""
     return family or str(environment)
 
 
 def get(name: str) -> Benchmark:
-    """The benchmark called ``name``. Raises CarftError, with similar names, if it is unknown."""
+    """Return the benchmark called ``name``; raise CarftError, with similar names, if unknown."""
     if name not in BENCHMARKS:
         raise CarftError(text.unknown("benchmark", name, BENCHMARKS))
     return BENCHMARKS[name]
@@ -100,53 +97,53 @@ def get(name: str) -> Benchmark:
 
 @functools.cache
 def suite_lists() -> dict[str, Any]:
-    """ImageNet's 1,000 ids, the classes of ImageNet-A and -R among them, ObjectNet's folders."""
+    """Return ImageNet's ids, the labels of ImageNet-A and ImageNet-R, and ObjectNet's folders."""
     return json.loads((ASSETS / "suites" / "imagenet.json").read_text(encoding="utf-8"))
 
 
 @functools.cache
 def imagenet_ids() -> tuple[str, ...]:
-    """ImageNet's 1,000 WordNet ids, sorted, which is the order of the labels."""
+    """Return ImageNet's 1,000 WordNet ids, sorted, which is the order of the labels."""
     return tuple(suite_lists()["ids"].split())
 
 
 @functools.cache
 def suite_sets() -> dict[str, Any]:
-    """ImageNet and the test sets shifted from it, and their zero-shot accuracies."""
+    """Return facts about ImageNet and its shifted test sets, and zero-shot accuracies."""
     return json.loads((ASSETS / "suites" / "sets.json").read_text(encoding="utf-8"))
 
 
 @functools.cache
 def task_facts() -> dict[str, Any]:
-    """The tasks, and the source of their zero-shot accuracies."""
+    """Return facts about the tasks, and the source of their zero-shot accuracies."""
     return json.loads((ASSETS / "suites" / "tasks.json").read_text(encoding="utf-8"))
 
 
 @functools.cache
 def class_folders(name: str) -> tuple[str, ...]:
-    """The dataset's own names of its classes, in label order, as folders or lists have them."""
+    """Return the class names in a dataset's folders or lists, in label order."""
     table = (ASSETS / "classes" / f"{name}.csv").read_text(encoding="utf-8")
     _, *rows = csv.reader(table.splitlines())
     return tuple(row[0] for row in rows)
 
 
-def is_found_by_name(name: str) -> bool:
-    """Whether `carft data verify` finds the dataset by this name, below --data_dir."""
-    named = [*suite_sets()["sets"], *task_facts()["tasks"]]
-    return name in BENCHMARKS or any(name == facts["name"] for facts in named)
+def is_known_name(name: str) -> bool:
+    """Return True if `carft data verify` accepts the name of this dataset."""
+    facts = [*suite_sets()["sets"], *task_facts()["tasks"]]
+    return name in BENCHMARKS or any(name == fact["name"] for fact in facts)
 
 
-def missing_data_dir(data_dir: str | Path) -> list[str]:
-    """A sentence if ``data_dir``, the folder of the datasets' folders, is not a folder."""
+def data_dir_problems(data_dir: str | Path) -> list[str]:
+    """Return a sentence if ``data_dir``, which contains the datasets' folders, is not a folder."""
     if os.path.isdir(data_dir):
         return []
 
     fault = "is not a folder" if os.path.exists(data_dir) else "does not exist"
-    return [f"--data_dir {data_dir} {fault}; give the folder that contains the datasets' folders"]
+    return [f"--data_dir {data_dir} {fault}; pass the folder that contains the datasets' folders"]
 
 
 def _benchmark(facts: dict[str, Any]) -> Benchmark:
-    """A benchmark from its facts in benchmarks.json and its table of classes."""
+    """Build a benchmark from its facts in benchmarks.json and its table of classes."""
     path = ASSETS / "classes" / f"{facts['name']}.csv"
     header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
     columns = {
@@ -175,9 +172,9 @@ BENCHMARKS = {
 
 
 def shortest_path(name: str) -> str:
-    """The shortest form of a path that is not mistaken for a dataset's name.
+    """Shorten a path as far as it differs from a dataset's name.
 
-    ``pets/`` becomes ``./pets``; ``pets`` is a name and stays.
+    ``pets/`` becomes ``./pets``; ``pets`` is a name and is not changed.
     """
     if os.sep not in name:
         return name
@@ -187,20 +184,21 @@ def shortest_path(name: str) -> str:
 
 
 def dataset_titles(datasets: Iterable[str]) -> dict[str, str]:
-    """What tables, reports and cards call each dataset.
+    """Return the titles of datasets in tables, reports and cards, by name or path.
 
-    A user's own dataset, a path, is called by its folder's name; by its path where that name is a
-    benchmark's, or that of another of ``datasets``.
+    The title of a path is the name of its folder, unless a benchmark or another of ``datasets`` has
+    the same name.
     """
     names = list(dict.fromkeys(datasets))
     folders = [os.path.basename(name) for name in names]
     titles = {}
     for name, folder in zip(names, folders):
-        is_clear = folders.count(folder) == 1 and folder not in BENCHMARKS
-        titles[name] = folder if is_clear and folder.strip(".") else name
+        titles[name] = name
+        if folders.count(folder) == 1 and folder not in BENCHMARKS and folder.strip("."):
+            titles[name] = folder
     return titles
 
 
 def dataset_title(dataset: str) -> str:
-    """What tables, reports and cards call a dataset beside which there is no other."""
+    """Return the title of a dataset that is shown without others."""
     return dataset_titles([dataset])[dataset]

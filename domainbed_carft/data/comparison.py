@@ -1,7 +1,7 @@
-"""The counts of a dataset, against what is known of a benchmark, or against each other.
+"""Comparison of a dataset's counts with a known benchmark, or between its environments.
 
-DomainBed goes by position, of sub-folders and class folders: what shifts a position is a problem,
-another name at the same position only a difference.
+DomainBed numbers sub-folders and class folders by position. So a shifted position is a problem, and
+another name at the same position is only a difference.
 """
 
 from __future__ import annotations
@@ -22,37 +22,34 @@ Counts = Mapping[str, Mapping[str, int]]  # environment -> class -> images, in o
 SUB_SPLITS = {"train", "test", "val", "valid", "validation", "crossval", "trainval", "full"}
 MAX_EXAMPLES = 5  # names in a sentence
 
-STRAY = re.compile(r"\.|__MACOSX$|eccv_18_")  # what unpackers and notebooks leave
+STRAY = re.compile(r"\.|__MACOSX$|eccv_18_")  # folders that unpackers and notebooks leave
 
 
 @dataclass
 class Findings:
-    """What a comparison found: sentences for people, and the edition with the same counts."""
+    """The result of a comparison, in sentences."""
 
     problems: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    edition: str | None = None
+    edition: str | None = None  # the edition with the same counts
 
 
 def compare(name: str, counts: Counts) -> Findings:
-    """Compare environments, classes and counts with the benchmark ``name``, or with each other.
-
-    The latter for a dataset that is not a benchmark.
-    """
+    """Compare a dataset with the benchmark ``name``, or its environments with each other."""
     findings = Findings()
     benchmark = benchmarks.BENCHMARKS.get(name)
     if benchmark is None:
-        _compare_unknown(counts, findings)
+        _check_own_dataset(counts, findings)
         return findings
 
     names = list(counts)
     folders = [environment.folder for environment in benchmark.environments]
-    if not _are_environments_of(benchmark, names):
+    if not _match_environments(benchmark, names):
         findings.problems.append(
-            f"the environments are {quoted_names(names, 8) or 'missing'}, expected "
-            f"{quoted_names(folders, 8)}. Test environments go by position: rename these folders "
-            "and move out all others"
+            f"the environments are {quote_names(names, 8) or 'missing'}, expected "
+            f"{quote_names(folders, 8)}. Test environments are numbered by position: rename these "
+            "folders and move out all others"
         )
         return findings
 
@@ -66,19 +63,19 @@ def compare(name: str, counts: Counts) -> Findings:
     return findings
 
 
-def _are_environments_of(benchmark: Benchmark, names: Sequence[str]) -> bool:
-    """Whether folders are the benchmark's environments in order, by any of their known names."""
+def _match_environments(benchmark: Benchmark, names: Sequence[str]) -> bool:
+    """Return True if folders are the benchmark's environments in order, by any known name."""
     if len(names) != len(benchmark.environments):
         return False
     known_names = [
-        {normalised_name(form) for form in (environment.folder, *environment.also)}
+        {normalise_name(name) for name in (environment.folder, *environment.aliases)}
         for environment in benchmark.environments
     ]
-    return all(normalised_name(name) in forms for name, forms in zip(names, known_names))
+    return all(normalise_name(name) in valid for name, valid in zip(names, known_names))
 
 
-def _compare_unknown(counts: Counts, findings: Findings) -> None:
-    """Findings about a dataset that is not a benchmark."""
+def _check_own_dataset(counts: Counts, findings: Findings) -> None:
+    """Add findings about a dataset that is not a benchmark."""
     environments = {name: classes for name, classes in counts.items() if not STRAY.match(name)}
     findings.problems += [
         f"DomainBed would read the folder {name!r} as environment {position}; move the folder out "
@@ -95,15 +92,16 @@ def _compare_unknown(counts: Counts, findings: Findings) -> None:
     _compare_with_imagenet(counts, findings)
     if _is_objectnet(counts):
         findings.problems.append(
-            "this is ObjectNet, whose licence forbids to train or tune on it; it is a test set: "
+            "this is ObjectNet, whose licence forbids training and tuning on it; it is a test set: "
             "carft evaluate RUN --suite imagenet"
         )
 
 
 def _is_objectnet(counts: Counts) -> bool:
-    """Whether more than half of ObjectNet's classes are here, as environments or as classes.
+    """Return True if environments or classes include more than half of ObjectNet's classes.
 
-    Only those that count on ImageNet are compared: other datasets share no more than a third.
+    Only ObjectNet's classes that are also ImageNet's are compared: other datasets share at most a
+    third of them.
     """
     objectnet = benchmarks.suite_lists()["objectnet"].keys()
     folder_lists = [counts, *counts.values()]
@@ -111,12 +109,12 @@ def _is_objectnet(counts: Counts) -> bool:
 
 
 def _compare_with_imagenet(counts: Counts, findings: Findings) -> None:
-    """Findings about a tree with more than half of ImageNet's classes, but not with just these."""
+    """Add findings about a folder with most of ImageNet's classes, but not exactly these."""
     ids = set(benchmarks.imagenet_ids())
     command = "carft data verify ImageNet --data_dir DIR, with imagenet or ILSVRC2012 in DIR"
     if 2 * len(ids & counts.keys()) > len(ids):
         findings.problems.append(
-            "its folders are ImageNet's classes, not environments; give the folder above, or use "
+            "its folders are ImageNet's classes, not environments; pass the parent folder, or use "
             f"{command}"
         )
 
@@ -126,39 +124,39 @@ def _compare_with_imagenet(counts: Counts, findings: Findings) -> None:
         if 2 * len(missing) < len(ids) and (missing or extra):
             findings.differences.append(
                 f"environment {name!r} does not have ImageNet's 1,000 classes: missing "
-                f"{quoted_names(missing) or 'none'}, extra {quoted_names(extra) or 'none'}. To "
+                f"{quote_names(missing) or 'none'}, extra {quote_names(extra) or 'none'}. To "
                 f"check ImageNet, use {command}"
             )
 
 
 def counts_digest(counts: Counts) -> str:
-    """Eight hex digits that change with any environment, class or number in ``counts``."""
+    """Return eight hex digits that depend on each environment, class and number in ``counts``."""
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def quoted_names(names: Iterable[str], limit: int = MAX_EXAMPLES) -> str:
-    """The first names, quoted, and how many more there are; "" for no names."""
+def quote_names(names: Iterable[str], limit: int = MAX_EXAMPLES) -> str:
+    """Quote the first names, and append the number of the others."""
     names = list(names)
     ending = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(map(repr, names[:limit])) + ending
 
 
-def normalised_name(name: str) -> str:
-    """A name in lower case without spaces and punctuation: "Real World" and "real_world" agree."""
+def normalise_name(name: str) -> str:
+    """Return a name in lower case without spaces and punctuation, such as "realworld"."""
     return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _compare_classes(counts: Counts, known_classes: Sequence[str], findings: Findings) -> None:
-    """Findings about class folders, which must be the same in all environments.
+    """Add findings about class folders.
 
-    They must be the ``known_classes`` in order, if there are any.
+    They must be the same in all environments, and equal the ``known_classes`` if there are any.
     """
-    # Class folders -> environments that have them
+    # Class folders -> environments with these folders
     environments_by_classes: dict[tuple[str, ...], list[str]] = {}
     for name, classes in counts.items():
         if classes and SUB_SPLITS.issuperset(map(str.lower, classes)):
             findings.problems.append(
-                f"environment {name!r} has the sub-splits {quoted_names(classes)}, expected class "
+                f"environment {name!r} has the sub-splits {quote_names(classes)}, expected class "
                 "folders; merge the sub-splits into one folder per class, each image once"
             )
             continue
@@ -166,57 +164,58 @@ def _compare_classes(counts: Counts, known_classes: Sequence[str], findings: Fin
         empty = [label for label, images in classes.items() if not images]
         if empty:
             findings.problems.append(
-                f"environment {name!r} has no image in {quoted_names(empty)}, so no job can "
-                "start; get the images or remove the class from all environments"
+                f"environment {name!r} has no image in {quote_names(empty)}, so that jobs cannot "
+                "start; restore the images or remove the class from all environments"
             )
     if not environments_by_classes:
         return
 
-    usual = max(environments_by_classes, key=lambda key: len(environments_by_classes[key]))
-    usual_environment = environments_by_classes[usual][0]
-    expected = tuple(known_classes) or usual
+    most_common = max(environments_by_classes, key=lambda key: len(environments_by_classes[key]))
+    reference_environment = environments_by_classes[most_common][0]
+    expected = tuple(known_classes) or most_common
     if len(expected) < 2:
         findings.problems.append(
-            f"environment {usual_environment!r} has {quantity(len(usual), 'class folder')}, "
+            f"environment {reference_environment!r} has "
+            f"{quantity(len(most_common), 'class folder')}, "
             "expected at least two; the layout is environment/class/image"
         )
 
-    origin = "the known ones" if known_classes else f"those in {usual_environment!r}"
+    reference = "the known ones" if known_classes else f"the ones in {reference_environment!r}"
     for folders, names in environments_by_classes.items():
         if folders == expected:
             continue
-        if known_classes and [*map(normalised_name, folders)] == [*map(normalised_name, expected)]:
+        if known_classes and [*map(normalise_name, folders)] == [*map(normalise_name, expected)]:
             findings.differences.append(_renamed_classes(names, folders, expected))
         else:
-            findings.problems.append(_wrong_classes(names, folders, expected, origin))
+            findings.problems.append(_wrong_classes(names, folders, expected, reference))
 
 
 def _renamed_classes(names: Sequence[str], folders: Sequence[str], expected: Sequence[str]) -> str:
-    """A sentence: environments ``names`` have class folders that are spelled differently."""
+    """Return a sentence: the class folders of environments ``names`` are spelled differently."""
     pairs = zip(folders, expected)
     spellings = [f"{folder!r} for {name!r}" for folder, name in pairs if folder != name]
     return (
-        f"class folders in {quoted_names(names)} have other names in the same order: "
+        f"class folders in {quote_names(names)} have other names in the same order: "
         f"{', '.join(spellings[:MAX_EXAMPLES])}"
     )
 
 
 def _wrong_classes(
-    names: Sequence[str], folders: Sequence[str], expected: Sequence[str], origin: str
+    names: Sequence[str], folders: Sequence[str], expected: Sequence[str], reference: str
 ) -> str:
-    """A sentence: environments ``names`` do not have the class folders of ``origin``."""
-    missing = quoted_names(name for name in expected if name not in folders) or "none"
-    extra = quoted_names(name for name in folders if name not in expected) or "none"
+    """Return a sentence: environments ``names`` do not have the expected class folders."""
+    missing = quote_names(name for name in expected if name not in folders) or "none"
+    extra = quote_names(name for name in folders if name not in expected) or "none"
     pairs = enumerate(zip_longest(folders, expected))
     first_wrong_label = next(label for label, (folder, name) in pairs if folder != name)
     return (
-        f"the class folders in {quoted_names(names)} are not {origin}: missing {missing}, extra "
-        f"{extra}. Labels are wrong from {first_wrong_label} on; make them the same"
+        f"the class folders in {quote_names(names)} are not {reference}: missing {missing}, extra "
+        f"{extra}. Labels are wrong from {first_wrong_label} on; make the class folders equal"
     )
 
 
 def _compare_editions(benchmark: Benchmark, counts: Counts, findings: Findings) -> None:
-    """Findings about counts, against those of the benchmark's nearest edition."""
+    """Add findings about counts that differ from the benchmark's nearest edition."""
     totals = {name: sum(classes.values()) for name, classes in counts.items()}
 
     def distance(edition: Edition) -> int:
@@ -225,18 +224,18 @@ def _compare_editions(benchmark: Benchmark, counts: Counts, findings: Findings) 
     edition = min(benchmark.editions, key=distance)
     differences = []
     for name, classes in counts.items():
-        images = {normalised_name(label): number for label, number in classes.items()}
+        images = {normalise_name(label): number for label, number in classes.items()}
         by_class = [
-            f"{label!r} {images[normalised_name(label)]:,} instead of {expected:,}"
+            f"{label!r} {images[normalise_name(label)]:,} instead of {expected:,}"
             for label, expected in edition.by_class.get(name, {}).items()
-            if images.get(normalised_name(label), expected) != expected
+            if images.get(normalise_name(label), expected) != expected
         ]
         expected_total = edition.counts[name]
         if by_class or totals[name] != expected_total:
             details = f": {', '.join(by_class[:MAX_EXAMPLES])}" if by_class else ""
             differences.append(
                 f"environment {name!r} has {totals[name]:,} images, expected "
-                f"{expected_total:,} as in the edition {edition.name} "
+                f"{expected_total:,} in the edition {edition.name} "
                 f"({totals[name] - expected_total:+,}){details}"
             )
 

@@ -1,7 +1,7 @@
-"""``carft data download``: from DomainBed's own sources to a folder that is known to be right.
+"""``carft data download``: from DomainBed's sources to a verified folder.
 
-Archives stay in a work folder beside the dataset until it is complete: an archive that is there,
-fetched or put there by hand, is not fetched again. After upstream's file
+Archives are kept in a work folder next to the dataset until the dataset is complete. An archive
+that is already there, downloaded or put there by hand, is not downloaded again. Follows upstream's
 domainbed/scripts/download.py at b93c22a.
 """
 
@@ -26,22 +26,30 @@ from domainbed_carft.errors import CarftError
 
 Fetch = Callable[[str, Path], None]
 Prepare = Callable[[Path, Path], None]
-Judge = Callable[[str, Path], verify.DataReport]
+Verify = Callable[[str, Path], verify.DataReport]
 
-# A download ends if the process moves fewer bytes than this between memory and files in that time.
+# A download fails if the process reads and writes fewer bytes than the minimum in this time.
 PATIENCE_SECONDS = 60.0
-_MIN_PROGRESS = 1 << 18
+_MIN_PROGRESS_BYTES = 1 << 18
 
 
 def download(
     name: str, data_dir: Path, fetch: Fetch | None = None, accept_different: bool = False
 ) -> verify.DataReport:
-    """Fetch, unpack, prepare and verify the benchmark ``name``; only then is it in ``data_dir``.
+    """Download, unpack, prepare and verify a benchmark, and then move it to ``data_dir``.
 
-    ``fetch(url, path)`` gets one file, resuming an earlier attempt. Returns the
-    verification's report, whose verdict is "verified", or with ``accept_different`` "differs".
-    Raises CarftError, with nothing fetched lost, for a source that fails (saying what to put where
-    by hand), wrong archives, data that is not as known, a place that is taken, and a full disk.
+    Args:
+        name: Name of the benchmark.
+        data_dir: Folder of the datasets' folders.
+        fetch: Function of a URL and a path that downloads a file, or resumes the download.
+        accept_different: Accept data that differs from the known editions.
+
+    Returns:
+        The report of the verification; its status is "verified", or "differs" if accepted.
+
+    Raises:
+        CarftError: if a source fails, archives or data are not as expected, the dataset already
+            exists, or the disk is full. Downloaded archives are kept.
     """
     benchmark = benchmarks.get(name)
     if not benchmark.sources:
@@ -51,7 +59,7 @@ def download(
         target=data_dir / benchmark.folder,
         sources=benchmark.sources,
         prepare=functools.partial(preparation.prepare, name),
-        judge=verify.verify,
+        verify_data=verify.verify,
         fetch=fetch,
         accept_different=accept_different,
     )
@@ -62,15 +70,26 @@ def install(
     target: Path,
     sources: Sequence[benchmarks.Source],
     prepare: Prepare,
-    judge: Judge,
+    verify_data: Verify,
     fetch: Fetch | None = None,
     accept_different: bool = False,
 ) -> verify.DataReport:
-    """Fetch and unpack ``sources``, prepare and verify the data, and then move it to ``target``.
+    """Download and unpack ``sources``, prepare and verify the data, and move it to ``target``.
 
-    ``prepare(unpacked, ready)`` makes the folder ``ready`` of what the archives held,
-    ``judge(name, data_dir)`` verifies it, ``fetch(url, path)`` gets one file. Returns the
-    verification's report. Raises CarftError as `download`.
+    Args:
+        name: Name of the dataset.
+        target: The dataset's folder.
+        sources: Files to download.
+        prepare: Function of a folder with the unpacked files and a folder to create from them.
+        verify_data: Function of the name and a data folder that returns a report.
+        fetch: See `download`.
+        accept_different: See `download`.
+
+    Returns:
+        The report of the verification.
+
+    Raises:
+        CarftError: see `download`.
     """
     data_dir = target.parent
     if target.exists():
@@ -81,17 +100,19 @@ def install(
 
     work = _WorkFolder(data_dir / f".{target.name}.download", target.name)
     try:
-        with removing_empty_folders(work.unpacked, work.ready.parent, work.archives, work.root):
+        with remove_empty_folders_on_error(
+            work.unpacked, work.ready.parent, work.archives, work.root
+        ):
             work.clear()
             _fetch_all(sources, work, fetch or _fetch)
             _prepare(sources, work, prepare)
-            report = judge(name, work.ready.parent)
+            report = verify_data(name, work.ready.parent)
             _require_expected(report, work, accept_different)
             work.ready.rename(target)
     except OSError as error:
         raise CarftError(
             f"{name} cannot be installed in {data_dir}: {error}. Downloaded files are kept: free "
-            "disk space or give another --data_dir, then rerun the command"
+            "disk space or pass another --data_dir, then rerun the command"
         ) from error
 
     shutil.rmtree(work.root, ignore_errors=True)
@@ -100,28 +121,28 @@ def install(
 
 @dataclasses.dataclass(frozen=True)
 class _WorkFolder:
-    """The folder beside a dataset in which it is made."""
+    """The folder next to a dataset in which the dataset is prepared."""
 
     root: Path
-    dataset: str  # the name of the dataset's own folder
+    dataset: str  # name of the dataset's folder
 
     @property
     def archives(self) -> Path:
-        """What was fetched, or put there by hand."""
+        """Files that were downloaded, or put there by hand."""
         return self.root / "archives"
 
     @property
     def unpacked(self) -> Path:
-        """What the archives held."""
+        """Contents of the archives."""
         return self.root / "unpacked"
 
     @property
     def ready(self) -> Path:
-        """The dataset, before it is moved to its place."""
+        """The prepared dataset."""
         return self.root / "ready" / self.dataset
 
     def clear(self) -> None:
-        """Make the folders, and delete what an earlier attempt has left, except archives."""
+        """Create the folders, and delete files of earlier attempts, except archives."""
         for folder in (self.unpacked, self.ready.parent):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -130,11 +151,11 @@ class _WorkFolder:
 
 def _require_expected(report: verify.DataReport, work: _WorkFolder, accept_different: bool) -> None:
     """Raise CarftError for data that is broken, or differs and is not accepted."""
-    if not report.problems and (report.verdict != "differs" or accept_different):
+    if not report.problems and (report.status != "differs" or accept_different):
         return
 
     sentences = report.problems or [*report.differences, *report.notes]
-    hint = "" if report.problems else ". To install the data anyway: --accept_different"
+    hint = "" if report.problems else ". To install the data anyway, pass --accept_different"
     raise CarftError(
         f"{report.name} was downloaded but is not as expected: {'; '.join(sentences)}. The data is "
         f"in {work.ready.parent}. To download an archive again, delete the file in {work.archives} "
@@ -143,11 +164,8 @@ def _require_expected(report: verify.DataReport, work: _WorkFolder, accept_diffe
 
 
 @contextlib.contextmanager
-def removing_empty_folders(*folders: Path) -> Iterator[None]:
-    """Remove those of the ``folders`` that are empty if the block raises.
-
-    Also remove the data folder, which is the parent of all, unless it existed before.
-    """
+def remove_empty_folders_on_error(*folders: Path) -> Iterator[None]:
+    """Remove empty ``folders`` if the block raises, and also their parent if it is new."""
     data_dir = Path(os.path.commonpath(folders)).parent
     removable = list(folders)
     if not data_dir.exists():
@@ -162,27 +180,25 @@ def removing_empty_folders(*folders: Path) -> Iterator[None]:
 
 
 def _fetch_all(sources: Sequence[benchmarks.Source], work: _WorkFolder, fetch: Fetch) -> None:
-    """Fetch the archives that are missing. Raises CarftError for one that fails or is damaged."""
+    """Download the missing archives; raise CarftError for one that fails or is damaged."""
     for source in sources:
         path = work.archives / source.file
         try:
             if not path.is_file():
                 print(f"{path.name}: fetching {source.url}", file=sys.stderr)
                 with_time_limit(functools.partial(fetch, source.url, path))
-        except Exception as error:  # a dozen kinds, from sockets to Drive's quota page
+        except Exception as error:  # a dozen types, from sockets to Google Drive's quota page
             raise CarftError(
                 f"downloading {source.url} failed ({type(error).__name__}: {error}). Rerun the "
-                f"command to resume. {_by_hand(path)}"
+                f"command to resume. {_manual_hint(path)}"
             ) from error
-        with _renaming_damaged(sources, work):
+        with _rename_damaged(sources, work):
             archives.check(path, source.is_archive)
 
 
 def with_time_limit(download: Callable[[], object]) -> None:
-    """Call ``download`` in a thread; raise TimeoutError once it makes no progress.
-
-    A timeout of its sockets would not end a server that sends a byte at a time.
-    """
+    """Call ``download`` in a thread, and raise TimeoutError when it makes no progress."""
+    # A timeout of the sockets would not catch a server that sends one byte at a time.
     future: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     def run() -> None:
@@ -195,21 +211,21 @@ def with_time_limit(download: Callable[[], object]) -> None:
     bytes_before = _bytes_moved()
     while not concurrent.futures.wait([future], PATIENCE_SECONDS).done:
         bytes_now = _bytes_moved()
-        if bytes_now - bytes_before < _MIN_PROGRESS:
-            raise TimeoutError(f"the server has sent next to nothing for {PATIENCE_SECONDS:.0f} s")
+        if bytes_now - bytes_before < _MIN_PROGRESS_BYTES:
+            raise TimeoutError(f"the server has sent almost nothing for {PATIENCE_SECONDS:.0f} s")
         bytes_before = bytes_now
     future.result()
 
 
 def _bytes_moved() -> int:
-    """Return how many bytes this process has read from files and written to them."""
+    """Return the number of bytes that this process has read from files and written to files."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines[:2])  # rchar and wchar
 
 
 def _prepare(sources: Sequence[benchmarks.Source], work: _WorkFolder, prepare: Prepare) -> None:
-    """Unpack the archives and make the dataset. Raises CarftError for one that is damaged."""
-    with _renaming_damaged(sources, work):
+    """Unpack the archives and prepare the dataset; raise CarftError for a damaged archive."""
+    with _rename_damaged(sources, work):
         for source in sources:
             path = work.archives / source.file
             if source.is_archive:
@@ -220,10 +236,11 @@ def _prepare(sources: Sequence[benchmarks.Source], work: _WorkFolder, prepare: P
 
 
 @contextlib.contextmanager
-def _renaming_damaged(sources: Sequence[benchmarks.Source], work: _WorkFolder) -> Iterator[None]:
-    """Rename an archive for which the block raises BadFile, so that it is fetched again.
+def _rename_damaged(sources: Sequence[benchmarks.Source], work: _WorkFolder) -> Iterator[None]:
+    """Rename an archive for which the block raises BadFile, so that it is downloaded again.
 
-    Raises CarftError instead, which says where the archive is from.
+    Raises:
+        CarftError: instead of BadFile, with the URL of the archive.
     """
     try:
         yield
@@ -233,19 +250,19 @@ def _renaming_damaged(sources: Sequence[benchmarks.Source], work: _WorkFolder) -
         url = next(source.url for source in sources if source.file == error.name)
         raise CarftError(
             f"{path}, from {url}, {error.fault}; the file was renamed to {renamed.name}. Rerun the "
-            f"command to download again. {_by_hand(path)}"
+            f"command to download again. {_manual_hint(path)}"
         ) from error
 
 
-def _by_hand(path: Path) -> str:
+def _manual_hint(path: Path) -> str:
     return (
-        f"For a dead link get the file by hand, save it as {path} (create the folder), and rerun "
-        "the command"
+        f"If the link is dead, get the file by hand, save it as {path} (create the folder), "
+        "and rerun the command"
     )
 
 
 def _fetch(url: str, path: Path) -> None:
-    """Fetch a file by gdown, which knows Google Drive's detours and resumes a partial file."""
+    """Download a file with gdown, which handles Google Drive and resumes a partial file."""
     try:
         import gdown
         from gdown.exceptions import DownloadError  # noqa: F401  (before 6, gdown raises no errors)

@@ -1,8 +1,8 @@
-"""Where the embedded images are: unpacked from the package on first use, divided for EmojiShift.
+"""The embedded datasets, unpacked from the package at their first use.
 
-EmojiStyles has the styles that `tiny` has seen in pre-training, EmojiUnseen those that it has not.
-EmojiShift has one style, two thirds of its things to train on, the others to test on, and the three
-other styles as shifted test sets.
+EmojiStyles has the styles that `tiny` has seen in pre-training, and EmojiUnseen the styles that it
+has not seen. EmojiShift has one of the seen styles: two thirds of its things for training and the
+rest for testing, with the three other styles as shifted test sets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from domainbed_carft import files, process_variables
 from domainbed_carft.data import emoji_styles
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import TransientError
 from domainbed_carft.files import weights
 
 ARCHIVE = "emoji_styles.zip"
@@ -31,35 +31,32 @@ TRAINED_SHARE = 2 / 3  # of the things of each class; chosen after looking at te
 
 
 def environment_folder(name: str) -> Path:
-    """The folder environment/class/image.png of the embedded dataset ``name``."""
+    """Return the folder environment/class/image.png of an embedded dataset."""
     if name == UNSEEN:
         return style_folders(emoji_styles.NEVER_SEEN)
     return shift_folders() / "train" if name == SHIFT else style_folders()
 
 
 def style_folders(label: str = emoji_styles.SEEN) -> Path:
-    """The folder style/class/image.png of all styles with this label of `emoji_styles`.
-
-    Raises CarftError without a cache folder to write to.
-    """
+    """Return the folder style/class/image.png of all styles with a label of `emoji_styles`."""
     if label == emoji_styles.SEEN:
-        return _unpacked_archive(ARCHIVE)
-    return _unpacked_archive(FURTHER_ARCHIVE) / emoji_styles.folder(label)
+        return _unpack_archive(ARCHIVE)
+    return _unpack_archive(FURTHER_ARCHIVE) / emoji_styles.folder(label)
 
 
-def _unpacked_archive(name: str) -> Path:
-    """The folder with the files of one of the package's archives."""
+def _unpack_archive(name: str) -> Path:
+    """Return the folder with the files of an archive of the package."""
     with resources.as_file(resources.files("domainbed_carft") / "assets" / name) as archive:
 
         def unpack(folder: Path) -> None:
             with zipfile.ZipFile(archive) as images:
                 images.extractall(folder)
 
-        return _cached_folder(Path(archive.stem, weights.sha256(archive)[:16]), unpack)
+        return _fill_once(Path(archive.stem, weights.sha256(archive)[:16]), unpack)
 
 
 def shift_folders() -> Path:
-    """The folders train/noto/class/image.png and test/... of EmojiShift, by a fixed draw."""
+    """Return the folder of EmojiShift: train/noto/class/image.png and test/..., by a fixed draw."""
     styles = style_folders()
 
     def divide(folder: Path) -> None:
@@ -73,14 +70,14 @@ def shift_folders() -> Path:
                 target.mkdir(parents=True, exist_ok=True)
                 shutil.copy(images[position], target)
 
-    return _cached_folder(Path("emoji_shift", f"{styles.name}-{TRAINED_SHARE:.3f}"), divide)
+    return _fill_once(Path("emoji_shift", f"{styles.name}-{TRAINED_SHARE:.3f}"), divide)
 
 
-def _cached_folder(path: Path, fill: Callable[[Path], None]) -> Path:
-    """The folder at ``path`` below the cache folder; ``fill`` makes it if it is not there.
+def _fill_once(path: Path, fill: Callable[[Path], None]) -> Path:
+    """Return a folder below the cache folder, and let ``fill`` create it if it is missing.
 
-    It is filled under another name and then renamed, so that no job sees half of it. Raises
-    PassingError if it cannot be written.
+    Raises:
+        TransientError: if the folder cannot be written.
     """
     target = files.cache_folder() / path
     if target.is_dir():
@@ -88,12 +85,13 @@ def _cached_folder(path: Path, fill: Callable[[Path], None]) -> Path:
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # Filled under another name, so that another job never sees a part of the files.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as temporary:
             fill(Path(temporary, "images"))
             os.rename(Path(temporary, "images"), target)
     except OSError as error:
-        if not target.is_dir():  # else another job was faster, and its copy is as good
-            raise PassingError(
+        if not target.is_dir():  # otherwise another job was faster
+            raise TransientError(
                 f"the embedded images cannot be unpacked to {target}: {error}; set "
                 f"{process_variables.CACHE.name} to a writable folder on a disk with free space"
             ) from error

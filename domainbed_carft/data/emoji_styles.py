@@ -1,6 +1,7 @@
-"""The drawing styles of the embedded images: who drew them, and whether `tiny` has seen them.
+"""The drawing styles of the embedded images: their artists, and whether `tiny` has seen them.
 
-Styles of one family are by one team, and drawn after each other: they are not independent.
+Styles of the same family are by the same team and modelled on each other, so they are not
+independent.
 """
 
 from __future__ import annotations
@@ -10,50 +11,44 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 
-SEEN = "seen"  # images of this style were in the pre-training of `tiny`
-FAMILY_SEEN = "family seen"  # images of another style of its family were
+SEEN = "seen"  # `tiny` was pre-trained on images of this style
+FAMILY_SEEN = "family seen"  # `tiny` was pre-trained on another style of the same family
 NEVER_SEEN = "never seen"
 
 
 @dataclass(frozen=True)
 class DrawingStyle:
-    """One drawing style.
-
-    ``label`` is SEEN, FAMILY_SEEN or NEVER_SEEN. ``images``: how many of the 429 held-out things
-    are in the package in this style. ``package``, ``version`` and ``integrity`` are
-    of npm: the last is the digest of the package's archive.
-    """
+    """One drawing style."""
 
     name: str
-    label: str
+    label: str  # SEEN, FAMILY_SEEN or NEVER_SEEN
     family: str
-    images: int
+    images: int  # in the package, out of 429 held-out things
     artists: str
     licence: str
     licence_url: str
-    package: str
-    version: str
-    integrity: str
-    source: str
+    package: str  # on npm
+    version: str  # of the npm package
+    integrity: str  # digest of the npm package's archive
+    source: str  # URL
 
 
 @functools.cache
 def styles() -> tuple[DrawingStyle, ...]:
-    """All styles: the seen ones, those of a seen family, and those never seen, each sorted."""
+    """Return all styles: first seen, then of a seen family, then never seen; sorted within each."""
     table = files("domainbed_carft") / "assets" / "emoji_styles.json"
     return tuple(DrawingStyle(**facts) for facts in json.loads(table.read_text(encoding="utf-8")))
 
 
 def names(label: str) -> list[str]:
-    """The names of the styles with this label, sorted."""
+    """Return the sorted names of the styles with a label."""
     return [style.name for style in styles() if style.label == label]
 
 
 def get(name: str) -> DrawingStyle:
-    """The style called ``name``."""
     return next(style for style in styles() if style.name == name)
 
 
 def folder(label: str) -> str:
-    """The folder in the archive of all styles with this label."""
+    """Return the archive's folder of the styles with a label."""
     return label.replace(" ", "_")

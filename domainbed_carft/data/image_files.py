@@ -1,4 +1,4 @@
-"""Files of images: opening them safely, and finding those that cannot be decoded."""
+"""Image files: safe decoding, and a search for files that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from domainbed_carft import files, machine
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import TransientError
 from domainbed_carft.text import progress
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# Whatever a file is called, Pillow tries no others: PostScript would be given to an interpreter.
+# Pillow tries only these, whatever a file's name is: PostScript would be run by an interpreter.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The image of a file in RGB; as torchvision's loader, but only of the ``FORMATS``.
+    """Decode an image to RGB, like torchvision's loader, but only from the ``FORMATS``.
 
-    Raises OSError if it is no regular file, or cut off before anything of the image, and what
-    Pillow raises.
+    Raises:
+        OSError: if the file is not a regular file, or is truncated before the first pixel.
+        Exception: any error of Pillow's.
     """
     from PIL import Image
 
     with files.open_regular(path) as file:
         image = Image.open(file, formats=FORMATS).convert("RGB")
 
-        # It is of one colour, or nothing of it is left and Pillow has filled it up.
+        # Either the image has a single colour, or Pillow has filled in all of a truncated file.
         if image.getcolors(maxcolors=1):
             file.seek(0)
             with refuse_truncated_files():
@@ -46,7 +47,7 @@ def open_image(path: str | Path) -> Image.Image:
 
 @contextlib.contextmanager
 def refuse_truncated_files() -> Iterator[None]:
-    """Have Pillow refuse files that are cut off, which DomainBed has it fill up with grey."""
+    """Make Pillow raise an error for truncated files, which it fills with grey in DomainBed."""
     from PIL import ImageFile
 
     setting_before = ImageFile.LOAD_TRUNCATED_IMAGES
@@ -58,24 +59,27 @@ def refuse_truncated_files() -> Iterator[None]:
 
 
 def read_image(reader: Callable[[Any], Any], path: str) -> Any:
-    """What ``reader`` returns for an image; PassingError, with its path, if that fails."""
+    """Call ``reader`` with an image's path; raise TransientError, with the path, if it fails."""
     try:
         return reader(path)
-    except Exception as error:  # Pillow's decoders raise a dozen kinds
+    except Exception as error:  # Pillow's decoders raise a dozen types
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise PassingError(
-            f"{path} cannot be read: {reason}. Expected an image that Pillow opens; restore the "
+        raise TransientError(
+            f"{path} cannot be read: {reason}. Expected an image that Pillow can open; restore the "
             "file, or remove it (which changes the splits). `carft data verify --decode` lists "
             "all such files"
         ) from error
 
 
 class ImageDataset:
-    """A map-style dataset of (image, label): in RGB, or what ``transform`` makes of that.
+    """A map-style dataset of (image, label), with images in RGB or transformed.
 
-    ``samples``: an image's file, or its pixels (H, W, 3) in bytes, and its label; ``classes``: the
-    labels' names; ``root``: the split's name, as a folder's would be; ``unknown_classes``: the
-    names of other classes in the data, whose images are left out.
+    Attributes:
+        samples: Pairs of a file, or pixels (H, W, 3), uint8, and a label.
+        classes: Names of the labels.
+        transform: Function of a Pillow image, or None.
+        unknown_classes: Other classes in the data, whose images are not in ``samples``.
+        root: Name of the split, in place of a folder's.
     """
 
     root = "test"
@@ -108,22 +112,22 @@ class ImageDataset:
 
 @dataclass(frozen=True)
 class DamagedImage:
-    """An image that ends the job; a ``truncated`` one is only grey where its data ends."""
+    """An image that cannot be decoded completely."""
 
     path: str
-    truncated: bool
+    truncated: bool  # decoded with a grey rest; otherwise the image ends the job
     reason: str
 
 
-def damaged_images(root: Path, images: Sequence[str]) -> list[DamagedImage]:
-    """Decode all ``images`` (paths below ``root``); returns those that are not whole, sorted."""
+def find_damaged_images(root: Path, images: Sequence[str]) -> list[DamagedImage]:
+    """Decode images, given as paths below ``root``, and return the damaged ones, sorted."""
     from PIL import ImageFile
 
     images = sorted(images)
     setting = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         with warnings.catch_warnings(), ThreadPool(machine.cores()) as pool:
-            warnings.simplefilter("ignore")  # of odd metadata and large images; both are read
+            warnings.simplefilter("ignore")  # about unexpected metadata and large images
             ImageFile.LOAD_TRUNCATED_IMAGES = False
             # Threads suffice: Pillow decodes without the interpreter's lock.
             faults = pool.imap(functools.partial(_decoding_fault, root), images, chunksize=32)
@@ -140,10 +144,10 @@ def damaged_images(root: Path, images: Sequence[str]) -> list[DamagedImage]:
 
 
 def _decoding_fault(root: Path, image: str) -> str:
-    """Why an image cannot be decoded, "" if it can."""
+    """Return the reason why an image cannot be decoded, or "" if it can."""
     path = os.path.join(root, image)
     try:
         open_image(path)
-    except Exception as error:  # Pillow's decoders raise a dozen kinds
+    except Exception as error:  # Pillow's decoders raise a dozen types
         return str(error).replace(path, image) or type(error).__name__
     return ""

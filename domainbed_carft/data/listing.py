@@ -1,7 +1,7 @@
-"""What a folder environment/class/image holds.
+"""Listing of a folder environment/class/image.
 
-Counts as torchvision's ImageFolder does: links are followed, nested folders belong to their class,
-an image is what has an image's extension.
+Images are counted in the same way as by torchvision's ImageFolder: links are followed, nested
+folders belong to their class, and an image is a file with an image's extension.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from domainbed_carft.data.comparison import quoted_names
+from domainbed_carft.data.comparison import quote_names
 from domainbed_carft.errors import CarftError
 from domainbed_carft.text import progress, quantity
 
-# torchvision.datasets.folder.IMG_EXTENSIONS, without seconds of importing torch.
+# A copy of torchvision.datasets.folder.IMG_EXTENSIONS, because to import torch takes seconds.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
-# Kinds of files that end a job or give it wrong images, and what to do about them.
+# Kinds of files that end a job or give it wrong images, with hints.
 FAULT_KINDS = {
     "empty file": "(download again)",
     "link": "to nothing (restore the target)",
@@ -31,15 +31,15 @@ FAULT_KINDS = {
 
 @dataclass(frozen=True)
 class Listing:
-    """What is below ``root``; all paths are relative to it."""
+    """The contents of a folder; all paths are relative to ``root``."""
 
     root: Path
-    counts: dict[str, dict[str, int]]  # environment -> class -> images; sorted, in label order
-    images: list[str]  # all that are counted, class by class, in the order of ImageFolder
-    faults: dict[str, list[str]]  # by FAULT_KINDS, the paths with such a fault
+    counts: dict[str, dict[str, int]]  # environment -> class -> number of images; in label order
+    images: list[str]  # all counted images, class by class, in ImageFolder's order
+    faults: dict[str, list[str]]  # paths of faulty files, by FAULT_KINDS
 
     def paths(self) -> dict[str, dict[str, list[str]]]:
-        """Environment -> class -> its images, by their whole paths."""
+        """Return the full paths of the images, by environment and class."""
         prefix = os.path.join(self.root, "")
         paths = (prefix + image for image in self.images)
         return {
@@ -49,23 +49,23 @@ class Listing:
 
     @property
     def problems(self) -> list[str]:
-        """A sentence for each kind of fault."""
+        """Sentences, one for each kind of fault."""
         return [
-            f"{quantity(len(paths), kind)} {FAULT_KINDS[kind]}: {quoted_names(paths)}"
+            f"{quantity(len(paths), kind)} {FAULT_KINDS[kind]}: {quote_names(paths)}"
             for kind, paths in self.faults.items()
             if paths
         ]
 
 
 def list_environments(root: Path) -> Listing:
-    """List a folder environment/class/image. Raises CarftError where it cannot be read."""
+    """List a folder environment/class/image; raise CarftError if it cannot be read."""
     counts: dict[str, dict[str, int]] = {}
     faults: dict[str, list[str]] = {kind: [] for kind in FAULT_KINDS}
     pairs = []
-    for environment in _subfolders(root, "environment"):
+    for environment in _list_subfolders(root, "environment"):
         counts[environment] = {}
         try:
-            class_names, _ = _entries(root / environment)
+            class_names, _ = _list_entries(root / environment)
         except OSError:
             faults["path"].append(environment)
         else:
@@ -74,19 +74,20 @@ def list_environments(root: Path) -> Listing:
 
 
 def list_classes(root: Path, names: Container[str] | None = None) -> Listing:
-    """List a folder class/image, as its one environment ""; of the classes ``names``, or all.
+    """List a folder class/image as a single environment ""; only the classes ``names``, if given.
 
-    Raises CarftError where it cannot be read.
+    Raises:
+        CarftError: if the folder cannot be read.
     """
-    selected = [name for name in _subfolders(root, "class") if names is None or name in names]
+    selected = [name for name in _list_subfolders(root, "class") if names is None or name in names]
     listing = Listing(root, {"": {}}, [], {kind: [] for kind in FAULT_KINDS})
     return _list_images(listing, [("", name) for name in selected])
 
 
-def _subfolders(root: Path, kind: str) -> list[str]:
-    """The sorted names of the folders in ``root``. Raises CarftError if it cannot be read."""
+def _list_subfolders(root: Path, kind: str) -> list[str]:
+    """Return the sorted names of sub-folders; raise CarftError if ``root`` cannot be read."""
     try:
-        names, _ = _entries(root)
+        names, _ = _list_entries(root)
     except OSError as error:
         raise CarftError(
             f"{root} cannot be read as a folder ({error.strerror}); expected a folder with one "
@@ -95,22 +96,20 @@ def _subfolders(root: Path, kind: str) -> list[str]:
     return names
 
 
-def loose_images(root: Path) -> int:
-    """The number of files with an image's extension that lie in ``root`` itself."""
-    _, images = _entries(root)
+def count_loose_images(root: Path) -> int:
+    """Return the number of images directly in ``root``."""
+    _, images = _list_entries(root)
     return len(images)
 
 
 def _list_images(listing: Listing, pairs: Sequence[tuple[str, str]]) -> Listing:
-    """Add the images of pairs (environment, class) to a listing; returns it.
-
-    Over a network a large dataset takes minutes.
-    """
+    """Add the images of pairs (environment, class) to a listing, and return it."""
+    # With a progress bar, because on a network drive a large dataset takes minutes.
     description = f"listing {listing.root.name}"
     for environment, name in progress(pairs, description=description, unit="class", delay=1):
         before = len(listing.images)
         _add_images(listing, os.path.join(environment, name), ())
-        # By folder, then by name: in the order of os.walk, which ImageFolder sorts.
+        # By folder, then by name, which is ImageFolder's order.
         listing.images[before:] = sorted(
             listing.images[before:], key=lambda path: path.rpartition("/")
         )
@@ -119,15 +118,12 @@ def _list_images(listing: Listing, pairs: Sequence[tuple[str, str]]) -> Listing:
 
 
 def _add_images(listing: Listing, folder: str, ancestors: tuple[str, ...]) -> None:
-    """Add the images in and below ``folder`` to a listing.
-
-    ``ancestors`` are the real paths of the folders that led here.
-    """
+    """Add the images in and below ``folder``, whose parents have the real paths ``ancestors``."""
     real_path = os.path.realpath(listing.root / folder)
     try:
-        if real_path in ancestors:  # torchvision would follow such a link again and again
+        if real_path in ancestors:  # torchvision would follow such a link endlessly
             raise OSError
-        folders, files = _entries(listing.root / folder)
+        folders, files = _list_entries(listing.root / folder)
     except OSError:
         listing.faults["path"].append(folder)
         return
@@ -143,7 +139,7 @@ def _add_images(listing: Listing, folder: str, ancestors: tuple[str, ...]) -> No
 
 
 def _fault_kind(entry: os.DirEntry[str]) -> str:
-    """Which of FAULT_KINDS a file is, "" for none."""
+    """Return one of FAULT_KINDS, or "" for a sound file."""
     try:
         status = entry.stat()
     except PermissionError:
@@ -158,8 +154,8 @@ def _fault_kind(entry: os.DirEntry[str]) -> str:
     return "macOS file" if entry.name.startswith("._") else ""
 
 
-def _entries(folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:
-    """Sorted names of the sub-folders, and the entries that have an image's extension."""
+def _list_entries(folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:
+    """Return the sorted names of sub-folders, and the entries with an image's extension."""
     folders = []
     images = []
     with os.scandir(folder) as entries:

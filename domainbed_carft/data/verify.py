@@ -1,4 +1,4 @@
-"""Whether data is what it should be: by name against a benchmark, by path against itself."""
+"""Data verification: of a benchmark by its name, or of any dataset by its path."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from typing import Any
 
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks, comparison, emoji
-from domainbed_carft.data.comparison import Counts, quoted_names
-from domainbed_carft.data.image_files import DamagedImage, damaged_images
+from domainbed_carft.data.comparison import Counts, quote_names
+from domainbed_carft.data.image_files import DamagedImage, find_damaged_images
 from domainbed_carft.data.listing import Listing, list_environments
 from domainbed_carft.errors import CarftError
 
-# Of the table that is printed: a folder of classes may be taken for one of environments.
+# Rows of the printed table: a folder of classes can be mistaken for a folder of environments.
 MAX_ENVIRONMENTS = 50
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What a verification found; each sentence says what to do."""
+    """The result of a data verification; sentences include what to do."""
 
     name: str
     root: Path
-    counts: Counts  # environment -> class -> images, in label order
-    problems: Sequence[str]  # with these, jobs fail or give wrong results
-    differences: Sequence[str]  # from what is known of the dataset
+    counts: Counts  # environment -> class -> number of images, in label order
+    problems: Sequence[str]  # sentences; jobs would fail or give wrong results
+    differences: Sequence[str]  # sentences; deviations from the known dataset
     notes: Sequence[str]
     edition: str | None  # the known edition with these counts
-    decoded: bool = False
-    damaged: Sequence[DamagedImage] = ()  # known only if ``decoded``
+    decoded: bool = False  # every image was decoded
+    damaged: Sequence[DamagedImage] = ()  # empty unless decoded
 
     @property
-    def verdict(self) -> str:
-        """One of "verified", "consistent" (nothing is known of it), "differs" and "broken"."""
+    def status(self) -> str:
+        """One of "verified", "consistent" (without known counts), "differs" and "broken"."""
         if self.problems:
             return "broken"
         if self.differences:
@@ -44,11 +44,11 @@ class DataReport:
         return "verified" if self.edition else "consistent"
 
     @property
-    def refusal(self) -> str:
-        """A sentence: the data is broken, why, and the command for details."""
+    def error_text(self) -> str:
+        """Message about broken data: the problems, and the command for details."""
         location = "" if str(self.root) == self.name else f" in {self.root}"
         arguments = shlex.quote(str(self.root))
-        if benchmarks.is_found_by_name(self.name):
+        if benchmarks.is_known_name(self.name):
             arguments = f"{self.name} --data_dir {shlex.quote(str(self.root.parent))}"
         return (
             f"the data of {self.name}{location} is broken: {'; '.join(self.problems)}. "
@@ -57,30 +57,30 @@ class DataReport:
 
     @property
     def data_edition(self) -> str:
-        """For a job's records: the verdict, the edition, and a digest of counts without one."""
+        """Value for a job's records: the status, and the edition or a digest of the counts."""
         parts = [self.edition] if self.edition else []
-        if self.verdict in ("differs", "consistent"):
+        if self.status in ("differs", "consistent"):
             parts.append(comparison.counts_digest(self.counts))
-        return f"{self.verdict}: {', '.join(parts)}" if parts else self.verdict
+        return f"{self.status}: {', '.join(parts)}" if parts else self.status
 
     @property
     def images(self) -> int:
-        """Images in all environments."""
+        """Number of images in all environments."""
         return sum(sum(classes.values()) for classes in self.counts.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as `carft data verify --json` prints it."""
-        facts = {**asdict(self), "root": str(self.root), "verdict": self.verdict}
+        """Return the object that `carft data verify --json` prints."""
+        facts = {**asdict(self), "root": str(self.root), "status": self.status}
         return {**facts, "data_edition": self.data_edition, "images": self.images}
 
     def as_text(self) -> str:
-        """A table of the environments, one line per finding, and the verdict last."""
+        """Format a table of the environments, a line for each finding, and the status."""
         lines = [f"{self.name} in {self.root}"]
         lines += [f"problem: {sentence}" for sentence in self.problems]
         lines += [f"difference: {sentence}" for sentence in self.differences]
         lines += [f"note: {sentence}" for sentence in self.notes]
         lines += [f"damaged: {image.path} ({image.reason})" for image in self.damaged]
-        lines.append(f"{self.verdict}: {self._verdict_meaning()}")
+        lines.append(f"{self.status}: {self._status_meaning()}")
         lines = [text.printable(line) for line in lines]
 
         rows = [
@@ -89,27 +89,32 @@ class DataReport:
         ]
         if rows:
             table = text.table(("environment", "images", "classes"), rows)
-            lines[1:1] = text.limited(table.splitlines(), MAX_ENVIRONMENTS + 1)
+            lines[1:1] = text.limit_lines(table.splitlines(), MAX_ENVIRONMENTS + 1)
         return "\n".join(lines)
 
-    def _verdict_meaning(self) -> str:
+    def _status_meaning(self) -> str:
         images = f"{self.images:,} images"
         if self.decoded:
             images += ", each decoded"
         meanings = {
             "verified": f"the {images}, {benchmarks.edition_label(self.edition or '')}",
             "consistent": f"{images}; there are no published counts to compare with",
-            "differs": f"{images}; usable, but results may not compare with published ones",
+            "differs": f"{images}; usable, but results may differ from published ones",
             "broken": "jobs would fail or give wrong results",
         }
-        return meanings[self.verdict]
+        return meanings[self.status]
 
 
 def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> DataReport:
     """Verify a benchmark below ``data_dir`` by its name, or any dataset by its folder's path.
 
-    ``decode`` decodes every image. Raises CarftError for an unknown benchmark or a missing
-    folder.
+    Args:
+        name_or_path: Name of a benchmark, or folder environment/class/image.
+        data_dir: Folder of the datasets' folders.
+        decode: Decode every image.
+
+    Raises:
+        CarftError: if the benchmark is unknown or the folder is missing.
     """
     if name_or_path not in benchmarks.BENCHMARKS:
         if os.path.exists(name_or_path):
@@ -123,26 +128,23 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
 
     if data_dir is None:
         raise CarftError(f"{name_or_path} needs --data_dir, the folder that contains {folder!r}")
-    for problem in benchmarks.missing_data_dir(data_dir):
+    for problem in benchmarks.data_dir_problems(data_dir):
         raise CarftError(problem)
     if not os.path.isdir(data_dir / folder):
         raise CarftError(
             f"{data_dir / folder} does not exist, expected the data of {name_or_path} there; "
-            "rename the folder, unpack the archives, or give another --data_dir"
+            "rename the folder, unpack the archives, or pass another --data_dir"
         )
     return verify_folder(name_or_path, data_dir / folder, decode)
 
 
 def verify_folder(name: str, root: Path, decode: bool = False) -> DataReport:
-    """Verify the folder ``root`` as that of the dataset ``name``; decode its images if asked.
-
-    Raises CarftError where it is not a folder, or cannot be read.
-    """
+    """Verify the folder of the dataset ``name``; raise CarftError if it cannot be read."""
     return verify_listing(name, list_environments(root), decode)
 
 
 def verify_listing(name: str, listing: Listing, decode: bool = False) -> DataReport:
-    """Verify a listed folder as that of the dataset ``name``; decode its images if asked."""
+    """Verify the listed folder of the dataset ``name``."""
     findings = comparison.compare(name, listing.counts)
     report = DataReport(
         name=name,
@@ -156,34 +158,31 @@ def verify_listing(name: str, listing: Listing, decode: bool = False) -> DataRep
     )
 
     reported = {path for paths in listing.faults.values() for path in paths}
-    return with_decoding_faults(report, [p for p in listing.images if p not in reported])
+    return add_decoding_faults(report, [p for p in listing.images if p not in reported])
 
 
-def with_decoding_faults(report: DataReport, images: Sequence[str]) -> DataReport:
-    """The report, with what decoding ``images``, paths below its root, adds to it.
-
-    They are decoded only if the report is ``decoded``.
-    """
+def add_decoding_faults(report: DataReport, images: Sequence[str]) -> DataReport:
+    """Decode ``images``, paths below the root, if ``report.decoded``, and add faults."""
     if not report.decoded:
         return report
 
-    damaged = damaged_images(report.root, images)
+    damaged = find_damaged_images(report.root, images)
     unreadable = [image.path for image in damaged if not image.truncated]
     truncated = [image.path for image in damaged if image.truncated]
     return replace(
         report,
-        problems=[*report.problems, *_download_again(unreadable, "cannot be decoded")],
+        problems=[*report.problems, *_damage_sentences(unreadable, "cannot be decoded")],
         differences=[
             *report.differences,
-            *_download_again(truncated, "cut off and read with grey where the data ends"),
+            *_damage_sentences(truncated, "cut off; the missing part is read as grey"),
         ],
         damaged=damaged,
     )
 
 
-def _download_again(paths: Sequence[str], fault: str) -> list[str]:
-    """A sentence about images with a fault, if there are any."""
+def _damage_sentences(paths: Sequence[str], fault: str) -> list[str]:
+    """Return a sentence about images with a fault, if there are any."""
     if not paths:
         return []
     count = text.quantity(len(paths), "image")
-    return [f"{count} {fault} (download again): {quoted_names(paths)}"]
+    return [f"{count} {fault} (download again): {quote_names(paths)}"]

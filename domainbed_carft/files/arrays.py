@@ -1,6 +1,6 @@
-"""Arrays of equal length and facts about them, in one compressed .npz file without pickle.
+"""Arrays of equal length and facts about them, in a compressed .npz file without pickle.
 
-`numpy.load` opens such a file, too.
+`numpy.load` can also open the file.
 """
 
 from __future__ import annotations
@@ -20,15 +20,21 @@ FACTS = "facts.json"
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Write one-dimensional ``arrays`` of equal length, and JSON ``facts``, whole or not at all.
+    """Write arrays and facts to a file, atomically; equal content makes equal files.
 
-    Equal content makes equal files. Raises CarftError if the file cannot be written.
+    Args:
+        path: The file.
+        arrays: Arrays (N,), by name.
+        facts: JSON values, by name.
+
+    Raises:
+        CarftError: if the file cannot be written.
     """
 
     columns: dict[str, Any] = dict(arrays)
 
     def write_archive(part: Path) -> None:
-        with part.open("wb") as file:  # a file object: numpy adds .npz to a name
+        with part.open("wb") as file:  # numpy would add .npz to a path
             np.savez_compressed(file, **columns)
         with zipfile.ZipFile(part, "a") as archive:
             member = zipfile.ZipInfo(FACTS)  # without today's date
@@ -38,9 +44,10 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str
 
 
 def load_facts(path: Path) -> dict[str, Any]:
-    """The facts that `save_arrays` wrote; the arrays are not read.
+    """Read only the facts of a file that `save_arrays` wrote.
 
-    Raises CarftError for a file that is missing, damaged or not one of ours.
+    Raises:
+        CarftError: if the file is missing, damaged, or was not written by `save_arrays`.
     """
     facts, _ = load_arrays(path, {}, "")
     return facts
@@ -49,10 +56,18 @@ def load_facts(path: Path) -> dict[str, Any]:
 def load_arrays(
     path: Path, dtypes: Mapping[str, np.dtype[Any]], length_key: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The facts, and one array (N,) for each name in ``dtypes``; other arrays are not read.
+    """Read the facts and some of the arrays of a file that `save_arrays` wrote.
 
-    ``length_key``: the key of the facts that has N. Raises CarftError for a file that is missing,
-    damaged or not one of ours.
+    Args:
+        path: The file.
+        dtypes: Expected types of the arrays to read, by name.
+        length_key: Key of the facts that holds N.
+
+    Returns:
+        The facts, and arrays (N,) by name.
+
+    Raises:
+        CarftError: if the file is missing, damaged, or was not written by `save_arrays`.
     """
     try:
         with files.open_regular(path) as file, np.load(file, allow_pickle=False) as archive:

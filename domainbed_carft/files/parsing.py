@@ -1,4 +1,4 @@
-"""YAML and the keys of JSON, read without surprises."""
+"""A strict reader of YAML 1.2, and a check for repeated keys in JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from domainbed_carft.errors import CarftError
 
 YamlPath = tuple["str | int", ...]  # keys and list indices from the top of the file
 
-# The values of YAML's plain scalars, by the last part of their tags.
+# Converters of YAML's plain scalars, by the last part of their tags.
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "str": str,
     "timestamp": str,
@@ -22,7 +22,7 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 
 
 class _YamlError(ValueError):
-    """Text that is not YAML, or has what is not supported: the ``message``, and its ``line``."""
+    """Invalid or unsupported YAML."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
@@ -32,15 +32,15 @@ class _YamlError(ValueError):
 
 @dataclass(frozen=True)
 class YamlSource:
-    """The name of a YAML file, and the line of each path in it: ``("hparams", "lr")``, say."""
+    """Positions of the values in a YAML file."""
 
-    name: str
-    lines: Mapping[YamlPath, int]
+    name: str  # of the file
+    lines: Mapping[YamlPath, int]  # by path, such as ("hparams", "lr"); the first line is 1
 
     def place(self, path: YamlPath) -> str:
-        """A path for messages, such as ``sweep.yaml:9: overrides[0].hparams.lr``.
+        """Format a path for messages: ``sweep.yaml:9: overrides[0].hparams.lr``.
 
-        The line is that of the innermost part that is there.
+        If the path is not in the file, the line is the line of its innermost part that is.
         """
         prefixes = (path[:length] for length in range(len(path), -1, -1))
         line = next(self.lines[prefix] for prefix in prefixes if prefix in self.lines)
@@ -50,11 +50,21 @@ class YamlSource:
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, YamlSource]:
-    """Plain data of YAML 1.2 text, the content of the file ``name``, and where in it each value is.
+    """Parse YAML 1.2 text into plain data.
 
-    ``off`` is a word and ``1e-5`` a number; keys are texts as they are written, since names of
-    folders follow from them. Raises CarftError, with the line, for text that is not YAML, repeated
-    keys, tags, and aliases, of which a few lines can expand to all of the memory.
+    ``off`` is a word and ``1e-5`` a number. Keys remain text exactly as written, because names of
+    folders are made from them.
+
+    Args:
+        text: The content of the file.
+        name: The name of the file, for messages.
+
+    Returns:
+        The data, and the positions of the values.
+
+    Raises:
+        CarftError: with the line, for invalid YAML, repeated keys, tags, and aliases (a few lines
+            of which can expand to fill the memory).
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError
@@ -70,7 +80,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, YamlSource]:
         line = mark.line + 1 if mark else 1
         reason = " ".join(part for part in (error.context, error.problem) if part)
         message = f"this is not YAML: {reason}"
-    except RuamelError as error:  # a character that YAML has no place for
+    except RuamelError as error:  # a character that YAML does not allow
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
         message = f"this is not YAML: {' '.join(str(error).split())}"
     except _YamlError as error:
@@ -80,7 +90,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, YamlSource]:
 
 
 def _plain_value(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> Any:
-    """The value of a node of ruamel's; adds the lines of all paths in it to ``lines``."""
+    """Convert one of ruamel's nodes, and record the lines of all paths in it."""
     line = node.start_mark.line + 1
     lines.setdefault(path, line)
     if node.anchor:
@@ -119,7 +129,7 @@ def _plain_mapping(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> dic
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The mapping of a JSON object's pairs, for `json.loads`; ValueError for a repeated key."""
+    """Convert a JSON object's pairs, for `json.loads`; raise ValueError for a repeated key."""
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]

@@ -1,11 +1,11 @@
-"""What pydantic expected of a value, in our words: by the type and the context of its error."""
+"""Pydantic's errors in the words of this package."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# The type of pydantic's error -> what a value has to be, with fields of the error's context.
+# Type of pydantic's error -> description of valid values, with fields of the error's context.
 _EXPECTATIONS = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -34,10 +34,9 @@ _EXPECTATIONS = {
 
 
 def expectation(error: Mapping[str, Any]) -> str:
-    """What was expected instead of ``error["input"]``, such as "at least 1".
+    """Describe the valid values for an item of ``ValidationError.errors()``, such as "at least 1".
 
-    ``error`` is an item of ``ValidationError.errors()``. A ValueError that a validator of ours
-    raises has the expectation as its message.
+    A ValueError raised by a validator of this package has the description as its message.
     """
     template = _EXPECTATIONS.get(error["type"])
     if template is None:

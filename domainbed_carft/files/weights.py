@@ -1,4 +1,4 @@
-"""Files of weights, of which nothing is run."""
+"""Weights files, opened without running any code that they contain."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError, PassingError, is_out_of_memory
+from domainbed_carft.errors import CarftError, TransientError, is_out_of_memory
 
-CHUNK_BYTES = 1 << 20  # read at a time
+CHUNK_BYTES = 1 << 20
 
 _ZIP_SIGNATURE = b"PK\3\4"
 # Bits of a zip member's attributes and flags.
@@ -22,7 +22,7 @@ _ENCRYPTED = 0x1
 
 
 def sha256(path: Path | str) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -31,7 +31,7 @@ def sha256(path: Path | str) -> str:
 
 
 def cached_sha256(path: Path | str) -> str:
-    """The SHA-256 of a file, computed once a process unless the file is another or changes."""
+    """Return the SHA-256 of a file, computed once per process unless the file changes."""
     status = os.stat(path)
     state = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
     return _sha256_in_state(str(path), state)
@@ -43,11 +43,16 @@ def _sha256_in_state(path: str, state: tuple[int, ...]) -> str:
 
 
 def load_weights(path: Path | str) -> Any:
-    """The content that torch.save wrote to ``path``, on the CPU; nothing in the file is run.
+    """Load a file that torch.save wrote, to the CPU, without running code in it.
 
-    Every weights file is opened here. Raises CarftError, in one line, for a file that cannot be
-    read, is damaged, or holds more than plain data and tensors; PassingError if this process has
-    too little memory for it.
+    All weights files are opened by this function, because they can be untrusted.
+
+    Returns:
+        Tensors and plain data.
+
+    Raises:
+        CarftError: if the file cannot be read, is damaged, or contains anything else.
+        TransientError: if memory runs out.
     """
     import torch
 
@@ -61,37 +66,33 @@ def load_weights(path: Path | str) -> Any:
         raise CarftError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch and zipfile raise a dozen types
         if is_out_of_memory(error):
-            raise PassingError(
+            raise TransientError(
                 f"{path} was not read: out of memory with a file of {os.path.getsize(path):,} "
                 "bytes; end other processes, or raise this one's limit (ulimit -v)"
             ) from error
-        raise _refusal(path, error) from error
+        raise _unsafe_content(path, error) from error
 
-    tensors = _tensors(content)
+    tensors = _find_tensors(content)
     if any(t.is_quantized or t.is_meta or t.layout is not torch.strided for t in tensors):
         raise CarftError(
             f"{path} holds quantized, sparse or empty tensors; expected dense ones of "
-            "plain numbers, as the state dict of a float32 model has them"
+            "plain numbers, like the state dict of a float32 model"
         )
     return content
 
 
-def _refusal(path: Path | str, error: Exception) -> CarftError:
-    """What to raise where torch does not load a file; its own text tells to read it unsafely."""
-    named = re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", str(error))
-    fault = f"holds {named[1]}, which" if named else "is cut off, or holds something that"
+def _unsafe_content(path: Path | str, error: Exception) -> CarftError:
+    """Return an error in place of torch's, which advises users to load the file unsafely."""
+    match = re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", str(error))
+    fault = f"contains {match[1]}, which" if match else "is cut off, or contains something that"
     return CarftError(
-        f"{path} {fault} may be code; nothing in the file was run. Expected only tensors and "
-        "plain data, as torch.save writes them"
+        f"{path} {fault} can be code; nothing in the file was run. Expected only tensors and "
+        "plain data, written by torch.save"
     )
 
 
 def _require_sound_archive(file: IO[bytes], path: Path | str) -> None:
-    """Refuse flipped bits, which torch does not.
-
-    A member that is marked as a folder would be a tensor of uninitialised memory: zipfile ignores
-    the mark and reads its content, torch reads nothing. Leaves ``file`` at its start.
-    """
+    """Raise CarftError for flipped bits, which torch does not detect; rewind ``file``."""
     if file.read(len(_ZIP_SIGNATURE)) == _ZIP_SIGNATURE:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -103,25 +104,31 @@ def _require_sound_archive(file: IO[bytes], path: Path | str) -> None:
             for member in members:
                 if not _is_stored_file(member):
                     raise CarftError(
-                        f"{path} is damaged: {member.filename} in it is marked as a folder, as "
-                        "compressed or as encrypted, which torch.save never does; copy it anew"
+                        f"{path} is damaged: {member.filename} in it is marked as a folder, "
+                        "as compressed or as encrypted, which torch.save never does; copy the "
+                        "file again"
                     )
             if bad := archive.testzip():
-                raise CarftError(f"{path} is damaged: the checksum of {bad} is wrong; copy it anew")
+                raise CarftError(
+                    f"{path} is damaged: the checksum of {bad} is wrong; copy the file again"
+                )
     file.seek(0)
 
 
 def _is_stored_file(member: zipfile.ZipInfo) -> bool:
-    """Whether zipfile and torch read the same bytes of a member."""
+    """Return True if zipfile and torch read the same bytes of a member."""
+    # torch skips a member that is marked as a folder, and its tensor is uninitialised memory.
     is_folder = member.is_dir() or member.external_attr & _DOS_FOLDER
-    is_encrypted = member.flag_bits & _ENCRYPTED
-    is_stored = member.compress_type == zipfile.ZIP_STORED
-    has_one_size = member.file_size == member.compress_size
-    return is_stored and has_one_size and not is_folder and not is_encrypted
+    return (
+        member.compress_type == zipfile.ZIP_STORED
+        and member.file_size == member.compress_size
+        and not is_folder
+        and not member.flag_bits & _ENCRYPTED
+    )
 
 
-def _tensors(content: Any) -> list[Any]:
-    """All tensors in it, views and repeated ones as often as they are there."""
+def _find_tensors(content: Any) -> list[Any]:
+    """Return all tensors in nested containers, repeated ones repeatedly."""
     import torch
 
     tensors = []

@@ -1,1 +1,1 @@
-"""Images, from files to batches: decoded and cropped one by one, then the rest by the batch."""
+"""Images, from files to batches: decoded and cropped one by one, then transformed by batch."""

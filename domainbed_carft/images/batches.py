@@ -1,7 +1,8 @@
 """The second stage in torch's operations, for accelerators: flip, jitter, grey, normalisation.
 
-The jitter's arithmetic is Pillow's, on floats that hold whole numbers: each operation ends in whole
-grey levels, hue has 255 steps. (Pillow 12: Blend.c, Convert.c; torchvision's `_functional_pil`.)
+The jitter's arithmetic is Pillow's, on floats that hold whole numbers: each operation rounds to
+whole grey levels, and hue has 255 steps (Pillow 12, Blend.c and Convert.c; torchvision's
+`_functional_pil`).
 """
 
 from __future__ import annotations
@@ -28,9 +29,14 @@ from domainbed_carft.machine.devices import copy_to_device
 
 
 def second_stage(images: Tensor, operations: BatchOperations) -> Tensor:
-    """Normalised images (N, 3, S, S), float32, from (N, S, S, 3), uint8, on the same device.
+    """Apply flip, jitter, grey and normalisation to a batch.
 
-    The host knows which images an operation is for, and sends that in one transfer.
+    Args:
+        images: Images (N, S, S, 3), uint8, on any device.
+        operations: Arrays in host memory, copied to the device in one transfer.
+
+    Returns:
+        Normalised images (N, 3, S, S), float32, on the same device.
     """
     steps = [(turn, number) for turn in range(N_OPERATIONS) for number in range(N_OPERATIONS)]
     positions = [
@@ -58,14 +64,14 @@ def second_stage(images: Tensor, operations: BatchOperations) -> Tensor:
 
 
 def _luminance(x: Tensor) -> Tensor:
-    """The luminance (N, 1, S, S) of images (N, 3, S, S), in whole levels from 0 to 255."""
+    """Return the luminance (N, 1, S, S) of images (N, 3, S, S), in whole levels from 0 to 255."""
     red, green, blue = LUMINANCE
     scaled = red * x[:, :1] + green * x[:, 1:2] + blue * x[:, 2:]
     return ((scaled + LUMINANCE_HALF) / (1 << LUMINANCE_BITS)).floor()
 
 
 def _blend(base: Tensor | float, x: Tensor, factor: Tensor) -> Tensor:
-    """``x`` where the factor is 1, ``base`` where it is 0; in whole levels from 0 to 255."""
+    """Blend ``base`` (factor 0) with ``x`` (factor 1), in whole levels from 0 to 255."""
     return (base + factor * (x - base)).clamp(0, 255).floor()
 
 
@@ -76,7 +82,7 @@ def _adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
 def _adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
     grey = _luminance(x).to(torch.int32)
     pixels = grey[0].numel()
-    # The mean in whole numbers, rounded half up
+    # In integers, because Pillow rounds the mean half up.
     mean = (2 * grey.sum((1, 2, 3), keepdim=True) + pixels) // (2 * pixels)
     return _blend(mean.to(torch.float32), x, factor)
 
@@ -86,7 +92,7 @@ def _adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _adjust_hue(x: Tensor, steps: Tensor) -> Tensor:
-    """Images (N, 3, S, S) whose hue is turned by ``steps``, (N, 1, 1, 1), of HUE_STEPS."""
+    """Turn the hue of images (N, 3, S, S) by ``steps``, (N, 1, 1, 1), in HUE_STEPS."""
     red, green, blue = x[:, :1], x[:, 1:2], x[:, 2:]
     value = x.amax(1, keepdim=True)
     spread = value - x.amin(1, keepdim=True)
@@ -100,7 +106,7 @@ def _adjust_hue(x: Tensor, steps: Tensor) -> Tensor:
     hue = ((turn - turn.floor()) * HUE_STEPS).floor()
     saturation = (spread / value.clamp(min=1) * 255).floor() / 255
 
-    # Each channel is the value, less what its distance on the circle takes.
+    # Each channel loses part of the value, depending on its distance on the circle.
     sixths = (hue + steps).remainder(HUE_WRAP) * 6 / HUE_STEPS
     ahead = torch.tensor(SIXTHS_AHEAD, dtype=torch.float32).view(1, 3, 1, 1)
     distance = (sixths + copy_to_device(ahead, x.device)).remainder(6)

@@ -1,4 +1,4 @@
-"""From the images of a dataset to those that an image encoder takes, by the batch."""
+"""Conversion of a dataset's image batches to the input of an image encoder."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from domainbed_carft.images.preprocessing import (
 
 
 class CLIPInput(nn.Module):
-    """From the dataset's images to the model's: undo one normalisation, resize, apply the other.
+    """Undo the dataset's normalisation, resize, and apply the model's normalisation.
 
-    (N, 3, H, W) of any size, normalised by ``mean`` and ``std``, -> (N, 3, R, R), of R pixels a
-    side, as ``preprocessing`` says. That may be R alone, for OpenAI's. The state dict has both
-    normalisations.
+    Args:
+        preprocessing: The model's preprocessing, or its resolution in pixels for OpenAI's
+            preprocessing.
+        mean: The dataset's mean per channel, of values in [0, 1].
+        std: The dataset's standard deviation per channel.
     """
 
+    # (1, 3, 1, 1) each, in the state dict: both normalisations as one.
     scale: Tensor
     shift: Tensor
 
@@ -47,14 +50,14 @@ class CLIPInput(nn.Module):
         self.register_buffer("shift", ((data_mean - clip_mean) / clip_std).view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, 3, R, R) as the model takes them, from those (N, 3, H, W) of the data."""
+        """Convert the dataset's images (N, 3, H, W) to the model's (N, 3, R, R)."""
         size = (self.preprocessing.resolution, self.preprocessing.resolution)
         if x.shape[-2:] != size:
             x = F.interpolate(x, size=size, mode=self.preprocessing.interpolation, antialias=True)
         return x * self.scale + self.shift
 
-    def undone_normalisation(self) -> Normalisation:
-        """Mean and std a channel of the data, computed from the buffers; rounded to float32."""
+    def data_normalisation(self) -> Normalisation:
+        """Return the dataset's mean and std per channel, computed from the float32 buffers."""
         scale = self.scale.flatten().tolist()
         shift = self.shift.flatten().tolist()
         model_mean = self.preprocessing.mean

@@ -1,7 +1,7 @@
-"""The second stage in loops that numba compiles, for processors; the arithmetic of `batches`.
+"""The second stage in loops compiled by numba, for CPUs, with the same arithmetic as `batches`.
 
-The first call compiles, for seconds; numba stores the result beside this file or in the user's
-cache.
+The first call compiles for some seconds. numba caches the result next to this file or in the user's
+cache folder.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ RED_SHARE, GREEN_SHARE, BLUE_SHARE = (u32(share) for share in augmentation.LUMIN
 LUMINANCE_HALF = u32(augmentation.LUMINANCE_HALF)
 LUMINANCE_BITS = u32(augmentation.LUMINANCE_BITS)
 
-# 32 bits hold the sum of so many luminances.
+# Small enough for the sum of the luminances to fit into 32 bits.
 SUMMED_PIXELS = 4096
 
-# Without "contract" and "arcp": what is rounded here is rounded so by Pillow, too.
+# Not "contract" and "arcp", which would round differently from Pillow.
 FASTMATH = {"nnan", "ninf", "nsz"}
 
 
@@ -57,7 +57,7 @@ def _luminance(red: Any, green: Any, blue: Any) -> Any:
 
 
 @_compiled
-def _blended(base: Any, level: Any, factor: Any) -> Any:
+def _blend(base: Any, level: Any, factor: Any) -> Any:
     return _level(base + factor * (f32(level) - base))
 
 
@@ -67,12 +67,12 @@ def _blend_all(x: Any, base: Any, factor: Any) -> None:
     for channel in range(3):
         levels = x[channel]
         for i in range(levels.size):
-            levels[i] = _blended(base, levels[i], factor)
+            levels[i] = _blend(base, levels[i], factor)
 
 
 @_compiled
 def _mean_luminance(x: Any) -> Any:
-    """The mean luminance of an image (3, pixels), rounded half up."""
+    """Return the mean luminance of an image (3, pixels), rounded half up."""
     red, green, blue = x
     total = 0
     for start in range(0, red.size, SUMMED_PIXELS):
@@ -90,14 +90,14 @@ def _adjust_saturation(x: Any, factor: Any) -> None:
     red, green, blue = x
     for i in range(red.size):
         grey = f32(_luminance(red[i], green[i], blue[i]))
-        red[i] = _blended(grey, red[i], factor)
-        green[i] = _blended(grey, green[i], factor)
-        blue[i] = _blended(grey, blue[i], factor)
+        red[i] = _blend(grey, red[i], factor)
+        green[i] = _blend(grey, green[i], factor)
+        blue[i] = _blend(grey, blue[i], factor)
 
 
 @_compiled
 def _channel(value: Any, saturation: Any, sixths: Any, ahead: Any) -> Any:
-    """The level of the channel that stands ``ahead`` sixths of the colour circle further."""
+    """Return the level of the channel ``ahead`` sixths further on the colour circle."""
     distance = sixths + ahead
     distance = distance - SIX if distance >= SIX else distance
     loss = min(max(min(distance, FOUR - distance), ZERO), ONE)
@@ -106,7 +106,7 @@ def _channel(value: Any, saturation: Any, sixths: Any, ahead: Any) -> Any:
 
 @_compiled
 def _adjust_hue(x: Any, steps: Any) -> None:
-    """Turn the hue of an image (3, pixels) by ``steps`` of HUE_STEPS, in place."""
+    """Turn the hue of an image (3, pixels) by ``steps``, in HUE_STEPS, in place."""
     reds, greens, blues = x
     for i in range(reds.size):
         red = f32(reds[i])
@@ -135,14 +135,14 @@ def _adjust_hue(x: Any, steps: Any) -> None:
 
 
 @_compiled
-def _planes(image: Any, flip: Any, out: Any) -> None:
-    """Write an image (S, S, 3) to ``out``, (3, pixels), mirrored where ``flip``."""
+def _write_planes(image: Any, flip: Any, out: Any) -> None:
+    """Write an image (S, S, 3) to ``out``, (3, pixels), mirrored if ``flip``."""
     pixels = u64(image.size // 3)
     width = u64(image.shape[1])
     levels = image.reshape(-1)
     red, green, blue = out.reshape((3, -1))
 
-    # An index that might be negative keeps a loop from being vectorised.
+    # Unsigned indices, because a loop is not vectorised if an index can be negative.
     if not flip:
         for i in range(pixels):
             at = u64(3) * i
@@ -157,7 +157,7 @@ def _planes(image: Any, flip: Any, out: Any) -> None:
 
 @_compiled
 def _normalise(x: Any, scale: Any, shift: Any, out: Any) -> None:
-    """Write ``x * scale + shift`` of an image (3, pixels) to ``out``, by channel."""
+    """Write ``x * scale + shift`` of an image (3, pixels) to ``out``, per channel."""
     for channel in range(3):
         levels = x[channel]
         normalised = out[channel]
@@ -170,13 +170,13 @@ def _normalise(x: Any, scale: Any, shift: Any, out: Any) -> None:
 def _second_stage(
     images: Any, flip: Any, order: Any, factors: Any, grey: Any, scale: Any, shift: Any, out: Any
 ) -> None:
-    """Write normalised images to ``out``, (N, 3, S, S), float32, from (N, S, S, 3), uint8.
+    """Transform images (N, S, S, 3), uint8, and write them to ``out``, (N, 3, S, S), float32.
 
-    All arrays are contiguous; those in between are the fields of `BatchOperations`.
+    All arrays are contiguous. ``flip`` to ``shift`` are the fields of `BatchOperations`.
     """
     x = np.empty((3, images.shape[1] * images.shape[2]), dtype=np.uint8)
     for n in range(len(images)):
-        _planes(images[n], flip[n], x)
+        _write_planes(images[n], flip[n], x)
 
         for turn in range(N_OPERATIONS):
             operation = order[n, turn]
@@ -196,5 +196,5 @@ def _second_stage(
 
 try:
     second_stage = njit(fastmath=FASTMATH, cache=True, nogil=True)(_second_stage)
-except RuntimeError:  # neither this folder nor the user's cache can be written to
+except RuntimeError:  # neither this folder nor the user's cache folder is writable
     second_stage = njit(fastmath=FASTMATH, nogil=True)(_second_stage)

@@ -1,6 +1,6 @@
-"""An environment's images as they were listed, and passes through them.
+"""Lists of an environment's images, and shuffled passes through them.
 
-Paths and labels are arrays: each loader process would copy a list's million objects, one by one.
+Paths and labels are arrays, because each loader process would copy the objects of a list.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torchvision.datasets import ImageFolder
 from domainbed_carft.data.image_files import ImageDataset
 from domainbed_carft.data.listing import IMAGE_EXTENSIONS
 
-# Values of the hparam `sampling`. With any other, all images are shuffled for each pass.
+# Value of the hparam `sampling`; with any other, all images are shuffled for each pass.
 WITH_REPLACEMENT = "with-replacement"
 
 
 @dataclass(frozen=True)
 class ImagePaths(Sequence[tuple[str, int]]):
-    """Files of images with their labels."""
+    """Image files with their labels."""
 
     root: str
     names: np.ndarray  # (N,), bytes: paths below the root
@@ -38,7 +38,7 @@ class ImagePaths(Sequence[tuple[str, int]]):
 
 
 class ImageList(ImageDataset):
-    """An environment's images, up to millions, below ``root``; a map-style dataset."""
+    """A map-style dataset of an environment's images, up to millions, below ``root``."""
 
     def __init__(self, root: str, classes: Sequence[str], samples: ImagePaths) -> None:
         super().__init__(samples, classes)
@@ -47,10 +47,15 @@ class ImageList(ImageDataset):
 
 
 class ListedFolder(ImageFolder):
-    """torchvision's ImageFolder of images that are listed already: it reads no folder.
+    """torchvision's ImageFolder of images that are already listed; does not read folders.
 
-    ``images``: class -> paths of its images below ``root``. Raises FileNotFoundError, as
-    ImageFolder does, without any class and for a class without images.
+    Args:
+        root: The folder of the class folders.
+        images: Paths of the images below ``root``, by class.
+        options: Keyword arguments of ImageFolder.
+
+    Raises:
+        FileNotFoundError: if there are no classes, or a class has no images, as in ImageFolder.
     """
 
     def __init__(self, root: str, images: Mapping[str, Sequence[str]], **options: Any) -> None:
@@ -59,14 +64,14 @@ class ListedFolder(ImageFolder):
         del self._listed_images
 
     def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
-        """The listed classes, and their labels."""
+        """Return the listed classes and their labels."""
         classes = list(self._listed_images)
         if not classes:
             raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
         return classes, {name: label for label, name in enumerate(classes)}
 
     def make_dataset(self, directory: Any, class_to_idx: Mapping[str, int], **_: Any) -> Any:
-        """The listed images with their labels."""
+        """Return the listed images with their labels."""
         empty = [name for name, paths in self._listed_images.items() if not paths]
         if empty:
             supported = ", ".join(IMAGE_EXTENSIONS)
@@ -82,18 +87,20 @@ class ListedFolder(ImageFolder):
 
 
 class Passes:
-    """Which items the batches of a training have, each item once a pass.
+    """Sampling without replacement: each pass visits every item once, in a new order.
 
-    A batch is a function of ``seed`` and its number.
+    Args:
+        size: Number of items.
+        seed: Determines all batches, together with their numbers.
     """
 
     def __init__(self, size: int, seed: int) -> None:
         self._size = size
         self._seed = seed
-        self._cached_order = functools.lru_cache(maxsize=2)(self._order)
+        self._cached_order = functools.lru_cache(maxsize=2)(self._shuffle)
 
     def batch(self, number: int, size: int) -> list[int]:
-        """The positions of the items in a batch of ``size``."""
+        """Return the positions of the items in batch ``number`` of ``size`` items."""
         first = number * size
         positions = list[int]()
         while size > len(positions):
@@ -102,6 +109,6 @@ class Passes:
             positions += self._cached_order(pass_number)[start : start + missing].tolist()
         return positions
 
-    def _order(self, pass_number: int) -> np.ndarray:
-        """The positions of all items, (size,), in the order of a pass."""
+    def _shuffle(self, pass_number: int) -> np.ndarray:
+        """Return the positions of all items, (size,), in the order of a pass."""
         return np.random.default_rng((self._seed, pass_number)).permutation(self._size)

@@ -1,6 +1,7 @@
-"""The first stage from a file.
+"""Image decoding, followed by the first stage.
 
-Torchvision decodes plain JPEGs to Pillow's pixels, without Pillow's copies; Pillow the rest.
+torchvision decodes plain JPEGs to the same pixels as Pillow, with fewer copies. Pillow decodes all
+other files.
 """
 
 from __future__ import annotations
@@ -20,65 +21,70 @@ from domainbed_carft.images import augmentation
 from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.images.stages import first_stage
 
-JPEG_BEGINNING = b"\xff\xd8\xff"
+JPEG_SIGNATURE = b"\xff\xd8\xff"
 MARKER_PREFIX = 0xFF
-# The markers of a frame, which has the size.
+# Markers of a frame header, which contains the size.
 FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-# Those that may stand before it: tables, comments and other programs' data.
+# Markers that can precede the frame header: tables, comments and other programs' data.
 SKIPPED_MARKERS = {0xC4, 0xCC, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}
-HEADER_BYTES = 1 << 20  # where the frame begins at the latest, else Pillow judges
+HEADER_BYTES = 1 << 20  # Pillow decodes a JPEG without a frame header in these
 
-# The choices, (10,), that `first_stage` returns for a plan without random steps.
+# Random choices, (10,), returned by `first_stage` for a plan without random steps.
 NO_AUGMENTATION = torch.tensor(
     [0, *range(augmentation.N_OPERATIONS), *augmentation.UNCHANGED, 0], dtype=torch.float32
 )
 
 
 def load(plan: ImagePlan, path: str) -> tuple[Tensor, Tensor]:
-    """A file's square (S, S, 3), uint8, and the random choices for it, (10,), as `first_stage`.
+    """Decode an image and apply the first stage.
 
-    Raises what Pillow raises for a file that it cannot read.
+    Returns:
+        The image (S, S, 3), uint8, and the random choices for it, (10,), see `first_stage`.
     """
     return first_stage(plan, decode(path))
 
 
 def decode(path: str) -> Tensor:
-    """The image of a file in RGB, (H, W, 3), uint8: that of `image_files.open_image`.
+    """Decode an image to the pixels of `image_files.open_image`, ignoring an EXIF orientation.
 
-    An orientation in its EXIF data is ignored. Raises OSError, and what Pillow raises.
+    Returns:
+        RGB pixels (H, W, 3), uint8.
+
+    Raises:
+        Exception: OSError, or any error of Pillow's.
     """
     content = _jpeg_content(path)
     if content is not None and _is_within_limit(content):
         try:
             pixels = io.decode_jpeg(torch.from_numpy(content))
-        except RuntimeError:  # cut off, damaged, or of a kind it does not know
+        except RuntimeError:  # truncated, damaged, or unsupported
             pass
         else:
-            # Four channels are printer's inks, which each library turns into RGB in its own way.
+            # Four channels are CMYK, which torchvision and Pillow convert to RGB differently.
             if len(pixels) < 4:
                 return pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous()
     return decode_with_pillow(path)
 
 
 def _jpeg_content(path: str) -> np.ndarray | None:
-    """The bytes of a file, None if they do not begin as a JPEG's."""
+    """Read a JPEG file, (bytes,), uint8; return None for any other file."""
     with files.open_regular(path) as file:
-        beginning = file.read(len(JPEG_BEGINNING))
-        if beginning != JPEG_BEGINNING:
+        signature = file.read(len(JPEG_SIGNATURE))
+        if signature != JPEG_SIGNATURE:
             return None
         content = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8)
-        content[: len(beginning)] = np.frombuffer(beginning, dtype=np.uint8)
-        count = file.readinto(content[len(beginning) :].data)
-    return content[: len(beginning) + count]
+        content[: len(signature)] = np.frombuffer(signature, dtype=np.uint8)
+        count = file.readinto(content[len(signature) :].data)
+    return content[: len(signature) + count]
 
 
 def _is_within_limit(content: np.ndarray) -> bool:
-    """Whether Pillow would decode a JPEG of this size without a word.
+    """Return True if Pillow would decode a JPEG of this size without a warning.
 
-    False as well for a JPEG whose header is unusual: Pillow then judges it.
+    Returns False also for an unusual header, so that Pillow decides.
     """
     limit = PIL.Image.MAX_IMAGE_PIXELS
-    if limit is None:  # the user's choice
+    if limit is None:  # the user has disabled the limit
         return True
 
     header = content[:HEADER_BYTES].tobytes()
@@ -95,5 +101,5 @@ def _is_within_limit(content: np.ndarray) -> bool:
 
 
 def decode_with_pillow(path: str) -> Tensor:
-    """The image of a file in RGB, (H, W, 3), uint8, by Pillow. Raises what Pillow raises."""
+    """Decode an image with Pillow to RGB pixels, (H, W, 3), uint8."""
     return torch.from_numpy(np.array(image_files.open_image(path)))

@@ -1,7 +1,7 @@
-"""The image plan: how files become the images of a batch, as data.
+"""The image plan: the transforms from an image file to a batch, as data.
 
-`protocols` makes plans of settings. `stages` carries them out by the batch, `transforms` image by
-image, as torchvision does. Records and files of weights hold them as JSON.
+`protocols` makes plans from settings. `stages` applies a plan to batches, and `transforms` applies
+it to single images with torchvision. Records and weights files contain plans as JSON.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 Range = tuple[float, float]
 
-# Values of `ImagePlan.mode`: by `stages`, or by the dataset's own transform, which uses Pillow.
+# Values of `ImagePlan.mode`: `stages`, or the dataset's own transform, which uses Pillow.
 FAST = "fast"
 PILLOW = "pillow"
 MODES = (FAST, PILLOW)
 
-# What applies the colour jitter; Pillow where the dataset's own transform does.
+# Backends of the colour jitter; "pillow" is the dataset's own transform.
 JITTERS = ("torch", "numba", "pillow")
-RESIZES = ("squash", "shortest")  # both sides; the shorter side, then the central square
+RESIZES = ("squash", "shortest")  # both sides; or the shorter side, then a central crop
 INTERPOLATIONS = ("bilinear", "bicubic")
 N_CHANNELS = 3
 N_JITTER_RANGES = 4  # of brightness, contrast, saturation, hue
@@ -28,9 +28,9 @@ N_JITTER_RANGES = 4  # of brightness, contrast, saturation, hue
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The random steps of training images, in their order; a missing step is None.
+    """Random steps for training images, in their order; None skips a step.
 
-    A crop takes the place of the plan's way of resizing.
+    A crop replaces the plan's resizing.
     """
 
     crop_scale: Range | None = None  # area of the crop, as a share of the image's
@@ -42,60 +42,60 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """What is done to each image of an environment, and to a batch of them."""
+    """The transforms of an environment's images, one by one and by batch."""
 
-    size: int  # px a side
-    resize: str  # one of RESIZES, of an image that is not cropped at random
+    size: int  # side in pixels
+    resize: str  # one of RESIZES, for images without a random crop
     interpolation: str  # one of INTERPOLATIONS
-    mean: tuple[float, ...]  # of [0, 1], a channel
+    mean: tuple[float, ...]  # per channel, of values in [0, 1]
     std: tuple[float, ...]
-    augmentation: Augmentation | None = None  # of test images None
+    augmentation: Augmentation | None = None  # None for test images
     mode: str = PILLOW  # one of MODES
     jitter: str = "pillow"  # one of JITTERS
-    is_for_model: bool = False  # whether mean and std are the model's, not the dataset's
+    is_for_model: bool = False  # mean and std are the model's, not the dataset's
 
     @property
-    def draws(self) -> bool:
-        """Whether an image becomes another each time."""
+    def is_random(self) -> bool:
+        """Return True if the result for an image differs from time to time."""
         return self.augmentation is not None and self.augmentation != Augmentation()
 
     def without_augmentation(self) -> ImagePlan:
-        """The plan of the test images beside these training images."""
+        """Return the plan for test images."""
         return dataclasses.replace(self, augmentation=None)
 
     def for_model(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> ImagePlan:
-        """The plan with the size and the normalisation that a model takes."""
+        """Return the plan with a model's size and normalisation."""
         return dataclasses.replace(
             self, size=size, mean=tuple(mean), std=tuple(std), is_for_model=True
         )
 
     def describe(self) -> str:
-        """The plan in a few words, for people: the value of the key ``images`` in records."""
+        """Describe the plan in a few words: the value of the key ``images`` in records."""
         if self.mode != FAST:
             return self.mode
         model_part = ", normalised for the model" if self.is_for_model else ""
         return f"{FAST}, jitter by {self.jitter}{model_part}"
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as JSON's objects, lists and values; `from_json` reads it back."""
+        """Convert the plan to JSON's types; `from_json` is the inverse."""
         return {name: _as_lists(value) for name, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_json(cls, fields: Any) -> ImagePlan:
-        """The plan that `as_json` wrote. Raises an exception of any type for anything else."""
+        """Convert the result of `as_json` back; raise an Exception of any type if it is invalid."""
         values = _field_values(cls, fields)
         augmentation = values["augmentation"]
         if augmentation is not None:
             values["augmentation"] = Augmentation(**_field_values(Augmentation, augmentation))
-            _require_valid(values["augmentation"], _AUGMENTATION_FITS)
+            _require_valid(values["augmentation"], _AUGMENTATION_CHECKS)
 
         plan = cls(**values)
-        _require_valid(plan, _PLAN_FITS)
+        _require_valid(plan, _PLAN_CHECKS)
         return plan
 
 
 def _field_values(kind: type[Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass from JSON, lists as tuples; keys of later versions are left out."""
+    """Return a dataclass's fields from JSON, lists as tuples, without keys of later versions."""
     return {field.name: _as_tuples(fields[field.name]) for field in dataclasses.fields(kind)}
 
 
@@ -127,8 +127,8 @@ def _has_channels(numbers: Any) -> bool:
     return len(numbers) == N_CHANNELS and all(map(_is_number, numbers))
 
 
-# Whether a field's value, of a file that a stranger may have written, is as `as_json` writes it.
-_AUGMENTATION_FITS: dict[str, Callable[[Any], bool]] = {
+# Checks of a field's value, because an untrusted file can contain anything.
+_AUGMENTATION_CHECKS: dict[str, Callable[[Any], bool]] = {
     "crop_scale": _is_range,
     "crop_ratio": _is_range,
     "flip_probability": _is_probability,
@@ -137,7 +137,7 @@ _AUGMENTATION_FITS: dict[str, Callable[[Any], bool]] = {
     ),
     "grey_probability": _is_probability,
 }
-_PLAN_FITS: dict[str, Callable[[Any], bool]] = {
+_PLAN_CHECKS: dict[str, Callable[[Any], bool]] = {
     "size": lambda size: type(size) is int and size > 0,
     "resize": RESIZES.__contains__,
     "interpolation": INTERPOLATIONS.__contains__,
@@ -149,8 +149,8 @@ _PLAN_FITS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _require_valid(values: Any, fits: Mapping[str, Callable[[Any], bool]]) -> None:
-    """Raise ValueError for a field that does not fit."""
-    for name, is_valid in fits.items():
+def _require_valid(values: Any, checks: Mapping[str, Callable[[Any], bool]]) -> None:
+    """Raise ValueError for an invalid field."""
+    for name, is_valid in checks.items():
         if not is_valid(getattr(values, name)):
             raise ValueError(f"an image plan has {name} {getattr(values, name)!r}")

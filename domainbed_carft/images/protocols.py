@@ -1,8 +1,9 @@
 """The presets of the hparam ``protocol``, in words and as image plans.
 
-The protocol ``domainbed`` is upstream's (domainbed/datasets.py at b93c22a); ``clip`` is CLIP's own
-preprocessing, after CLIPood's recipe. ``wise-ft`` and ``lipsum-ft`` are the same with the crops and
-flips of two recipes for ImageNet (mlfoundations/wise-ft, cs-giung/lipsum-ft).
+The protocol ``domainbed`` is upstream's (domainbed/datasets.py at b93c22a). ``clip`` is CLIP's
+preprocessing, following CLIPood's recipe. ``wise-ft`` and ``lipsum-ft`` differ from ``clip`` in the
+crops and flips, which are from two recipes for ImageNet (mlfoundations/wise-ft,
+cs-giung/lipsum-ft).
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from domainbed_carft.images.preprocessing import (
 if TYPE_CHECKING:
     from domainbed_carft.images.clip_input import CLIPInput
 
-HOST = "host"  # the protocol of a host's own transforms
+HOST = "host"  # the protocol of another DomainBed's transforms
 
-# The presets of the hparam `protocol`, in words; `plan_for` has them as plans.
+# Descriptions of the presets; `plan_for` returns their plans.
 PROTOCOLS = {
     "domainbed": "training: crop of 70 to 100%, flip, colour jitter, 1 in 10 grey; test: squashed",
-    "clip": "training: crop of 70 to 100%, flip; test: the model's own, of CLIP the shorter side "
-    "resized (bicubic), then cropped to the central square",
-    "wise-ft": "training: crop of 90 to 100%; test: as clip",
-    "lipsum-ft": "training: crop of 8 to 100%, flip; test: as clip",
-    HOST: "this DomainBed's own transforms, which differ from upstream's",
+    "clip": "training: crop of 70 to 100%, flip; test: the model's preprocessing (CLIP: shorter "
+    "side resized, bicubic, then cropped to the central square)",
+    "wise-ft": "training: crop of 90 to 100%; test: like clip",
+    "lipsum-ft": "training: crop of 8 to 100%, flip; test: like clip",
+    HOST: "the transforms of this DomainBed, which differ from upstream's",
 }
 
-UPSTREAM_SIZE = 224  # px a side
+UPSTREAM_SIZE = 224  # side in pixels
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width by height; torchvision's default
 FLIP_PROBABILITY = 0.5  # torchvision's default
-BLEND_RANGE = (0.7, 1.3)  # of brightness, contrast and saturation
+BLEND_RANGE = (0.7, 1.3)  # for brightness, contrast and saturation
 HUE_RANGE = (-0.3, 0.3)  # as a share of the colour circle
 
 _UPSTREAM = Augmentation(
@@ -49,7 +50,7 @@ _UPSTREAM = Augmentation(
     jitter_ranges=(BLEND_RANGE, BLEND_RANGE, BLEND_RANGE, HUE_RANGE),
     grey_probability=0.1,
 )
-# How the presets with CLIP's own preprocessing change training images.
+# Augmentations of the presets with CLIP's preprocessing.
 _CLIP_AUGMENTATIONS = {
     "clip": Augmentation((0.7, 1.0), CROP_RATIO, FLIP_PROBABILITY),
     "wise-ft": Augmentation((0.9, 1.0), CROP_RATIO),
@@ -61,10 +62,14 @@ CLIP_PRESETS = tuple(_CLIP_AUGMENTATIONS)
 def plan_for(
     protocol: str, size: int, augment: bool, preprocessing: Preprocessing | None = None
 ) -> ImagePlan:
-    """The plan of a preset for images of ``size`` pixels a side; of any other name, upstream's.
+    """Return the plan of a preset, or upstream's plan for any other name.
 
-    ``augment``: for training, not for test. All presets but ``domainbed`` resize test images as
-    the model's ``preprocessing`` does, by default OpenAI's.
+    Args:
+        protocol: The value of the hparam.
+        size: Side of the images in pixels.
+        augment: Return the plan for training images instead of test images.
+        preprocessing: The model's preprocessing, by which all presets except ``domainbed`` resize
+            test images; by default OpenAI's.
     """
     if protocol not in CLIP_PRESETS:
         return ImagePlan(
@@ -87,12 +92,16 @@ def plan_for(
     )
 
 
-def recorded_plan(content: Mapping[str, Any], clip_input: CLIPInput) -> ImagePlan:
-    """The plan of a job's training images, or of the test images if it did not augment.
+def read_plan(content: Mapping[str, Any], clip_input: CLIPInput) -> ImagePlan:
+    """Return the plan of a job's training images, or of its test images if it did not augment.
 
-    ``content`` is that of a file of weights, ``clip_input`` that of the algorithm in it. Foreign
-    hosts record no plan: there the protocol tells it. Of ``host`` only the normalisation is known,
-    and images are taken to be squashed.
+    Without a recorded plan (from a host other than the included harness), the plan follows from
+    the protocol. With the protocol ``host`` only the normalisation is known, and the images are
+    assumed to be squashed.
+
+    Args:
+        content: Content of a weights file.
+        clip_input: The input module of the algorithm in the file.
     """
     if content.get("image_plan") is not None:
         return ImagePlan.from_json(content["image_plan"])
@@ -105,6 +114,6 @@ def recorded_plan(content: Mapping[str, Any], clip_input: CLIPInput) -> ImagePla
         preprocessing=Preprocessing.from_hparam(hparams["preprocessing"]),
     )
     if hparams["protocol"] == HOST:
-        mean, std = clip_input.undone_normalisation()
+        mean, std = clip_input.data_normalisation()
         plan = dataclasses.replace(plan, mean=mean, std=std)
     return plan

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a key alone, not on what was drawn before or by which process."""
+"""Random numbers that depend only on a key, not on earlier draws or the process."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import numpy as np
 import torch
 
 
-def seed_of(*key: int) -> int:
-    """A seed of 64 bits; numpy's SeedSequence keeps those of similar keys apart."""
+def derive_seed(*key: int) -> int:
+    """Derive a 64-bit seed from a key; similar keys give independent seeds (SeedSequence)."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
 def reseed(seed: int) -> None:
-    """Seed the global generators of Python, numpy and torch's CPU; transforms draw from these."""
+    """Seed the global generators of Python, numpy and torch's CPU, which transforms use."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
 
 
 def get_states() -> tuple[Any, ...]:
-    """The states of the global generators of Python, numpy and torch's CPU."""
+    """Return the states of the global generators of Python, numpy and torch's CPU."""
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 
 def as_plain_types(states: tuple[Any, ...]) -> tuple[Any, ...]:
-    """States of `get_states` in types that torch's restricted reader knows, for `set_states`."""
+    """Convert states to types that `torch.load` reads with ``weights_only``, for `set_states`."""
     python_state, (name, words, *position), torch_state = states
     return python_state, (name, words.tolist(), *position), torch_state
 
 
 def set_states(states: tuple[Any, ...]) -> None:
-    """Put the generators of Python, numpy and torch's CPU into these states."""
+    """Set the states of the global generators of Python, numpy and torch's CPU."""
     python_state, numpy_state, torch_state = states
     random.setstate(python_state)
     np.random.set_state(numpy_state)
@@ -43,7 +43,7 @@ def set_states(states: tuple[Any, ...]) -> None:
 
 
 @contextlib.contextmanager
-def preserved_states() -> Iterator[None]:
+def preserve_states() -> Iterator[None]:
     """Restore the three global generators after the block, even if they are seeded inside."""
     before = get_states()
     try:

@@ -1,7 +1,8 @@
-"""An image plan in two stages: an image in the loader, a batch after it.
+"""An image plan in two stages: per image in the loader, then per batch.
 
-Images stay in bytes until the batch is normalised. The first stage makes all random choices, from
-torch's global generator in the order of the transform's own steps: they are the transform's own.
+Images remain in bytes until the batch is normalised. The first stage makes all random choices with
+torch's global generator, in the same order as torchvision's transforms, so that the choices are
+equal.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ from domainbed_carft.images.plan import Augmentation, ImagePlan
 
 
 def first_stage(plan: ImagePlan, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Crop and resize an image (H, W, 3), uint8, to (size, size, 3), uint8.
+    """Crop and resize an image, and draw the random choices for it.
 
-    Also returns the random choices for it, (10,), float32, in the columns of `augmentation`:
-    whether to flip, the order and factors of the jitter's operations, whether to turn grey.
+    Args:
+        plan: The image plan.
+        image: Pixels (H, W, 3), uint8.
+
+    Returns:
+        Pixels (S, S, 3), uint8, and the choices (10,), float32, in the columns of `augmentation`.
     """
     steps = plan.augmentation or Augmentation()
-    pixels = _resized(plan, image)
+    pixels = _crop_and_resize(plan, image)
     flip = steps.flip_probability is not None and bool(torch.rand(1) < steps.flip_probability)
 
     order = list(range(augmentation.N_OPERATIONS))
@@ -46,9 +51,9 @@ def first_stage(plan: ImagePlan, image: Tensor) -> tuple[Tensor, Tensor]:
     return pixels, torch.tensor([flip, *order, *factors, grey], dtype=torch.float32)
 
 
-def _resized(plan: ImagePlan, image: Tensor) -> Tensor:
-    """An image (H, W, 3), cropped and resized to (size, size, 3); draws a random crop's box."""
-    # Four dimensions, the channels innermost in memory: torch resizes these fastest, in bytes.
+def _crop_and_resize(plan: ImagePlan, image: Tensor) -> Tensor:
+    """Crop, at random if the plan does, and resize an image (H, W, 3) to (S, S, 3)."""
+    # torch resizes bytes fastest in four dimensions, with the channels innermost in memory.
     pixels = image.unsqueeze(0).permute(0, 3, 1, 2)
     square = [plan.size, plan.size]
     steps = plan.augmentation or Augmentation()
@@ -67,18 +72,23 @@ def _resized(plan: ImagePlan, image: Tensor) -> Tensor:
     return pixels[0].permute(1, 2, 0).contiguous()
 
 
-def resized_by_pillow(plan: ImagePlan, image: Tensor) -> Tensor:
-    """An image (H, W, 3), uint8, as a plan's square (S, S, 3) by Pillow, as its transform does.
+def resize_by_pillow(plan: ImagePlan, image: Tensor) -> Tensor:
+    """Resize an image with Pillow, whose rounding differs from torch's in `first_stage`.
 
-    `first_stage` resizes by torch, which differs by rounding. ``plan``: without augmentation.
+    Args:
+        plan: A plan without augmentation.
+        image: Pixels (H, W, 3), uint8.
+
+    Returns:
+        Pixels (S, S, 3), uint8.
     """
-    whole = Image.fromarray(image.numpy())
+    original = Image.fromarray(image.numpy())
     mode = transforms.InterpolationMode(plan.interpolation)
     square = [plan.size, plan.size]
     if plan.resize == "squash":
-        resized = pil_functional.resize(whole, square, mode)
+        resized = pil_functional.resize(original, square, mode)
     else:
-        shortest = pil_functional.resize(whole, [plan.size], mode)
+        shortest = pil_functional.resize(original, [plan.size], mode)
         resized = pil_functional.center_crop(shortest, square)
     return torch.from_numpy(np.array(resized))
 
@@ -86,12 +96,19 @@ def resized_by_pillow(plan: ImagePlan, image: Tensor) -> Tensor:
 def second_stage(
     plan: ImagePlan, images: Tensor, choices: Tensor, out: Tensor | None = None
 ) -> Tensor:
-    """Flip, jitter, turn grey, normalise: (N, S, S, 3), uint8 -> (N, 3, S, S), float32.
+    """Flip, jitter, turn grey and normalise a batch, on a CPU with numba if it is installed.
 
-    ``choices``, (N, 10), as `first_stage` returns them, are on the host; the images may be on any
-    device, and the host does not wait for it. On the processor numba's compiled loops do the work
-    if numba is installed; they then write to ``out``, of the result's shape, if that is given: to
-    allocate a large batch takes longer than all of the work.
+    The host does not wait for an accelerator.
+
+    Args:
+        plan: The image plan.
+        images: Pixels (N, S, S, 3), uint8, on any device.
+        choices: Random choices (N, 10) of `first_stage`, in host memory.
+        out: Tensor of the result's shape that numba's loops write to: to allocate a large batch
+            takes longer than the second stage.
+
+    Returns:
+        Images (N, 3, S, S), float32, on the device of ``images``.
     """
     operations = _batch_operations(plan, choices.numpy())
     if images.device.type != "cpu" or not has_numba():
@@ -106,7 +123,7 @@ def second_stage(
 
 
 def _batch_operations(plan: ImagePlan, choices: np.ndarray) -> BatchOperations:
-    """What the second stage does by a plan and the random choices (N, 10) of the first."""
+    """Return the operations of the second stage, from the random choices (N, 10)."""
     is_active = np.zeros(augmentation.N_OPERATIONS, dtype=bool)
     if plan.augmentation and plan.augmentation.jitter_ranges:
         is_active[:] = [limits is not None for limits in plan.augmentation.jitter_ranges]
@@ -130,18 +147,17 @@ def _batch_operations(plan: ImagePlan, choices: np.ndarray) -> BatchOperations:
     )
 
 
-def jitter_path(device: torch.device | str) -> str:
-    """What applies the colour jitter for a model on ``device``: "torch" or "numba".
+def jitter_backend(device: torch.device | str) -> str:
+    """Return the backend of the colour jitter for a model on ``device``: "torch" or "numba".
 
-    On a processor numba's loops take a twentieth of torch's time.
+    On a CPU numba's loops take a twentieth of torch's time.
     """
-    is_processor = torch.device(device).type == "cpu"
-    return "numba" if is_processor and has_numba() else "torch"
+    return "numba" if torch.device(device).type == "cpu" and has_numba() else "torch"
 
 
 @functools.cache
 def has_numba() -> bool:
-    """Whether numba can be imported, which fails beside some numpys."""
+    """Return True if numba can be imported, which fails with some versions of numpy."""
     try:
         import numba  # noqa: F401
     except Exception:

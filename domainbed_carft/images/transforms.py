@@ -1,6 +1,6 @@
-"""Image plans as torchvision's transforms, and what the transforms of other hosts do.
+"""Image plans as torchvision's transforms, and the plans of other hosts' transforms.
 
-No other module looks into the steps of a transform.
+No other module reads the steps of a transform.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from domainbed_carft.images.plan import INTERPOLATIONS, N_CHANNELS, Augmentation
 from domainbed_carft.images.preprocessing import IMAGENET_MEAN, Normalisation
 from domainbed_carft.images.protocols import plan_for
 
-# Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.
+# Steps of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a.
 UPSTREAM_STEPS = (
     "Resize ToTensor Normalize",
     "RandomResizedCrop RandomHorizontalFlip ColorJitter RandomGrayscale ToTensor Normalize",
@@ -27,36 +27,37 @@ UPSTREAM_STEPS = (
 class PlanTransform(transforms.Compose):
     """The transform of a plan, from a Pillow image to a normalised tensor (3, S, S).
 
-    Its steps are made when somebody asks for the list ``transforms``, or applies it.
+    The steps are created at their first use.
     """
 
     def __init__(self, plan: ImagePlan) -> None:
         self._plan = plan
-        self._own_steps: tuple[Any, ...] = ()
+        self._planned_transforms: tuple[Any, ...] = ()
         self._transforms: list[Any] | None = None
 
     @property
     def plan(self) -> ImagePlan | None:
-        """The plan; None if somebody has changed the list of steps."""
-        is_changed = self._transforms is not None and tuple(self._transforms) != self._own_steps
-        return None if is_changed else self._plan
+        """The plan, or None if the list of steps was changed."""
+        if self._transforms is None or tuple(self._transforms) == self._planned_transforms:
+            return self._plan
+        return None
 
     @property
     def transforms(self) -> list[Any]:
-        """The steps, each a transform of torchvision."""
+        """The steps, as transforms of torchvision."""
         if self._transforms is None:
-            self._own_steps = tuple(_planned_steps(self._plan))
-            self._transforms = list(self._own_steps)
+            self._planned_transforms = tuple(_planned_steps(self._plan))
+            self._transforms = list(self._planned_transforms)
         return self._transforms
 
     @transforms.setter
     def transforms(self, steps: list[Any]) -> None:
-        """Replace the steps, which ends the plan."""
+        """Replace the steps, which removes the plan."""
         self._transforms = steps
 
 
 def _planned_steps(plan: ImagePlan) -> Iterator[Any]:
-    """The plan's steps, each a transform of torchvision."""
+    """Yield the plan's steps as transforms of torchvision."""
     augmentation = plan.augmentation or Augmentation()
     mode = transforms.InterpolationMode(plan.interpolation)
 
@@ -83,19 +84,18 @@ def _planned_steps(plan: ImagePlan) -> Iterator[Any]:
 
 
 def is_upstream(transform: Any) -> bool:
-    """Whether the steps are those of upstream, for training or for tests."""
+    """Return True if the steps are upstream's, for training or for testing."""
     plan = _known_plan(transform)
     if plan is not None:
-        is_augmented = plan.augmentation is not None
-        return plan == plan_for("domainbed", plan.size, is_augmented)
+        return plan == plan_for("domainbed", plan.size, augment=plan.augmentation is not None)
 
     steps = _steps(transform)
     names = " ".join(type(step).__name__ for step in steps)
     return names in UPSTREAM_STEPS and list(steps[-1].mean) == list(IMAGENET_MEAN)
 
 
-def normalisation_of(transform: Any) -> Normalisation | None:
-    """Mean and standard deviation of the last normalising step, if any shows."""
+def get_normalisation(transform: Any) -> Normalisation | None:
+    """Return mean and standard deviation of the last normalising step, or None without one."""
     plan = _known_plan(transform)
     if plan is not None:
         return plan.mean, plan.std
@@ -108,11 +108,10 @@ def normalisation_of(transform: Any) -> Normalisation | None:
     return tuple(map(float, last.mean)), tuple(map(float, last.std))
 
 
-def plan_of(transform: Any) -> ImagePlan | None:
-    """The plan of a transform like ours and upstream's; None of any other.
+def find_plan(transform: Any) -> ImagePlan | None:
+    """Return the plan of a transform, or None if the transform has unknown steps.
 
-    A transform with a step that is not known here has no plan; Pillow applies it as it is. A
-    random crop does not tell how test images are resized: their plan squashes.
+    From a random crop the resizing of test images does not follow: the plan squashes them.
     """
     plan = _known_plan(transform)
     if plan is None and type(transform) in (transforms.Compose, PlanTransform):
@@ -120,24 +119,24 @@ def plan_of(transform: Any) -> ImagePlan | None:
     return plan
 
 
-def unaugmented(dataset: Any) -> Any:
-    """A dataset of images, or a part of one, with the test transform in place of its own.
+def remove_augmentation(dataset: Any) -> Any:
+    """Return a copy of an image dataset, or of a Subset, with the transform for test images.
 
-    The given one stays as it is. Where a transform has no plan, it is kept.
+    A transform without a plan is kept.
     """
     if isinstance(dataset, Subset):
-        return Subset(unaugmented(dataset.dataset), dataset.indices)
+        return Subset(remove_augmentation(dataset.dataset), dataset.indices)
 
-    plan = plan_of(getattr(dataset, "transform", None))
-    if plan is None or not plan.draws:
+    plan = find_plan(getattr(dataset, "transform", None))
+    if plan is None or not plan.is_random:
         return dataset
-    tested = copy.copy(dataset)
-    tested.transform = PlanTransform(plan.without_augmentation())
-    return tested
+    test_dataset = copy.copy(dataset)
+    test_dataset.transform = PlanTransform(plan.without_augmentation())
+    return test_dataset
 
 
 def _known_plan(transform: Any) -> ImagePlan | None:
-    """The plan that a transform was made of, if it was, and nobody has changed its steps."""
+    """Return the plan of an unchanged `PlanTransform`, or None."""
     return transform.plan if type(transform) is PlanTransform else None
 
 
@@ -150,8 +149,9 @@ def _recognised_plan(steps: Sequence[Any]) -> ImagePlan | None:
     remaining_steps = list(steps)
 
     def take(kind: type) -> Any:
-        is_next = remaining_steps and type(remaining_steps[0]) is kind
-        return remaining_steps.pop(0) if is_next else None
+        if remaining_steps and type(remaining_steps[0]) is kind:
+            return remaining_steps.pop(0)
+        return None
 
     crop = take(transforms.RandomResizedCrop)
     resize = take(transforms.Resize)
@@ -161,8 +161,7 @@ def _recognised_plan(steps: Sequence[Any]) -> ImagePlan | None:
     grey = take(transforms.RandomGrayscale)
     to_tensor = take(transforms.ToTensor)
     normalise = take(transforms.Normalize)
-    has_all_parts = to_tensor and normalise and (crop is None) != (resize is None)
-    if remaining_steps or not has_all_parts:
+    if remaining_steps or not (to_tensor and normalise) or (crop is None) == (resize is None):
         return None
 
     square = _square(crop, resize, centre)
@@ -190,12 +189,12 @@ def _recognised_plan(steps: Sequence[Any]) -> ImagePlan | None:
 
 
 class _Square(NamedTuple):
-    resize: str  # as in `ImagePlan`
-    side: int  # px
+    resize: str  # see `ImagePlan`
+    side: int  # in pixels
 
 
 def _square(crop: Any, resize: Any, centre: Any) -> _Square | None:
-    """The square that a transform's crop or resize makes of an image; None for another shape."""
+    """Return the square produced by a transform's crop or resize, or None for another shape."""
     if getattr(resize, "max_size", None) is not None:
         return None
 

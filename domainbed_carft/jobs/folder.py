@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft import files, process_variables
-from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.errors import CarftError, TransientError
 
 RECORDS = "results.jsonl"
 OUTPUT = "out.txt"
@@ -106,9 +106,9 @@ class Lock:
             os.pwrite(self.descriptor, json.dumps(self._holder._asdict()).encode() + b"\n", 0)
 
     def require_held(self) -> None:
-        """Raise PassingError if the folder has been moved or removed since it was locked."""
+        """Raise TransientError if the folder has been moved or removed since it was locked."""
         if not self._folder.is_lock(self.descriptor):
-            raise PassingError(
+            raise TransientError(
                 f"{self._folder.path} was moved or removed while this job ran there. The job ends, "
                 "because another process could be running it there. To train it there, rerun the "
                 "command; to resume a folder that you moved, pass its new path as --output_dir"
@@ -137,7 +137,7 @@ class JobFolder:
         locks.
         """
         try:
-            descriptor = files.open_itself(self.lock_path, os.O_RDONLY)
+            descriptor = files.open_nofollow(self.lock_path, os.O_RDONLY)
         except PermissionError:  # another user has locked it
             return True
         except OSError:  # there is no lock file
@@ -218,7 +218,7 @@ class JobFolder:
         deadline = time.monotonic() + patience
         while True:
             try:
-                descriptor = files.open_itself(self.lock_path, os.O_RDWR | os.O_CREAT)
+                descriptor = files.open_nofollow(self.lock_path, os.O_RDWR | os.O_CREAT)
             except PermissionError:
                 if os.path.exists(self.lock_path) and self.is_held():  # held by another user
                     raise HeldError(self.path, self.get_holder() or UNKNOWN) from None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.errors import problems_of
+from domainbed_carft.errors import collect_problems
 from domainbed_carft.launchers import options, pool, slurm
 from domainbed_carft.launchers.attempt import JobOutcome, Launcher, run_commands
 from domainbed_carft.launchers.options import OPTIONS, PoolOptions
@@ -60,7 +60,7 @@ class RegisteredLauncher:
 
     def problems(self, sweep: str) -> list[str]:
         """Return the reasons why the launcher cannot run jobs in the folder ``sweep``."""
-        return problems_of(self._make) or problems(self._make(), [Path(sweep)])
+        return collect_problems(self._make) or problems(self._make(), [Path(sweep)])
 
     def _make(self) -> Launcher:
         return make(self._name, options.read_file(self._name))

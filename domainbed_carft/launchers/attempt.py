@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Literal
 
-from domainbed_carft.errors import CarftError, is_no_space
+from domainbed_carft.errors import CarftError, is_disk_full
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import (
     STOPPED,
@@ -142,7 +142,7 @@ def run(
     except HeldError as held:
         return JobOutcome(job.folder, "held", last_words=str(held))
     except (OSError, CarftError) as error:  # the folder cannot be used
-        if is_no_space(error):
+        if is_disk_full(error):
             return JobOutcome(job.folder, "no space", job_folder.NO_SPACE, last_words=str(error))
         return JobOutcome(
             job.folder, "failed", status=CANNOT_START, attempts=1, last_words=str(error)
@@ -184,7 +184,7 @@ def _attempt(
 ) -> None:
     """Run the command and record how it ended, even if this process is interrupted.
 
-    Raises PassingError if the folder was moved or removed in the meantime.
+    Raises TransientError if the folder was moved or removed in the meantime.
     """
     if words[:1] == ["python"]:  # the jobs need what this interpreter imports
         words = [sys.executable, *words[1:]]

@@ -41,12 +41,12 @@ class Launch:
         content = {name: value for name, value in vars(self).items() if name != "path"}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with files.replacing(self.path) as temporary:
+            with files.replace_atomically(self.path) as temporary:
                 temporary.write_bytes(json.dumps(content).encode() + b"\n")
                 descriptor = os.open(temporary, os.O_RDWR)
                 files.try_lock(descriptor)  # before the file gets its final name
         except OSError as error:
-            raise files.not_written(self.path, error) from error
+            raise files.write_error(self.path, error) from error
         return descriptor
 
     def is_alive(self) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domainbed_carft import machine, text
-from domainbed_carft.errors import PassingError, raise_for
+from domainbed_carft.errors import TransientError, raise_for
 from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.fork_server import ForkServer
@@ -89,11 +89,11 @@ class Pool:
                 pass
 
         if without_space:
-            raise PassingError(
+            raise TransientError(
                 f"no space left on the disk of {without_space[0].folder}; this does not count as "
                 "an attempt. Free some space, then run the same command again"
             )
-        for line in text.limited(
+        for line in text.limit_lines(
             [text.printable(f"{self.name}: {outcome}") for outcome in not_done]
         ):
             print(line, file=sys.stderr, flush=True)

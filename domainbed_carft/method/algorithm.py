@@ -422,7 +422,7 @@ class CLIPAlgorithm(Algorithm):
         so do not normalise once more. Nothing is random; augment before or after.
         """
         preprocessing = self.input.preprocessing
-        mean, std = self.normalisation or self.input.undone_normalisation()
+        mean, std = self.normalisation or self.input.data_normalisation()
         plan = ImagePlan(
             size=preprocessing.resolution,
             resize=preprocessing.resize,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from domainbed_carft.clips.backbone import Backbone
-from domainbed_carft.errors import CarftError, imported
+from domainbed_carft.errors import CarftError, get_module
 from domainbed_carft.method.algorithm import Style
 from domainbed_carft.method.batch import Batch
 from domainbed_carft.method.carft import CARFT
@@ -58,8 +58,8 @@ def clustered(context_weights: Tensor, count: int) -> Tensor:
     templates, as in the official code), and k-means finds the centres, which are not scaled to
     length 1. Raises CarftError if fewer contexts than centres are kept.
     """
-    k_means = imported("sklearn.cluster", "scikit-learn").KMeans(count, random_state=0, n_init=10)
-    forest = imported("sklearn.ensemble", "scikit-learn").IsolationForest(random_state=0)
+    k_means = get_module("sklearn.cluster", "scikit-learn").KMeans(count, random_state=0, n_init=10)
+    forest = get_module("sklearn.ensemble", "scikit-learn").IsolationForest(random_state=0)
     contexts = context_weights.cpu().numpy()
     num_usual = len(contexts) * 3 // 4
     if num_usual < count:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import HparamProblem, problems_of
+from domainbed_carft.errors import HparamProblem, collect_problems
 from domainbed_carft.method import prompts
 from domainbed_carft.method.dataset_facts import named_dataset
 from domainbed_carft.method.host_lookup import in_our_harness
@@ -57,7 +57,7 @@ def hparam_problems(
     if spec in prompts.DOMAIN_LISTS and dataset in benchmarks.BENCHMARKS:
         domains = [environment.folder for environment in benchmarks.get(dataset).environments]
         fewest = _fewest_contexts(algorithm, values)
-        messages = problems_of(prompts.domain_contexts, spec, domains, fewest)
+        messages = collect_problems(prompts.domain_contexts, spec, domains, fewest)
         problems += [HparamProblem("contexts", spec, message=message) for message in messages]
     return problems
 
@@ -73,12 +73,12 @@ def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[str | Hp
 
     problems: list[str | HparamProblem] = [*invalid.values()]
     if "clip_backbone" not in invalid:
-        problems += problems_of(_require_backbone, hparams["clip_backbone"])
+        problems += collect_problems(_require_backbone, hparams["clip_backbone"])
     # The contexts that are made from the dataset's domains come with it.
     if "contexts" not in invalid and hparams["contexts"] not in prompts.DOMAIN_LISTS:
         fewest = _fewest_contexts(algorithm, hparams) if "kl_weight" not in invalid else 1
         spec = hparams["contexts"]
-        messages = problems_of(prompts.contexts, spec, fewest)
+        messages = collect_problems(prompts.contexts, spec, fewest)
         problems += [HparamProblem("contexts", spec, message=message) for message in messages]
     defaults = algorithm.complete_hparams({"class_names": hparams["class_names"]})
     usable = {**hparams, **{name: defaults[name] for name in invalid if name in defaults}}

@@ -177,7 +177,7 @@ def _require_fitting_data(hparams: Mapping[str, Any], facts: DatasetFacts) -> No
     report = facts.report
     if report and report.problems and hparams.get("data_edition") != UNCHECKED:
         raise CarftError(
-            f"{report.refusal}. To train anyway, set the hparam data_edition to {UNCHECKED!r}"
+            f"{report.error_text}. To train anyway, set the hparam data_edition to {UNCHECKED!r}"
         )
 
     if hparams["sampling"] != "with-replacement" and hparams.get("class_balanced"):

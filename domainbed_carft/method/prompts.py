@@ -19,7 +19,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import dataset_facts
 from domainbed_carft.method.dataset_facts import DATASET_PREFIX, DatasetFacts, named_dataset
-from domainbed_carft.text import quantity, shortened
+from domainbed_carft.text import quantity, shorten
 
 # OpenAI's lists for the datasets of CLIP's paper: class names, and templates for them.
 CLASS_LISTS = (
@@ -224,7 +224,7 @@ def class_names(
 
     if len(names) != num_classes:
         raise CarftError(
-            f"class_names {shortened(spec)} gives {len(names):,} class names {shortened(names)}, "
+            f"class_names {shorten(spec)} gives {len(names):,} class names {shorten(names)}, "
             f"but the dataset has {num_classes} classes; give one name per class, in label order"
         )
     # Python reads the bytes of a folder's name that are not UTF-8 as halves of characters.
@@ -245,7 +245,7 @@ def _shared_classes(folders: Mapping[str, list[str]]) -> list[str]:
             not_shared = sorted({*names} ^ {*classes})
             raise CarftError(
                 f"the environments {first!r} and {environment!r} have different classes: "
-                f"{shortened(not_shared)} are not in both. Make the class folders equal, so that a "
+                f"{shorten(not_shared)} are not in both. Make the class folders equal, so that a "
                 "label means the same class everywhere"
             )
     return names

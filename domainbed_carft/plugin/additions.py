@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from domainbed_carft.errors import CarftError, EndedJob
+from domainbed_carft.errors import CarftError, JobExit
 from domainbed_carft.plugin import foreign_jobs
 from domainbed_carft.plugin.hooked_modules import warn_about_kept_names
 from domainbed_carft.plugin.registry_functions import HostNames, wrap_function
@@ -30,7 +30,7 @@ def apply(module: ModuleType) -> None:
     try:
         for add in ADDITIONS.get(name, ()):
             add(module)
-    except EndedJob:  # an error that the user has to fix
+    except JobExit:  # an error that the user has to fix
         raise
     except Exception as error:
         raise CarftError(f"{name} cannot be extended: {error}") from error

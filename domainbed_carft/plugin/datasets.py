@@ -109,7 +109,7 @@ class TaskData(PackageDataset):
     def data_problems(cls, root: Any) -> list[str]:
         """Return the problems of the data, for the harness before a job starts."""
         task = cls.TASK
-        problems = benchmarks.missing_data_dir(root) if root else []
+        problems = benchmarks.data_dir_problems(root) if root else []
         if problems:
             return problems
         if root and os.path.isdir(os.path.join(root, task.folder)):
@@ -122,7 +122,7 @@ class TaskData(PackageDataset):
 
         training_split = tasks.read_split(self.TASK, root, train=True)
         training_split.root = self.ENVIRONMENTS[0]  # environments are named after their folders
-        return [training_split], tasks.report_on(self.TASK, root, [training_split])
+        return [training_split], tasks.make_report(self.TASK, root, [training_split])
 
 
 TASKS = {name: type(name, (TaskData,), {"TASK": task}) for name, task in tasks.TASKS.items()}
@@ -190,7 +190,7 @@ class ImageNet(PackageDataset):
     @classmethod
     def data_problems(cls, root: Any) -> list[str]:
         """Return the problems of the data, for the harness before a job starts."""
-        return imagenet_training.missing_problems(root)
+        return imagenet_training.training_set_problems(root)
 
     def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
         """Read the training set as the only environment. Raises CarftError if it is missing."""

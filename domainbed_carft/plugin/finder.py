@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from types import ModuleType
 
-from domainbed_carft.errors import EndedJob
+from domainbed_carft.errors import JobExit
 from domainbed_carft.plugin.hooked_modules import (
     HOST_MODULES,
     OWN_PREFIX,
@@ -132,7 +132,7 @@ def _extend_waiting() -> None:
             from domainbed_carft.plugin import additions
 
             additions.apply(sys.modules[name])
-        except EndedJob:  # an error that the user has to fix before a job can run
+        except JobExit:  # an error that the user has to fix before a job can run
             raise
         except Exception as error:
             warn_once(name, error.__cause__ or error)

@@ -186,7 +186,7 @@ def find_unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     unexpected = ({*hparams} & {*parse_user_hparams()}) - {*valid_keys}
     unknown = []
     for key in sorted(unexpected):
-        close = text.near(key, valid_keys, most=1)
+        close = text.near_matches(key, valid_keys, limit=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         unknown.append(f"unknown hparam {key!r}{hint}")
     if unknown:

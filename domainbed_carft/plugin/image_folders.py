@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import verify
-from domainbed_carft.errors import CarftError, EndedJob
+from domainbed_carft.errors import CarftError, JobExit
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.images.protocols import CLIP_PRESETS, HOST, UPSTREAM_SIZE, plan_for
-from domainbed_carft.images.transforms import PlanTransform, is_upstream, normalisation_of
+from domainbed_carft.images.transforms import PlanTransform, is_upstream, get_normalisation
 from domainbed_carft.method import dataset_facts
 from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
 from domainbed_carft.text import printable
@@ -61,7 +61,7 @@ def wrap_constructor(original: Callable[..., None]) -> Callable[..., None]:
         if failure is not None:
             if report is None or not (refuses_broken_data and report.problems):
                 raise failure
-            raise CarftError(f"{report.refusal}. It cannot be loaded: {failure}") from failure
+            raise CarftError(f"{report.error_text}. It cannot be loaded: {failure}") from failure
 
         try:
             # DPLCLIP has replaced class names, even those set by the user, by folder names.
@@ -79,7 +79,7 @@ def require_weights(hparams: Any) -> None:
     """Locate or download the CLIP checkpoint of a checkout's job before its data is read.
 
     Does nothing for other algorithms, and for the included harness and open_clip, which find the
-    checkpoint themselves. Raises EndedJob if OpenAI's weights cannot be downloaded, or if the
+    checkpoint themselves. Raises JobExit if OpenAI's weights cannot be downloaded, or if the
     user's file does not exist.
     """
     if not isinstance(hparams, dict) or "clip_backbone" not in hparams:
@@ -95,7 +95,7 @@ def require_weights(hparams: Any) -> None:
     try:
         openai.locate(name)
     except CarftError as error:
-        raise EndedJob(str(error)) from None
+        raise JobExit(str(error)) from None
 
 
 def _verify(name: str, root: Any) -> verify.DataReport | None:
@@ -115,7 +115,7 @@ def warn_about_broken_data(report: verify.DataReport, refuses_broken_data: bool)
 
     _warned.add(report.root)
     print(
-        f"domainbed-carft: Warning: {printable(report.refusal)}. The job continues, but its "
+        f"domainbed-carft: Warning: {printable(report.error_text)}. The job continues, but its "
         f"results could be wrong; fix the data and rerun the job ({SWITCH}=1 disables this "
         "check).",
         file=sys.stderr,
@@ -139,7 +139,7 @@ def pass_facts(
         environment = dataset_facts.EnvironmentFacts(
             os.path.basename(os.path.normpath(getattr(folder, "root", str(index)))),
             getattr(folder, "classes", None),
-            normalisation_of(getattr(folder, "transform", None)),
+            get_normalisation(getattr(folder, "transform", None)),
         )
         environments.append(environment)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from domainbed_carft.errors import CarftError, EndedJob
+from domainbed_carft.errors import CarftError, JobExit
 from domainbed_carft.plugin.hooked_modules import warn_about_kept_names, warn_about_missing_hparams
 
 
@@ -26,7 +26,7 @@ class HostNames:
         if self.problems:
             from domainbed_carft.method import host_lookup
 
-            raise (CarftError if host_lookup.in_our_harness() else EndedJob)(*self.problems)
+            raise (CarftError if host_lookup.in_our_harness() else JobExit)(*self.problems)
 
 
 def wrap_function(

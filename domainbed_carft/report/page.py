@@ -439,7 +439,7 @@ def require_report_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(name for name in os.listdir(folder) if name[0] != ".")
     except OSError as error:
-        raise files.not_written(folder, error) from error
+        raise files.write_error(folder, error) from error
 
     if names and _GENERATOR not in _earlier_page(folder):
         listing = ", ".join(names[:_NAMED_FILES])
@@ -466,7 +466,7 @@ def _write(folder: Path, page: Page) -> None:
         for name in earlier_figures.difference(contents):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        raise files.not_written(folder, error) from error
+        raise files.write_error(folder, error) from error
 
 
 def _render(page: Page) -> bytes:
@@ -478,7 +478,7 @@ def _render(page: Page) -> bytes:
 
 @cache
 def _template() -> Any:
-    templates = text.templates(autoescape=True)
+    templates = text.load_templates(autoescape=True)
     # Names in records are untrusted. Markup, a subclass of str, is printable already.
     templates.finalize = lambda value: text.printable(value) if type(value) is str else value
     return templates.get_template("report/page.html.j2")

@@ -25,7 +25,7 @@ from domainbed_carft.arguments import FLAG, check
 from domainbed_carft.clips import backbone, open_clip, openai
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import not_written, require_output
+from domainbed_carft.files import write_error, require_output
 from domainbed_carft.files.weights import load_weights, sha256
 from domainbed_carft.images.protocols import PROTOCOLS
 from domainbed_carft.jobs import records
@@ -177,7 +177,7 @@ def export(
             for path in staged_paths:
                 os.replace(path, target / path.name)
     except (OSError, RuntimeError) as error:
-        raise not_written(output, error) from error
+        raise write_error(output, error) from error
     return files
 
 
@@ -469,7 +469,7 @@ def render_readme(card: Mapping[str, Any], card_file: str) -> str:
 
 @functools.cache
 def _load_template() -> Any:
-    environment = text.templates(autoescape=False)
+    environment = text.load_templates(autoescape=False)
     environment.filters["words"] = _format_markdown
     environment.filters["python"] = repr
     environment.filters["percent"] = _percent

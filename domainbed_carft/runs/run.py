@@ -21,7 +21,7 @@ from domainbed_carft.arguments import COUNT, check
 from domainbed_carft.data import image_files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.plan import ImagePlan
-from domainbed_carft.images.protocols import recorded_plan
+from domainbed_carft.images.protocols import read_plan
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.runs import BATCH_SIZE
@@ -94,7 +94,7 @@ class Run:
     @property
     def image_plan(self) -> ImagePlan:
         """The transform of the job's training images; test images have no augmentation."""
-        return recorded_plan(self.content, self.algorithm.input)
+        return read_plan(self.content, self.algorithm.input)
 
     @property
     def title(self) -> str:

@@ -30,7 +30,7 @@ from domainbed_carft.method import dataset_facts, host_lookup, prompts
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.paths import AnyPath, as_text
 from domainbed_carft.runs.run import Run
-from domainbed_carft.text import differences
+from domainbed_carft.text import trim_differences
 
 SEEDS = 2**64  # the seed of a key is taken modulo this number
 DEFAULT_HOLDOUT_FRACTION = 0.2  # the default of DomainBed's train
@@ -177,7 +177,7 @@ def require_same_data(
     for name, before, now in comparisons:
         if before != now:
             if not isinstance(before, str):
-                before, now = differences(before, now)
+                before, now = trim_differences(before, now)
             raise CarftError(
                 f"the dataset {run.args['dataset']} is not what {run.path} was trained on: {name} "
                 f"{before} then, {now} now. Restore the data, or pass its location as --data_dir"
@@ -239,7 +239,7 @@ def _make_dataset(
 ) -> Any:
     """Make the run's dataset with the run's seed; raises whatever its class raises."""
     dataset_class = _find_dataset_class(run, data_dir)
-    with rng.preserved_states():  # the dataset can draw random numbers
+    with rng.preserve_states():  # the dataset can draw random numbers
         rng.reseed(run.args.get("seed", 0))
         folder = data_dir or run.args.get("data_dir")
         dataset = dataset_class(folder, _get_unaugmented(run, is_augmented), hparams)
@@ -358,7 +358,7 @@ class _KeyedItems(Dataset[Any]):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
-        with rng.preserved_states():
+        with rng.preserve_states():
             if self._source:
                 return self._read_by_plan(positions)
             return [self._read_host_item(position) for position in positions]
@@ -372,6 +372,6 @@ class _KeyedItems(Dataset[Any]):
 
     def _read_host_item(self, position: int) -> Any:
         # The seed of the harness's `lib/fast_data_loader.py`; other hosts do not draw by a key.
-        make_seed = rng.seed_of if host_lookup.in_our_harness() else misc.seed_hash
+        make_seed = rng.derive_seed if host_lookup.in_our_harness() else misc.seed_hash
         rng.reseed(int(make_seed(*self._key, position)))
         return self._items[position]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.data import image_files
-from domainbed_carft.data.benchmarks import missing_data_dir
+from domainbed_carft.data.benchmarks import data_dir_problems
 from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.files import weights
 from domainbed_carft.images import loading, stages
@@ -303,7 +303,7 @@ def _locate(suite: Suite, data_dir: str | None) -> tuple[dict[str, TestSetCopy],
     if any(copy.samples for copy in copies.values()):
         return copies, unread
 
-    for problem in missing_data_dir(folder):  # once instead of for each test set
+    for problem in data_dir_problems(folder):  # once instead of for each test set
         raise CarftError(problem)
     problems = {name: list(copy.problems) for name, copy in copies.items()}
     problems |= {name: [sentence] for name, sentence in unread.items()}
@@ -440,5 +440,5 @@ class TestSetImages(Dataset[Any]):
 
         inside = pixels[self.border : height - self.border, self.border : width - self.border]
         if self.is_resized_by_pillow:
-            return stages.resized_by_pillow(self.plan, inside)
+            return stages.resize_by_pillow(self.plan, inside)
         return stages.first_stage(self.plan, inside)[0]

@@ -20,7 +20,7 @@ from domainbed_carft.arguments import (
     TEXTS,
     check,
 )
-from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.errors import CarftError, TransientError
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.job import command
 from domainbed_carft.launchers.attempt import Children, describe_end, stop_on_signals
@@ -185,6 +185,6 @@ def _run(arguments: Mapping[str, Any]) -> None:
         errors = stderr.read()
 
     if status:
-        kind = CarftError if status == _WRONG_ARGUMENTS else PassingError
+        kind = CarftError if status == _WRONG_ARGUMENTS else TransientError
         raise kind(errors.strip() or describe_end(status, ""))
     print(errors, end="", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Whole test sets for a trained model: what they are, whether a copy is complete, how they score.
+"""Suites of test sets for trained models: definitions, completeness of copies, and records.
 
-`domainbed_carft.runs.suites` measures runs on them.
+`domainbed_carft.runs.suites` evaluates runs on them.
 """

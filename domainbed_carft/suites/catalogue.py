@@ -1,4 +1,4 @@
-"""The suites by name: ImageNet's, EmojiShift, EmojiUnseen, and the test split of each task."""
+"""The suites by name: ImageNet, EmojiShift, EmojiUnseen, and the test split of each task."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.suites import imagenet
 from domainbed_carft.suites.test_sets import Folders, Suite, TestSet, TestSetCopy
 
-# Styles that `tiny` has not seen, or of which it has seen only the family: the groups tell how much
-# of a method's gain rests on styles that were in the pre-training data.
+# Separate groups, because the difference between their means shows how much of a method's gain
+# depends on styles in the pre-training data of `tiny`.
 FURTHER_STYLES = (
     *emoji_styles.names(emoji_styles.NEVER_SEEN),
     *emoji_styles.names(emoji_styles.FAMILY_SEEN),
@@ -21,7 +21,7 @@ FURTHER_STYLES = (
 
 
 def get(name: str) -> Suite:
-    """The suite called ``name``; CarftError with the nearest names if there is none."""
+    """Return the suite called ``name``; raise CarftError, with similar names, if it is unknown."""
     if name not in SUITES:
         raise CarftError(text.unknown("suite", name, SUITES))
     return SUITES[name]()
@@ -29,11 +29,11 @@ def get(name: str) -> Suite:
 
 @functools.cache
 def emoji_shift() -> Suite:
-    """The embedded counterpart of ImageNet's: the style trained on, the three others, and more.
+    """Return the embedded counterpart of ImageNet's suite.
 
-    The former's things are not in the training set; the others have class lists of their own: the
-    model's classes, some of them, and unions. Styles that the CLIP has not seen are groups of
-    their own.
+    The first set has the training style, with things that are not in the training set. The three
+    other seen styles have different class lists: the model's classes, some of them, and unions.
+    Styles that the CLIP model has not seen form separate groups.
     """
     classes = benchmarks.get(emoji.SHIFT).classes
     all_classes = {name: [name] for name in classes}
@@ -50,26 +50,26 @@ def emoji_shift() -> Suite:
         _style_set("line", without_people, classes),
         _style_set("twemoji", unions, classes),
     )
-    further = [_held_out_set(style, classes) for style in FURTHER_STYLES]
-    return Suite(emoji.SHIFT, classes, (*sets, *further), contexts="emoji")
+    further_sets = [_unseen_things_set(style, classes) for style in FURTHER_STYLES]
+    return Suite(emoji.SHIFT, classes, (*sets, *further_sets), contexts="emoji")
 
 
 @functools.cache
 def emoji_unseen() -> Suite:
-    """The held-out things of all styles, in three groups: never seen, family seen, seen."""
+    """Return the suite of the held-out things in all styles, in groups by label."""
     classes = benchmarks.get(emoji.UNSEEN).classes
     styles = (*FURTHER_STYLES, *emoji_styles.names(emoji_styles.SEEN))
-    sets = tuple(_held_out_set(style, classes) for style in styles)
+    sets = tuple(_unseen_things_set(style, classes) for style in styles)
     return Suite(emoji.UNSEEN, classes, sets, contexts="emoji")
 
 
-def _held_out_set(name: str, classes: Sequence[str]) -> TestSet:
-    """All images of one style, in the group that its label names."""
+def _unseen_things_set(name: str, classes: Sequence[str]) -> TestSet:
+    """Return the test set of the held-out things in one style, in the group of its label."""
     style = emoji_styles.get(name)
     labels = {class_name: label for label, class_name in enumerate(classes)}
 
     def find(data_dir: Path) -> TestSetCopy:
-        """The images of the package, wherever ``data_dir`` is."""
+        # The images are in the package, so the data folder does not matter.
         root = emoji.style_folders(style.label)
         return Folders((name,), labels, style.images)(root)
 
@@ -78,13 +78,13 @@ def _held_out_set(name: str, classes: Sequence[str]) -> TestSet:
 
 
 def _style_set(style: str, members: Mapping[str, Sequence[str]], classes: Sequence[str]) -> TestSet:
-    """One style; ``members``: its classes -> those of the model's that count as each."""
+    """Return the test set of a style; ``members`` are the model's classes, by its class."""
     labels = {
         name: label for label, class_names in enumerate(members.values()) for name in class_names
     }
 
     def find(data_dir: Path) -> TestSetCopy:
-        """The images of the package, wherever ``data_dir`` is."""
+        # The images are in the package, so the data folder does not matter.
         all_counts = benchmarks.get("EmojiStyles").editions[0].by_class[style]
         trained_counts = benchmarks.get(emoji.SHIFT).editions[0].by_class.get(style, {})
         image_count = sum(all_counts[name] - trained_counts.get(name, 0) for name in labels)
@@ -93,14 +93,18 @@ def _style_set(style: str, members: Mapping[str, Sequence[str]], classes: Sequen
         return Folders((style,), labels, image_count, has_further_folders=True)(root)
 
     groups = tuple(tuple(map(classes.index, class_names)) for class_names in members.values())
-    is_shifted = style != emoji.TRAINED_STYLE
     return TestSet(
-        style, tuple(members), groups, find, is_shifted=is_shifted, is_resized_by_pillow=True
+        name=style,
+        classes=tuple(members),
+        groups=groups,
+        find=find,
+        is_shifted=style != emoji.TRAINED_STYLE,
+        is_resized_by_pillow=True,
     )
 
 
-def of_task(name: str) -> Suite:
-    """The test split of a task as a suite of one set, whose classes are the model's."""
+def task_suite(name: str) -> Suite:
+    """Return the test split of a task as a suite of one set with the model's classes."""
     task = tasks.TASKS[name]
     names_file = benchmarks.ASSETS / "class_names" / f"{task.words}.txt"
     classes = tuple(names_file.read_text(encoding="utf-8").splitlines())
@@ -146,5 +150,5 @@ SUITES: dict[str, Callable[[], Suite]] = {
     "imagenet": imagenet.suite,
     "EmojiShift": emoji_shift,
     "EmojiUnseen": emoji_unseen,
-    **{name: functools.partial(of_task, name) for name in tasks.TASKS},
+    **{name: functools.partial(task_suite, name) for name in tasks.TASKS},
 }

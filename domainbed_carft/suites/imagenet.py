@@ -1,7 +1,8 @@
-"""ImageNet's validation set and the five test sets shifted from it, as one suite.
+"""The suite of ImageNet's validation set and five shifted test sets.
 
-The lists are ``assets/suites/imagenet.json`` and ``assets/class_names/imagenet.txt``, made by
-``tools/imagenet_lists.py``; folders, counts, sources and terms are ``assets/suites/sets.json``.
+``tools/imagenet_lists.py`` has written ``assets/suites/imagenet.json`` and
+``assets/class_names/imagenet.txt``. ``assets/suites/sets.json`` contains folders, counts, sources
+and terms.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from domainbed_carft.data import verify as verification
 from domainbed_carft.data.benchmarks import (
     ASSETS,
     Source,
+    data_dir_problems,
     imagenet_ids,
-    missing_data_dir,
     suite_lists,
     suite_sets,
 )
@@ -36,48 +37,48 @@ from domainbed_carft.suites.test_sets import (
     no_further_problems,
 )
 
-ALL: Sequence[int] = range(1000)
+LABELS: Sequence[int] = range(1000)
 
 
 def wordnet_ids() -> tuple[str, ...]:
-    """The 1,000 WordNet ids, sorted, which is the order of the labels."""
+    """Return the 1,000 WordNet ids, sorted, which is the order of the labels."""
     return imagenet_ids()
 
 
 @functools.cache
 def class_names() -> tuple[str, ...]:
-    """OpenAI's name for each of `wordnet_ids`; two pairs are the same words."""
+    """Return OpenAI's class names, in label order; two pairs of them are equal."""
     text = (ASSETS / "class_names" / "imagenet.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 
 
 def facts() -> dict[str, dict[str, Any]]:
-    """What is known of each test set, by its name."""
+    """Return the known facts about the test sets, by name."""
     return {fact["name"]: fact for fact in suite_sets()["sets"]}
 
 
 @functools.cache
 def suite() -> Suite:
-    """The six sets, the maximum over a class's ids as its score (WiSE-FT's rule for ObjectNet)."""
+    """Return the suite; a class's score is the maximum over its labels (WiSE-FT, ObjectNet)."""
     published = suite_sets()["zero_shot"]
     return Suite(
         name="imagenet",
         classes=class_names(),
         sets=tuple(_test_set(fact) for fact in facts().values()),
-        left_out="ObjectNet",
+        excluded="ObjectNet",
         published=published["percent"],
         source=published["source"],
     )
 
 
 def _test_set(fact: dict[str, Any]) -> TestSet:
-    """The test set that an entry of sets.json describes."""
+    """Build a test set from an entry of sets.json."""
     rule = fact["labels"]
     is_objectnet = rule == "objectnet"
     groups = _groups_by_folder(rule)
     labels = {name: label for label, name in enumerate(groups)}
-    if rule == "numbers":  # never sorted as text, which puts 10 before 2
-        labels = {form.format(n): n for form in ("{}", "{:04}") for n in ALL} | labels
+    if rule == "numbers":  # not by sorting, because the text "10" is before "2"
+        labels = {form.format(n): n for form in ("{}", "{:04}") for n in LABELS} | labels
 
     return TestSet(
         name=fact["name"],
@@ -90,7 +91,7 @@ def _test_set(fact: dict[str, Any]) -> TestSet:
             images_per_class=fact.get("each"),
             has_further_folders=is_objectnet,
             find_further_problems=mapping_problems if is_objectnet else no_further_problems,
-            unsorted_remedy=fact.get("unsorted", SORT_BY_CLASS),
+            unsorted_hint=fact.get("unsorted", SORT_BY_CLASS),
         ),
         is_shifted=fact["name"] != "ImageNet",
         border=fact.get("border", 0),
@@ -98,25 +99,21 @@ def _test_set(fact: dict[str, Any]) -> TestSet:
 
 
 def _groups_by_folder(rule: str) -> dict[str, list[int]]:
-    """The class folders of a test set -> the labels that count as each.
+    """Return the labels that count as each class folder of a test set.
 
-    ``rule``: one of the words under "labels" in sets.json.
+    ``rule`` is a value of "labels" in sets.json.
     """
     if rule == "objectnet":
         return dict(sorted(suite_lists()["objectnet"].items()))
 
-    labels = ALL
-    if rule in ("imagenet-a", "imagenet-r"):  # which have 200 of the classes each
+    labels = LABELS
+    if rule in ("imagenet-a", "imagenet-r"):  # each with 200 of the classes
         labels = [int(label) for label in suite_lists()[rule].split()]
     return {wordnet_ids()[label]: [label] for label in labels}
 
 
 def objectnet_class_labels(mappings: Path) -> dict[str, list[int]]:
-    """ObjectNet's folder -> sorted labels of ImageNet, from the four files of its archive.
-
-    Folder, name in ObjectNet, names in ImageNet, number of the line with the name, label of that
-    number.
-    """
+    """Return ImageNet's labels, sorted, for each folder of ObjectNet, from its mapping files."""
 
     def read(name: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((mappings / name).read_text(encoding="utf-8"))
@@ -126,33 +123,40 @@ def objectnet_class_labels(mappings: Path) -> dict[str, list[int]]:
     imagenet_names = read("objectnet_to_imagenet_1k.json")
     label_numbers = read("pytorch_to_imagenet_2012_id.json")
 
-    label_of_number = {number: int(label) for label, number in label_numbers.items()}
+    # Folder -> name in ObjectNet -> names in ImageNet -> line number of the name -> label.
+    labels_by_number = {number: int(label) for label, number in label_numbers.items()}
     lines = (mappings / "imagenet_to_label_2012_v2").read_text(encoding="utf-8").splitlines()
-    label_of_name = {line.strip(): label_of_number[number] for number, line in enumerate(lines)}
+    labels_by_name = {line.strip(): labels_by_number[number] for number, line in enumerate(lines)}
     return {
-        folder: sorted(label_of_name[name] for name in imagenet_names[objectnet_name].split("; "))
+        folder: sorted(labels_by_name[name] for name in imagenet_names[objectnet_name].split("; "))
         for folder, objectnet_name in objectnet_names.items()
         if objectnet_name in imagenet_names
     }
 
 
 def mapping_problems(root: Path) -> list[str]:
-    """A sentence if the ``mappings`` beside ``root`` join classes otherwise than ours."""
+    """Return a sentence if the folder ``mappings`` next to ``root`` differs from the known one."""
     mappings = root.parent / "mappings"
-    with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):  # other files
+    with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):  # invalid files
         if not mappings.is_dir() or objectnet_class_labels(mappings) == suite_lists()["objectnet"]:
             return []
-    return [f"{mappings} does not join its folders to ImageNet's classes as known"]
+    return [f"{mappings} assigns its folders to other classes of ImageNet than expected"]
 
 
 def verify(name: str, data_dir: Path | None, decode: bool = False) -> verification.DataReport:
-    """What is found of the test set ``name``, and of ImageNet's training set if that is the name.
+    """Verify the test set ``name``; for ImageNet, also the training set if it is there.
 
-    Raises CarftError where there is no folder of it.
+    Args:
+        name: Name of the test set.
+        data_dir: Folder of the datasets' folders.
+        decode: Decode every image.
+
+    Raises:
+        CarftError: if the folder is missing.
     """
     if data_dir is None:
         raise CarftError(f"{name} needs --data_dir, the folder that contains it")
-    for problem in missing_data_dir(data_dir):
+    for problem in data_dir_problems(data_dir):
         raise CarftError(problem)
     if name != "ImageNet":
         return _verify_test_set(name, data_dir, decode)
@@ -160,7 +164,7 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verificati
     if imagenet_training.find_training_set(data_dir) is None:
         report = _verify_test_set(name, data_dir, decode)
         expected = imagenet_training.expected_folder(str(data_dir))
-        return _with_note(report, f"no training set, which only training needs: {expected}")
+        return _with_note(report, f"no training set at {expected}; only training needs it")
     training = imagenet_training.verify(data_dir, decode)
     try:
         validation = _verify_test_set(name, data_dir, decode)
@@ -173,7 +177,7 @@ def _verify_test_set(name: str, data_dir: Path, decode: bool) -> verification.Da
     (test_set,) = [test_set for test_set in suite().sets if test_set.name == name]
     copy = test_set.find(data_dir)
     if copy.root is None:
-        raise CarftError(f"{name}: {'; '.join(copy.problems)}. {terms(name)}")
+        raise CarftError(f"{name}: {'; '.join(copy.problems)}. {access_terms(name)}")
 
     label_counts = Counter(label for _, label in copy.samples)
     class_counts = {c: label_counts[label] for label, c in enumerate(test_set.classes)}
@@ -184,11 +188,11 @@ def _verify_test_set(name: str, data_dir: Path, decode: bool) -> verification.Da
         {environment: class_counts},
         copy.problems,
         differences=[],
-        notes=[terms(name)],
+        notes=[access_terms(name)],
         edition=None if copy.problems else "as published",
         decoded=decode,
     )
-    return verification.with_decoding_faults(
+    return verification.add_decoding_faults(
         report, [os.path.relpath(path, copy.root) for path, _ in copy.samples]
     )
 
@@ -200,17 +204,16 @@ def _with_note(report: verification.DataReport, note: str) -> verification.DataR
 def _joint_report(
     training: verification.DataReport, validation: verification.DataReport
 ) -> verification.DataReport:
-    """One report of ImageNet's two sets, whose sentences begin with ``train`` or ``val``."""
-    named = {"train": training, "val": validation}
+    """Join two reports; their sentences begin with ``train`` or ``val``."""
+    reports = {"train": training, "val": validation}
 
     def sentences(kind: str) -> list[str]:
         return [
             f"{name}: {sentence}"
-            for name, report in named.items()
+            for name, report in reports.items()
             for sentence in getattr(report, kind)
         ]
 
-    is_whole = training.edition and validation.edition
     return verification.DataReport(
         name="ImageNet",
         root=Path(os.path.commonpath([training.root, validation.root])),
@@ -218,32 +221,32 @@ def _joint_report(
         problems=sentences("problems"),
         differences=sentences("differences"),
         notes=[*training.notes, *validation.notes],
-        edition=training.edition if is_whole else None,
+        edition=training.edition if validation.edition else None,
         decoded=training.decoded and validation.decoded,
         damaged=[*training.damaged, *validation.damaged],
     )
 
 
-def terms(name: str) -> str:
-    """How to get the test set, and on what terms, as sentences."""
+def access_terms(name: str) -> str:
+    """Return sentences about how to get the test set, and its terms of use."""
     fact = facts()[name]
-    by_hand = fact.get("by_hand") or f"carft data download {name} gets it from its authors"
+    by_hand = fact.get("by_hand") or f"carft data download {name} downloads it from its authors"
     return f"{by_hand}. Terms: {fact['licence']}"
 
 
 def download(
     name: str, data_dir: Path, fetch: downloading.Fetch | None = None
 ) -> verification.DataReport:
-    """As ``data.download``; CarftError with `terms` for what users have to get themselves."""
+    """Download and verify a test set; raise CarftError with the terms if users have to get it."""
     fact = facts()[name]
     if not fact["sources"]:
-        raise CarftError(f"{name} is not downloaded. {terms(name)}")
+        raise CarftError(f"{name} is not downloaded. {access_terms(name)}")
     sources = [Source(**source) for source in fact["sources"]]
 
     def prepare(unpacked: Path, ready: Path) -> None:
         folders = [path for path in sorted(unpacked.iterdir()) if path.is_dir()]
-        # One folder is the test set's own, more are its classes.
+        # A single folder is the test set's; several folders are its classes.
         (folders[0] if len(folders) == 1 else unpacked).rename(ready)
 
-    place = data_dir / fact["folders"][0]
-    return downloading.install(name, place, sources, prepare, verify, fetch)
+    target = data_dir / fact["folders"][0]
+    return downloading.install(name, target, sources, prepare, verify, fetch)

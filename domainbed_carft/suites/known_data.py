@@ -1,4 +1,4 @@
-"""All datasets that are known by name, of training and of testing: list, verify, download."""
+"""List, verify and download the datasets and test sets that are known by name."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from domainbed_carft.data import verify as verification
 from domainbed_carft.errors import CarftError
 from domainbed_carft.suites import imagenet
 
-TASK_STEPS = 5001  # DomainBed's default for datasets without a number of their own
+TASK_STEPS = 5001  # DomainBed's default number of training steps
 
 
-def known_data() -> list[dict[str, Any]]:
-    """One object for each benchmark, task and test set, as `carft data list --json` prints them."""
+def list_known_data() -> list[dict[str, Any]]:
+    """Return the objects that `carft data list --json` prints."""
     return [
         *map(asdict, benchmarks.BENCHMARKS.values()),
         *map(asdict, tasks.TASKS.values()),
@@ -29,13 +29,19 @@ def known_data() -> list[dict[str, Any]]:
 def verify_data(
     name_or_path: str, data_dir: Path | None = None, decode: bool = False
 ) -> verification.DataReport:
-    """Verify a known dataset below ``data_dir``, or a folder environment/class/image by path.
+    """Verify a known dataset below ``data_dir``, or a folder environment/class/image.
 
-    ``decode`` decodes every image. Raises CarftError for an unknown name or missing data.
+    Args:
+        name_or_path: Name of a dataset, or the folder.
+        data_dir: Folder of the datasets' folders.
+        decode: Decode every image.
+
+    Raises:
+        CarftError: if the name is unknown or the data is missing.
     """
-    module = _module_of(name_or_path)
-    judge = module.verify if module else verification.verify
-    return judge(name_or_path, data_dir, decode)
+    module = _find_module(name_or_path)
+    verify = module.verify if module else verification.verify
+    return verify(name_or_path, data_dir, decode)
 
 
 def download_data(
@@ -43,19 +49,25 @@ def download_data(
 ) -> verification.DataReport:
     """Download a known dataset to ``data_dir`` and verify it.
 
-    ``accept_different`` installs a benchmark even if it differs from the known editions. Raises
-    CarftError for an unknown name, a download that fails, or data that is not as expected.
+    Args:
+        name: Name of the dataset.
+        data_dir: Folder of the datasets' folders.
+        accept_different: Install a benchmark even if it differs from the known editions.
+
+    Raises:
+        CarftError: if the name is unknown, the download fails, or the data is not as expected.
     """
-    module = _module_of(name)
+    module = _find_module(name)
     if module:
         return module.download(name, data_dir)
     return download.download(name, data_dir, accept_different=accept_different)
 
 
-def _module_of(name: str) -> ModuleType | None:
-    """The module with `verify` and `download` for a task or test set; None for all other data.
+def _find_module(name: str) -> ModuleType | None:
+    """Return the module that verifies and downloads a task or a test set, or None.
 
-    Raises CarftError if this is neither a known name nor a path.
+    Raises:
+        CarftError: if ``name`` is neither a known name nor a path.
     """
     modules = {**dict.fromkeys(tasks.TASKS, tasks), **dict.fromkeys(imagenet.facts(), imagenet)}
     valid = [*benchmarks.BENCHMARKS, *modules]

@@ -1,4 +1,4 @@
-"""RUN/suites.jsonl: a line for each evaluation of a job's weights on a suite."""
+"""The records in RUN/suites.jsonl: a line for each evaluation of weights on a suite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from domainbed_carft import files
 from domainbed_carft.jobs.records import NUMBERS, RecordWarning, parse_line
 
 FILE = "suites.jsonl"
-# The weights by file name and SHA-256; WiSE-FT's are of the run that it interpolates.
+# "weights" and "weights_digest" are file name and SHA-256; for WiSE-FT, of the trained weights.
 FIELDS = (
     "suite",
     "weights",
@@ -23,26 +23,31 @@ FIELDS = (
     "mean",
     "mean_without_objectnet",
 )
-KEY = ("suite", "weights", "wise_ft_alpha")  # of two lines with the same, the later counts
+KEY = (
+    "suite",
+    "weights",
+    "wise_ft_alpha",
+)  # a later line replaces an earlier one with the same values
 
 
 def append(folder: Path, record: Mapping[str, Any]) -> None:
-    """Add a line with the FIELDS of ``record``, and the means of its suite's groups.
+    """Append a line with the FIELDS of ``record`` and the means of its suite's groups.
 
-    Raises CarftError where it cannot be written.
+    Raises:
+        CarftError: if the file cannot be written.
     """
     path = folder / FILE
     group_means = [key for key in record if key.startswith("mean_") and key not in FIELDS]
     try:
         files.append_line(path, json.dumps({key: record[key] for key in (*FIELDS, *group_means)}))
     except OSError as error:
-        raise files.not_written(path, error) from error
+        raise files.write_error(path, error) from error
 
 
 def read(folder: Path, warnings: list[RecordWarning]) -> list[dict[str, Any]]:
-    """The records that count, in the order of their first lines; none without the file.
+    """Read the latest record of each evaluation, in the order of their first lines.
 
-    A line that is cut off, or holds what no evaluation writes, is left out, with a warning.
+    Invalid lines are skipped, with a warning.
     """
     path = folder / FILE
     try:
@@ -65,7 +70,7 @@ def read(folder: Path, warnings: list[RecordWarning]) -> list[dict[str, Any]]:
 
 
 def _is_complete(record: Any) -> bool:
-    """Whether a line has all that tables use, of the right kind."""
+    """Return True if a line has all values used by tables, with valid types."""
     try:
         names = [record["suite"], record["weights"]]
         sets = list(record["sets"].values())

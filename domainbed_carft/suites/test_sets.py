@@ -1,4 +1,4 @@
-"""What a test set and a suite of them are, and what is found of one on the disk. No torch."""
+"""Test sets, suites, and the search for a copy of a test set; does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from domainbed_carft.data import listing
-from domainbed_carft.data.comparison import quoted_names
+from domainbed_carft.data.comparison import quote_names
 from domainbed_carft.errors import CarftError
 
 SORT_BY_CLASS = "sort them into a folder for each class"
@@ -20,107 +20,99 @@ SORT_BY_CLASS = "sort them into a folder for each class"
 
 @dataclass(frozen=True)
 class TestSetCopy:
-    """A copy of a test set.
+    """A copy of a test set on the disk."""
 
-    ``root``: its folder, None where there is none. ``samples``: images with their labels, each a
-    path or an array (H, W, 3) of uint8. ``problems``: sentences; a copy with one is not complete.
-    """
-
-    root: Path | None
-    samples: Sequence[tuple[Any, int]]
-    problems: Sequence[str] = ()
+    root: Path | None  # its folder, if it exists
+    samples: Sequence[tuple[Any, int]]  # a path or an array (H, W, 3), uint8, and its label
+    problems: Sequence[str] = ()  # sentences; empty if the copy is complete
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """Images of classes of their own, and which of the model's classes count as each.
+    """A test set, whose classes can differ from the model's."""
 
-    ``classes`` are in label order; ``groups[j]`` are the model's classes that count as class j, by
-    their places in the suite's. ``find(data_dir)`` gives the images, and raises CarftError for a
-    folder or a file that cannot be read. ``is_shifted``: whether it
-    counts in the mean of the shifts. ``border``: pixels to cut off each side of each image.
-    ``reports_mean_per_class``: whether others report the mean of the classes' accuracies.
-    ``group``: the name of a group with a mean of its own, in which it counts instead.
-    ``is_resized_by_pillow``: whether Pillow resizes the images, as it does those of the embedded
-    datasets, and not torch.
-    """
-
-    __test__ = False  # no test of pytest's
+    __test__ = False  # otherwise pytest collects the class
 
     name: str
-    classes: tuple[str, ...]
-    groups: tuple[tuple[int, ...], ...]
-    find: Callable[[Path], TestSetCopy]
-    is_shifted: bool = True
-    border: int = 0
-    reports_mean_per_class: bool = False
-    group: str = ""
-    is_resized_by_pillow: bool = False
+    classes: tuple[str, ...]  # in label order
+    groups: tuple[tuple[int, ...], ...]  # labels of the suite's classes that count as each class
+    find: Callable[[Path], TestSetCopy]  # finds a copy below a data folder; can raise CarftError
+    is_shifted: bool = True  # included in the mean of the shifts, unless it has a group
+    border: int = 0  # pixels to cut off each side of each image
+    reports_mean_per_class: bool = False  # papers report the mean of the classes' accuracies
+    group: str = ""  # name of a group of sets with a separate mean
+    is_resized_by_pillow: bool = False  # for the embedded datasets; otherwise torch resizes
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Test sets for models of the same ``classes``, names in label order as a run records them.
-
-    ``contexts``: the templates of a CLIP without a run, as the hparam. ``left_out``: the set
-    without which a second mean is formed, "" for none. ``published``: CLIP -> set -> zero-shot
-    accuracy in percent; ``source`` says where from.
-    """
+    """Test sets for models with the same classes."""
 
     name: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # names recorded by runs, in label order
     sets: tuple[TestSet, ...]
-    contexts: str = "imagenet"
-    left_out: str = ""
+    contexts: str = "imagenet"  # templates of zero-shot CLIP, a value of the hparam
+    excluded: str = ""  # the set that a second mean excludes, if any
+    # CLIP model -> set -> published zero-shot accuracy in percent.
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    source: str = ""
+    source: str = ""  # of the published accuracies
 
     def means(self, accuracies: Mapping[str, float | None]) -> dict[str, float | None]:
-        """The means of the shifted sets, without ``left_out``, and of each group, by record key.
+        """Return the means over the shifted sets, and over each group, by record key.
 
-        ``accuracies``: by set. A mean is None unless each of its sets has one.
+        Args:
+            accuracies: Accuracies by set; a mean is None if an accuracy is missing.
         """
-        shifted = [one.name for one in self.sets if one.is_shifted and not one.group]
+        shifted = self._shifted_names
         remaining = []
-        if self.left_out:
-            remaining = [name for name in shifted if name != self.left_out]
+        if self.excluded:
+            remaining = [name for name in shifted if name != self.excluded]
         names_by_key = {"mean": shifted, "mean_without_objectnet": remaining}
         for group in self.groups:
             names_by_key[_mean_key(group)] = [s.name for s in self.sets if s.group == group]
         return {key: _complete_mean(accuracies, names) for key, names in names_by_key.items()}
 
     def without(self, names: Collection[str]) -> Suite:
-        """The suite without the sets called ``names``; its means are over the others."""
-        return replace(self, sets=tuple(one for one in self.sets if one.name not in names))
+        """Return the suite without some sets, which its means then exclude."""
+        return replace(
+            self, sets=tuple(test_set for test_set in self.sets if test_set.name not in names)
+        )
 
     @property
     def groups(self) -> list[str]:
-        """The groups of sets that have a mean of their own, in order."""
+        """Groups of sets with a separate mean, in order."""
         return list(dict.fromkeys(test_set.group for test_set in self.sets if test_set.group))
 
     @property
     def in_distribution(self) -> str:
-        """The name of the set in distribution, "" for none."""
+        """Name of the in-distribution set, or "" if there is no such set."""
         return next((test_set.name for test_set in self.sets if not test_set.is_shifted), "")
 
     @property
     def mean_titles(self) -> dict[str, str]:
-        """The keys of the `means` that the suite has -> what these are called."""
+        """Titles of the `means`, by record key."""
         titles = {}
-        if any(one.is_shifted and not one.group for one in self.sets):
+        if self._shifted_names:
             titles["mean"] = "Mean of the shifts"
-        if self.left_out:
-            titles["mean_without_objectnet"] = f"Mean without {self.left_out}"
+        if self.excluded:
+            titles["mean_without_objectnet"] = f"Mean without {self.excluded}"
         return titles | {_mean_key(group): f"Mean, {group}" for group in self.groups}
+
+    @property
+    def _shifted_names(self) -> list[str]:
+        """Names of the shifted sets without a group."""
+        return [
+            test_set.name for test_set in self.sets if test_set.is_shifted and not test_set.group
+        ]
 
 
 def _mean_key(group: str) -> str:
-    """The key of a group's mean in a record: "mean_never_seen" of "never seen"."""
+    """Return the record key of a group's mean, such as "mean_never_seen"."""
     return f"mean_{group.replace(' ', '_')}"
 
 
 def _complete_mean(accuracies: Mapping[str, float | None], names: Sequence[str]) -> float | None:
-    """The mean over the sets called ``names``; None without sets, and where one has no accuracy."""
+    """Return the mean over the sets ``names``, or None if there are no sets or one is missing."""
     values = []
     for name in names:
         accuracy = accuracies.get(name)
@@ -131,46 +123,40 @@ def _complete_mean(accuracies: Mapping[str, float | None], names: Sequence[str])
 
 
 def no_further_problems(root: Path) -> list[str]:
-    """The check of a test set whose folders and counts say everything."""
+    """Return no problems: the default of `Folders.find_further_problems`."""
     return []
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Finds images in class folders, by the names of these alone: never by their order.
+    """A search for images in class folders, by the folders' names and never by their order."""
 
-    ``places`` are the folders to look for below the data folder, of which the first with a class
-    folder counts. ``labels``: name of a class folder -> label. ``image_count``: how many images
-    a complete copy has; ``images_per_class``: how many of each class, if known.
-    ``has_further_folders``: whether a complete copy has folders of other classes, which are not
-    read. ``find_further_problems(root)``: sentences on whatever else is wrong. ``unsorted_remedy``:
-    what to do with images that are in no class folder.
-    """
-
-    places: tuple[str, ...]
-    labels: dict[str, int]
-    image_count: int
-    images_per_class: int | None = None
-    has_further_folders: bool = False
+    places: tuple[str, ...]  # below the data folder; the first with a class folder is used
+    labels: dict[str, int]  # by name of the class folder
+    image_count: int  # of a complete copy
+    images_per_class: int | None = None  # of a complete copy, if known
+    has_further_folders: bool = False  # a complete copy has folders of other classes, not read
     find_further_problems: Callable[[Path], list[str]] = no_further_problems
-    unsorted_remedy: str = SORT_BY_CLASS
+    unsorted_hint: str = SORT_BY_CLASS  # advice about images that are not in class folders
 
     def __call__(self, data_dir: Path) -> TestSetCopy:
-        """The copy below ``data_dir``; its folders are listed, its files are not opened.
+        """Find the copy below ``data_dir``, without opening its images.
 
-        Raises CarftError for a folder or a file that cannot be read.
+        Raises:
+            CarftError: if a folder or a file cannot be read.
         """
         try:
             root = self._find_root(data_dir)
             if root is None:
                 expected = " or ".join(self.places)
-                return TestSetCopy(None, (), [f"not there; expected {expected} in {data_dir}"])
+                return TestSetCopy(None, (), [f"not found; expected {expected} in {data_dir}"])
 
-            is_unsorted = not self.labels.keys() & {*os.listdir(root)}
-            unsorted_count = listing.loose_images(root) if is_unsorted else 0
+            unsorted_count = 0
+            if not self.labels.keys() & {*os.listdir(root)}:
+                unsorted_count = listing.count_loose_images(root)
             if unsorted_count:
                 problem = f"{root} has {unsorted_count:,} images and no class folder"
-                return TestSetCopy(root, (), [f"{problem}; {self.unsorted_remedy}"])
+                return TestSetCopy(root, (), [f"{problem}; {self.unsorted_hint}"])
 
             class_names = self.labels if self.has_further_folders else None
             listed_copy = listing.list_classes(root, class_names)
@@ -198,8 +184,8 @@ class Folders:
     def _folder_problems(
         self, folder_names: Iterable[str], label_counts: Mapping[int, int]
     ) -> list[str]:
-        """Sentences on class folders and numbers of images that are not as expected."""
-        # Of the names of one label the first.
+        """Return sentences about unexpected class folders and numbers of images."""
+        # The first name of each label.
         names = {label: name for name, label in reversed(self.labels.items())}
         problems = []
 
@@ -207,11 +193,11 @@ class Folders:
         if empty:
             problems.append(
                 f"no image of {len(empty):,} of its {len(names):,} classes; expected them in the "
-                f"folders {quoted_names(empty)}"
+                f"folders {quote_names(empty)}"
             )
         unexpected = [name for name in folder_names if name not in self.labels]
         if unexpected:
-            problems.append(f"unexpected class folders: {quoted_names(unexpected)}")
+            problems.append(f"unexpected class folders: {quote_names(unexpected)}")
 
         total = sum(label_counts.values())
         if total != self.image_count:
@@ -220,21 +206,23 @@ class Folders:
             expected = self.images_per_class
             uneven = [names[label] for label in sorted(names) if label_counts[label] != expected]
             if uneven:
-                problems.append(f"not {expected} images in the folders {quoted_names(uneven)}")
+                problems.append(f"not {expected} images in the folders {quote_names(uneven)}")
         return problems
 
     def _find_root(self, data_dir: Path) -> Path | None:
-        """The first of the places with a class folder, else the first that is a folder, if any.
+        """Return the first place with a class folder, or the first that is a folder, or None.
 
-        A folder of images that nobody sorted into classes may lie beside the sorted one. Raises
-        OSError if none has a class folder, and one cannot be read.
+        A folder of unsorted images can be next to the sorted one.
+
+        Raises:
+            OSError: if there is no class folder, and a place cannot be read.
         """
         folders: list[Path] = []
         errors: list[OSError] = []
         for place in self.places:
             path = data_dir / place
             try:
-                # By the dot: who may list a folder may still not be allowed to look into it.
+                # With the dot, because a folder that can be listed is not always searchable.
                 names = os.listdir(os.path.join(path, "."))
             except (FileNotFoundError, NotADirectoryError):
                 continue
@@ -251,5 +239,5 @@ class Folders:
 
 
 def _class_folder(path: str) -> str:
-    """The first folder of a path below the root."""
+    """Return the first folder of a relative path."""
     return path.partition("/")[0]

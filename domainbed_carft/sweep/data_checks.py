@@ -55,7 +55,7 @@ def check_datasets(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) 
     job would refuse the data. Jobs of other algorithms print a warning.
     """
     checking_datasets = {job.key.dataset for job in jobs if _refuses_broken_data(job)}
-    no_data_dir = benchmarks.missing_data_dir(data_dir)
+    no_data_dir = benchmarks.data_dir_problems(data_dir)
 
     distinct: dict[str, DataCheck] = {}
     for name in datasets:
@@ -97,7 +97,7 @@ def _check_dataset(name: str, folder: str | None, data_dir: str, is_required: bo
     if not report.problems:
         edition = report.data_edition
         return DataCheck(f"{name}: {edition}, {report.images:,} images in {report.root}")
-    problem = f"{report.refusal}; fix the data, or set the hparam data_edition to {UNCHECKED}"
+    problem = f"{report.error_text}; fix the data, or set the hparam data_edition to {UNCHECKED}"
     return DataCheck(
         f"{name}: broken: {'; '.join(report.problems)}", broken=problem if is_required else None
     )

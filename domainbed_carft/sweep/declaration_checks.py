@@ -243,7 +243,7 @@ def _place_problem(problem: str | HparamProblem, settings: Sequence[_Setting]) -
         same_name = [setting for setting in settings if setting.name == problem.name]
         same_value = [setting for setting in same_name if setting.value == problem.value]
         if same_name:
-            return (same_value or same_name)[-1].path, problem.behind_its_key()
+            return (same_value or same_name)[-1].path, problem.message_after_key()
     return ("hparams",), str(problem)
 
 

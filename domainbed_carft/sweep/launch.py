@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files, launchers, process_variables
-from domainbed_carft.errors import CarftError, invalid, problems_of, raise_for
+from domainbed_carft.errors import CarftError, invalid, collect_problems, raise_for
 from domainbed_carft.jobs import manifest, own_methods
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Search
@@ -414,6 +414,6 @@ def _load(
     try:
         declaration = declaration_file.load(sweep)
     except CarftError as error:
-        raise_for([*error.problems, *problems_of(launchers.make, launcher, options)])
+        raise_for([*error.problems, *collect_problems(launchers.make, launcher, options)])
         raise
     return declaration, launchers.make(launcher, options)

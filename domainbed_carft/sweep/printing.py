@@ -19,7 +19,7 @@ from domainbed_carft.jobs.manifest import ChosenValues, format_trials
 from domainbed_carft.launchers import slurm
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status, SweepState
-from domainbed_carft.text import NO_ESTIMATE, limited, printable, progress, quantity, table
+from domainbed_carft.text import NO_ESTIMATE, limit_lines, printable, progress, quantity, table
 
 # The progress bar reads the states of all jobs at this interval per job, or at the minimum.
 SECONDS_PER_JOB = 0.01
@@ -59,7 +59,7 @@ def overview(statuses: Sequence[Status]) -> str:
             if status.state == state and (status.diverged or not needs_diverged)
         ]
         if listed:
-            lines += ["", title, *limited([f"  {_status_line(status)}" for status in listed])]
+            lines += ["", title, *limit_lines([f"  {_status_line(status)}" for status in listed])]
     if waiting := waiting_lines(statuses):
         lines += ["", *waiting]
     return "\n".join(lines)
@@ -97,7 +97,7 @@ def search_lines(state: SweepState) -> list[str]:
         second=state.get_stage(REPEAT),
         n_waiting=0 if search.chosen else search.repeats,
     )
-    lines += limited([f"  chosen: {_chosen_phrase(chosen)}" for chosen in search.chosen])
+    lines += limit_lines([f"  chosen: {_chosen_phrase(chosen)}" for chosen in search.chosen])
     if state.needs_second_launch:
         lines.append("The first stage is done. To launch the second, launch the sweep again.")
     return lines
@@ -149,7 +149,7 @@ def failures(unfinished: Sequence[Status], output: Path) -> str:
     for title, group in (("failed", failed), ("not done", not_done)):
         if group:
             lines.append(f"{quantity(len(group), 'job')} {title}:")
-            lines += limited([_failure_line(status) for status in group])
+            lines += limit_lines([_failure_line(status) for status in group])
     if failed:
         lines.append(f"Fix the cause, run {command_line('retry', output)}, then launch again.")
     return "\n".join(lines)

@@ -23,7 +23,7 @@ from domainbed.scripts import train
 from fake_checkout import run_python
 from torch.utils.data import TensorDataset
 
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import TransientError
 
 from . import fakes
 
@@ -178,7 +178,7 @@ def test_batch_that_cannot_be_shared_raises_passing_error(monkeypatch):
     monkeypatch.setattr(os, "memfd_create", fail)
     monkeypatch.setattr(os, "statvfs", lambda path: full)
     message = "no space for 400 bytes.*/dev/shm has 0 of 64 MiB free.*--workers 0"
-    with pytest.raises(PassingError, match=message):
+    with pytest.raises(TransientError, match=message):
         list(FastDataLoader(numbered(0, 50), 50, 1))
 
 

@@ -21,7 +21,7 @@ from domainbed_carft import text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.listing import list_environments
 from domainbed_carft.data.verify import DataReport, verify_listing
-from domainbed_carft.errors import CarftError, problems_of, raise_for
+from domainbed_carft.errors import CarftError, collect_problems, raise_for
 from domainbed_carft.images.protocols import UPSTREAM_SIZE, plan_for
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.jobs import splits
@@ -230,7 +230,7 @@ class _Benchmark(MultipleEnvironmentImageFolder):
         """Return a problem if the dataset's folder is missing below `root`; no image is read."""
         if root is None:
             return [f"{cls.__name__} needs --data_dir, the folder that contains {cls.FOLDER}"]
-        if absent := benchmarks.missing_data_dir(root):
+        if absent := benchmarks.data_dir_problems(root):
             return [*absent]
         expected = os.path.join(root, cls.FOLDER)
         if os.path.isdir(expected):
@@ -247,7 +247,7 @@ class OwnData(_Benchmark):
     @classmethod
     def data_problems(cls, root: str | None) -> list[str]:
         """Return the problems of the environments' and classes' names; no image is read."""
-        return problems_of(image_folders.require_valid_folders, cls.FOLDER, cls.ENVIRONMENTS)
+        return collect_problems(image_folders.require_valid_folders, cls.FOLDER, cls.ENVIRONMENTS)
 
 
 class VLCS(_Benchmark):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
-from domainbed_carft.errors import CarftError, PassingError, brief, raise_for
+from domainbed_carft.errors import CarftError, TransientError, brief, raise_for
 from domainbed_carft.files import weights
 
 # Upstream's `pretrained=True` is V1 (`handle_legacy_interface` in torchvision/models/_utils.py),
@@ -122,7 +122,7 @@ class ResNet(nn.Module):
     there are not 3 channels, the weights of the first layer are repeated.
 
     Raises:
-        PassingError: The pretrained weights cannot be downloaded.
+        TransientError: The pretrained weights cannot be downloaded.
         CarftError: The file of the pretrained weights cannot be read, or does not fit.
     """
 
@@ -201,7 +201,7 @@ def pretrained(url: str) -> dict[str, torch.Tensor]:
         url: Address of the file, whose name ends with the first digits of its SHA-256.
 
     Raises:
-        PassingError: The download fails.
+        TransientError: The download fails.
         CarftError: The file cannot be read.
     """
     path = _cached_file(url)
@@ -212,7 +212,7 @@ def pretrained(url: str) -> dict[str, torch.Tensor]:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             torch.hub.download_url_to_file(url, path, hash_prefix=digits, progress=False)
         except Exception as error:  # of many types: no network, no space, another hash
-            raise PassingError(
+            raise TransientError(
                 f"the pretrained weights {path} are missing, and downloading them failed "
                 f"({brief(error)}). Put {url} there, or set TORCH_HOME to another folder"
             ) from error

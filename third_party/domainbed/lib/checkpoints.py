@@ -123,7 +123,7 @@ class Files:
     def publish(self, steps_done: int) -> None:
         """Write the records, and the weights if they belong to the last record."""
         path = self._folder.records_path
-        with resume.explain_failed_writes(path), files.replacing(path) as temporary:
+        with resume.explain_failed_writes(path), files.replace_atomically(path) as temporary:
             temporary.write_text(self._records, encoding="utf-8")
         if self._logs is not None:
             self._logs.catch_up(self._records[self._begins_at :])
@@ -146,7 +146,7 @@ class Files:
             self._save("model.pkl")
         path = self._folder.path / "done"
         with resume.explain_failed_writes(path):
-            with files.replacing(path) as temporary:
+            with files.replace_atomically(path) as temporary:
                 temporary.write_text("done")
             self._folder.state_path.unlink(missing_ok=True)
 

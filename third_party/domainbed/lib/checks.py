@@ -13,7 +13,7 @@ from typing import Any
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError
-from domainbed_carft.errors import problems_of as problems_of  # imported by `train` as well
+from domainbed_carft.errors import collect_problems as collect_problems  # get_module by `train` as well
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.job import READ_BY_TRAIN
 
@@ -29,12 +29,12 @@ def task_problems(task: str) -> list[str]:
 
 def algorithm_problems(name: str) -> list[str]:
     """Return a problem if the algorithm is unknown."""
-    return problems_of(algorithms.get_algorithm_class, name)
+    return collect_problems(algorithms.get_algorithm_class, name)
 
 
 def dataset_problems(name: str) -> list[str]:
     """Return a problem if the dataset is unknown, or if a folder is not a dataset."""
-    return problems_of(datasets.num_environments, name)
+    return collect_problems(datasets.num_environments, name)
 
 
 def data_problems(dataset: str, data_dir: str | None) -> list[str]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from domainbed_carft import text
-from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.errors import CarftError, TransientError
 
 
 class UnknownNameError(CarftError, NotImplementedError):
@@ -20,7 +20,7 @@ def print_error(script: str, error: CarftError) -> int:
     """Print an error without a traceback; return exit status 1 if a retry can help, otherwise 2."""
     lines = map(text.printable, str(error).splitlines())
     print(f"{script}: " + "\n".join(lines), file=sys.stderr)
-    return 1 if isinstance(error, PassingError) else 2
+    return 1 if isinstance(error, TransientError) else 2
 
 
 def exit_status(script: str, run: Callable[[], int | None]) -> int:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from domainbed.lib import shared_batches, stopping
 from domainbed.lib.image_batches import Images, UnfinishedBatch
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import TransientError
 from domainbed_carft.images import rng
 from domainbed_carft.images.image_lists import Passes
 from domainbed_carft.machine import devices
@@ -43,19 +43,19 @@ class _RequestedItems(Dataset[Any]):
     def __getitems__(self, requests: list[Request]) -> Any:
         """Read a batch (called by torch's loader).
 
-        A PassingError is returned, not raised: torch would print an error of a worker process with
+        A TransientError is returned, not raised: torch would print an error of a worker process with
         a traceback.
         """
         source = self._sources[requests[0][0]]  # a batch is of one dataset
-        with rng.preserved_states():
+        with rng.preserve_states():
             try:
                 return source.batch(requests) if source else list(map(self._item, requests))
-            except PassingError as failure:
+            except TransientError as failure:
                 return failure
 
     def _item(self, request: Request) -> Any:
         number, position, key = request
-        rng.reseed(rng.seed_of(*key))
+        rng.reseed(rng.derive_seed(*key))
         return self._datasets[number][position]
 
 
@@ -83,7 +83,7 @@ def load_batches(
         pinned: If True, the batches are in pinned memory.
 
     Raises:
-        PassingError: Data cannot be read, or processes cannot share memory.
+        TransientError: Data cannot be read, or processes cannot share memory.
     """
     # Without this generator, torch's loader would draw an unused seed from the global generator,
     # and change the random numbers of training.
@@ -108,7 +108,7 @@ def load_batches(
 
     try:
         for batch in loaded:
-            if isinstance(batch, PassingError):
+            if isinstance(batch, TransientError):
                 raise batch
             yield batch
     finally:
@@ -212,7 +212,7 @@ def training_requests(
     """
     for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
         key = (seed, number, step)
-        generator = torch.Generator().manual_seed(rng.seed_of(*key))
+        generator = torch.Generator().manual_seed(rng.derive_seed(*key))
         if passes:
             positions = passes[number].batch(step, batch_size)
         elif weight is None:

@@ -20,7 +20,7 @@ from domainbed_carft.data import image_files
 from domainbed_carft.images import loading, rng, stages
 from domainbed_carft.images.plan import FAST, JITTERS, ImagePlan
 from domainbed_carft.images.protocols import UPSTREAM_SIZE
-from domainbed_carft.images.transforms import plan_of
+from domainbed_carft.images.transforms import find_plan
 from domainbed_carft.machine import devices
 
 
@@ -122,7 +122,7 @@ def environment_plan(environment: Any) -> ImagePlan | None:
     """Return the plan of an environment's transform, or None for other transforms."""
     if not image_folders.is_image_folder(environment):
         return None
-    return plan_of(environment.transform)
+    return find_plan(environment.transform)
 
 
 def choose(
@@ -145,7 +145,7 @@ def choose(
         return Images()
 
     device = devices.default_device()
-    jitter = stages.jitter_path(device)
+    jitter = stages.jitter_backend(device)
     plan = replace(_common_plan(readable), mode=FAST, jitter=jitter)
     image_format = None
     if get_image_format and len(readable) == len(dataset):
@@ -186,7 +186,7 @@ class ImageSource:
             or if the plan draws no random numbers: such images can be kept in memory.
 
         Raises:
-            PassingError: An image cannot be read.
+            TransientError: An image cannot be read.
         """
         load = functools.partial(loading.load, self.plan)
         squares = []
@@ -196,8 +196,8 @@ class ImageSource:
             if self.positions is not None:
                 position = self.positions[position]
             path, label = self.folder.samples[position]
-            if self.plan.draws:  # the generator that torchvision's transforms use
-                torch.default_generator.manual_seed(rng.seed_of(*key))
+            if self.plan.is_random:  # the generator that torchvision's transforms use
+                torch.default_generator.manual_seed(rng.derive_seed(*key))
             square, square_choices = image_files.read_image(load, path)
             squares.append(square)
             choices.append(square_choices)
@@ -206,5 +206,5 @@ class ImageSource:
         batch = UnfinishedBatch(
             self.plan, torch.stack(squares), torch.stack(choices), torch.tensor(labels)
         )
-        is_finished = self.finished_by_loader and self.plan.draws
+        is_finished = self.finished_by_loader and self.plan.is_random
         return batch.finish() if is_finished else batch

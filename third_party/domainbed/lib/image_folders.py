@@ -13,7 +13,7 @@ from typing import Any
 from PIL import ImageFile
 
 from domainbed_carft.data import image_files
-from domainbed_carft.data.comparison import STRAY, quoted_names
+from domainbed_carft.data.comparison import STRAY, quote_names
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.image_lists import ImageList, ListedFolder
 
@@ -115,5 +115,5 @@ def require_same_classes(environments: Sequence[str], classes: Sequence[Sequence
         if differing:
             raise CarftError(
                 f"environments {environments[0]!r} and {environment!r} must have the same class "
-                f"folders; only one of them has {quoted_names(differing)}"
+                f"folders; only one of them has {quote_names(differing)}"
             )

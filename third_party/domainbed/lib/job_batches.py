@@ -68,7 +68,7 @@ class JobBatches:
 
         sampling = self.hparams.get("sampling", image_lists.WITH_REPLACEMENT)
         self._passes = [
-            image_lists.Passes(len(split), rng.seed_of(self._training_seed, number))
+            image_lists.Passes(len(split), rng.derive_seed(self._training_seed, number))
             for number, split in enumerate(self.in_splits)
             if sampling != image_lists.WITH_REPLACEMENT
         ]
@@ -106,7 +106,7 @@ class JobBatches:
         evaluated = [*self.evaluated.values(), *self.validated.values()]
         for number, dataset in enumerate(evaluated, start=len(self.in_splits)):
             source = images.source(dataset)
-            if source and not source.plan.draws:
+            if source and not source.plan.is_random:
                 sizes[number] = N_CHANNELS * source.plan.size**2
         return sizes
 

@@ -142,7 +142,7 @@ class Tee:
     def __init__(self, fname: str, mode: str = "a", stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
         self._file = open(  # noqa: SIM115 - closed by close()
-            fname, mode, encoding="utf-8", errors="backslashreplace", opener=files.open_itself
+            fname, mode, encoding="utf-8", errors="backslashreplace", opener=files.open_nofollow
         )
 
     def write(self, message: str) -> int:

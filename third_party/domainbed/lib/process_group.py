@@ -26,7 +26,7 @@ import torch.distributed as dist
 from domainbed.algorithms import Algorithm
 from domainbed.lib.step_meters import defining_class
 from domainbed_carft import text
-from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.errors import CarftError, TransientError
 from domainbed_carft.jobs.folder import STOPPED, UNCOUNTED_STATUSES
 
 # Key of the error message of a failed process, in the store that all processes share.
@@ -42,7 +42,7 @@ _REASON_PATIENCE = datetime.timedelta(seconds=3)
 _BUCKET_SIZE = 2**24
 
 
-class ProcessExitedError(PassingError):
+class ProcessExitedError(TransientError):
     """Another process of this job has ended."""
 
 
@@ -106,7 +106,7 @@ class ProcessGroup:
 
         for rank, name in itertools.product(range(self.size), facts):
             if gathered[rank].get(name) != gathered[0][name]:
-                value, expected = text.differences(gathered[rank].get(name), gathered[0][name])
+                value, expected = text.trim_differences(gathered[rank].get(name), gathered[0][name])
                 raise CarftError(
                     f"process {rank} of {self.size} has other settings than the first: {name} is "
                     f"{value}, expected {expected}. Start all with the same arguments, "
@@ -137,7 +137,7 @@ class ProcessGroup:
         """Store the error that ends this process; the first process prints it."""
         if isinstance(error, CarftError):
             message = str(error)
-            is_passing = isinstance(error, PassingError)
+            is_passing = isinstance(error, TransientError)
         else:
             message = "".join(traceback.format_exception(error)).rstrip()
             is_passing = True

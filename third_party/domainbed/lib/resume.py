@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from domainbed_carft import files, text
-from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.errors import CarftError, TransientError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import JobFolder
 
@@ -46,7 +46,7 @@ _STATE_KEYS = {
 }
 
 
-class ResumeError(PassingError):
+class ResumeError(TransientError):
     """The state of a job cannot be saved or read."""
 
 
@@ -66,7 +66,7 @@ def load(folder: str) -> dict[str, Any] | None:
         if state is not None and state["format"] != FORMAT:
             raise ValueError(f"{path} has format {state['format']}, expected {FORMAT}")
         return state
-    except PassingError:  # too little memory: the file can still be good
+    except TransientError:  # too little memory: the file can still be good
         raise
     except ValueError as error:
         advice = "Replace the file with a good copy, or delete the folder to start over"
@@ -77,7 +77,7 @@ def load(folder: str) -> dict[str, Any] | None:
 
 def delete_partial_files(folder: Path) -> None:
     """Delete partial files of killed processes; the caller must hold the folder's lock."""
-    for path in folder.glob(files.HALF_WRITTEN):
+    for path in folder.glob(files.PART_FILE_PATTERN):
         path.unlink(missing_ok=True)
 
 
@@ -89,7 +89,7 @@ def save_atomically(contents: Any, path: Path) -> None:
     """
     with (
         explain_failed_writes(path),
-        files.replacing(path) as temporary,
+        files.replace_atomically(path) as temporary,
         temporary.open("wb") as file,
     ):
         torch.save(contents, file)
@@ -133,7 +133,7 @@ def require_same(path: Path, kind: str, stored: dict[str, Any], current: dict[st
     differing = []
     for name in sorted({*stored, *current}):
         if stored.get(name) != current.get(name):
-            old, new = text.differences(stored.get(name), current.get(name))
+            old, new = text.trim_differences(stored.get(name), current.get(name))
             differing.append(f"{name}: {old} then, {new} now")
     if differing:
         raise CarftError(

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from domainbed_carft.errors import PassingError, brief
+from domainbed_carft.errors import TransientError, brief
 from domainbed_carft.process_variables import LOG
 
 KINDS = ("tensorboard", "wandb")
@@ -95,7 +95,7 @@ class Logs:
         hparams: The job's hyperparameters.
 
     Raises:
-        PassingError: A log cannot be opened.
+        TransientError: A log cannot be opened.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Logs:
             try:
                 self._open[kind] = _OPEN[kind](args, hparams)
             except Exception as error:
-                raise PassingError(f"the {kind} log cannot be opened: {brief(error)}") from error
+                raise TransientError(f"the {kind} log cannot be opened: {brief(error)}") from error
 
     def catch_up(self, records: str) -> None:
         """Log the new records.

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate, get_worker_info
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import TransientError
 from domainbed_carft.machine import devices
 
 SHARED_MEMORY = "/dev/shm"
@@ -40,17 +40,17 @@ def collate_batch(items: Any) -> Any:
     """Collate items into a batch, and share the batch if this is a loader process.
 
     Args:
-        items: A list of items, a batch, or a PassingError.
+        items: A list of items, a batch, or a TransientError.
 
     Returns:
-        The batch. A PassingError if `items` is one, or if the batch cannot be shared.
+        The batch. A TransientError if `items` is one, or if the batch cannot be shared.
     """
     if get_worker_info() is None:
         return default_collate(items) if isinstance(items, list) else items
     if isinstance(items, list):
         # Torch's default function would stack tensors in /dev/shm.
         items = collate(items, collate_fn_map={**default_collate_fn_map, torch.Tensor: _stack})
-    if isinstance(items, PassingError):
+    if isinstance(items, TransientError):
         return items
     try:
         return SharedBatch(items)
@@ -58,7 +58,7 @@ def collate_batch(items: Any) -> Any:
         return sharing_error(error)
 
 
-def sharing_error(error: Exception) -> PassingError:
+def sharing_error(error: Exception) -> TransientError:
     """Return the error to raise if the processes of a job cannot share memory."""
     state = "cannot be read"
     hint = "Increase the container's shared memory (docker run --shm-size=1g)"
@@ -74,7 +74,7 @@ def sharing_error(error: Exception) -> PassingError:
             hint = "Mount it writable"
 
     reason = " ".join(str(error).split())
-    return PassingError(
+    return TransientError(
         f"loader processes cannot share memory with this job ({reason}); {SHARED_MEMORY} {state}. "
         f"{hint}, or load without extra processes (--workers 0)"
     )

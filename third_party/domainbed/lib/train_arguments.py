@@ -168,7 +168,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
         if value not in valid
     ]
 
-    problems += checks.problems_of(image_memory.memory_limit, flags.image_memory)
+    problems += checks.collect_problems(image_memory.memory_limit, flags.image_memory)
     for flag in ("steps", "checkpoint_freq", "workers"):
         problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
     problems += checks.range_problems("--processes", flags.processes, 1)

@@ -90,7 +90,7 @@ class Trainer:
         uses_loss = self.algorithm.uses_validation_loss
         if uses_loss:
             self.batches.validated = {
-                f"env{i}_out": transforms.unaugmented(self.environments[i].out_split)
+                f"env{i}_out": transforms.remove_augmentation(self.environments[i].out_split)
                 for i in training_envs
             }
         self.row_printer = evaluation.RowPrinter()
@@ -260,7 +260,7 @@ class Trainer:
         """Save the state; return False if the algorithm cannot be stored.
 
         Raises:
-            PassingError: The folder has been moved or removed.
+            TransientError: The folder has been moved or removed.
         """
         if not self.process_group.is_leader:
             return True

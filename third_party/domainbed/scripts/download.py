@@ -14,7 +14,7 @@ from domainbed.lib.command_line import exit_status
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.download import download
-from domainbed_carft.errors import CarftError, PassingError, raise_for
+from domainbed_carft.errors import CarftError, TransientError, raise_for
 
 NAMES = [name for name, benchmark in benchmarks.BENCHMARKS.items() if benchmark.sources]
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
         try:
             report = download(name, Path(args.data_dir))
         except CarftError as error:  # the command line is valid, and a retry can succeed
-            raise PassingError(*error.problems) from error
+            raise TransientError(*error.problems) from error
         print(f"{report.status}: {report.images:,} images in {report.root}")
 
 

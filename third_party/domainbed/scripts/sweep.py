@@ -23,7 +23,7 @@ from domainbed.lib.command_line import exit_status
 from domainbed.lib.sweep_arguments import DATASETS as DATASETS
 from domainbed.lib.sweep_arguments import build_parser, check
 from domainbed_carft import questions
-from domainbed_carft.errors import CarftError, PassingError
+from domainbed_carft.errors import CarftError, TransientError
 from domainbed_carft.jobs import job as job_module
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import HeldError, JobFolder, delete_claimed
@@ -210,7 +210,7 @@ def _launch(
     try:
         failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
     except CarftError as error:  # jobs have started, so the command line is not at fault
-        raise PassingError(*error.problems) from error
+        raise TransientError(*error.problems) from error
     return 1 if failed else 0
 
 
@@ -242,7 +242,7 @@ def _list_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
 
 def _change_manifest(change: Callable[..., object], *arguments: Any) -> None:
     """Change the manifest; if that fails, print a warning and continue."""
-    for problem in checks.problems_of(change, *arguments):
+    for problem in checks.collect_problems(change, *arguments):
         print(f"sweep: Warning: the list of jobs was not updated: {problem}", file=sys.stderr)
 
 

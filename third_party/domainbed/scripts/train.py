@@ -31,7 +31,7 @@ from domainbed.lib.process_group import ProcessGroup
 from domainbed.lib.process_start import is_first, join_process_group
 from domainbed.lib.train_arguments import UNRECORDED_FLAGS, build_parser, check
 from domainbed_carft import text
-from domainbed_carft.errors import CarftError, is_no_space
+from domainbed_carft.errors import CarftError, is_disk_full
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import HeldError, JobFolder, Lock
 
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return print_error("train", error)
     except OSError as error:
         print(f"train: {_unusable_folder(args, error)}", file=sys.stderr)
-        return job_folder.NO_SPACE if is_no_space(error) else 1
+        return job_folder.NO_SPACE if is_disk_full(error) else 1
     return 0
 
 
@@ -177,7 +177,7 @@ def _report(error: BaseException) -> int:
     """Print an error on standard error, and return the command's exit status."""
     if isinstance(error, CarftError):
         status = print_error("train", error)
-        return job_folder.NO_SPACE if is_no_space(error) else status
+        return job_folder.NO_SPACE if is_disk_full(error) else status
 
     if isinstance(error, stopping.Stopped):
         print(f"train: stopped by {error}; to resume, rerun the command", file=sys.stderr)
@@ -191,7 +191,7 @@ def _report(error: BaseException) -> int:
 
     if not isinstance(error, Exception):
         raise error
-    if is_no_space(error):
+    if is_disk_full(error):
         print(f"train: {_full_disk(error)}", file=sys.stderr)
         return job_folder.NO_SPACE
     traceback.print_exception(error)
