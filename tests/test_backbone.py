@@ -49,7 +49,7 @@ def test_a_state_dict_and_openais_archive_load_exactly_in_float32(
 
 def test_text_features_equal_clips_own_on_full_length_text(random_tiny):
     loaded = backbone.load(str(random_tiny))
-    features = backbone.text_features(loaded, PROMPTS)
+    features = backbone.encode_prompts(loaded, PROMPTS)
     assert features.shape == (2, 2, 128) and features.dtype == torch.float32
 
     with torch.no_grad():
@@ -62,22 +62,22 @@ def test_text_is_encoded_once_for_the_same_weights_and_prompts(random_tiny, tmp_
     cache = tmp_path / "cache"
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(cache))
     loaded = backbone.load(str(random_tiny))
-    first = backbone.text_features(loaded, PROMPTS)
+    first = backbone.encode_prompts(loaded, PROMPTS)
     torch.save(random_clip(seed=1, **TINY_SHAPE).state_dict(), tmp_path / "other.pt")
-    other_features = backbone.text_features(backbone.load(str(tmp_path / "other.pt")), PROMPTS)
+    other_features = backbone.encode_prompts(backbone.load(str(tmp_path / "other.pt")), PROMPTS)
     assert not torch.equal(other_features, first)
-    backbone.text_features(loaded, [[PROMPTS[0][0]], [PROMPTS[0][1]]])
-    backbone.text_features(loaded, [PROMPTS[0]])  # the same words in another shape
+    backbone.encode_prompts(loaded, [[PROMPTS[0][0]], [PROMPTS[0][1]]])
+    backbone.encode_prompts(loaded, [PROMPTS[0]])  # the same words in another shape
     assert len([*cache.rglob("*.pt")]) == 4
 
     monkeypatch.setattr(loaded.model, "encode_text", None)  # nothing is encoded any more
-    assert torch.equal(backbone.text_features(loaded, PROMPTS), first)
+    assert torch.equal(backbone.encode_prompts(loaded, PROMPTS), first)
 
 
 def test_an_unwritable_text_cache_is_no_error(random_tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "file"))
-    features = backbone.text_features(backbone.load(str(random_tiny)), PROMPTS)
+    features = backbone.encode_prompts(backbone.load(str(random_tiny)), PROMPTS)
     assert features.shape == (2, 2, 128)
 
 
@@ -128,4 +128,4 @@ def test_a_file_that_is_no_clip_is_refused_by_name(tmp_path):
 
 def test_a_prompt_that_is_too_long_is_refused_by_name(random_tiny):
     with pytest.raises(CarftError, match="longer than the 77 tokens.*shorten"):
-        backbone.text_features(backbone.load(str(random_tiny)), [["dog " * 100]])
+        backbone.encode_prompts(backbone.load(str(random_tiny)), [["dog " * 100]])

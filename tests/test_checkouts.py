@@ -85,7 +85,7 @@ def check_last_record(record, shape):
         names = class_names = ["Persian_cat", "dog"]
     assert hparams["class_names"] == names
     # The digest is that of the prompts that the job should have read; names are not written down.
-    expected = prompts.digest(prompts.contexts("imagenet"), class_names)
+    expected = prompts.digest(prompts.parse_contexts("imagenet"), class_names)
     assert facts["prompts_digest"] == expected
 
 

@@ -87,7 +87,7 @@ def test_the_table_of_methods_has_each_algorithm_and_each_page():
 def test_the_defaults_on_the_page_of_a_method_are_the_declared_ones(page):
     text = page.read_text(encoding="utf-8")
     algorithm = re.search(r"`(\w+)`", text)[1]
-    hparams = algorithms.hparams_of("CLIPFineTune" if algorithm == "average" else algorithm)
+    hparams = algorithms.recorded_hparams("CLIPFineTune" if algorithm == "average" else algorithm)
     section = text.split("## Hyperparameters\n")[1].split("\n## ")[0]
     defaults = re.findall(r"^- `(\w+)`: (\d[\d.e-]*|`[^`]+`)", section, flags=re.MULTILINE)
     assert defaults or page.stem in ("zero-shot", "fine-tuning"), "no default is shown"

@@ -65,7 +65,7 @@ def test_each_hyperparameter_is_drawn_from_its_range(name):
         SimpleNamespace(uniform=lambda *ends, end=end: ends[end]) for end in (0, 1)
     )
     conditions = Conditions("PACS")
-    for hparam in getattr(algorithms, name).own_hparams().values():
+    for hparam in getattr(algorithms, name).hparams_by_name().values():
         if hparam.draw:
             ends = [hparam.draw(drawn, conditions) for drawn in (smallest, largest)]
             factor = 10 if name in TEN_TIMES_THE_RATE and hparam.name == "lr" else 1
@@ -143,7 +143,7 @@ def test_hparams_that_an_algorithm_does_not_read_are_named(algorithm, unread):
     args = train.build_parser().parse_args(words)
     names = ["kl_weight", "sp_weight", "kl_direction", "lr", "batch_size", "clip_digest"]
     names += ["data_augmentation", "shots"]
-    assert preparation.unread_hparams(args, dict.fromkeys(names)) == unread
+    assert preparation.unused_hparams(args, dict.fromkeys(names)) == unread
 
 
 @pytest.mark.slow

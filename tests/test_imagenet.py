@@ -33,7 +33,7 @@ def sha256(text):
 def test_class_lists_have_their_known_digests():
     """Those of timm's, OpenAI's and ObjectNet's lists, as others publish them."""
     assert sha256("\n".join(IDS)).startswith("385e0240499426c0")
-    names = prompts.class_names({"class_names": "imagenet"}, 1000)
+    names = prompts.find_class_names({"class_names": "imagenet"}, 1000)
     assert sha256(json.dumps(names)).startswith("6ef5246539bb")
     assert tuple(names) == imagenet.suite().classes == imagenet.class_names()
 
@@ -252,9 +252,9 @@ def test_passes_suit_the_recipe_and_no_balanced_classes():
     values = algorithms.hparam_values("CARFT", "ImageNet")
     assert values["total_steps"] == datasets.get_dataset_class("ImageNet").N_STEPS
     values |= {"sampling": "passes", "protocol": "domainbed", "clip_backbone": "tiny"}
-    assert job.find_facts(values, 1000, has_kl=True).amp == "off"
+    assert job.find_job_facts(values, 1000, has_kl=True).amp == "off"
     with pytest.raises(CarftError, match="sampling is 'passes', expected 'with-replacement'"):
-        job.find_facts({**values, "class_balanced": True}, 1000, has_kl=True)
+        job.find_job_facts({**values, "class_balanced": True}, 1000, has_kl=True)
 
 
 def test_both_sets_are_verified_and_the_training_set_before_a_sweep(data, tmp_path, capsys):

@@ -31,7 +31,7 @@ class Symbols:
         self.f_0 = unit(self.original(self.images))
 
         prompts = [[c.replace("{}", k) for k in CLASSES] for c in algorithm.hparams["contexts"]]
-        T = unit(backbone.text_features(clip_model, prompts))
+        T = unit(backbone.encode_prompts(clip_model, prompts))
         self.T = T
         self.t = unit(T.mean(dim=0))  # of classes, the mean over contexts
         self.c = unit(T.mean(dim=1))  # of contexts, the mean over classes

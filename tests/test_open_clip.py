@@ -66,7 +66,7 @@ def test_tiny_is_the_same_through_both_loaders(tmp_path):
     with torch.no_grad():
         features = [model.model.visual(x) for model in (openai, converted)]
     torch.testing.assert_close(*features, rtol=1e-4, atol=1e-5)
-    texts = [backbone.text_features(model, PROMPTS) for model in (openai, converted)]
+    texts = [backbone.encode_prompts(model, PROMPTS) for model in (openai, converted)]
     torch.testing.assert_close(*texts, rtol=1e-4, atol=1e-5)
 
 
@@ -78,7 +78,7 @@ def test_a_loaded_model_encodes_as_open_clips(kind, folders):
     size = config["vision_cfg"]["image_size"]
     how = (size, "bicubic", "squash", (0.5,) * 3, (0.5,) * 3) if kind == "siglip" else (size,)
     assert loaded.preprocessing == Preprocessing(*how)
-    assert backbone.preprocessing(folders[kind]) == loaded.preprocessing
+    assert backbone.find_preprocessing(folders[kind]) == loaded.preprocessing
 
     reference = open_clip.create_model(place).eval()
     tokens = open_clip.get_tokenizer(place)([prompt for row in PROMPTS for prompt in row])
@@ -87,7 +87,7 @@ def test_a_loaded_model_encodes_as_open_clips(kind, folders):
     with torch.no_grad():
         encoded = loaded.model.visual(images)
         torch.testing.assert_close(encoded, reference.encode_image(images))
-        features = backbone.text_features(loaded, PROMPTS).flatten(0, 1)
+        features = backbone.encode_prompts(loaded, PROMPTS).flatten(0, 1)
         torch.testing.assert_close(features, reference.encode_text(tokens), rtol=1e-5, atol=1e-6)
 
         places = {"ldifs": penalties.LDIFSPenalty.places, "miro": penalties.MIROPenalty.places}
@@ -157,7 +157,7 @@ def test_invalid_names_are_refused(name, message, tmp_path, monkeypatch):
     ],
 )
 def test_a_name_and_tag_give_the_tags_preprocessing(name, expected):
-    assert backbone.preprocessing(f"open_clip:{name}").hparam_value == expected
+    assert backbone.find_preprocessing(f"open_clip:{name}").hparam_value == expected
 
 
 def test_without_open_clip_the_message_says_what_to_install(monkeypatch):
@@ -250,7 +250,7 @@ def test_datasets_deliver_images_of_the_models_size(clip, size, tmp_path):
         values = {"preprocessing": "", "protocol": protocol, "clip_backbone": name}
         values |= {"data_augmentation": True, "data_edition": ""}
         dataset = datasets.get_dataset_class(str(place))(None, [0], values)
-        plan = plan_for(protocol, size, False, backbone.preprocessing(name))
+        plan = plan_for(protocol, size, False, backbone.find_preprocessing(name))
         x = dataset[0][0][0]
         assert x.shape == dataset.input_shape == (3, size, size)
         assert torch.equal(x, PlanTransform(plan)(Image.fromarray(pixels)))
@@ -302,7 +302,7 @@ def test_the_same_weights_with_another_activation_are_another_clip(folders, tmp_
     plain_name = open_clip_folders.write(tmp_path / "other", "quickgelu", quick_gelu=False)
     quick, plain = (backbone.load(name) for name in (folders["quickgelu"], plain_name))
     assert quick.digest == plain.digest
-    features = [backbone.text_features(loaded, PROMPTS) for loaded in (quick, plain)]
+    features = [backbone.encode_prompts(loaded, PROMPTS) for loaded in (quick, plain)]
     assert not torch.allclose(*features)
 
     run = reopened(make(folders["quickgelu"]), tmp_path)
@@ -367,7 +367,7 @@ def test_flyps_text_encoder_is_exported(folders, tmp_path):
     run = saved.open_run(folder / "model.pkl")
     words = [[context.replace("{}", name) for name in run.classes] for context in run.contexts]
     before, trained = (
-        backbone.text_features(backbone.load(name), words)
+        backbone.encode_prompts(backbone.load(name), words)
         for name in (folders["gelu"], f"open_clip:local-dir:{tmp_path / 'export'}")
     )
     assert not torch.allclose(before, trained)

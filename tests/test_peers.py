@@ -80,7 +80,7 @@ def test_what_predicts_and_is_saved_is_the_average_towards_the_original(random_t
     for step in range(1, 6):
         for trained in (algorithm, twin):
             trained.update(minibatches(step))
-        share = averages.share(step, algorithm.hparams)
+        share = averages.averaging_weight(step, algorithm.hparams)
         for name, parameter in twin.named_parameters():
             expected[name] += share * (parameter.detach() - expected[name])
 
@@ -154,7 +154,7 @@ def test_the_average_begins_after_the_first_phase(random_tiny):
     algorithm = make(random_tiny, "CLIPLPFT", average="sma", average_start=0, lp_steps=3)
     train(algorithm, 4)
     trained = dict(algorithm.named_parameters())
-    for name, tensor in algorithm.predicting_weights().items():
+    for name, tensor in algorithm.prediction_weights().items():
         assert torch.equal(tensor, trained[name]), name  # of the one step there was
 
 
@@ -191,7 +191,7 @@ def average_of(kind, weights, **hparams):
     settings = {"average": kind, "total_steps": len(weights) - 1, "lp_steps": 0, **hparams}
     average = weights[0]
     for step, now in enumerate(weights[1:], 1):
-        average = average + averages.share(step, settings) * (now - average)
+        average = average + averages.averaging_weight(step, settings) * (now - average)
     return average
 
 
@@ -211,7 +211,10 @@ def test_weight_averages_equal_their_closed_forms():
         density = at ** (b - 1) * (1 - at) ** (b - 1)
         expected = (density * weights).sum() / density.sum()
         assert average_of("beta", weights, beta=b) == pytest.approx(expected)
-    assert averages.share(total + 1, {"average": "beta", "total_steps": total, "beta": 0.5}) == 0
+    assert (
+        averages.averaging_weight(total + 1, {"average": "beta", "total_steps": total, "beta": 0.5})
+        == 0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +301,7 @@ def test_kl_over_clusters_uses_cluster_centres_of_the_contexts():
     usual = np.concatenate([c + 1e-3 * rng.normal(size=(10, 32)) for c in centres])
     odd = 4 * rng.normal(size=(10, 32))
     contexts = torch.tensor(np.concatenate([odd, usual]), dtype=torch.float32)
-    clusters = fd_align.clustered(contexts, 3)
+    clusters = fd_align.cluster_centres(contexts, 3)
     nearest = torch.cdist(torch.tensor(centres, dtype=torch.float32), clusters).min(dim=1).values
 
     assert clusters.shape == (3, 32)
@@ -306,10 +309,10 @@ def test_kl_over_clusters_uses_cluster_centres_of_the_contexts():
     with pytest.raises(
         CarftError, match="FD-Align makes 31 clusters .* these are 30 of 40; give more contexts"
     ):
-        fd_align.clustered(contexts, 31)
+        fd_align.cluster_centres(contexts, 31)
 
 
 def test_kl_over_other_captions_is_zero_if_all_images_have_one_class():
     logits, labels = torch.randn(6, 6), torch.zeros(6)
-    masked = starft.without_own_class(logits, labels, labels)
+    masked = starft.mask_own_class(logits, labels, labels)
     assert float(objective.context_kl(masked, masked + 1, objective.KL_DIRECTIONS[0])) == 0

@@ -7,14 +7,14 @@ from domainbed_carft.method import algorithms, dataset_facts, prompts
 
 
 def test_shipped_context_lists_are_complete():
-    imagenet = prompts.contexts("imagenet")
+    imagenet = prompts.parse_contexts("imagenet")
     assert len(imagenet) == 80  # OpenAI's ImageNet templates
     assert imagenet[0] == "a bad photo of a {}." and imagenet[-1] == "a tattoo of the {}."
-    assert len(prompts.contexts("emoji")) == 36
+    assert len(prompts.parse_contexts("emoji")) == 36
 
     metadata = pytest.importorskip("open_clip.zero_shot_metadata", reason="needs open_clip")
     expected = [template("{}") for template in metadata.SIMPLE_IMAGENET_TEMPLATES]
-    assert prompts.contexts("imagenet7") == expected
+    assert prompts.parse_contexts("imagenet7") == expected
 
 
 # Of openai/CLIP's data/prompts.md: templates and classes, the first and the last of each, in
@@ -38,26 +38,26 @@ OPENAI = {
 @pytest.mark.parametrize("name", prompts.CLASS_LISTS)
 def test_openais_lists_of_each_dataset(name):
     templates, classes, first, last = OPENAI[name]
-    names = prompts.class_names({"class_names": name}, classes)
+    names = prompts.find_class_names({"class_names": name}, classes)
     assert (names[0], names[-1]) == (first, last) and len({*names}) == classes - 2 * (
         name == "imagenet"
     )
     if templates > 1:
-        assert len(prompts.contexts(name)) == templates
+        assert len(prompts.parse_contexts(name)) == templates
     else:
         with pytest.raises(CarftError, match=f"'{name}', a list of 1 template.*KL.*'imagenet7'"):
-            prompts.contexts(name)
+            prompts.parse_contexts(name)
 
 
 def test_contexts_from_a_file_and_from_a_list(tmp_path):
     path = tmp_path / "my contexts.txt"
     path.write_text("a sketch of a {}.\n\n  a photo of a {}.\n", encoding="utf-8")
-    assert prompts.contexts(str(path)) == ["a sketch of a {}.", "a photo of a {}."]
-    assert prompts.contexts(["the {}", "a {}"]) == ["the {}", "a {}"]
+    assert prompts.parse_contexts(str(path)) == ["a sketch of a {}.", "a photo of a {}."]
+    assert prompts.parse_contexts(["the {}", "a {}"]) == ["the {}", "a {}"]
 
 
 def remember(hparams, classes):
-    dataset = dataset_facts.named_dataset(hparams["class_names"]) or "PACS"
+    dataset = dataset_facts.parse_dataset_name(hparams["class_names"]) or "PACS"
     environments = [dataset_facts.EnvironmentFacts(e, c) for e, c in classes.items()]
     dataset_facts.remember(hparams, dataset, environments)
 
@@ -73,7 +73,7 @@ def remember(hparams, classes):
 )
 def test_bad_contexts_are_refused(spec, message):
     with pytest.raises(CarftError, match=message):
-        prompts.contexts(spec)
+        prompts.parse_contexts(spec)
 
 
 def test_folder_names_are_cleaned():
@@ -87,11 +87,11 @@ def test_class_names_of_the_user_win(tmp_path):
     names = ["crane", "T-shirt", "Crock Pot", "crane"]
     for folders in (["a", "b", "c", "d"], ["crane", "t-shirt", "crock pot", "crane"]):
         remember({"class_names": names}, {"env": folders})
-        assert prompts.class_names({"class_names": names}, 4) == names
+        assert prompts.find_class_names({"class_names": names}, 4) == names
 
     path = tmp_path / "names.txt"
     path.write_text("\n".join(names), encoding="utf-8")
-    assert prompts.class_names({"class_names": str(path)}, 4) == names
+    assert prompts.find_class_names({"class_names": str(path)}, 4) == names
 
 
 def test_then_class_names_of_the_dataset_that_the_hparams_name():
@@ -99,14 +99,14 @@ def test_then_class_names_of_the_dataset_that_the_hparams_name():
     names = [f"class {i}" for i in range(7)]
     remember(hparams, {"a": names, "b": names})
     remember({"class_names": "dataset:VLCS"}, {"a": ["one"]})  # the next dataset
-    assert prompts.class_names(dict(hparams), 7) == names
+    assert prompts.find_class_names(dict(hparams), 7) == names
     assert hparams == {"class_names": "dataset:PACS"}  # nothing enters the records
 
 
 def test_then_built_in_class_names():
     vlcs = ["bird", "car", "chair", "dog", "person"]
-    assert prompts.class_names({"class_names": "dataset:VLCS"}, 5) == vlcs
-    office = prompts.class_names({"class_names": "dataset:OfficeHome"}, 65)
+    assert prompts.find_class_names({"class_names": "dataset:VLCS"}, 5) == vlcs
+    office = prompts.find_class_names({"class_names": "dataset:OfficeHome"}, 65)
     assert (office[0], office[58], office[-1]) == ("alarm clock", "TV", "webcam")
 
 
@@ -134,7 +134,7 @@ def test_class_names_that_do_not_fit_are_refused(spec, count, folders, message):
     hparams = {"class_names": spec}
     remember(hparams, folders)
     with pytest.raises(CarftError, match=message):
-        prompts.class_names(hparams, count)
+        prompts.find_class_names(hparams, count)
 
 
 def test_the_digest_is_over_every_word_and_their_order():
@@ -148,10 +148,10 @@ def test_the_digest_is_over_every_word_and_their_order():
 def known(hparams, names, test_envs=None):
     environments = [dataset_facts.EnvironmentFacts(name, None) for name in names]
     dataset_facts.remember(hparams, "Mine", environments, test_envs=test_envs)
-    return prompts.contexts_of(hparams)
+    return prompts.find_contexts(hparams)
 
 
-def test_contexts_of_the_domains_with_and_without_the_one_left_out():
+def test_find_contexts_the_domains_with_and_without_the_one_left_out():
     folders = ["art_painting", "Real World", "TV"]
     hparams = {"contexts": "domains", "class_names": "dataset:Mine"}
     every = ["a art painting of a {}.", "a real world of a {}.", "a TV of a {}."]
@@ -166,7 +166,7 @@ def test_contexts_of_the_domains_with_and_without_the_one_left_out():
     with pytest.raises(CarftError, match="does not show which environments are left out; give"):
         known(hparams, folders)
     with pytest.raises(CarftError, match="does not show its environments; give"):
-        prompts.contexts_of({**hparams, "class_names": "dataset:Unseen"})
+        prompts.find_contexts({**hparams, "class_names": "dataset:Unseen"})
 
 
 @pytest.mark.parametrize(

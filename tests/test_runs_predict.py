@@ -135,7 +135,7 @@ def test_predictions_undo_a_hosts_normalisation(pets, tmp_path):
 
 def test_classes_of_the_same_name_are_told_apart_by_label(pets, tmp_path, capfd):
     """Of the folders "Wild_Dog" and "wild-dog", say."""
-    text = prompts.as_json(prompts.contexts("emoji"), ["wild dog", "wild dog"])
+    text = prompts.as_json(prompts.parse_contexts("emoji"), ["wild dog", "wild dog"])
     words = torch.tensor([*text.encode()], dtype=torch.uint8)
     job = changed(pets / "CARFT", tmp_path, model_dict={"words": words})
     ((prediction,), _) = predict(capfd, job, noise(tmp_path / "x.png"))

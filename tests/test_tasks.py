@@ -175,7 +175,7 @@ def test_all_class_names_are_those_of_the_full_list_in_label_order(name):
 
     reworded = OPENAI_WORDS.get(name, {})
     expected = [reworded.get(class_name, class_name) for class_name in task.class_names]
-    openai_names = prompts.class_names({"class_names": task.words}, task.classes)
+    openai_names = prompts.find_class_names({"class_names": task.words}, task.classes)
     assert [*map(normalised_name, openai_names)] == [*map(normalised_name, expected)]
 
 
@@ -295,7 +295,7 @@ def test_a_clip_is_tested_with_the_single_template_and_classes_weigh_alike(data,
     clip = backbone.load("tiny")
     names = (ASSETS / "class_names" / "pets.txt").read_text().splitlines()
     words = [[f"a photo of a {name}, a type of pet." for name in names]]
-    texts = torch.nn.functional.normalize(backbone.text_features(clip, words)[0], dim=-1)
+    texts = torch.nn.functional.normalize(backbone.encode_prompts(clip, words)[0], dim=-1)
     images = tasks.read_split(tasks.TASKS["OxfordIIITPet"], data, False)
     transform = PlanTransform(plan_for("clip", 48, False))
     is_right = [[] for _ in names]

@@ -38,7 +38,7 @@ from domainbed_carft.data.benchmarks import BENCHMARKS
 from domainbed_carft.machine import devices, stand_in_device
 from domainbed_carft.method import hparam_checks, hparams
 from domainbed_carft.method.algorithm import CLIPAlgorithm
-from domainbed_carft.method.host_lookup import in_our_harness
+from domainbed_carft.method.host_lookup import is_carft_harness
 
 TOLERANCE = 1e-7  # of float64, whose rounding is a millionth of it
 FLOAT32_TOLERANCE = 1e-4  # also of what depends on text features, which are in float32
@@ -94,7 +94,7 @@ def skip_if(reason: str) -> None:
 
 def without_resuming() -> str:
     """Return why jobs cannot be resumed; "" if they can."""
-    is_ours = in_our_harness()
+    is_ours = is_carft_harness()
     return "" if is_ours else "the domainbed in use is a checkout, which does not resume jobs"
 
 
@@ -450,10 +450,10 @@ def target(subject: Subject) -> None:
 
 def require_valid(subject: Subject, dataset: str, random_seed: int | None) -> None:
     """Raise unless the defaults, or a draw, can be the hyperparameters of a job."""
-    hparams_by_name = subject.algorithm_class.own_hparams()
+    hparams_by_name = subject.algorithm_class.hparams_by_name()
     conditions = hparams.Conditions(dataset)
     values, repeated_values = (
-        hparams.values_of(hparams_by_name, conditions, random_seed) for _ in range(2)
+        hparams.get_values(hparams_by_name, conditions, random_seed) for _ in range(2)
     )
     kind = "default" if random_seed is None else f"draw of seed {random_seed}"
     for name, value in values.items():
@@ -479,7 +479,7 @@ def drawn_hparams(subject: Subject) -> None:
 
 def wrong_hparams(subject: Subject) -> None:
     """Each hyperparameter refuses what cannot be its value, by a problem that names it."""
-    hparams_by_name = subject.algorithm_class.own_hparams()
+    hparams_by_name = subject.algorithm_class.hparams_by_name()
     for (name, hparam), value in itertools.product(hparams_by_name.items(), WRONG_VALUES):
         require(not hparam.valid(value), f"{name} = {value!r} is valid, expected a refusal")
     for name in declared_hparams(subject.algorithm_class):

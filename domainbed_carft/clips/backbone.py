@@ -52,19 +52,19 @@ class ClipFacts(NamedTuple):
     preprocessing: Preprocessing
 
 
-def clip_facts(name: str, preprocessing: Preprocessing) -> ClipFacts:
+def find_clip_facts(name: str, preprocessing: Preprocessing) -> ClipFacts:
     """The facts of a published CLIP or one of open_clip's, of which nothing is built.
 
-    ``preprocessing`` is what `preprocessing` returned for it. A user's own file (`is_own_file`)
+    ``preprocessing`` is what `preprocessing` returned for it. A user's own file (`is_user_file`)
     would have to be loaded. Raises CarftError for an unknown name, a failed download, and a wrong
     SHA-256.
     """
     if name.startswith(open_clip.PREFIX):
-        path = open_clip.weights_file(name)
-        revision = open_clip.revision_of(path)
+        path = open_clip.find_weights(name)
+        revision = open_clip.get_revision(path)
         return ClipFacts(weights.cached_sha256(path), revision, preprocessing)
 
-    _, digest = openai.verified_file(name)
+    _, digest = openai.verify_file(name)
     return ClipFacts(digest, "", preprocessing)
 
 
@@ -86,23 +86,23 @@ def load(name: str) -> Backbone:
     return backbone
 
 
-def preprocessing(name: str) -> Preprocessing:
+def find_preprocessing(name: str) -> Preprocessing:
     """What the CLIP ``name`` wants of images; an exception of any type if it cannot be read."""
     if name.startswith(open_clip.PREFIX):
-        return open_clip.preprocessing(open_clip.configuration(name))
+        return open_clip.read_preprocessing(open_clip.load_configuration(name))
 
-    if is_own_file(name):
+    if is_user_file(name):
         return load(name).preprocessing
     resolutions = openai.RESOLUTIONS
     return Preprocessing(resolutions.get(name, openai.DEFAULT_RESOLUTION))
 
 
-def is_own_file(name: str) -> bool:
+def is_user_file(name: str) -> bool:
     """Whether the CLIP is a user's file in OpenAI's format, which has to be read for its facts."""
     return name not in openai.PUBLISHED and not name.startswith(open_clip.PREFIX)
 
 
-def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tensor:
+def encode_prompts(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tensor:
     """Text features of M x K prompts: (M, K, D), float32, not normalised, on the CPU.
 
     Encoded in batches, on a GPU if there is one, and kept in the cache folder for later jobs.
@@ -114,7 +114,7 @@ def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tenso
         key.update(backbone.architecture.encode() + tokens.numpy().tobytes())
 
     path = files.cache_folder() / "text" / f"{key.hexdigest()}.pt"
-    features = _cached(path)
+    features = _load_cached(path)
     if features is None:
         features = _encode(backbone.model, tokens)
         with suppress(CarftError):  # a full cache costs time, never a job
@@ -122,7 +122,7 @@ def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tenso
     return features.view(len(prompts), len(prompts[0]), -1)
 
 
-def empty_image_encoder(
+def build_image_encoder(
     shapes: Mapping[str, Sequence[int]], architecture: str = ""
 ) -> tuple[nn.Module, Preprocessing, int]:
     """An untrained image encoder whose state dict has these shapes (keys as in ``visual.*``).
@@ -130,10 +130,10 @@ def empty_image_encoder(
     Also what it wants of images, and D of its features (N, D). Raises an exception of any type
     for shapes that are no such encoder's.
     """
-    build: Callable[[], Any] = functools.partial(openai.image_encoder, shapes)
+    build: Callable[[], Any] = functools.partial(openai.build_image_encoder, shapes)
     if architecture:
-        config = open_clip.checked(json.loads(architecture), "the architecture")
-        build = functools.partial(open_clip.image_encoder, config)
+        config = open_clip.check_configuration(json.loads(architecture), "the architecture")
+        build = functools.partial(open_clip.build_image_encoder, config)
     encoder = build()
     built_shapes = {key: value.shape for key, value in encoder.state_dict().items()}
     differing = sorted(built_shapes.items() ^ shapes.items())
@@ -141,7 +141,7 @@ def empty_image_encoder(
         raise ValueError(f"{differing[0][0]} does not fit the image encoder")
 
     if architecture:
-        return encoder, open_clip.preprocessing(config), config["model_cfg"]["embed_dim"]
+        return encoder, open_clip.read_preprocessing(config), config["model_cfg"]["embed_dim"]
     return encoder, Preprocessing(int(encoder.input_resolution)), int(encoder.output_dim)
 
 
@@ -159,7 +159,7 @@ def _encode(model: Any, tokens: Tensor) -> Tensor:
     return torch.cat(features).clone()
 
 
-def _cached(path: Path) -> Tensor | None:
+def _load_cached(path: Path) -> Tensor | None:
     """Cached features, else None: a damaged cache costs time, never a job."""
     with suppress(CarftError):
         return weights.load_weights(path)

@@ -55,7 +55,7 @@ _SMALL_TEXT = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "la
 Config = Mapping[str, Any]  # of an open_clip_config.json: model_cfg and preprocess_cfg
 
 
-def package() -> Any:
+def import_package() -> Any:
     """open_clip; CarftError, with what to pip install, if it cannot be imported."""
     return imported("open_clip", "'open_clip_torch>=3,<4'")
 
@@ -65,19 +65,19 @@ def load(name: str) -> dict[str, Any]:
 
     Raises CarftError as `check`, for a failed download, and files that do not fit each other.
     """
-    config = configuration(name)
-    path = weights_file(name)
+    config = load_configuration(name)
+    path = find_weights(name)
     model = _load_model(config, path)
-    tokenizer = _tokenizer(name, config["model_cfg"]["text_cfg"])
+    tokenizer = _load_tokenizer(name, config["model_cfg"]["text_cfg"])
     return {
         "model": model.requires_grad_(False),
         "digest": weights.cached_sha256(path),
         "path": path,
-        "preprocessing": preprocessing(config),
+        "preprocessing": read_preprocessing(config),
         "dim": config["model_cfg"]["embed_dim"],
         "tokenize": functools.partial(tokenize, tokenizer),
         "architecture": json.dumps(config, sort_keys=True),
-        "revision": revision_of(path),
+        "revision": get_revision(path),
         "tokenizer": tokenizer,
     }
 
@@ -85,21 +85,21 @@ def load(name: str) -> dict[str, Any]:
 def check(name: str) -> None:
     """Raise CarftError for what is wrong as far as it shows without asking the hub."""
     if name.startswith(PREFIX + HUB):
-        package()
+        import_package()
     else:
-        configuration(name)
+        load_configuration(name)
 
 
 # Where the files are
 
 
-def _model_and_tag(name: str) -> tuple[str, str]:
+def _parse_name(name: str) -> tuple[str, str]:
     """The model in open_clip's own table and the tag of its weights, of open_clip:MODEL/TAG."""
     model, _, tag = name.removeprefix(PREFIX).partition("/")
     return model, tag
 
 
-def _folder(name: str) -> Path | None:
+def _find_folder(name: str) -> Path | None:
     """The folder with configuration and tokenizer; None for a model of open_clip's own table.
 
     It is the user's, or a repository's in the hub's cache. The hub is asked only for a name that
@@ -114,13 +114,13 @@ def _folder(name: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     repository = location.removeprefix(HUB)
-    with _asking_the_hub(name, CONFIG):
+    with _hub_errors(name, CONFIG):
         return Path(snapshot_download(repository, allow_patterns=list(SMALL_FILES)))
 
 
-def weights_file(name: str) -> Path:
+def find_weights(name: str) -> Path:
     """The weights of ``name``, downloaded if they are of the hub. Raises CarftError without any."""
-    open_clip = package()
+    open_clip = import_package()
     location = name.removeprefix(PREFIX)
     if location.startswith(LOCAL):
         folder = Path(location.removeprefix(LOCAL))
@@ -129,21 +129,21 @@ def weights_file(name: str) -> Path:
             raise CarftError(f"{folder} has no {WEIGHTS}; expected {CONFIG} and {WEIGHTS}")
         return present[0]
 
-    with _asking_the_hub(name, "weights"):
+    with _hub_errors(name, "weights"):
         if location.startswith(HUB):
             repository = location.removeprefix(HUB)
             return Path(open_clip.pretrained.download_pretrained_from_hf(repository))
-        pretrained = open_clip.get_pretrained_cfg(*_model_and_tag(name))
+        pretrained = open_clip.get_pretrained_cfg(*_parse_name(name))
         return Path(open_clip.download_pretrained(pretrained))
 
 
-def revision_of(path: Path) -> str:
+def get_revision(path: Path) -> str:
     """The commit of the hub's repository that the cached file ``path`` is from; "" for others."""
     return path.parent.name if path.parent.parent.name == "snapshots" else ""
 
 
 @contextmanager
-def _asking_the_hub(name: str, content: str) -> Iterator[None]:
+def _hub_errors(name: str, content: str) -> Iterator[None]:
     """Raise PassingError where the block fails, which says what to do offline.
 
     ``content``: what is loaded of ``name``, such as "weights".
@@ -162,21 +162,21 @@ def _asking_the_hub(name: str, content: str) -> Iterator[None]:
 # Configurations
 
 
-def configuration(name: str) -> Config:
+def load_configuration(name: str) -> Config:
     """The configuration of ``name``, as in an open_clip_config.json; asks the hub for a HUB name.
 
     Raises CarftError if there is none, for a model that this package cannot use, and for a file
     that takes its text encoder from another repository.
     """
-    package()
-    folder = _folder(name)
+    import_package()
+    folder = _find_folder(name)
     if folder is None:
-        return checked(_table_config(name), name)
+        return check_configuration(_find_table_config(name), name)
 
     path = folder / CONFIG
     if not path.is_file():
         raise CarftError(f"{folder} has no {CONFIG}; expected {CONFIG} and {WEIGHTS}")
-    config = checked(_read_json(path), name)
+    config = check_configuration(_read_json(path), name)
     text_encoder = config["model_cfg"]["text_cfg"].get("hf_model_name")
     if text_encoder:
         raise CarftError(
@@ -186,7 +186,7 @@ def configuration(name: str) -> Config:
     return config
 
 
-def checked(config: Any, name: str) -> Config:
+def check_configuration(config: Any, name: str) -> Config:
     """``config`` with its two parts. Raises CarftError for what is no model, or none for us."""
     parts = config if isinstance(config, dict) else {}
     preprocess_config = parts.get("preprocess_cfg") or {}
@@ -208,7 +208,7 @@ def checked(config: Any, name: str) -> Config:
     return {"model_cfg": model_config, "preprocess_cfg": preprocess_config}
 
 
-def preprocessing(config: Config) -> Preprocessing:
+def read_preprocessing(config: Config) -> Preprocessing:
     """What a model wants of images. Raises CarftError for what our transforms do not do.
 
     From the configuration, since the data are made before the model.
@@ -218,8 +218,8 @@ def preprocessing(config: Config) -> Preprocessing:
     side = size[0] if isinstance(size, list) and len({*size}) == 1 else size
     interpolation = options.get("interpolation", "bicubic")
     resize_mode = options.get("resize_mode", "shortest")
-    mean = _numbers(options.get("mean", CLIP_MEAN))
-    std = _numbers(options.get("std", CLIP_STD))
+    mean = _parse_numbers(options.get("mean", CLIP_MEAN))
+    std = _parse_numbers(options.get("std", CLIP_STD))
 
     is_known = interpolation in INTERPOLATIONS and resize_mode in RESIZES
     is_size = type(side) is int and side > 0
@@ -250,10 +250,10 @@ def _config_problem(model_config: Mapping[str, Any]) -> str:
     return ""
 
 
-def _table_config(name: str) -> Config:
+def _find_table_config(name: str) -> Config:
     """The configuration of a model in open_clip's own table, under one of its tags."""
-    open_clip = package()
-    model, tag = _model_and_tag(name)
+    open_clip = import_package()
+    model, tag = _parse_name(name)
     model_config = open_clip.get_model_config(model)
     if model_config is None:
         raise CarftError(unknown("model of open_clip", model, open_clip.list_models()))
@@ -276,7 +276,7 @@ def _table_config(name: str) -> Config:
     return {"model_cfg": model_config, "preprocess_cfg": preprocess_config}
 
 
-def _numbers(value: Any) -> tuple[float, ...]:
+def _parse_numbers(value: Any) -> tuple[float, ...]:
     """A list of numbers as a tuple, () for anything else."""
     numbers = value if isinstance(value, (list, tuple)) else ()
     return tuple(map(float, numbers)) if {*map(type, numbers)} <= {int, float} else ()
@@ -285,13 +285,13 @@ def _numbers(value: Any) -> tuple[float, ...]:
 # Models
 
 
-def image_encoder(config: Config) -> Any:
+def build_image_encoder(config: Config) -> Any:
     """An untrained image encoder of this `checked` configuration, on torch's default device.
 
     Nothing is run or asked that it may name: the text encoder is left out, and timm builds only
     models of its own list. Raises an exception of any type for sizes that do not fit.
     """
-    return _create({"model_cfg": {**config["model_cfg"], "text_cfg": _SMALL_TEXT}}).visual
+    return _create_model({"model_cfg": {**config["model_cfg"], "text_cfg": _SMALL_TEXT}}).visual
 
 
 def save(folder: Path, state: Mapping[str, Tensor], architecture: str, tokenizer: Any) -> None:
@@ -316,10 +316,10 @@ def _load_model(config: Config, path: Path) -> Any:
     """The model with the weights at ``path``, in eval mode; CarftError if they do not fit."""
     if path.suffix != ".safetensors":
         weights.load_weights(path)  # raises for what open_clip would not refuse
-    size = preprocessing(config).resolution
+    size = read_preprocessing(config).resolution
     dim = config["model_cfg"]["embed_dim"]
     try:
-        model = _create(config, path)
+        model = _create_model(config, path)
         with torch.no_grad():
             features = model.eval().visual(torch.zeros(1, 3, size, size))
         if getattr(features, "shape", None) != (1, dim):
@@ -329,7 +329,7 @@ def _load_model(config: Config, path: Path) -> Any:
     return model
 
 
-def _create(config: Config, path: Path | None = None) -> Any:
+def _create_model(config: Config, path: Path | None = None) -> Any:
     """The model that open_clip makes, with the weights at ``path``, else with random ones.
 
     On torch's default device. open_clip sees a folder of these two files and nothing else.
@@ -343,12 +343,14 @@ def _create(config: Config, path: Path | None = None) -> Any:
             link.symlink_to(path.absolute())
 
         device = torch.empty(0).device
-        with _without_log():
-            return package().create_model(f"{LOCAL}{folder}", device=device, pretrained_text=False)
+        with _silence_log():
+            return import_package().create_model(
+                f"{LOCAL}{folder}", device=device, pretrained_text=False
+            )
 
 
 @contextmanager
-def _without_log() -> Iterator[None]:
+def _silence_log() -> Iterator[None]:
     """Leave out what open_clip logs of a model without weights."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -383,24 +385,24 @@ def tokenize(tokenizer: Callable[..., Tensor], prompts: Sequence[str]) -> Tensor
     return tokens
 
 
-def _tokenizer(name: str, text_config: Mapping[str, Any]) -> Any:
+def _load_tokenizer(name: str, text_config: Mapping[str, Any]) -> Any:
     """The tokenizer of a folder, of a repository of the hub, or of a model in open_clip's table.
 
     Of the ``hf_tokenizer_name`` in a folder only the presence counts: the files are the folder's.
     """
-    folder = _folder(name)
+    folder = _find_folder(name)
     # Without that name it is CLIP's, which is part of open_clip.
     options = {"trust_remote_code": False} if text_config.get("hf_tokenizer_name") else {}
     if folder is None:
-        model, _ = _model_and_tag(name)
-        with _asking_the_hub(name, "the tokenizer"):
-            return package().get_tokenizer(model, **options)
+        model, _ = _parse_name(name)
+        with _hub_errors(name, "the tokenizer"):
+            return import_package().get_tokenizer(model, **options)
 
     if options:
         _require_plain_tokenizer(folder)
         options["local_files_only"] = True
     try:
-        return package().get_tokenizer(f"{LOCAL}{folder}", **options)
+        return import_package().get_tokenizer(f"{LOCAL}{folder}", **options)
     except Exception as error:  # of transformers, tokenizers and sentencepiece, a dozen types
         raise CarftError(
             f"the tokenizer in {folder} cannot be used ({brief(error)}). Save it again with "

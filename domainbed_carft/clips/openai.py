@@ -58,10 +58,10 @@ _WIDTH_TENSORS = (
 def load(name: str) -> dict[str, Any]:
     """Fields of `backbone.Backbone` for ``name``; in float32 and eval mode on the CPU.
 
-    Raises CarftError, with the path, as `verified_file`, for what is no CLIP, and for programs but
+    Raises CarftError, with the path, as `verify_file`, for what is no CLIP, and for programs but
     OpenAI's own.
     """
-    path, digest = verified_file(name)
+    path, digest = verify_file(name)
     state = _load_state(path, digest)
     try:
         model = _build(state).eval().requires_grad_(False)
@@ -71,7 +71,7 @@ def load(name: str) -> dict[str, Any]:
             "dict of OpenAI's clip.model.CLIP, with keys such as visual.conv1.weight"
         ) from error
 
-    if all(digest != published(published_name)[1] for published_name in PUBLISHED):
+    if all(digest != find_published(published_name)[1] for published_name in PUBLISHED):
         print(
             f"CLIP weights: {path} is not an OpenAI checkpoint; assuming QuickGELU and 64-wide "
             "attention heads. For open_clip's own use open_clip:NAME/TAG"
@@ -86,7 +86,7 @@ def load(name: str) -> dict[str, Any]:
     }
 
 
-def verified_file(name: str) -> tuple[Path, str]:
+def verify_file(name: str) -> tuple[Path, str]:
     """The file for ``name`` and its SHA-256. Raises CarftError as `locate`, and for a wrong one."""
     path, expected = locate(name)
     digest = weights.cached_sha256(path)
@@ -104,7 +104,7 @@ def locate(name: str) -> tuple[Path, str | None]:
     Downloads OpenAI's weights. Raises CarftError where that fails, and for an unknown name.
     """
     if name in PUBLISHED:
-        path, digest = published(name)
+        path, digest = find_published(name)
         if name in OPENAI_WEIGHTS and not path.is_file():
             _download(name, path)
         return path, digest
@@ -117,7 +117,7 @@ def locate(name: str) -> tuple[Path, str | None]:
     )
 
 
-def published(name: str) -> tuple[Path, str]:
+def find_published(name: str) -> tuple[Path, str]:
     """Where the weights that are published as ``name`` belong, and their SHA-256."""
     if name == "tiny":
         return Path(str(resources.files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
@@ -138,7 +138,7 @@ def _load_state(path: Path, digest: str) -> Any:
 
 def _build(state: Any) -> Any:
     """The CLIP with this state dict, in float32; an exception of any type for other content."""
-    build_model = package().model.build_model
+    build_model = import_package().model.build_model
     for key in _WIDTH_TENSORS:
         width = state[key].shape[-1] if key in state else 0
         if width % HEAD_WIDTH:
@@ -158,18 +158,18 @@ def _build(state: Any) -> Any:
     return model
 
 
-def image_encoder(shapes: Mapping[str, Sequence[int]]) -> Any:
+def build_image_encoder(shapes: Mapping[str, Sequence[int]]) -> Any:
     """An untrained image encoder of these shapes, by the rules of clip/model.py, build_model."""
     if "proj" in shapes:
-        return _vision_transformer(shapes)
-    return _resnet(shapes)
+        return _build_vision_transformer(shapes)
+    return _build_resnet(shapes)
 
 
-def _vision_transformer(shapes: Mapping[str, Sequence[int]]) -> Any:
+def _build_vision_transformer(shapes: Mapping[str, Sequence[int]]) -> Any:
     width, _, _, patch_size = shapes["conv1.weight"]
     grid = round((shapes["positional_embedding"][0] - 1) ** 0.5)
     layers = len({key for key in shapes if key.endswith(".attn.in_proj_weight")})
-    return package().model.VisionTransformer(
+    return import_package().model.VisionTransformer(
         input_resolution=patch_size * grid,
         patch_size=patch_size,
         width=width,
@@ -179,12 +179,12 @@ def _vision_transformer(shapes: Mapping[str, Sequence[int]]) -> Any:
     )
 
 
-def _resnet(shapes: Mapping[str, Sequence[int]]) -> Any:
+def _build_resnet(shapes: Mapping[str, Sequence[int]]) -> Any:
     stages = [f"layer{number}." for number in range(1, 5)]
     blocks = [{key.split(".")[1] for key in shapes if key.startswith(stage)} for stage in stages]
     width = shapes["layer1.0.conv1.weight"][0]
     grid = round((shapes["attnpool.positional_embedding"][0] - 1) ** 0.5)
-    return package().model.ModifiedResNet(
+    return import_package().model.ModifiedResNet(
         layers=tuple(map(len, blocks)),
         output_dim=shapes["attnpool.c_proj.weight"][0],
         heads=width * 32 // HEAD_WIDTH,  # the last stage is 32 times as wide as the first
@@ -196,7 +196,9 @@ def _resnet(shapes: Mapping[str, Sequence[int]]) -> Any:
 def tokenize(model: Any, prompts: Sequence[str]) -> Tensor:
     """The tokens (N, L) of prompts, as few as the longest has; CarftError for one too long."""
     try:
-        tokens: Tensor = package().tokenize(list(prompts), context_length=model.context_length)
+        tokens: Tensor = import_package().tokenize(
+            list(prompts), context_length=model.context_length
+        )
     except RuntimeError as error:
         raise CarftError(
             f"a prompt is longer than the {model.context_length} tokens that CLIP reads "
@@ -213,7 +215,7 @@ def _download(name: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-            package().load(name, device="cpu", download_root=temporary)
+            import_package().load(name, device="cpu", download_root=temporary)
             os.replace(Path(temporary) / path.name, path)
     except (OSError, RuntimeError) as error:
         raise PassingError(
@@ -223,7 +225,7 @@ def _download(name: str, path: Path) -> None:
         ) from error
 
 
-def package() -> Any:
+def import_package() -> Any:
     """OpenAI's clip, without its warning about pkg_resources, which users cannot fix."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="pkg_resources is deprecated")

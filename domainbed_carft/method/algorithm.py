@@ -55,7 +55,7 @@ from domainbed_carft.method.encoders import (
 )
 from domainbed_carft.method.hparams import Conditions, Hparam
 from domainbed_carft.method.lora import HPARAMS as LORA_HPARAMS
-from domainbed_carft.method.lora import LoRA, merged_weights, scale_of
+from domainbed_carft.method.lora import LoRA, lora_scale, merged_weights
 from domainbed_carft.method.parts import PARTS
 from domainbed_carft.method.prompts import Prompts
 from domainbed_carft.text import printable
@@ -106,10 +106,10 @@ class CLIPAlgorithm(Algorithm):
     - `build_for_training`: modules, buffers and parameters that only training needs
     - `build_for_prediction`: all that a run restored from a file has
     - `after_step`: what follows an optimizer's step
-    - `predicting_weights`: the weights that predict, where they are not those being trained
+    - `prediction_weights`: the weights that predict, where they are not those being trained
     - `trained_logits`: class logits by the weights being trained
     - `indivisible`: why several processes cannot share a batch
-    - `problems_without_end`: what of it needs ``total_steps``
+    - `total_steps_problems`: what of it needs ``total_steps``
 
     ``hparams``: of the algorithm, complete. ``facts``: what it has found out about its job, as the
     records have it. The state dict holds the weights that predict, the context weights and the
@@ -125,7 +125,7 @@ class CLIPAlgorithm(Algorithm):
     trains_text = False
     takes_penalties = True
     uses_original = True
-    FURTHER_HPARAMS = hparam_module.DEMANDABLE
+    EXTRA_HPARAMS = hparam_module.PINNABLE
     # The hparams for which records have what they are on the job's machine.
     RESOLVED_HPARAMS = ("amp",)
     # The SHA-256 and the name of the user's file that declares it; "" for this package's methods.
@@ -146,7 +146,7 @@ class CLIPAlgorithm(Algorithm):
     # Mean and std of the images that it takes; None where only the weights know them.
     normalisation: Normalisation | None = None
     original: FrozenOriginal | None = None
-    predicting: averages.Predicting | None = None
+    predicting: averages.PredictionWeights | None = None
     restored = False
     lp_steps = 0  # how many steps train the head alone, first
 
@@ -161,10 +161,10 @@ class CLIPAlgorithm(Algorithm):
         """Build it; ``host_arguments``: what a fork passes beyond upstream's four."""
         complete = self.complete_hparams(hparams)
         raise_for(hparam_checks.job_problems(type(self), input_shape, complete))
-        facts = job.find_facts(complete, num_classes, self.has_kl(complete))
+        facts = job.find_job_facts(complete, num_classes, self.has_kl(complete))
         print(*map(printable, facts.describe()), sep="\n")
 
-        self._initialize_as_hosts(
+        self._initialize_host_class(
             input_shape=input_shape,
             num_classes=num_classes,
             num_domains=num_domains,
@@ -177,7 +177,7 @@ class CLIPAlgorithm(Algorithm):
             self.facts["method_file"] = self.method_file
         self.bf16 = facts.amp == "bf16"
         environments = facts.data.environments
-        normalisation = dataset_facts.agreed_normalisation(environments) or IMAGENET
+        normalisation = dataset_facts.common_normalisation(environments) or IMAGENET
         self.normalisation = normalisation
         mean, std = normalisation
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
@@ -187,7 +187,7 @@ class CLIPAlgorithm(Algorithm):
             self._build(input_shape[-1], facts.prompts, normalisation)
         self.train()
 
-    def _initialize_as_hosts(self, **arguments: Any) -> None:
+    def _initialize_host_class(self, **arguments: Any) -> None:
         """Call the constructor of the host's `Algorithm` with those of ``arguments`` it takes."""
         names = inspect.signature(Algorithm.__init__).parameters
         super().__init__(**{name: arguments[name] for name in names if name in arguments})
@@ -204,7 +204,7 @@ class CLIPAlgorithm(Algorithm):
         self.register_text("words", prompts.as_json())
         if clip_model.architecture:
             self.register_text("architecture", clip_model.architecture)
-        text_features = backbone.text_features(clip_model, prompts.rows)
+        text_features = backbone.encode_prompts(clip_model, prompts.rows)
         weights = objective.zero_shot_weights(text_features)
         preprocessing = clip_model.preprocessing
         if pixels != preprocessing.resolution:
@@ -224,7 +224,7 @@ class CLIPAlgorithm(Algorithm):
     # Hyperparameters
 
     @classmethod
-    def own_hparams(cls) -> dict[str, Hparam]:
+    def hparams_by_name(cls) -> dict[str, Hparam]:
         """Name -> hyperparameter, of all that this algorithm has."""
         common = (
             *hparam_module.COMMON,
@@ -244,9 +244,9 @@ class CLIPAlgorithm(Algorithm):
         A notebook that builds an algorithm has asked no host's registry for them.
         """
         given = dict(hparams)
-        dataset = dataset_facts.named_dataset(given.get("class_names")) or ""
+        dataset = dataset_facts.parse_dataset_name(given.get("class_names")) or ""
         conditions = Conditions(dataset, str(given.get("clip_backbone", "")))
-        defaults = hparam_module.values_of(cls.own_hparams(), conditions)
+        defaults = hparam_module.get_values(cls.hparams_by_name(), conditions)
         if not dataset:
             del defaults["class_names"]
         return {**defaults, **given}
@@ -264,7 +264,7 @@ class CLIPAlgorithm(Algorithm):
         return {}
 
     @classmethod
-    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[str]:
+    def total_steps_problems(cls, hparams: Mapping[str, Any]) -> list[str]:
         """What cannot be trained with these complete ``hparams`` if no ``total_steps`` is given."""
         trains = cls.trains_encoder or cls.trains_head or cls.trains_text
         problems = []
@@ -294,9 +294,9 @@ class CLIPAlgorithm(Algorithm):
         """
         clip_backbone = str(overrides.get("clip_backbone", ""))
         conditions = Conditions(dataset, clip_backbone, steps)
-        hparams = cls.own_hparams()
-        usual_values = hparam_module.values_of(hparams, Conditions(dataset), random_seed)
-        values = hparam_module.values_of(hparams, conditions, random_seed)
+        hparams = cls.hparams_by_name()
+        usual_values = hparam_module.get_values(hparams, Conditions(dataset), random_seed)
+        values = hparam_module.get_values(hparams, conditions, random_seed)
         return {
             name: value
             for name, value in values.items()
@@ -304,9 +304,9 @@ class CLIPAlgorithm(Algorithm):
         }
 
     @classmethod
-    def unread_hparams(cls, names: Sequence[str]) -> list[str]:
+    def unused_hparams(cls, names: Sequence[str]) -> list[str]:
         """The ``names`` that change nothing here, such as penalties that this cannot add."""
-        read = {*cls.own_hparams(), *cls.FURTHER_HPARAMS}
+        read = {*cls.hparams_by_name(), *cls.EXTRA_HPARAMS}
         if not (cls.trains_encoder and cls.takes_penalties):
             read -= {"drift_every", "kl_direction"}
             read -= {hparam.name for hparam in penalties.HPARAMS}
@@ -384,7 +384,7 @@ class CLIPAlgorithm(Algorithm):
             self.lora = LoRA(
                 self.encoder,
                 rank=hparams["lora_rank"],
-                scale=scale_of(hparams),
+                scale=lora_scale(hparams),
                 dropout=hparams["lora_dropout"],
             )
 
@@ -394,11 +394,11 @@ class CLIPAlgorithm(Algorithm):
         if not trained:
             return
         hparams = {**self.hparams, "lp_steps": self.lp_steps}
-        self.optimizer = adamw(trained.items(), hparams)
-        self.scheduler = schedule(self.optimizer, hparams)
+        self.optimizer = build_adamw(trained.items(), hparams)
+        self.scheduler = build_schedule(self.optimizer, hparams)
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
             averaged = self._averaged_weights(trained)
-            kind = averages.SWAD if hparams["average"] == "swad" else averages.Predicting
+            kind = averages.SWAD if hparams["average"] == "swad" else averages.PredictionWeights
             self.predicting = kind(averaged, hparams)
 
     def _averaged_weights(self, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -411,7 +411,7 @@ class CLIPAlgorithm(Algorithm):
             or (name in trained and not name.startswith(("terms.", "lora.")))
         }
 
-    # Predicting
+    # PredictionWeights
 
     def preprocess(self, image: Any) -> Tensor:
         """The image (3, R, R) that `update` and `predict` take, of a Pillow image.
@@ -435,7 +435,7 @@ class CLIPAlgorithm(Algorithm):
 
     def predict(self, x: Tensor) -> Tensor:
         """Class logits (N, K) of images (N, 3, H, W) that are normalised as the dataset does."""
-        weights = self.predicting_weights()
+        weights = self.prediction_weights()
         logits: Tensor = functional_call(self, weights, (x,)) if weights else self.forward(x)
         return logits
 
@@ -447,7 +447,7 @@ class CLIPAlgorithm(Algorithm):
         """Class logits (N, K) of images, as `predict` has them, by the weights being trained."""
         return self.forward(x)
 
-    def predicting_weights(self) -> dict[str, Tensor]:
+    def prediction_weights(self) -> dict[str, Tensor]:
         """Name -> tensor of the weights that predict, where they are not those being trained."""
         return self.predicting.weights() if self.predicting else {}
 
@@ -537,7 +537,7 @@ class CLIPAlgorithm(Algorithm):
             images=self.input(x),
             part=part,
             encode=lambda images: encode(self.encoder, images, self.bf16, places),
-            encode_by_original=lambda images: self._required_original()(images, places),
+            encode_original=lambda images: self._get_original()(images, places),
         )
         measurements = self.loss(batch)
         if not self.terms:
@@ -547,14 +547,14 @@ class CLIPAlgorithm(Algorithm):
         if "loss_kl" in measurements or is_drift_due:
             measurements = {**measurements, **self._drift(batch), **measurements}
         if self.terms.active:
-            values = self.terms.measure(batch, self.encoder, self._required_original())
+            values = self.terms.measure(batch, self.encoder, self._get_original())
             for name, value in values.items():
                 weighted = self.terms.weights[name] * value
                 measurements["loss"] = measurements["loss"] + weighted
                 measurements[f"loss_{name}"] = value
         return measurements
 
-    def _required_original(self) -> FrozenOriginal:
+    def _get_original(self) -> FrozenOriginal:
         if self.original is None:
             raise CarftError(
                 f"the loss of {type(self).__name__} asks for batch.original, which it did not "
@@ -628,7 +628,7 @@ class CLIPAlgorithm(Algorithm):
         """
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
-        weights = self.predicting_weights()
+        weights = self.prediction_weights()
         state.update({prefix + name: tensor for name, tensor in weights.items()})
         return state
 
@@ -652,7 +652,7 @@ class CLIPAlgorithm(Algorithm):
         return super().__getattr__(name)
 
 
-def adamw(
+def build_adamw(
     parameters: Iterable[tuple[str, nn.Parameter]], hparams: Mapping[str, Any]
 ) -> torch.optim.AdamW:
     """AdamW over the named parameters, all of which are trained.
@@ -696,7 +696,7 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
         group["fused"] = True if on_gpu else None
 
 
-def schedule(
+def build_schedule(
     optimizer: torch.optim.Optimizer, hparams: Mapping[str, Any]
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """The learning rates after ``lp_steps`` of training the head alone.

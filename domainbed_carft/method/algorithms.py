@@ -38,23 +38,23 @@ def __getattr__(name: str) -> type[CLIPAlgorithm]:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def hparams_of(algorithm: str) -> dict[str, Hparam]:
+def recorded_hparams(algorithm: str) -> dict[str, Hparam]:
     """Name -> hyperparameter, of all that records of this algorithm have.
 
     These are its own and those of this package's other methods, so that one ``--hparams`` of a
     sweep can go to all of them, and their records compare. Those of a user's methods are in no
     other records: these do not depend on which files a process has.
     """
-    return {**_hparams_of_other_methods(), **CLASSES[algorithm].own_hparams()}
+    return {**_other_method_hparams(), **CLASSES[algorithm].hparams_by_name()}
 
 
 @functools.cache
-def _hparams_of_other_methods() -> Mapping[str, Hparam]:
+def _other_method_hparams() -> Mapping[str, Hparam]:
     """Name -> hyperparameter, of this package's methods in a job of another one."""
     others: dict[str, Hparam] = {}
     for other in map(CLASSES.__getitem__, ALGORITHMS):
-        for name, hparam in other.own_hparams().items():
-            others.setdefault(name, hparam.of_another_method())
+        for name, hparam in other.hparams_by_name().items():
+            others.setdefault(name, hparam.for_other_methods())
     return others
 
 
@@ -71,10 +71,10 @@ def hparam_values(
     how many the job trains, if that is known.
     """
     conditions = Conditions(dataset, clip_backbone, steps)
-    return hparams.values_of(hparams_of(algorithm), conditions, random_seed)
+    return hparams.get_values(recorded_hparams(algorithm), conditions, random_seed)
 
 
 # A user's own methods, and why some cannot be used: then no job starts. Their files may import this
 # module.
-OWN, OWN_PROBLEMS = own_methods.load(CLASSES, files())
-CLASSES.update(OWN)
+OWN_METHODS, OWN_PROBLEMS = own_methods.load(CLASSES, files())
+CLASSES.update(OWN_METHODS)

@@ -105,7 +105,7 @@ HPARAMS = (
 )
 
 
-def share(step: int, hparams: Mapping[str, Any]) -> float:
+def averaging_weight(step: int, hparams: Mapping[str, Any]) -> float:
     """How far the average goes towards the weights after ``step`` steps, in [0, 1].
 
     Applied step by step from 1 on, w_avg += share * (w - w_avg) has the closed forms above. Steps
@@ -127,7 +127,7 @@ def share(step: int, hparams: Mapping[str, Any]) -> float:
     return float(density[-1] / density.sum())
 
 
-class Predicting:
+class PredictionWeights:
     """The average of some weights, and what of it and the original ones predicts.
 
     ``trained``: name -> parameter, which the optimizer moves in place. ``version`` changes where
@@ -149,7 +149,7 @@ class Predicting:
         """Take the weights after ``step`` steps into the average."""
         if not self._average:
             return
-        weight = share(step, self._hparams)
+        weight = averaging_weight(step, self._hparams)
         for name, tensor in self._average.items():
             tensor.lerp_(self._trained[name].detach(), weight)
 
@@ -333,7 +333,7 @@ class LossValley:
             self._joined.add(tolerated[0].weights)
 
 
-class SWAD(Predicting):
+class SWAD(PredictionWeights):
     """The weights that SWAD chooses, and what of them and the original ones predicts.
 
     ``trained``: name -> parameter, which the optimizer moves in place. The segments are kept in the

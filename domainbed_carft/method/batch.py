@@ -94,12 +94,12 @@ class Batch:
         images: Tensor,
         part: MicroBatch,
         encode: Callable[[Tensor], Encoding],
-        encode_by_original: Callable[[Tensor], Encoding],
+        encode_original: Callable[[Tensor], Encoding],
     ) -> None:
         self.images = images
         self.part = part
         self._encode = encode
-        self._encode_by_original = encode_by_original
+        self._encode_original = encode_original
 
     @functools.cached_property
     def tuned(self) -> Encoding:
@@ -109,7 +109,7 @@ class Batch:
     @functools.cached_property
     def original(self) -> Encoding:
         """Features and activations by the original encoder, without gradients."""
-        return self._encode_by_original(self.images)
+        return self._encode_original(self.images)
 
     @property
     def labels(self) -> Tensor:

@@ -12,8 +12,8 @@ from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.images.protocols import UPSTREAM_SIZE
 from domainbed_carft.jobs import facts
 from domainbed_carft.method.algorithm import CLIPAlgorithm
-from domainbed_carft.method.algorithms import CLASSES, hparams_of
-from domainbed_carft.method.job import wanted_preprocessing
+from domainbed_carft.method.algorithms import CLASSES, recorded_hparams
+from domainbed_carft.method.job import find_preprocessing
 from domainbed_carft.text import unknown
 
 
@@ -65,9 +65,9 @@ def build(
         values["total_steps"] = steps
     complete = algorithm_class.complete_hparams(values)
     if "total_steps" not in values:
-        raise_for(algorithm_class.problems_without_end(complete))
+        raise_for(algorithm_class.total_steps_problems(complete))
 
-    preprocessing = wanted_preprocessing(complete)
+    preprocessing = find_preprocessing(complete)
     size = preprocessing.resolution if preprocessing else UPSTREAM_SIZE  # it will say what is wrong
     with contextlib.redirect_stdout(io.StringIO()):
         return algorithm_class((3, size, size), len(class_names), num_domains, values)
@@ -83,7 +83,7 @@ def _class_name_problems(class_names: Any) -> list[str]:
 
 def _unknown_names(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
     """The names that no record of the algorithm has among its hyperparameters and facts."""
-    valid_names = sorted(hparams_of(algorithm))
+    valid_names = sorted(recorded_hparams(algorithm))
     known_names = {*valid_names, *facts.NAMES, facts.FOREIGN, *_host_names()}
     return [
         unknown(f"hyperparameter of {algorithm}", name, valid_names)

@@ -62,15 +62,15 @@ def remember(
     """
     facts = DatasetFacts(environments, report, protocol, test_envs)
     _facts_by_class_names[f"{DATASET_PREFIX}{dataset}"] = facts
-    class_names = _class_names(hparams)
-    if class_names is not None and named_dataset(class_names) is None:
+    class_names = _get_class_names(hparams)
+    if class_names is not None and parse_dataset_name(class_names) is None:
         _facts_by_class_names[_key(class_names)] = facts
     return facts
 
 
 def recall(hparams: Any) -> DatasetFacts:
     """The facts of the dataset that the hparam ``class_names`` names; empty if there are none."""
-    class_names = _class_names(hparams)
+    class_names = _get_class_names(hparams)
     if class_names is None:
         return DatasetFacts()
     return _facts_by_class_names.get(_key(class_names), DatasetFacts())
@@ -100,13 +100,13 @@ def set_normalisation(hparams: Any, normalisation: Normalisation) -> bool:
     return True
 
 
-def named_dataset(class_names: Any) -> str | None:
+def parse_dataset_name(class_names: Any) -> str | None:
     """NAME where the hparam ``class_names`` is "dataset:NAME", else None."""
     is_name = isinstance(class_names, str) and class_names.startswith(DATASET_PREFIX)
     return class_names.removeprefix(DATASET_PREFIX) if is_name else None
 
 
-def _class_names(hparams: Any) -> Any:
+def _get_class_names(hparams: Any) -> Any:
     """The hparam ``class_names``; None where a host's object does not have it."""
     try:
         return hparams["class_names"]
@@ -119,7 +119,7 @@ def _key(class_names: Any) -> str:
     return class_names if isinstance(class_names, str) else json.dumps(list(class_names))
 
 
-def agreed_normalisation(environments: Sequence[EnvironmentFacts]) -> Normalisation | None:
+def common_normalisation(environments: Sequence[EnvironmentFacts]) -> Normalisation | None:
     """The normalisation of ``environments``, None if none has any; CarftError if they differ."""
     distinct = list(dict.fromkeys(e.normalisation for e in environments if e.normalisation))
     if len(distinct) > 1:

@@ -19,7 +19,7 @@ CLUSTERS = 20  # skingorz/FD-Align, modules/FD_Align_SCP_CoOp.py
 
 
 class FDAlign(CARFT):
-    """CARFT whose KL is over the centres of clusters of the contexts, see `clustered`.
+    """CARFT whose KL is over the centres of clusters of the contexts, see `cluster_centres`.
 
     The official weight 20 of a mean over images and centres is ``kl_weight`` 1 of a mean over
     images. Needs scikit-learn. Raises CarftError for fewer than 27 contexts.
@@ -39,7 +39,9 @@ class FDAlign(CARFT):
         self, clip_model: Backbone, prompts: Prompts, text_features: Tensor
     ) -> None:
         """Find the centres, and build the rest."""
-        self.register_buffer("centres", clustered(self.context_weights, CLUSTERS), persistent=False)
+        self.register_buffer(
+            "centres", cluster_centres(self.context_weights, CLUSTERS), persistent=False
+        )
         super().build_for_training(clip_model, prompts, text_features)
 
     def kl(self, batch: Batch) -> Tensor:
@@ -51,7 +53,7 @@ class FDAlign(CARFT):
         )
 
 
-def clustered(context_weights: Tensor, count: int) -> Tensor:
+def cluster_centres(context_weights: Tensor, count: int) -> Tensor:
     """Centres (``count``, D) of the usual ones of the contexts (M, D).
 
     An isolation forest keeps the three quarters that are least unlike the others (60 of the 80

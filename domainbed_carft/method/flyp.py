@@ -87,7 +87,7 @@ class FLYP(CLIPAlgorithm):
         self, clip_model: Backbone, prompts: Prompts, text_features: Tensor
     ) -> None:
         """Build the text encoder, its temperature and the tokens of all prompts, and the rest."""
-        self.text = text_encoder.encoder_of(clip_model).requires_grad_(True)
+        self.text = text_encoder.build_text_encoder(clip_model).requires_grad_(True)
         self.log_scale = nn.Parameter(clip_model.model.logit_scale.detach().reshape(()).clone())
 
         tokens = clip_model.tokenize([prompt for row in prompts.rows for prompt in row])
@@ -98,19 +98,19 @@ class FLYP(CLIPAlgorithm):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The contrastive loss over the images of a batch and their captions."""
         features = batch.tuned.features
-        tokens = self.drawn_captions(batch.labels)
+        tokens = self.draw_captions(batch.labels)
         captions = encode(self.text, tokens, self.bf16).features
 
         logits = pair_logits(features, captions, self.log_scale.exp())
         loss = contrastive(logits, batch.labels, self.hparams["flyp_targets"])
-        return self.with_teacher({"loss": loss}, batch, tokens, logits)
+        return self.add_teacher_terms({"loss": loss}, batch, tokens, logits)
 
-    def drawn_captions(self, labels: Tensor) -> Tensor:
+    def draw_captions(self, labels: Tensor) -> Tensor:
         """Tokens (N, L) of a caption for each of the ``labels`` (N,), in a random context."""
         drawn_contexts = torch.randint(len(self.tokens), labels.shape)
         return self.tokens[copy_to_device(drawn_contexts, labels.device), labels]
 
-    def with_teacher(
+    def add_teacher_terms(
         self, measurements: dict[str, Tensor], batch: Batch, tokens: Tensor, logits: Tensor
     ) -> dict[str, Tensor]:
         """The ``measurements`` of FLYP's loss, with what a teacher adds: here nothing.
@@ -134,23 +134,23 @@ class FLYP(CLIPAlgorithm):
         }
 
     @torch.no_grad()
-    def predicting_weights(self) -> dict[str, Tensor]:
+    def prediction_weights(self) -> dict[str, Tensor]:
         """Name -> tensor of the weights that predict: the head is that of the text encoder now."""
-        weights = super().predicting_weights()
+        weights = super().prediction_weights()
         if self.restored:
             return weights
         # Averages change in tensors that the text encoder does not have.
         version = self.predicting.version if self.predicting else 0
-        return {**weights, **self._head_of_text(weights, state=(self.steps_taken, version))}
+        return {**weights, **self._text_head(weights, state=(self.steps_taken, version))}
 
     @torch.no_grad()
     def trained_logits(self, x: Tensor) -> Tensor:
         """Class logits (N, K) of images by both encoders as they are being trained."""
-        head = self._head_of_text({}, state=(self.steps_taken, "trained"))
+        head = self._text_head({}, state=(self.steps_taken, "trained"))
         logits: Tensor = functional_call(self, head, (x,))
         return logits
 
-    def _head_of_text(
+    def _text_head(
         self, weights: Mapping[str, Tensor], state: tuple[Any, ...]
     ) -> dict[str, Tensor]:
         """The head's tensors by name, of the text encoder with these ``weights`` in its place.
@@ -167,14 +167,14 @@ class FLYP(CLIPAlgorithm):
         return {"head.weight": head, "head_factor": scale}
 
 
-def contrastive_distillation(logits: Tensor, logits_of_teacher: Tensor) -> Tensor:
+def contrastive_distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """CaRot's self-distillation (arXiv 2311.01723): soft cross-entropies of `pair_logits` (N, N).
 
     The teacher's distribution over captions, and that over images, under the student's: the sum
     of both means. It is least, the teacher's entropies, where both agree.
     """
-    over_texts = F.cross_entropy(logits, logits_of_teacher.softmax(dim=1))
-    over_images = F.cross_entropy(logits.T, logits_of_teacher.T.softmax(dim=1))
+    over_texts = F.cross_entropy(logits, teacher_logits.softmax(dim=1))
+    over_images = F.cross_entropy(logits.T, teacher_logits.T.softmax(dim=1))
     return over_texts + over_images
 
 
@@ -234,7 +234,7 @@ class CaRot(FLYP):
         if self.hparams["carot_orthogonality"]:
             visual_projection(self.encoder)  # raises if there is none
 
-    def with_teacher(
+    def add_teacher_terms(
         self, measurements: dict[str, Tensor], batch: Batch, tokens: Tensor, logits: Tensor
     ) -> dict[str, Tensor]:
         """The ``measurements`` with the terms that are active; the first step has no teacher."""
@@ -242,8 +242,8 @@ class CaRot(FLYP):
         measurements = {**measurements, "loss_contrastive": loss}
         distillation_weight = self.hparams["carot_distillation"]
         if distillation_weight and self.steps_taken > 0:
-            logits_of_teacher = self.teacher.logits(batch.images, tokens, self.bf16)
-            distillation = contrastive_distillation(logits, logits_of_teacher)
+            teacher_logits = self.teacher.logits(batch.images, tokens, self.bf16)
+            distillation = contrastive_distillation(logits, teacher_logits)
             measurements["loss_distillation"] = distillation
             loss = loss + distillation_weight * distillation
 
@@ -255,9 +255,9 @@ class CaRot(FLYP):
         return {**measurements, "loss": loss}
 
     @classmethod
-    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[str]:
+    def total_steps_problems(cls, hparams: Mapping[str, Any]) -> list[str]:
         """What needs ``total_steps``: also the momentum of the teacher."""
-        problems = super().problems_without_end(hparams)
+        problems = super().total_steps_problems(hparams)
         if hparams["carot_distillation"]:
             problems.append(
                 "the momentum of CaRot's teacher rises over a share of all steps, whose number is "

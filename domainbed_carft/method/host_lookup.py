@@ -8,7 +8,7 @@ from typing import Any
 from domainbed_carft.jobs import splits
 
 
-def in_our_harness() -> bool:
+def is_carft_harness() -> bool:
     """Whether the domainbed in use is this package's harness, by the flag that only it has."""
     import domainbed
 
@@ -27,7 +27,7 @@ def find_dataset_class(name: str) -> Any:
     return look_up(name)
 
 
-def evaluated_kinds(dataset: Any) -> Sequence[str]:
+def get_evaluated_kinds(dataset: Any) -> Sequence[str]:
     """The kinds of splits, of `splits.KINDS`, that records have accuracies of.
 
     ``dataset``: an object or a class; those of a foreign host, which has no such hook, have all.

@@ -8,12 +8,12 @@ from typing import Any
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import HparamProblem, problems_of
 from domainbed_carft.method import prompts
-from domainbed_carft.method.dataset_facts import named_dataset
-from domainbed_carft.method.host_lookup import in_our_harness
-from domainbed_carft.method.hparams import DEMANDABLE, is_preprocessing
+from domainbed_carft.method.dataset_facts import parse_dataset_name
+from domainbed_carft.method.host_lookup import is_carft_harness
+from domainbed_carft.method.hparams import PINNABLE, is_preprocessing
 
 # What one method alone reads, and other methods would ignore without a word.
-_OF_ONE_METHOD = {"margin": "CLIPood has a margin", "lp_steps": "CLIPLPFT probes first"}
+_METHOD_HPARAMS = {"margin": "CLIPood has a margin", "lp_steps": "CLIPLPFT probes first"}
 
 
 def job_problems(
@@ -23,7 +23,7 @@ def job_problems(
 
     ``algorithm``: its class. Keys that are none of its own are the host's or another method's.
     """
-    if named_dataset(hparams.get("class_names")) is None and not hparams.get("class_names"):
+    if parse_dataset_name(hparams.get("class_names")) is None and not hparams.get("class_names"):
         return [
             "no class names are given, and CLIP needs them; give the hparam class_names: a list "
             "with one name per class in label order, or 'dataset:PACS' for a dataset that this "
@@ -56,8 +56,8 @@ def hparam_problems(
     spec = values["contexts"]
     if spec in prompts.DOMAIN_LISTS and dataset in benchmarks.BENCHMARKS:
         domains = [environment.folder for environment in benchmarks.get(dataset).environments]
-        fewest = _fewest_contexts(algorithm, values)
-        messages = problems_of(prompts.domain_contexts, spec, domains, fewest)
+        min_contexts = _min_contexts(algorithm, values)
+        messages = problems_of(prompts.domain_contexts, spec, domains, min_contexts)
         problems += [HparamProblem("contexts", spec, message=message) for message in messages]
     return problems
 
@@ -66,19 +66,19 @@ def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[str | Hp
     """What is invalid among the hparams of a job, one by one and together."""
     invalid = {
         name: HparamProblem(name, hparams[name], hparam.expected)
-        for name, hparam in algorithm.own_hparams().items()
+        for name, hparam in algorithm.hparams_by_name().items()
         if not hparam.valid(hparams[name])
     }
-    invalid |= _problems_of_demands(hparams)
+    invalid |= _pin_problems(hparams)
 
     problems: list[str | HparamProblem] = [*invalid.values()]
     if "clip_backbone" not in invalid:
         problems += problems_of(_require_backbone, hparams["clip_backbone"])
     # The contexts that are made from the dataset's domains come with it.
     if "contexts" not in invalid and hparams["contexts"] not in prompts.DOMAIN_LISTS:
-        fewest = _fewest_contexts(algorithm, hparams) if "kl_weight" not in invalid else 1
+        min_contexts = _min_contexts(algorithm, hparams) if "kl_weight" not in invalid else 1
         spec = hparams["contexts"]
-        messages = problems_of(prompts.contexts, spec, fewest)
+        messages = problems_of(prompts.parse_contexts, spec, min_contexts)
         problems += [HparamProblem("contexts", spec, message=message) for message in messages]
     defaults = algorithm.complete_hparams({"class_names": hparams["class_names"]})
     usable = {**hparams, **{name: defaults[name] for name in invalid if name in defaults}}
@@ -86,10 +86,10 @@ def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[str | Hp
     return problems
 
 
-def _problems_of_demands(hparams: Mapping[str, Any]) -> dict[str, HparamProblem]:
+def _pin_problems(hparams: Mapping[str, Any]) -> dict[str, HparamProblem]:
     """Name -> problem of the facts that a user demands."""
     problems = {}
-    for name in DEMANDABLE:
+    for name in PINNABLE:
         value = hparams.get(name, "")
         if name == "preprocessing":
             is_valid = value == "" or is_preprocessing(value)
@@ -104,7 +104,7 @@ def _problems_of_demands(hparams: Mapping[str, Any]) -> dict[str, HparamProblem]
     return problems
 
 
-def _fewest_contexts(algorithm: Any, hparams: Mapping[str, Any]) -> int:
+def _min_contexts(algorithm: Any, hparams: Mapping[str, Any]) -> int:
     """How many contexts a run needs at least: over a single one the KL would be zero."""
     return 2 if algorithm.has_kl(hparams) else 1
 
@@ -116,7 +116,7 @@ def _conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> list[HparamProblem
         **_average_conflicts(algorithm, hparams),
         **_head_conflicts(algorithm, hparams),
         **_lora_conflicts(algorithm, hparams),
-        **_conflicts_of_other_methods(algorithm, hparams),
+        **_other_method_conflicts(algorithm, hparams),
         **algorithm.conflicts(hparams),
     }
     return [HparamProblem(name, hparams[name], expected) for name, expected in expectations.items()]
@@ -128,7 +128,7 @@ def _step_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str
         return {}  # nothing is scheduled, and zero-shot CLIP has a single step
 
     total_steps = hparams["total_steps"]
-    lp_steps = hparams["lp_steps"] if "lp_steps" in algorithm.own_hparams() else 0
+    lp_steps = hparams["lp_steps"] if "lp_steps" in algorithm.hparams_by_name() else 0
     if lp_steps >= total_steps or hparams["warmup_steps"] < total_steps - lp_steps:
         return {}
 
@@ -151,7 +151,7 @@ def _average_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, 
         expectations["average"] = (
             "'none' with this DomainBed's swad, which averages the weights itself"
         )
-    elif hparams["average"] == "swad" and not in_our_harness():
+    elif hparams["average"] == "swad" and not is_carft_harness():
         expectations["average"] = (
             "'none', 'sma', 'ema' or 'beta' in this DomainBed, whose training hands over no "
             "validation loss; for SWAD train where domainbed is this package's own, outside of "
@@ -186,12 +186,12 @@ def _lora_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str
     return expectations
 
 
-def _conflicts_of_other_methods(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
+def _other_method_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
     """Hparam name -> what is expected, of what only another method would do."""
     return {
         name: f"0: only {owner}"
-        for name, owner in _OF_ONE_METHOD.items()
-        if hparams.get(name) and name not in algorithm.own_hparams()
+        for name, owner in _METHOD_HPARAMS.items()
+        if hparams.get(name) and name not in algorithm.hparams_by_name()
     }
 
 

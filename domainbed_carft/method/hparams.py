@@ -26,9 +26,9 @@ KL_DIRECTIONS = ("original||fine-tuned", "fine-tuned||original")
 UNCHECKED = "unchecked"  # the fact data_edition that trains on any data
 
 # What a user may demand of a job in `--hparams` although the job finds it out itself.
-DEMANDABLE = ("clip_digest", "clip_revision", "prompts_digest", "data_edition", "preprocessing")
+PINNABLE = ("clip_digest", "clip_revision", "prompts_digest", "data_edition", "preprocessing")
 _PREPROCESSING = r"([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
-_AS_HERE = object()
+_SAME_DEFAULT = object()
 
 
 class Conditions(NamedTuple):
@@ -72,21 +72,21 @@ class Hparam:
     draw: Draw | None = None
     meaning: str = ""
     source: str = "ours"
-    elsewhere: Any = _AS_HERE
+    elsewhere: Any = _SAME_DEFAULT
     changes_cost: bool = True
 
     def default_for(self, conditions: Conditions) -> Any:
         """Its default under these conditions."""
         return self.default(conditions) if callable(self.default) else self.default
 
-    def of_another_method(self) -> Hparam:
+    def for_other_methods(self) -> Hparam:
         """The hyperparameter as other methods' records have it."""
-        if self.elsewhere is _AS_HERE:
+        if self.elsewhere is _SAME_DEFAULT:
             return self
         return replace(self, default=self.elsewhere, draw=None)
 
 
-def values_of(
+def get_values(
     hparams: Mapping[str, Hparam], conditions: Conditions, random_seed: int | None = None
 ) -> dict[str, Any]:
     """Name -> default; with a ``random_seed`` the value that it draws, where there is a draw.
@@ -125,7 +125,7 @@ def _is_fraction(value: Any) -> bool:
     return is_number(value) and bool(value <= 1)
 
 
-def _is_text_or_texts(value: Any) -> bool:
+def _is_text_or_list(value: Any) -> bool:
     """Whether it is a text that is not empty, or a list of such texts."""
     texts = [value] if isinstance(value, str) else value
     is_list = isinstance(texts, (list, tuple)) and len(texts) > 0
@@ -270,7 +270,7 @@ COMMON: tuple[Hparam, ...] = (
     Hparam(
         "contexts",
         _contexts,
-        _is_text_or_texts,
+        _is_text_or_list,
         "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
         meaning="the contexts, templates into which class names are put",
         source="openai/CLIP; quoted by Lipsum-FT as CAR-FT's on ImageNet, elsewhere ours",
@@ -278,7 +278,7 @@ COMMON: tuple[Hparam, ...] = (
     Hparam(
         "class_names",
         _class_names,
-        _is_text_or_texts,
+        _is_text_or_list,
         "'dataset:NAME', a shipped list ('cifar10', ...), a text file, or a list of names",
         meaning="the names of the classes, in label order",
     ),

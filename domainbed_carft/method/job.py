@@ -25,7 +25,7 @@ from domainbed_carft.method.prompts import Prompts
 BF16_CAPABILITY = (8, 0)  # the lowest compute capability whose tensor cores multiply bf16
 
 # What differs if a job has another value than a user demands in `--hparams`.
-_DEMANDED = {
+_PINNED = {
     "clip_digest": "the CLIP is another",
     "clip_revision": "the hub's is another",
     "prompts_digest": "class names or contexts differ",
@@ -75,41 +75,41 @@ class JobFacts:
         ]
 
 
-def find_facts(hparams: Mapping[str, Any], num_classes: int, has_kl: bool) -> JobFacts:
+def find_job_facts(hparams: Mapping[str, Any], num_classes: int, has_kl: bool) -> JobFacts:
     """The facts of a job with these complete ``hparams``, which are not changed.
 
     ``has_kl``: whether its loss has the KL term. Raises CarftError for broken data, for data that
-    does not follow the hparams, as `prompts.prompts_of`, for a CLIP that cannot be found or is not
+    does not follow the hparams, as `prompts.build_prompts`, for a CLIP that cannot be found or is not
     what its name says, for a precision in which this machine does not compute, and where the
     hparams demand another CLIP, other prompts or other data than the job has.
     """
     data = dataset_facts.recall(hparams)
     _require_fitting_data(hparams, data)
     name = hparams["clip_backbone"]
-    clip = _own_file_facts(name, _state_of(name)) if backbone.is_own_file(name) else None
-    clip = clip or backbone.clip_facts(name, backbone.preprocessing(name))
+    clip = _user_file_facts(name, _file_state(name)) if backbone.is_user_file(name) else None
+    clip = clip or backbone.find_clip_facts(name, backbone.find_preprocessing(name))
 
     facts = JobFacts(
         data=data,
-        prompts=prompts.prompts_of(hparams, num_classes, data, has_kl),
+        prompts=prompts.build_prompts(hparams, num_classes, data, has_kl),
         clip=clip,
         amp=resolve_amp(hparams["amp"]),
         preprocessing=hparams.get("preprocessing") or clip.preprocessing.hparam_value,
     )
-    _require_demanded(hparams, facts.as_record())
+    _require_pinned(hparams, facts.as_record())
     return facts
 
 
-def wanted_preprocessing(hparams: Mapping[str, Any]) -> Preprocessing | None:
+def find_preprocessing(hparams: Mapping[str, Any]) -> Preprocessing | None:
     """What the CLIP of these ``hparams`` wants of images.
 
-    None for a CLIP that cannot be read: `find_facts` says why.
+    None for a CLIP that cannot be read: `find_job_facts` says why.
     """
     try:
         name = hparams["clip_backbone"]
-        if backbone.is_own_file(name):
-            return _own_file_facts(name, _state_of(name)).preprocessing
-        return backbone.preprocessing(name)
+        if backbone.is_user_file(name):
+            return _user_file_facts(name, _file_state(name)).preprocessing
+        return backbone.find_preprocessing(name)
     except Exception:  # of any type, by what the file or the hub has
         return None
 
@@ -121,7 +121,7 @@ def wanted_images(
 
     None for a CLIP that cannot be read: the algorithm will say why.
     """
-    preprocessing = wanted_preprocessing(hparams)
+    preprocessing = find_preprocessing(hparams)
     if preprocessing is None:
         return None
     if not dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std)):
@@ -152,7 +152,7 @@ def resolve_amp(amp: str) -> str:
     )
 
 
-def _state_of(path: str) -> tuple[int, int] | None:
+def _file_state(path: str) -> tuple[int, int] | None:
     """What changes if a file does: its time and size; None if there is no file."""
     if not os.path.isfile(path):
         return None
@@ -161,10 +161,10 @@ def _state_of(path: str) -> tuple[int, int] | None:
 
 
 @functools.lru_cache(maxsize=4)
-def _own_file_facts(path: str, state: tuple[int, int] | None) -> ClipFacts:
+def _user_file_facts(path: str, state: tuple[int, int] | None) -> ClipFacts:
     """The facts of a user's own file, which has to be loaded for them. Raises as `backbone.load`.
 
-    ``state``: of the file, as `_state_of` returns it, so that a changed one is loaded again.
+    ``state``: of the file, as `_file_state` returns it, so that a changed one is loaded again.
     """
     # Making the modules must not move the generators that the job draws from.
     with torch.random.fork_rng(devices=[]):
@@ -196,11 +196,11 @@ def _require_fitting_data(hparams: Mapping[str, Any], facts: DatasetFacts) -> No
         )
 
 
-def _require_demanded(hparams: Mapping[str, Any], record: Mapping[str, str]) -> None:
+def _require_pinned(hparams: Mapping[str, Any], record: Mapping[str, str]) -> None:
     """Raise CarftError where ``hparams`` demand other facts than the job has."""
     raise_for(
         f"the hparam {name} is {hparams[name]!r}, but this job has {record[name]!r}: "
         f"{difference}; use the same as the run that the value is from, or omit {name}"
-        for name, difference in _DEMANDED.items()
+        for name, difference in _PINNED.items()
         if hparams.get(name, "") not in ("", UNCHECKED, record[name])
     )

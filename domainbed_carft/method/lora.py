@@ -82,7 +82,7 @@ PUBLISHED = (
 PROJECTIONS = 3
 
 
-def scale_of(hparams: Mapping[str, Any]) -> float:
+def lora_scale(hparams: Mapping[str, Any]) -> float:
     """The factor of B A by ``lora_alpha``, ``lora_rank`` and ``lora_scaling``."""
     alpha: float = hparams["lora_alpha"]
     rank: int = hparams["lora_rank"]

@@ -22,7 +22,7 @@ from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 
 # Datasets with each kind of default.
-_USUAL_DATASETS = ("EmojiStyles", "PACS")
+_EXAMPLE_DATASETS = ("EmojiStyles", "PACS")
 
 
 class OwnMethods(NamedTuple):
@@ -38,7 +38,7 @@ def load(taken: Collection[str], files: Iterable[MethodFile]) -> OwnMethods:
     problems: list[str] = []
     for file in files:
         try:
-            loaded = _classes_in(file)
+            loaded = _load_classes(file)
         except CarftError as error:
             problems += error.problems
             continue
@@ -46,26 +46,28 @@ def load(taken: Collection[str], files: Iterable[MethodFile]) -> OwnMethods:
         for algorithm in loaded:
             name = algorithm.__name__
             if name in taken:
-                problems.append(name_taken(algorithm, "an algorithm of domainbed-carft"))
+                problems.append(format_name_conflict(algorithm, "an algorithm of domainbed-carft"))
             elif name in classes:
-                problems.append(name_taken(algorithm, f"one in {_file_of(classes[name])}"))
+                problems.append(
+                    format_name_conflict(algorithm, f"one in {_source_path(classes[name])}")
+                )
             else:
                 classes[name] = algorithm
                 problems += _hparam_problems(algorithm)
     return OwnMethods(classes, problems)
 
 
-def name_taken(algorithm: type[CLIPAlgorithm], owner: str) -> str:
+def format_name_conflict(algorithm: type[CLIPAlgorithm], owner: str) -> str:
     """That ``owner`` has the name of a user's algorithm."""
-    file = _file_of(algorithm)
+    file = _source_path(algorithm)
     return f"{file}: the name {algorithm.__name__} is taken by {owner}; rename the class"
 
 
-def _file_of(algorithm: type[CLIPAlgorithm]) -> str:
+def _source_path(algorithm: type[CLIPAlgorithm]) -> str:
     return str(sys.modules[algorithm.__module__].__file__)
 
 
-def _classes_in(file: MethodFile) -> list[type[CLIPAlgorithm]]:
+def _load_classes(file: MethodFile) -> list[type[CLIPAlgorithm]]:
     """The algorithms of a file; CarftError if it is missing or broken, or declares none."""
     if file.path is None:
         raise CarftError(
@@ -115,12 +117,12 @@ def _run(file: MethodFile, path: Path, content: bytes) -> ModuleType:
         exec(compile(content, path, "exec"), vars(module))
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
-        line = _line_of(error, str(path))
+        line = _error_line(error, str(path))
         raise CarftError(f"{path}{line} cannot be loaded: {brief(error)}") from error
     return module
 
 
-def _line_of(error: BaseException, path: str) -> str:
+def _error_line(error: BaseException, path: str) -> str:
     """``, line 3,`` where a file raised an error; "" if it did not get there."""
     lines = [
         frame.lineno
@@ -134,7 +136,7 @@ def _line_of(error: BaseException, path: str) -> str:
 
 def _hparam_problems(algorithm: type[CLIPAlgorithm]) -> Iterator[str]:
     """What is no hyperparameter in HPARAMS, and which of them lack a valid default."""
-    place = f"{_file_of(algorithm)}: {algorithm.__name__}.HPARAMS"
+    place = f"{_source_path(algorithm)}: {algorithm.__name__}.HPARAMS"
     declared = vars(algorithm).get("HPARAMS", ())
     if not isinstance(declared, (tuple, list)):
         yield f"{place} is no tuple; write a comma behind its only entry"
@@ -146,7 +148,7 @@ def _hparam_problems(algorithm: type[CLIPAlgorithm]) -> Iterator[str]:
                 f"{place} has {hparam!r:.80}, expected hyperparameters, such as "
                 "nonnegative('my_weight', 1.0)"
             )
-        elif not all(_has_default(hparam, dataset) for dataset in _USUAL_DATASETS):
+        elif not all(_has_default(hparam, dataset) for dataset in _EXAMPLE_DATASETS):
             yield f"{place}: {hparam.name} has no valid default, expected {hparam.expected}"
 
 

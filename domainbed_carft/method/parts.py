@@ -47,46 +47,46 @@ class Classifier(nn.Module):
         return objective.class_logits(features, self.weight, self.bias, self.factor)
 
 
-def featurizer_of(algorithm: Any) -> Featurizer:
+def build_featurizer(algorithm: Any) -> Featurizer:
     """The image encoder of ``algorithm`` with the weights that predict now.
 
     Its parameters are the algorithm's own, or where others predict (averages, WiSE-FT), these. Ask
     again after a training step.
     """
-    weights = algorithm.predicting_weights()
+    weights = algorithm.prediction_weights()
     return Featurizer(
         clip_input=algorithm.input,
-        encoder=_with_weights(algorithm.encoder, "encoder.", weights),
+        encoder=_replace_weights(algorithm.encoder, "encoder.", weights),
         dim=algorithm.head.weight.shape[1],
         bf16=algorithm.bf16,
     )
 
 
-def classifier_of(algorithm: Any) -> Classifier:
+def build_classifier(algorithm: Any) -> Classifier:
     """The head of ``algorithm`` with the weights that predict now.
 
     Its parameters are the algorithm's own, or copies of these weights where others are trained.
     """
-    weights = algorithm.predicting_weights()
-    head = _with_weights(algorithm.head, "head.", weights)
+    weights = algorithm.prediction_weights()
+    head = _replace_weights(algorithm.head, "head.", weights)
     factor = weights.get("head_factor", algorithm.head_factor)
     return Classifier(head.weight, head.bias, factor)
 
 
-def network_of(algorithm: Any) -> nn.Sequential:
+def build_network(algorithm: Any) -> nn.Sequential:
     """The featurizer and the classifier of ``algorithm``: from images to class logits (N, K)."""
-    return nn.Sequential(featurizer_of(algorithm), classifier_of(algorithm))
+    return nn.Sequential(build_featurizer(algorithm), build_classifier(algorithm))
 
 
 # What hosts call the parts of an algorithm -> the function that makes it.
 PARTS: dict[str, Callable[[Any], nn.Module]] = {
-    "featurizer": featurizer_of,
-    "classifier": classifier_of,
-    "network": network_of,
+    "featurizer": build_featurizer,
+    "classifier": build_classifier,
+    "network": build_network,
 }
 
 
-def _with_weights(module: nn.Module, prefix: str, weights: Mapping[str, Tensor]) -> Any:
+def _replace_weights(module: nn.Module, prefix: str, weights: Mapping[str, Tensor]) -> Any:
     """``module``, or a copy with its ``weights`` where these are others; no tensor is copied."""
     tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
     differs = False

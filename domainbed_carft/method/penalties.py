@@ -294,7 +294,7 @@ PENALTIES: tuple[type[Penalty], ...] = (
 HPARAMS = tuple(
     hparam
     for penalty in PENALTIES
-    for hparam in (penalty.weight.of_another_method(), *penalty.hparams)
+    for hparam in (penalty.weight.for_other_methods(), *penalty.hparams)
 )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import dataset_facts
-from domainbed_carft.method.dataset_facts import DATASET_PREFIX, DatasetFacts, named_dataset
+from domainbed_carft.method.dataset_facts import DATASET_PREFIX, DatasetFacts, parse_dataset_name
 from domainbed_carft.text import quantity, shortened
 
 # OpenAI's lists for the datasets of CLIP's paper: class names, and templates for them.
@@ -69,26 +69,26 @@ class Prompts:
     @property
     def rows(self) -> list[list[str]]:
         """Every context with every class: M lists of K prompts."""
-        return prompts(self.contexts, self.classes)
+        return fill_templates(self.contexts, self.classes)
 
     def as_json(self) -> str:
         """The JSON text that a saved run holds."""
         return as_json(self.contexts, self.classes)
 
 
-def prompts_of(
+def build_prompts(
     hparams: Mapping[str, Any], num_classes: int, facts: DatasetFacts, has_kl: bool
 ) -> Prompts:
     """The prompts of a run on a dataset with these ``facts``.
 
     ``has_kl``: whether the loss has the KL term, which takes two contexts. Raises CarftError as
-    `class_names` and `contexts_of`.
+    `class_names` and `find_contexts`.
     """
-    names = class_names(hparams, num_classes, facts)
-    return Prompts(contexts_of(hparams, 2 if has_kl else 1, facts), names)
+    names = find_class_names(hparams, num_classes, facts)
+    return Prompts(find_contexts(hparams, 2 if has_kl else 1, facts), names)
 
 
-def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
+def parse_contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
     """The context templates that ``spec`` stands for.
 
     ``spec``: one of CONTEXT_LISTS, the path of a text file with a template a line, or the templates
@@ -115,7 +115,7 @@ def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
     return templates
 
 
-def contexts_of(
+def find_contexts(
     hparams: Mapping[str, Any], least: int = 2, facts: DatasetFacts | None = None
 ) -> list[str]:
     """The templates of a run, at least ``least``.
@@ -125,7 +125,7 @@ def contexts_of(
     """
     spec = hparams["contexts"]
     if spec not in DOMAIN_LISTS:
-        return contexts(spec, least)
+        return parse_contexts(spec, least)
 
     facts = facts or dataset_facts.recall(hparams)
     left_out = facts.test_envs if spec == WITHOUT_TARGET else ()
@@ -156,7 +156,7 @@ def domain_contexts(spec: str, names: Sequence[str], least: int = 2) -> list[str
             "'imagenet', or a list of templates"
         )
     templates = [DOMAIN_TEMPLATE.replace("{domain}", clean(name)) for name in names]
-    return contexts(templates, least)
+    return parse_contexts(templates, least)
 
 
 def clean(name: str) -> str:
@@ -168,7 +168,7 @@ def clean(name: str) -> str:
     return " ".join(w if w.isupper() and len(w) > 1 else w.lower() for w in words)
 
 
-def prompts(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]]:
+def fill_templates(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]]:
     """Every context with every class: M lists of K prompts."""
     return [[template.replace("{}", name) for name in class_names] for template in templates]
 
@@ -192,7 +192,7 @@ def from_json(text: str) -> tuple[list[str], list[str]]:
     return templates, class_names
 
 
-def class_names(
+def find_class_names(
     hparams: Mapping[str, Any], num_classes: int, facts: DatasetFacts | None = None
 ) -> list[str]:
     """The ``num_classes`` class names in label order.
@@ -204,7 +204,7 @@ def class_names(
     Raises CarftError naming the conflict, or if there are no names, the three ways to give them.
     """
     spec = hparams["class_names"]
-    dataset = named_dataset(spec)
+    dataset = parse_dataset_name(spec)
     environments = (facts or dataset_facts.recall(hparams)).environments
     folders = {e.name: list(e.classes) for e in environments if e.classes}
     if dataset is None:

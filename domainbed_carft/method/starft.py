@@ -68,8 +68,8 @@ class StarFT(CARFT):
         original_logits = self.logits_over(batch.original.features, rows)
         tuned_logits = self.logits_over(batch.tuned.features, rows)
         if self.hparams["starft_rows"] == "other-captions":
-            original_logits = without_own_class(original_logits, batch.labels, captioned)
-            tuned_logits = without_own_class(tuned_logits, batch.labels, captioned)
+            original_logits = mask_own_class(original_logits, batch.labels, captioned)
+            tuned_logits = mask_own_class(tuned_logits, batch.labels, captioned)
         return context_kl(original_logits, tuned_logits, self.hparams["kl_direction"])
 
     def kl_weight(self) -> float:
@@ -78,9 +78,9 @@ class StarFT(CARFT):
         return remaining * super().kl_weight()
 
     @classmethod
-    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[str]:
+    def total_steps_problems(cls, hparams: Mapping[str, Any]) -> list[str]:
         """What needs ``total_steps``: also the weight of the KL."""
-        problems = super().problems_without_end(hparams)
+        problems = super().total_steps_problems(hparams)
         if hparams["kl_weight"]:
             problems.append(
                 "the weight of StarFT's KL falls to 0 at the last step, which is unknown; "
@@ -95,7 +95,7 @@ class StarFT(CARFT):
         return super().indivisible()
 
 
-def without_own_class(logits: Tensor, labels: Tensor, captions: Tensor) -> Tensor:
+def mask_own_class(logits: Tensor, labels: Tensor, captions: Tensor) -> Tensor:
     """(n, N) logits of images over captions, none for captions of the image's own class.
 
     ``labels`` (n,) are the images', ``captions`` (N,) the captions'.

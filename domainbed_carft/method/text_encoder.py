@@ -104,7 +104,7 @@ class OpenClipText(TextModule):
         return self.model.encode_text(tokens).float()
 
 
-def encoder_of(backbone: Backbone) -> TextModule:
+def build_text_encoder(backbone: Backbone) -> TextModule:
     """The text encoder of a loaded CLIP, as a module that reads its ``tokenize``."""
     if backbone.architecture:
         return OpenClipText(backbone.model)
@@ -128,7 +128,7 @@ class RandomTexts:
                     f"{backbone.name} does not read; choose another clip_backbone or algorithm"
                 )
             self.padded_length = text_config.get("context_length", CONTEXT_LENGTH)
-        self.encoder = encoder_of(backbone).eval().requires_grad_(False)
+        self.encoder = build_text_encoder(backbone).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, count: int, length: int) -> Tensor:

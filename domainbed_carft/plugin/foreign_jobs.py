@@ -166,11 +166,11 @@ def unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     MIRO its whole configuration). So a key counts as unknown only if the user gave it.
     """
     from domainbed_carft import text
-    from domainbed_carft.method.algorithms import hparams_of
-    from domainbed_carft.method.hparams import DEMANDABLE
+    from domainbed_carft.method.algorithms import recorded_hparams
+    from domainbed_carft.method.hparams import PINNABLE
 
-    names = sorted(hparams_of(algorithm))
-    valid_keys = sorted({*names, *DEMANDABLE, *_host_keys})
+    names = sorted(recorded_hparams(algorithm))
+    valid_keys = sorted({*names, *PINNABLE, *_host_keys})
     unexpected = ({*hparams} & {*hparams_by_hand()}) - {*valid_keys}
     unknown = []
     for key in sorted(unexpected):

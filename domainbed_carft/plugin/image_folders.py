@@ -84,11 +84,11 @@ def require_weights(hparams: Any) -> None:
         return
 
     from domainbed_carft.clips import open_clip, openai
-    from domainbed_carft.method.host_lookup import in_our_harness
+    from domainbed_carft.method.host_lookup import is_carft_harness
 
     name = hparams.get("clip_backbone")
     is_file = isinstance(name, str) and not name.startswith(open_clip.PREFIX)
-    if not is_file or in_our_harness():
+    if not is_file or is_carft_harness():
         return
 
     try:
@@ -191,4 +191,4 @@ def requested_preprocessing(hparams: Any) -> Preprocessing | None:
 
     from domainbed_carft.method import job  # takes the seconds of importing torch
 
-    return job.wanted_preprocessing(hparams)
+    return job.find_preprocessing(hparams)

@@ -30,7 +30,7 @@ class HostNames:
         if self.problems:
             from domainbed_carft.method import host_lookup
 
-            raise (CarftError if host_lookup.in_our_harness() else EndedJob)(*self.problems)
+            raise (CarftError if host_lookup.is_carft_harness() else EndedJob)(*self.problems)
 
 
 def extended_function(
@@ -79,9 +79,11 @@ def _is_ours(algorithm: str) -> bool:
     if algorithm in ALGORITHMS or not own_methods.files():
         return algorithm in ALGORITHMS
 
-    from domainbed_carft.method.algorithms import OWN  # takes the seconds of importing torch
+    from domainbed_carft.method.algorithms import (
+        OWN_METHODS,  # takes the seconds of importing torch
+    )
 
-    return algorithm in OWN
+    return algorithm in OWN_METHODS
 
 
 def with_our_hparams(
@@ -93,7 +95,7 @@ def with_our_hparams(
 
     plain = {name: _as_plain_value(value) for name, value in host_hparams.items()}
     steps = None
-    if not host_lookup.in_our_harness():
+    if not host_lookup.is_carft_harness():
         steps = foreign_jobs.planned_steps()
         foreign_jobs.allow(plain.keys())
         to_add = foreign_jobs.hparams_to_add(algorithm, dataset, random_seed)

@@ -9,8 +9,8 @@ from typing import Any
 
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.method.algorithms import CLASSES, hparams_of
-from domainbed_carft.method.hparams import DEMANDABLE
+from domainbed_carft.method.algorithms import CLASSES, recorded_hparams
+from domainbed_carft.method.hparams import PINNABLE
 from domainbed_carft.method.prompts import WITHOUT_TARGET
 from domainbed_carft.sweep import costs, host
 
@@ -89,9 +89,9 @@ def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 def _costly_hparams(job: Job) -> dict[str, Any]:
     """The hparams that a job sets and that change what a step costs for an image."""
-    known = hparams_of(job.key.algorithm) if job.key.algorithm in CLASSES else {}
+    known = recorded_hparams(job.key.algorithm) if job.key.algorithm in CLASSES else {}
     costless = {name for name, hparam in known.items() if not hparam.changes_cost}
-    costless |= {*DEMANDABLE} - {"preprocessing"}
+    costless |= {*PINNABLE} - {"preprocessing"}
     costly = {}
     for name, value in overrides(job.args).items():
         if name.endswith(_WEIGHT):

@@ -225,7 +225,7 @@ def verdict_row(verdict: DataVerdict) -> PreflightRow:
 
 def weights_rows(clip: str) -> Iterator[PreflightRow]:
     """The digest of a CLIP, which is downloaded if it is not here. CarftError if it is another."""
-    digest = backbone.clip_facts(clip, backbone.preprocessing(clip)).digest
+    digest = backbone.find_clip_facts(clip, backbone.find_preprocessing(clip)).digest
     is_published = clip in openai.PUBLISHED
     published = ", as published" if is_published else "; nothing is published to compare with"
     yield PreflightRow(WEIGHTS_AND_DATA, f"CLIP {clip}", "pass", f"SHA-256 {digest}{published}")

@@ -72,7 +72,7 @@ class ZeroShot:
 def gate_row(trainer: Trainer) -> PreflightRow:
     """The row of a dataset, of a job of `zero_shot_jobs` that trains on no environment."""
     dataset, clip = trainer.args.dataset, trainer.hparams["clip_backbone"]
-    facts = job.find_facts(trainer.hparams, trainer.dataset.num_classes, has_kl=False)
+    facts = job.find_job_facts(trainer.hparams, trainer.dataset.num_classes, has_kl=False)
     label = f"{Path(dataset).name}, {clip}"
     return judge(label, measure(trainer), published_rows(dataset, clip), facts.prompts.digest)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.images.plan import FAST, ImagePlan
-from domainbed_carft.method.algorithms import CLASSES, hparam_values, hparams_of
+from domainbed_carft.method.algorithms import CLASSES, hparam_values, recorded_hparams
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.runs.merge_weights import fold_head_scale, mean
 from domainbed_carft.runs.run import Run
@@ -180,7 +180,7 @@ def _hparams_of(members: Sequence[Member]) -> dict[str, Any]:
     """The hparams of a soup: DESCRIBING from its members, and no setting of a training."""
     first = members[0].run.hparams
     shared = _shared_items([member.run.hparams for member in members])
-    algorithm_hparams = {*hparams_of(PLAINEST)}
+    algorithm_hparams = {*recorded_hparams(PLAINEST)}
     defaults = hparam_values(PLAINEST, members[0].run.args["dataset"])
     is_folded = float(members[0].state["head_factor"]) == 1.0
 

@@ -119,7 +119,7 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
     step = last_step if run.step is None else run.step
     key = (seed % SEEDS, 0 if run.algorithm.is_constant else step)
     numbers = {split.name: number for number, split in enumerate(job_splits)}
-    kinds = host_lookup.evaluated_kinds(dataset)
+    kinds = host_lookup.get_evaluated_kinds(dataset)
     evaluated_splits = [
         Split(
             name=split.name,
@@ -143,7 +143,7 @@ def require_same_data(
         ("environments", domains, len(dataset)),
         ("classes", len(run.classes), dataset.num_classes),
     ]
-    if dataset_facts.named_dataset(run.hparams["class_names"]) is not None:
+    if dataset_facts.parse_dataset_name(run.hparams["class_names"]) is not None:
         for environment in facts.environments:
             if environment.classes:
                 names = [prompts.clean(name) for name in environment.classes]
@@ -153,7 +153,7 @@ def require_same_data(
     if facts.edition and edition not in ("", UNCHECKED):
         comparisons.append(("data_edition", edition, facts.edition))
 
-    normalisation = dataset_facts.agreed_normalisation(facts.environments)
+    normalisation = dataset_facts.common_normalisation(facts.environments)
     if normalisation:
         model_input = run.algorithm.input
         input_now = CLIPInput(model_input.preprocessing, *normalisation)
@@ -262,7 +262,7 @@ def _recorded_images(run: Run, hparams: dict[str, Any]) -> Any:
 
     Where the model's normalisation was applied, ``hparams`` gets it for the dataset's.
     """
-    if not host_lookup.in_our_harness():
+    if not host_lookup.is_carft_harness():
         return None
 
     from domainbed.lib.image_batches import Images
@@ -361,6 +361,6 @@ class _KeyedItems(Dataset[Any]):
 
     def _read_host_item(self, position: int) -> Any:
         # As in the harness's `lib/fast_data_loader.py`; no other host draws by a key.
-        seed_of = rng.seed_of if host_lookup.in_our_harness() else misc.seed_hash
+        seed_of = rng.seed_of if host_lookup.is_carft_harness() else misc.seed_hash
         rng.reseed(int(seed_of(*self._key, position)))
         return self._items[position]

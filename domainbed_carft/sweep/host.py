@@ -14,9 +14,9 @@ from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.job import overrides, unset_hparams
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.host_lookup import (
-    evaluated_kinds,
     find_dataset_class,
-    in_our_harness,
+    get_evaluated_kinds,
+    is_carft_harness,
 )
 from domainbed_carft.suites import imagenet_training
 from domainbed_carft.text import unknown
@@ -45,7 +45,7 @@ def module(name: str) -> Any:
 def skips_in_splits() -> bool:
     """Whether train of the domainbed in use can leave out the training in-splits: our harness's."""
     module("algorithms")  # found from the current folder, as a job would find it
-    return in_our_harness()
+    return is_carft_harness()
 
 
 def require_own_methods() -> None:
@@ -68,7 +68,7 @@ def job_hparams(args: Mapping[str, Any]) -> dict[str, Any]:
     registry = module("hparams_registry")
     hparams_set = overrides(args)
     module("algorithms")
-    implying_class = algorithm_class(args["algorithm"]) if in_our_harness() else None
+    implying_class = algorithm_class(args["algorithm"]) if is_carft_harness() else None
     return {**unset_hparams(registry, implying_class, args, hparams_set), **hparams_set}
 
 
@@ -105,7 +105,7 @@ def dataset_facts(name: str) -> Dataset:
         images=_image_counts(name, dataset_class, len(labels)),
         steps=int(getattr(dataset_class, "N_STEPS", _UPSTREAM_STEPS)),
         checkpoint_freq=int(getattr(dataset_class, "CHECKPOINT_FREQ", _UPSTREAM_CHECKPOINT_FREQ)),
-        held_out=tuple(evaluated_kinds(dataset_class)) == ("out",),
+        held_out=tuple(get_evaluated_kinds(dataset_class)) == ("out",),
     )
 
 

@@ -72,7 +72,7 @@ class Algorithm(torch.nn.Module):
     # is stands in `recorded_facts` under the same name; a job that is resumed elsewhere keeps it.
     RESOLVED_HPARAMS: tuple[str, ...] = ()
     # What --hparams may hold beside the hyperparameters: facts that the job is to have.
-    FURTHER_HPARAMS: tuple[str, ...] = ()
+    EXTRA_HPARAMS: tuple[str, ...] = ()
     # Whether it chooses by a validation loss which weights predict. `at_checkpoint` is then called
     # after one more evaluation of the out-splits, through the test transform. The newest weights
     # count as the best ones.
@@ -110,7 +110,7 @@ class Algorithm(torch.nn.Module):
         return {}
 
     @classmethod
-    def unread_hparams(cls, names: Sequence[str]) -> Sequence[str]:
+    def unused_hparams(cls, names: Sequence[str]) -> Sequence[str]:
         """Return those of `names`, set by `--hparams`, that only other algorithms read."""
         return []
 

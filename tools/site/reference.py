@@ -104,7 +104,7 @@ def _cell(text: str) -> str:
 
 def hyperparameters() -> str:
     """Return a table of each group of hyperparameters, from their declarations."""
-    everyone = [*CLIPAlgorithm.own_hparams()]
+    everyone = [*CLIPAlgorithm.hparams_by_name()]
     groups = {first: title for title, first in _GROUPS_OF_ALL.items()}
     shared: dict[str, tuple[Sequence[str], list[str]]] = {}
     of_some: dict[str, tuple[Sequence[str], list[str]]] = {}
@@ -113,9 +113,9 @@ def hyperparameters() -> str:
         title = groups.get(name, title)
         shared.setdefault(title, (ALGORITHMS, []))[1].append(name)
 
-    for name in algorithms.hparams_of("CARFT"):
+    for name in algorithms.recorded_hparams("CARFT"):
         if name not in everyone:
-            owners = tuple(a for a in ALGORITHMS if name in algorithms.CLASSES[a].own_hparams())
+            owners = tuple(a for a in ALGORITHMS if name in algorithms.CLASSES[a].hparams_by_name())
             of_some.setdefault(f"Only {', '.join(owners)}", (owners, []))[1].append(name)
 
     (first, of_carft), *others = of_some.items()  # CAR-FT's own, which most readers look for
@@ -129,7 +129,7 @@ def hyperparameters() -> str:
 
 def _hparam_row(name: str, owners: Sequence[str]) -> str:
     """The row of a hyperparameter; ``owners``: the algorithms on which it has an effect."""
-    hparams = {owner: algorithms.hparams_of(owner)[name] for owner in owners}
+    hparams = {owner: algorithms.recorded_hparams(owner)[name] for owner in owners}
     hparam = hparams[owners[0]]
     values = _plain(hparam.expected).replace("False, True", "false, true")  # as in JSON
     search = _usual_and_exceptions({owner: _draws(owned) for owner, owned in hparams.items()})
