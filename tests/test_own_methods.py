@@ -272,7 +272,7 @@ BROKEN |= {
     f"{HEAD}class A(CLIPFineTune):\n    HPARAMS = (nonnegative('w', None),)": "A.HPARAMS: w has no "
     "valid default, expected a number >= 0",
     f"{HEAD}class A(CLIPFineTune):\n    HPARAMS = ('w',)": "A.HPARAMS has 'w', expected hyperpara",
-    f"{HEAD}class A(CLIPFineTune):\n    HPARAMS = nonnegative('w', 1)": "A.HPARAMS is no tuple",
+    f"{HEAD}class A(CLIPFineTune):\n    HPARAMS = nonnegative('w', 1)": "A.HPARAMS is not a tuple",
 }
 
 

@@ -1,7 +1,7 @@
-"""open_clip's checkpoints: found, checked, built by open_clip, and rebuilt from a saved run.
+"""open_clip's checkpoints: located, checked, built by open_clip, and rebuilt from a saved run.
 
-A folder or a repository is a stranger's: nothing in it is run, and no name in its files is looked
-up.
+A folder or a repository is untrusted: none of its code is run, and names in its files are not
+looked up.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HUB = "hf-hub:"
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 PICKLED_WEIGHTS = "open_clip_pytorch_model.bin"
-# The weights of a folder, the first that is there: as open_clip prefers them.
+# Names of weights in a folder, in open_clip's order of preference.
 WEIGHT_FILES = (
     WEIGHTS,
     "open_clip_pytorch_model.safetensors",
@@ -44,26 +44,27 @@ WEIGHT_FILES = (
     "pytorch_model.pth",
 )
 
-# A tokenizer's files: its settings, and all that a repository of the hub is asked for.
+# A tokenizer's files: its settings, and the files downloaded from a hub repository.
 SETTINGS = ("tokenizer_config.json", "config.json")
 SMALL_FILES = ("*.json", "*.txt", "*.model")
-TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}  # others may run code
+TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}  # others can run code
 
-DEFAULT_IMAGE_SIZE = 224  # pixels a side
+DEFAULT_IMAGE_SIZE = 224  # side in pixels
 _SMALL_TEXT = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "layers": 1}
 
-Config = Mapping[str, Any]  # of an open_clip_config.json: model_cfg and preprocess_cfg
+Config = Mapping[str, Any]  # an open_clip_config.json: model_cfg and preprocess_cfg
 
 
 def import_package() -> Any:
-    """open_clip; CarftError, with what to pip install, if it cannot be imported."""
+    """Import open_clip; CarftError with the pip command if that fails."""
     return imported("open_clip", "'open_clip_torch>=3,<4'")
 
 
 def load(name: str) -> dict[str, Any]:
-    """Fields of `backbone.Backbone` for ``name``, with PREFIX; in float32 and eval mode on the CPU.
+    """Return the fields of `backbone.Backbone` for ``name``, in float32 and eval mode on the CPU.
 
-    Raises CarftError as `check`, for a failed download, and files that do not fit each other.
+    ``name`` starts with PREFIX. Raises CarftError as `check`, for a failed download, and for files
+    that do not fit each other.
     """
     config = load_configuration(name)
     path = find_weights(name)
@@ -83,27 +84,27 @@ def load(name: str) -> dict[str, Any]:
 
 
 def check(name: str) -> None:
-    """Raise CarftError for what is wrong as far as it shows without asking the hub."""
+    """Raise CarftError for problems that can be found without the hub."""
     if name.startswith(PREFIX + HUB):
         import_package()
     else:
         load_configuration(name)
 
 
-# Where the files are
+# Files
 
 
 def _parse_name(name: str) -> tuple[str, str]:
-    """The model in open_clip's own table and the tag of its weights, of open_clip:MODEL/TAG."""
+    """Return the model in open_clip's table and the tag of its weights, of open_clip:MODEL/TAG."""
     model, _, tag = name.removeprefix(PREFIX).partition("/")
     return model, tag
 
 
 def _find_folder(name: str) -> Path | None:
-    """The folder with configuration and tokenizer; None for a model of open_clip's own table.
+    """Return the folder with configuration and tokenizer, None for a model in open_clip's table.
 
-    It is the user's, or a repository's in the hub's cache. The hub is asked only for a name that
-    the user gives, never for one in a file.
+    It is the user's folder, or a repository's folder in the hub's cache. The hub is only contacted
+    for a name given by the user, never for a name in a file.
     """
     location = name.removeprefix(PREFIX)
     if location.startswith(LOCAL):
@@ -119,7 +120,10 @@ def _find_folder(name: str) -> Path | None:
 
 
 def find_weights(name: str) -> Path:
-    """The weights of ``name``, downloaded if they are of the hub. Raises CarftError without any."""
+    """Return the weights file of ``name``, downloaded from the hub if necessary.
+
+    Raises CarftError if there is none.
+    """
     open_clip = import_package()
     location = name.removeprefix(PREFIX)
     if location.startswith(LOCAL):
@@ -138,23 +142,23 @@ def find_weights(name: str) -> Path:
 
 
 def get_revision(path: Path) -> str:
-    """The commit of the hub's repository that the cached file ``path`` is from; "" for others."""
+    """Return the commit of the hub's repository of the cached file ``path``, "" for other files."""
     return path.parent.name if path.parent.parent.name == "snapshots" else ""
 
 
 @contextmanager
 def _hub_errors(name: str, content: str) -> Iterator[None]:
-    """Raise PassingError where the block fails, which says what to do offline.
+    """Raise PassingError with instructions for offline use if the block fails.
 
-    ``content``: what is loaded of ``name``, such as "weights".
+    ``content`` is the part of ``name`` that is loaded, such as "weights".
     """
     try:
         yield
-    except Exception as error:  # of the hub's client and transformers, a dozen types
+    except Exception as error:  # the hub's client and transformers raise a dozen types
         raise PassingError(
             f"{content} of {name!r} could not be loaded ({brief(error)}). On a machine with "
-            "internet access load it once and copy the hub's cache (HF_HOME), or save it as a "
-            f"folder for {PREFIX}{LOCAL}FOLDER. SigLIP's needs pip install transformers "
+            "internet access, load it once and copy the hub's cache (HF_HOME), or save it as a "
+            f"folder for {PREFIX}{LOCAL}FOLDER. SigLIP's tokenizer needs pip install transformers "
             "sentencepiece"
         ) from error
 
@@ -163,10 +167,10 @@ def _hub_errors(name: str, content: str) -> Iterator[None]:
 
 
 def load_configuration(name: str) -> Config:
-    """The configuration of ``name``, as in an open_clip_config.json; asks the hub for a HUB name.
+    """Return the configuration of ``name``, as in an open_clip_config.json.
 
-    Raises CarftError if there is none, for a model that this package cannot use, and for a file
-    that takes its text encoder from another repository.
+    The hub is contacted for a HUB name. Raises CarftError if there is no configuration, for a model
+    that this package does not support, and for a file whose text encoder is in another repository.
     """
     import_package()
     folder = _find_folder(name)
@@ -180,14 +184,18 @@ def load_configuration(name: str) -> Config:
     text_encoder = config["model_cfg"]["text_cfg"].get("hf_model_name")
     if text_encoder:
         raise CarftError(
-            f"{path} takes its text encoder from {text_encoder!r:.80}, which is not looked up: no "
-            f"hub is asked for a name in a file. If open_clip lists the model, use {PREFIX}NAME/TAG"
+            f"{path} takes its text encoder from {text_encoder!r:.80}, which is not looked up: "
+            "names in files are never downloaded. If open_clip lists the model, use "
+            f"{PREFIX}NAME/TAG"
         )
     return config
 
 
 def check_configuration(config: Any, name: str) -> Config:
-    """``config`` with its two parts. Raises CarftError for what is no model, or none for us."""
+    """Return ``config`` with its two parts.
+
+    Raises CarftError if it is not the configuration of a supported model.
+    """
     parts = config if isinstance(config, dict) else {}
     preprocess_config = parts.get("preprocess_cfg") or {}
     model_config = parts.get("model_cfg")
@@ -198,8 +206,8 @@ def check_configuration(config: Any, name: str) -> Config:
     is_clip = all(type(section) is dict for section in sections)
     if not is_clip or type(model_config.get("embed_dim")) is not int:
         raise CarftError(
-            f"{name} has no image or no text encoder; expected the configuration of a CLIP with "
-            "model_cfg, and in it embed_dim, vision_cfg and text_cfg"
+            f"{name} has no image or no text encoder; expected the configuration of a CLIP model: "
+            "model_cfg with embed_dim, vision_cfg and text_cfg"
         )
 
     problem = _config_problem(model_config)
@@ -209,9 +217,9 @@ def check_configuration(config: Any, name: str) -> Config:
 
 
 def read_preprocessing(config: Config) -> Preprocessing:
-    """What a model wants of images. Raises CarftError for what our transforms do not do.
+    """Return the preprocessing of a model; CarftError if the transforms do not support it.
 
-    From the configuration, since the data are made before the model.
+    It is read from the configuration because datasets are built before the model.
     """
     options = {key: value for key, value in config["preprocess_cfg"].items() if value is not None}
     size = config["model_cfg"]["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE)
@@ -226,32 +234,35 @@ def read_preprocessing(config: Config) -> Preprocessing:
     if not (is_known and is_size and len(mean) == len(std) == 3 and all(std)):
         requested = {"image_size": size, **options}
         raise CarftError(
-            f"the model wants images as {repr(requested)[:200]}; expected square ones, bicubic "
-            "or bilinear, shortest or squash, mean and std of three channels"
+            f"the model needs images with {repr(requested)[:200]}; expected square images, bicubic "
+            "or bilinear, shortest or squash, and mean and std of three channels"
         )
     return Preprocessing(side, interpolation, resize_mode, mean, std)
 
 
 def _config_problem(model_config: Mapping[str, Any]) -> str:
-    """Why this package cannot use the model, to follow its name; "" if it can."""
+    """Return the reason why this package does not support the model, to follow its name, or ""."""
     vision = model_config["vision_cfg"]
     text = model_config["text_cfg"]
     if "multimodal_cfg" in model_config or vision.get("output_tokens") or text.get("output_tokens"):
-        return "is a CoCa, whose encoders return tokens, too; expected a CLIP or a SigLIP"
+        return "is a CoCa model, whose encoders also return tokens; expected CLIP or SigLIP"
 
     # A tag such as "resnet18.hf-hub:ORG/REPO" would be looked up.
     timm_model = vision.get("timm_model_name")
     if timm_model and not re.fullmatch(r"\w+(\.\w+)?", str(timm_model), re.ASCII):
-        return f"has an image encoder {timm_model!r:.80}, which timm does not know"
+        return f"has the image encoder {timm_model!r:.80}, which is not a model name of timm"
 
     options = text.get("tokenizer_kwargs") or {}
     if not isinstance(options, dict) or not {*options} <= TOKENIZER_OPTIONS:
-        return f"has tokenizer_kwargs {options!r:.80}, of which some may run code"
+        return (
+            f"has tokenizer_kwargs {options!r:.80}, which could run code; expected only "
+            f"{', '.join(sorted(TOKENIZER_OPTIONS))}"
+        )
     return ""
 
 
 def _find_table_config(name: str) -> Config:
-    """The configuration of a model in open_clip's own table, under one of its tags."""
+    """Return the configuration of a model in open_clip's table, for one of its tags."""
     open_clip = import_package()
     model, tag = _parse_name(name)
     model_config = open_clip.get_model_config(model)
@@ -268,7 +279,7 @@ def _find_table_config(name: str) -> Config:
     if trained_quick != computes_quick and fitting != model:
         raise CarftError(
             f"the weights {tag!r} were trained with another activation than {model!r} computes, "
-            f"which gives other features; use {PREFIX}{fitting}/{tag}"
+            f"so the features would be wrong; use {PREFIX}{fitting}/{tag}"
         )
 
     keys = ("mean", "std", "interpolation", "resize_mode")
@@ -277,7 +288,7 @@ def _find_table_config(name: str) -> Config:
 
 
 def _parse_numbers(value: Any) -> tuple[float, ...]:
-    """A list of numbers as a tuple, () for anything else."""
+    """Return a list of numbers as a tuple, () for any other value."""
     numbers = value if isinstance(value, (list, tuple)) else ()
     return tuple(map(float, numbers)) if {*map(type, numbers)} <= {int, float} else ()
 
@@ -286,16 +297,16 @@ def _parse_numbers(value: Any) -> tuple[float, ...]:
 
 
 def build_image_encoder(config: Config) -> Any:
-    """An untrained image encoder of this `checked` configuration, on torch's default device.
+    """Build an untrained image encoder of a valid configuration on torch's default device.
 
-    Nothing is run or asked that it may name: the text encoder is left out, and timm builds only
+    Names in the configuration are not looked up: the text encoder is replaced, and timm builds only
     models of its own list. Raises an exception of any type for sizes that do not fit.
     """
     return _create_model({"model_cfg": {**config["model_cfg"], "text_cfg": _SMALL_TEXT}}).visual
 
 
 def save(folder: Path, state: Mapping[str, Tensor], architecture: str, tokenizer: Any) -> None:
-    """Write a model into ``folder`` so that ``local-dir:`` loads it, tokenizer included.
+    """Write a model with its tokenizer into ``folder``, for loading by ``local-dir:``.
 
     Raises OSError if the folder cannot be written.
     """
@@ -306,7 +317,7 @@ def save(folder: Path, state: Mapping[str, Tensor], architecture: str, tokenizer
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     try:
         save_file(tensors, folder / WEIGHTS)
-    except SafetensorError as error:  # which has the operating system's words in it
+    except SafetensorError as error:  # contains the operating system's message
         raise OSError(str(error)) from error
     if hasattr(tokenizer, "save_pretrained"):  # OpenAI's is in the package
         tokenizer.save_pretrained(folder)
@@ -323,16 +334,16 @@ def _load_model(config: Config, path: Path) -> Any:
         with torch.no_grad():
             features = model.eval().visual(torch.zeros(1, 3, size, size))
         if getattr(features, "shape", None) != (1, dim):
-            raise ValueError(f"its image encoder gives no feature of {dim} numbers an image")
-    except Exception as error:  # what other files make of open_clip: any type
+            raise ValueError(f"its image encoder does not return {dim} features per image")
+    except Exception as error:  # open_clip raises any type for invalid files
         raise CarftError(f"{path} does not fit its architecture ({brief(error)})") from error
     return model
 
 
 def _create_model(config: Config, path: Path | None = None) -> Any:
-    """The model that open_clip makes, with the weights at ``path``, else with random ones.
+    """Build open_clip's model with the weights at ``path``, or with random weights.
 
-    On torch's default device. open_clip sees a folder of these two files and nothing else.
+    On torch's default device. open_clip gets a folder with only these two files.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -351,7 +362,7 @@ def _create_model(config: Config, path: Path | None = None) -> Any:
 
 @contextmanager
 def _silence_log() -> Iterator[None]:
-    """Leave out what open_clip logs of a model without weights."""
+    """Suppress open_clip's log messages about models without weights."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -364,34 +375,35 @@ def _silence_log() -> Iterator[None]:
 
 
 def tokenize(tokenizer: Callable[..., Tensor], prompts: Sequence[str]) -> Tensor:
-    """The tokens (N, L) of prompts, L what the model reads; CarftError for one that would be cut.
+    """Return the tokens (N, L) of prompts, with L the context length of the model.
 
-    Full length: SigLIP's text encoder has no causal mask and is read at the last position.
+    The full length is needed: SigLIP's text encoder has no causal mask and is read at the last
+    position. Raises CarftError for a prompt that would be cut.
     """
     texts = list(prompts)
     length: int = tokenizer.context_length  # type: ignore[attr-defined]
     tokens = tokenizer(texts, context_length=length)
-    roomier = tokenizer(texts, context_length=length + 1)
+    longer_tokens = tokenizer(texts, context_length=length + 1)
 
-    # With room for one token more a prompt that fits has one more of padding, wherever that is.
+    # A prompt that fits only gets one more padding token, at the beginning or at the end.
     padding = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0
-    is_cut = roomier.sum(dim=1) - tokens.sum(dim=1) != padding
+    is_cut = longer_tokens.sum(dim=1) - tokens.sum(dim=1) != padding
     if is_cut.any():
         longest = texts[int(is_cut.nonzero()[0])]
         raise CarftError(
-            f"the prompt {longest!r} is longer than the {length} tokens that this model reads; "
-            "shorten the context or the class name"
+            f"the prompt {longest!r} is longer than the {length} tokens of this model; shorten the "
+            "context or the class name"
         )
     return tokens
 
 
 def _load_tokenizer(name: str, text_config: Mapping[str, Any]) -> Any:
-    """The tokenizer of a folder, of a repository of the hub, or of a model in open_clip's table.
+    """Return the tokenizer of a folder, of a hub repository, or of a model in open_clip's table.
 
-    Of the ``hf_tokenizer_name`` in a folder only the presence counts: the files are the folder's.
+    In a folder, only the presence of ``hf_tokenizer_name`` matters: the files are the folder's.
     """
     folder = _find_folder(name)
-    # Without that name it is CLIP's, which is part of open_clip.
+    # Without a name, open_clip uses its built-in CLIP tokenizer.
     options = {"trust_remote_code": False} if text_config.get("hf_tokenizer_name") else {}
     if folder is None:
         model, _ = _parse_name(name)
@@ -403,42 +415,42 @@ def _load_tokenizer(name: str, text_config: Mapping[str, Any]) -> Any:
         options["local_files_only"] = True
     try:
         return import_package().get_tokenizer(f"{LOCAL}{folder}", **options)
-    except Exception as error:  # of transformers, tokenizers and sentencepiece, a dozen types
+    except Exception as error:  # transformers, tokenizers and sentencepiece raise a dozen types
         raise CarftError(
             f"the tokenizer in {folder} cannot be used ({brief(error)}). Save it again with "
-            "save_pretrained; SigLIP's needs pip install transformers sentencepiece"
+            "save_pretrained; SigLIP's tokenizer needs pip install transformers sentencepiece"
         ) from error
 
 
 def _require_plain_tokenizer(folder: Path) -> None:
-    """Raise CarftError for a tokenizer that would take more than data from its own folder."""
-    # The two tokenizers of RAG have a folder each.
-    patterns = [place + pattern for place in ("", "*/") for pattern in SMALL_FILES]
+    """Raise CarftError for a tokenizer that needs more than data from its folder."""
+    # RAG's two tokenizers are in subfolders.
+    patterns = [prefix + pattern for prefix in ("", "*/") for pattern in SMALL_FILES]
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         try:
             files.open_regular(path).close()
         except OSError as error:
-            raise CarftError(f"{path} is no file of a tokenizer: {error.strerror}") from error
+            raise CarftError(f"{path} is not a tokenizer file: {error.strerror}") from error
 
         settings = _read_json(path) if path.name in SETTINGS else {}
         names = [key for key in settings if key == "init_inputs" or re.search("_files?$", key)]
-        refused = [name for name in names if settings[name]]
+        forbidden = [name for name in names if settings[name]]
         if '"auto_map"' in json.dumps(settings):  # at any depth
-            refused.append("auto_map")
-        if refused:
+            forbidden.append("auto_map")
+        if forbidden:
             raise CarftError(
-                f"{path} has {refused[0]!r}, which names Python code or files. Nothing in a folder "
-                f"is run, and no other file is opened: remove {refused[0]!r}, or get another "
-                "tokenizer"
+                f"{path} has {forbidden[0]!r}, which refers to Python code or files. Code in a "
+                "folder is never run, and no other files are opened; remove "
+                f"{forbidden[0]!r}, or use another tokenizer"
             )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; CarftError if it holds something else."""
+    """Return the JSON object in a file; CarftError for other content."""
     try:
         content = json.loads(files.read_regular(path))
     except (OSError, ValueError) as error:
         raise CarftError(f"{path} cannot be read ({error}); expected a JSON object") from error
     if not isinstance(content, dict):
-        raise CarftError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+        raise CarftError(f"{path} contains a {type(content).__name__}; expected a JSON object")
     return content

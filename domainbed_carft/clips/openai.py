@@ -1,4 +1,4 @@
-"""CLIPs in OpenAI's format, published or a user's own: found, verified, built; their tokens."""
+"""CLIP models in OpenAI's format, published or a user's file: located, verified, built; tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OPENAI_WEIGHTS = {
 PUBLISHED = ("tiny", *OPENAI_WEIGHTS)
 TINY_SHA256 = "2da2085a2fb7b15be7f92d98a09ecfe573528b7e1828dc2d06357175073341fe"
 
-DEFAULT_RESOLUTION = 224  # in pixels a side
+DEFAULT_RESOLUTION = 224  # side in pixels
 RESOLUTIONS = {
     "tiny": 48,
     "RN50x4": 288,
@@ -45,8 +45,8 @@ RESOLUTIONS = {
     "RN50x64": 448,
     "ViT-L/14@336px": 336,
 }
-HEAD_WIDTH = 64  # of the attention in all of OpenAI's models
-RESNET_STRIDE = 32  # pixels of an image, a side, that become one position of the last stage
+HEAD_WIDTH = 64  # of attention heads in all of OpenAI's models
+RESNET_STRIDE = 32  # side in pixels of one position of the last stage
 # A tensor whose last dimension is the width of a tower, for each kind of tower.
 _WIDTH_TENSORS = (
     "visual.class_embedding",
@@ -56,25 +56,25 @@ _WIDTH_TENSORS = (
 
 
 def load(name: str) -> dict[str, Any]:
-    """Fields of `backbone.Backbone` for ``name``; in float32 and eval mode on the CPU.
+    """Return the fields of `backbone.Backbone` for ``name``, in float32 and eval mode on the CPU.
 
-    Raises CarftError, with the path, as `verify_file`, for what is no CLIP, and for programs but
-    OpenAI's own.
+    Raises CarftError, with the path, as `verify_file`, for a file that is not a CLIP checkpoint,
+    and for TorchScript programs other than OpenAI's.
     """
     path, digest = verify_file(name)
     state = _load_state(path, digest)
     try:
         model = _build(state).eval().requires_grad_(False)
-    except Exception as error:  # what other content makes of build_model: any type
+    except Exception as error:  # build_model raises any type for other content
         raise CarftError(
-            f"{path} is not a CLIP in OpenAI's format ({brief(error)}); expected only the state "
-            "dict of OpenAI's clip.model.CLIP, with keys such as visual.conv1.weight"
+            f"{path} is not a CLIP checkpoint in OpenAI's format ({brief(error)}); expected only "
+            "the state dict of OpenAI's clip.model.CLIP, with keys such as visual.conv1.weight"
         ) from error
 
     if all(digest != find_published(published_name)[1] for published_name in PUBLISHED):
         print(
             f"CLIP weights: {path} is not an OpenAI checkpoint; assuming QuickGELU and 64-wide "
-            "attention heads. For open_clip's own use open_clip:NAME/TAG"
+            "attention heads. For open_clip's checkpoints, use open_clip:NAME/TAG"
         )
     return {
         "model": model,
@@ -87,7 +87,10 @@ def load(name: str) -> dict[str, Any]:
 
 
 def verify_file(name: str) -> tuple[Path, str]:
-    """The file for ``name`` and its SHA-256. Raises CarftError as `locate`, and for a wrong one."""
+    """Return the file for ``name`` and its SHA-256.
+
+    Raises CarftError as `locate`, and for a wrong SHA-256.
+    """
     path, expected = locate(name)
     digest = weights.cached_sha256(path)
     if expected and digest != expected:
@@ -99,9 +102,10 @@ def verify_file(name: str) -> tuple[Path, str]:
 
 
 def locate(name: str) -> tuple[Path, str | None]:
-    """The file for ``name``, and the SHA-256 that it must have; None if any will do.
+    """Return the file for ``name``, and its required SHA-256, None if it is a user's file.
 
-    Downloads OpenAI's weights. Raises CarftError where that fails, and for an unknown name.
+    OpenAI's weights are downloaded if necessary. Raises CarftError if that fails, and for an
+    unknown name.
     """
     if name in PUBLISHED:
         path, digest = find_published(name)
@@ -118,7 +122,7 @@ def locate(name: str) -> tuple[Path, str | None]:
 
 
 def find_published(name: str) -> tuple[Path, str]:
-    """Where the weights that are published as ``name`` belong, and their SHA-256."""
+    """Return the path and SHA-256 of the weights published as ``name``; the file can be missing."""
     if name == "tiny":
         return Path(str(resources.files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
     file_name, digest = OPENAI_WEIGHTS[name]
@@ -126,7 +130,7 @@ def find_published(name: str) -> tuple[Path, str]:
 
 
 def _load_state(path: Path, digest: str) -> Any:
-    # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
+    # Loading TorchScript runs it, and it can write files: only OpenAI's archives are loaded.
     is_published = any(digest == published for _, published in OPENAI_WEIGHTS.values())
     if not is_published:
         return weights.load_weights(path)
@@ -137,29 +141,29 @@ def _load_state(path: Path, digest: str) -> Any:
 
 
 def _build(state: Any) -> Any:
-    """The CLIP with this state dict, in float32; an exception of any type for other content."""
+    """Return the CLIP model with this state dict, in float32; any exception for other content."""
     build_model = import_package().model.build_model
     for key in _WIDTH_TENSORS:
         width = state[key].shape[-1] if key in state else 0
         if width % HEAD_WIDTH:
             raise ValueError(
                 f"{key!r} is {width} wide, which is not a multiple of {HEAD_WIDTH}; use "
-                "open_clip:NAME/TAG or open_clip:local-dir:FOLDER for open_clip's own weights"
+                "open_clip:NAME/TAG or open_clip:local-dir:FOLDER for open_clip's weights"
             )
 
     state = {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
-    with torch.device("meta"), warnings.catch_warnings():  # without memory: do they fit?
+    with torch.device("meta"), warnings.catch_warnings():  # checks the shapes without memory
         warnings.simplefilter("ignore")
         build_model(dict(state))
 
-    model = build_model(dict(state)).float()  # rounds to half precision on its way
+    model = build_model(dict(state)).float()  # build_model rounds to half precision
     names = model.state_dict().keys()
     model.load_state_dict({name: value for name, value in state.items() if name in names})
     return model
 
 
 def build_image_encoder(shapes: Mapping[str, Sequence[int]]) -> Any:
-    """An untrained image encoder of these shapes, by the rules of clip/model.py, build_model."""
+    """Build an untrained image encoder of these shapes, following clip/model.py, build_model."""
     if "proj" in shapes:
         return _build_vision_transformer(shapes)
     return _build_resnet(shapes)
@@ -194,15 +198,15 @@ def _build_resnet(shapes: Mapping[str, Sequence[int]]) -> Any:
 
 
 def tokenize(model: Any, prompts: Sequence[str]) -> Tensor:
-    """The tokens (N, L) of prompts, as few as the longest has; CarftError for one too long."""
+    """Return the tokens (N, L) of prompts, with L of the longest; CarftError for one too long."""
     try:
         tokens: Tensor = import_package().tokenize(
             list(prompts), context_length=model.context_length
         )
     except RuntimeError as error:
         raise CarftError(
-            f"a prompt is longer than the {model.context_length} tokens that CLIP reads "
-            f"({error}); shorten the context or the class name"
+            f"a prompt is longer than the {model.context_length} tokens of this model ({error}); "
+            "shorten the context or the class name"
         ) from error
 
     # The text encoder is causal and read at the end-of-text token, so padding changes nothing.
@@ -211,7 +215,7 @@ def tokenize(model: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def _download(name: str, path: Path) -> None:
-    """Fetch OpenAI's weights through their own package, which checks them; whole or not at all."""
+    """Download OpenAI's weights to ``path`` with their package, which verifies them."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
@@ -226,7 +230,7 @@ def _download(name: str, path: Path) -> None:
 
 
 def import_package() -> Any:
-    """OpenAI's clip, without its warning about pkg_resources, which users cannot fix."""
+    """Import OpenAI's clip, without its warning about pkg_resources, which users cannot fix."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
         return imported("clip", "clip-anytorch 'setuptools>=77.0.3,<82'")

@@ -362,7 +362,7 @@ def _restore(content: Mapping[str, Any], path: Path) -> tuple[CLIPAlgorithm, lis
         open_clip.import_package()
     try:
         templates, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
-        contexts = prompts.parse_contexts(templates, least=1)
+        contexts = prompts.parse_contexts(templates, minimum=1)
         _restore_state(algorithm, state, contexts, classes)
     except Exception as error:  # what other tensors make of the encoder: any type
         raise CarftError(
