@@ -13,8 +13,6 @@ from data_trees import grow, jpeg
 from domainbed import algorithms, datasets, hparams_registry
 from fake_checkout import run_python, write_checkout
 
-from domainbed_carft.errors import CarftError
-
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 1, 0])
 NAMES = ["cat", "dog"]
@@ -69,18 +67,6 @@ def test_class_names_are_found_by_hparams_of_the_dataset_or_copies(tmp_path):
     assert {name: pets_hparams[name] for name in before} == before
 
 
-@pytest.mark.parametrize(
-    ("hparams", "message"),
-    [
-        ({}, "no class names are given, but CLIP needs them; .*'dataset:PACS'"),
-        ({"class_names": ["cat", "dog", "bird"]}, "gives 3 class names .* 2 classes"),
-    ],
-)
-def test_missing_and_superfluous_class_names_are_rejected(hparams, message):
-    with pytest.raises(CarftError, match=message):
-        built({**hparams, "clip_backbone": "tiny"})
-
-
 @pytest.mark.slow
 def test_tests_pass_in_a_checkout(tmp_path):
     checkout = write_checkout(tmp_path / "checkout", "classic")
@@ -88,4 +74,4 @@ def test_tests_pass_in_a_checkout(tmp_path):
     variables = {"CHECKOUT_OF_THE_TEST": "classic"}
     done = run_python(*words, cwd=checkout, path=[checkout], **variables)
     assert done.returncode == 0, done.stdout
-    assert "3 passed" in done.stdout
+    assert "1 passed" in done.stdout

@@ -7,10 +7,9 @@ from domainbed_carft.method import algorithms, dataset_facts, prompts
 
 
 def test_shipped_context_lists_are_complete():
-    imagenet = prompts.parse_contexts("imagenet")
-    assert len(imagenet) == 80  # OpenAI's ImageNet templates
-    assert imagenet[0] == "a bad photo of a {}." and imagenet[-1] == "a tattoo of the {}."
-    assert len(prompts.parse_contexts("emoji")) == 36
+    imagenet = prompts.parse_contexts("imagenet")  # OpenAI's ImageNet templates
+    assert (imagenet[0], imagenet[-1]) == ("a bad photo of a {}.", "a tattoo of the {}.")
+    assert len(imagenet) == 80 and len(prompts.parse_contexts("emoji")) == 36
 
     metadata = pytest.importorskip("open_clip.zero_shot_metadata", reason="needs open_clip")
     expected = [template("{}") for template in metadata.SIMPLE_IMAGENET_TEMPLATES]

@@ -1,6 +1,7 @@
 """The computation of a step: checkpointed or compiled blocks, and its precision."""
 
 import copy
+import dataclasses
 import shutil
 
 import open_clip_folders
@@ -88,18 +89,15 @@ def check_compiled_blocks():
 
 
 def test_amp_auto_is_bf16_on_gpus_that_support_it(monkeypatch):
-    assert [job.resolve_amp(amp) for amp in ("auto", "off", "bf16")] == ["off", "off", "bf16"]
+    assert [*map(job.resolve_amp, ("auto", "off", "bf16"))] == ["off", "off", "bf16"]
 
     monkeypatch.setattr(devices, "default_device", lambda: devices.GPU)
-    new, old = (
-        devices.GPUFacts("Card", memory=2**34, capability=capability)
-        for capability in ((8, 0), (7, 5))
-    )
-    monkeypatch.setattr(devices, "gpu_facts", lambda: new)
-    assert [job.resolve_amp(amp) for amp in ("auto", "off", "bf16")] == ["bf16", "off", "bf16"]
+    gpu = devices.GPUFacts("Card", memory=2**34, capability=(8, 0))
+    monkeypatch.setattr(devices, "gpu_facts", lambda: gpu)
+    assert [*map(job.resolve_amp, ("auto", "off", "bf16"))] == ["bf16", "off", "bf16"]
 
-    monkeypatch.setattr(devices, "gpu_facts", lambda: old)
-    assert [job.resolve_amp(amp) for amp in ("auto", "off")] == ["off", "off"]
+    gpu = dataclasses.replace(gpu, capability=(7, 5))
+    assert [*map(job.resolve_amp, ("auto", "off"))] == ["off", "off"]
     with pytest.raises(CarftError, match=r"'off' on Card, .* is 7\.5.* set amp to 'off'"):
         job.resolve_amp("bf16")
 

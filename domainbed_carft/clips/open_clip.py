@@ -203,8 +203,10 @@ def check_configuration(config: Any, name: str) -> Config:
         model_config = {}
 
     sections = [preprocess_config, model_config.get("vision_cfg"), model_config.get("text_cfg")]
-    is_clip = all(type(section) is dict for section in sections)
-    if not is_clip or type(model_config.get("embed_dim")) is not int:
+    if (
+        not all(type(section) is dict for section in sections)
+        or type(model_config.get("embed_dim")) is not int
+    ):
         raise CarftError(
             f"{name} has no image or no text encoder; expected the configuration of a CLIP model: "
             "model_cfg with embed_dim, vision_cfg and text_cfg"
@@ -229,9 +231,14 @@ def read_preprocessing(config: Config) -> Preprocessing:
     mean = _parse_numbers(options.get("mean", CLIP_MEAN))
     std = _parse_numbers(options.get("std", CLIP_STD))
 
-    is_known = interpolation in INTERPOLATIONS and resize_mode in RESIZES
-    is_size = type(side) is int and side > 0
-    if not (is_known and is_size and len(mean) == len(std) == 3 and all(std)):
+    if not (
+        interpolation in INTERPOLATIONS
+        and resize_mode in RESIZES
+        and type(side) is int
+        and side > 0
+        and len(mean) == len(std) == 3
+        and all(std)
+    ):
         requested = {"image_size": size, **options}
         raise CarftError(
             f"the model needs images with {repr(requested)[:200]}; expected square images, bicubic "
@@ -324,9 +331,9 @@ def save(folder: Path, state: Mapping[str, Tensor], architecture: str, tokenizer
 
 
 def _load_model(config: Config, path: Path) -> Any:
-    """The model with the weights at ``path``, in eval mode; CarftError if they do not fit."""
+    """Return the model with the weights at ``path``, in eval mode; CarftError if they do not fit."""
     if path.suffix != ".safetensors":
-        weights.load_weights(path)  # raises for what open_clip would not refuse
+        weights.load_weights(path)  # rejects files that open_clip would accept
     size = read_preprocessing(config).resolution
     dim = config["model_cfg"]["embed_dim"]
     try:
@@ -349,8 +356,7 @@ def _create_model(config: Config, path: Path | None = None) -> Any:
         folder = Path(temporary)
         (folder / CONFIG).write_text(json.dumps(config), "utf-8")
         if path is not None:
-            is_pickled = path.suffix != ".safetensors"
-            link = folder / (PICKLED_WEIGHTS if is_pickled else WEIGHTS)
+            link = folder / (WEIGHTS if path.suffix == ".safetensors" else PICKLED_WEIGHTS)
             link.symlink_to(path.absolute())
 
         device = torch.empty(0).device

@@ -131,8 +131,7 @@ def find_published(name: str) -> tuple[Path, str]:
 
 def _load_state(path: Path, digest: str) -> Any:
     # Loading TorchScript runs it, and it can write files: only OpenAI's archives are loaded.
-    is_published = any(digest == published for _, published in OPENAI_WEIGHTS.values())
-    if not is_published:
+    if all(digest != published for _, published in OPENAI_WEIGHTS.values()):
         return weights.load_weights(path)
 
     with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes

@@ -337,7 +337,7 @@ class CLIPAlgorithm(Algorithm):
             steps: number of training steps, None for the dataset's default.
 
         Returns:
-            Name -> value, where it differs from the usual value.
+            Name -> value of each hparam that differs from its usual value.
         """
         clip_backbone = str(overrides.get("clip_backbone", ""))
         conditions = Conditions(dataset, clip_backbone, steps)
@@ -458,8 +458,9 @@ class CLIPAlgorithm(Algorithm):
         self.optimizer = build_adamw(parameters.items(), hparams)
         self.scheduler = build_schedule(self.optimizer, hparams)
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
-            is_swad = hparams["average"] == "swad"
-            average_class = averages.SWAD if is_swad else averages.PredictionWeights
+            average_class = (
+                averages.SWAD if hparams["average"] == "swad" else averages.PredictionWeights
+            )
             self.predicting = average_class(self._averaged_weights(parameters), hparams)
 
     def _averaged_weights(self, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -643,8 +644,9 @@ class CLIPAlgorithm(Algorithm):
         if not self.terms:
             return measurements
 
-        is_drift_due = self.drift_every > 0 and self.steps_taken % self.drift_every == 0
-        if "loss_kl" in measurements or is_drift_due:
+        if "loss_kl" in measurements or (
+            self.drift_every > 0 and self.steps_taken % self.drift_every == 0
+        ):
             measurements = {**measurements, **self._drift(batch), **measurements}
         if self.terms.active:
             values = self.terms.measure(batch, self.encoder, self._get_original())
@@ -769,10 +771,11 @@ def build_adamw(
     no_decay: list[nn.Parameter] = []
     miro_variances: list[nn.Parameter] = []
     for name, parameter in parameters:
-        is_matrix = parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
         if name.startswith("terms."):
             miro_variances.append(parameter)
-        elif is_matrix or hparams["weight_decay_all"]:
+        elif hparams["weight_decay_all"] or (
+            parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
+        ):
             decay.append(parameter)
         else:
             no_decay.append(parameter)

@@ -26,8 +26,11 @@ def require_minibatches(minibatches: Sequence[Any], class_count: int) -> None:
         raise CarftError(f"update got no minibatches, {pairs}")
 
     for number, pair in enumerate(minibatches):
-        is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
-        if not is_pair or not all(isinstance(part, Tensor) for part in pair):
+        if (
+            not isinstance(pair, (tuple, list))
+            or len(pair) != 2
+            or not all(isinstance(part, Tensor) for part in pair)
+        ):
             raise CarftError(f"minibatch {number} is a {type(pair).__name__}, {pairs}")
 
         x, y = pair

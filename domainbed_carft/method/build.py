@@ -44,7 +44,7 @@ def build(
         class_names: one name per class, in label order.
         hparams: hyperparameters that differ from the defaults, such as
             ``{"clip_backbone": "tiny"}``; not changed.
-        steps: number of updates that you will take, where schedules and averages end.
+        steps: number of updates that you will take, at which schedules and averages end.
         num_domains: number of pairs (x, y) that you will pass to an update.
 
     Returns:
@@ -83,8 +83,12 @@ def build(
 
 def _class_name_problems(class_names: Any) -> list[str]:
     """Return a problem if the class names are not a list of texts."""
-    is_list = isinstance(class_names, Sequence) and not isinstance(class_names, str)
-    if is_list and class_names and all(isinstance(name, str) and name for name in class_names):
+    if (
+        isinstance(class_names, Sequence)
+        and not isinstance(class_names, str)
+        and class_names
+        and all(isinstance(name, str) and name for name in class_names)
+    ):
         return []
     return [invalid("class_names", class_names, "a list with one name per class, in label order")]
 

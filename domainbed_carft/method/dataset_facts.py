@@ -100,8 +100,9 @@ def set_normalisation(hparams: Any, normalisation: Normalisation) -> bool:
 
 def parse_dataset_name(class_names: Any) -> str | None:
     """Return NAME if the hparam ``class_names`` is "dataset:NAME", otherwise None."""
-    is_name = isinstance(class_names, str) and class_names.startswith(DATASET_PREFIX)
-    return class_names.removeprefix(DATASET_PREFIX) if is_name else None
+    if isinstance(class_names, str) and class_names.startswith(DATASET_PREFIX):
+        return class_names.removeprefix(DATASET_PREFIX)
+    return None
 
 
 def _get_class_names(hparams: Any) -> Any:

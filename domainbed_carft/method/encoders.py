@@ -62,8 +62,9 @@ def record_activations(encoder: Any, modules: Sequence[nn.Module]) -> Iterator[l
     """
     outputs: list[Tensor] = []
     transformer = getattr(encoder, "transformer", None)
-    is_token_first = not getattr(transformer, "batch_first", False)  # OpenAI's models
-    token_first_blocks = {*getattr(transformer, "resblocks", ())} if is_token_first else set()
+    token_first_blocks: set[nn.Module] = set()
+    if not getattr(transformer, "batch_first", False):  # OpenAI's models
+        token_first_blocks = {*getattr(transformer, "resblocks", ())}
 
     def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
         if output.ndim == 4:  # of a convolution

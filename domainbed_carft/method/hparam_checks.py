@@ -34,7 +34,7 @@ def job_problems(
 
 
 def _shape_problems(input_shape: Sequence[int]) -> list[str]:
-    """Return a problem unless the shape is that of RGB images, (3, height, width)."""
+    """Return a problem unless images are RGB, of shape (3, height, width)."""
     if len(input_shape) == 3 and input_shape[0] == 3:
         return []
 
@@ -164,11 +164,12 @@ def _average_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, 
 
 def _head_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
     """Return the expected values, by name, of options that need another head."""
-    has_random_head = hparams["head_init"] == "random" and (
-        algorithm.trains_head or not algorithm.trains_encoder
-    )
     # A random head has no original weights to interpolate with.
-    if has_random_head and hparams["wise_alpha"] != 1:
+    if (
+        hparams["head_init"] == "random"
+        and (algorithm.trains_head or not algorithm.trains_encoder)
+        and hparams["wise_alpha"] != 1
+    ):
         return {"wise_alpha": "1 with head_init 'random'"}
     return {}
 

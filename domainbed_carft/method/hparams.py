@@ -40,7 +40,7 @@ class Conditions(NamedTuple):
 
     @property
     def trains_tiny(self) -> bool:
-        """True if learning rate and batch size are those of the embedded CLIP model."""
+        """True if learning rate and batch size are chosen for the embedded CLIP model."""
         if self.clip_backbone:
             return self.clip_backbone == "tiny"
         return self.dataset in SMALL_DATASETS
@@ -109,8 +109,9 @@ def get_values(
 
 def is_number(value: Any) -> bool:
     """Return True for a number >= 0 that fits into a float; JSON can have 10**400."""
-    is_numeric = isinstance(value, (int, float)) and type(value) is not bool
-    return is_numeric and 0 <= value <= sys.float_info.max
+    if not isinstance(value, (int, float)) or type(value) is bool:
+        return False
+    return 0 <= value <= sys.float_info.max
 
 
 def is_positive(value: Any) -> bool:
@@ -130,8 +131,9 @@ def _is_fraction(value: Any) -> bool:
 def _is_text_or_list(value: Any) -> bool:
     """Return True for a non-empty text, or a list of non-empty texts."""
     texts = [value] if isinstance(value, str) else value
-    is_list = isinstance(texts, (list, tuple)) and len(texts) > 0
-    return is_list and all(isinstance(text, str) and text for text in texts)
+    if not isinstance(texts, (list, tuple)) or not texts:
+        return False
+    return all(isinstance(text, str) and text for text in texts)
 
 
 def by_size(small: Any, large: Any) -> Callable[[Conditions], Any]:

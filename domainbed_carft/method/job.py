@@ -146,8 +146,7 @@ def resolve_amp(amp: str) -> str:
 
     Raises CarftError for "bf16" on a GPU that does not support it.
     """
-    has_gpu = devices.is_gpu(devices.default_device())
-    gpu = devices.gpu_facts() if has_gpu else None
+    gpu = devices.gpu_facts() if devices.is_gpu(devices.default_device()) else None
     has_bf16 = gpu is not None and gpu.capability >= BF16_CAPABILITY
     if amp == "auto":
         return "bf16" if has_bf16 else "off"
@@ -199,8 +198,8 @@ def _require_fitting_data(hparams: Mapping[str, Any], facts: DatasetFacts) -> No
         raise CarftError(invalid("sampling", hparams["sampling"], expected))
 
     requested = hparams["protocol"]
-    is_hosts_default = requested == "domainbed" and facts.protocol == "host"
-    if requested != facts.protocol and not is_hosts_default:
+    # A host's transforms are valid for the default protocol.
+    if requested != facts.protocol and (requested, facts.protocol) != ("domainbed", "host"):
         raise CarftError(
             f"protocol is {requested!r}, but this dataset always uses its transforms "
             f"({facts.protocol}). Only this package's datasets and MultipleEnvironmentImageFolder "

@@ -195,8 +195,9 @@ def _stacked_weight(attention: Any) -> nn.Parameter | None:
     weight = getattr(attention, "in_proj_weight", None)  # torch's and open_clip's
     if weight is None:
         weight = getattr(getattr(attention, "qkv", None), "weight", None)  # timm's
-    is_stacked = isinstance(weight, nn.Parameter) and weight.shape[0] == 3 * weight.shape[1]
-    return weight if is_stacked else None
+    if isinstance(weight, nn.Parameter) and weight.shape[0] == PROJECTIONS * weight.shape[1]:
+        return weight
+    return None
 
 
 def _compute_with(attention: Any, layer: LoRALayer) -> None:

@@ -282,8 +282,7 @@ def _require_folder_order(names: Sequence[str], folders: Mapping[str, Sequence[s
     cleaned_names = [clean(name).lower() for name in names]
     for environment, classes in folders.items():
         cleaned_classes = [clean(name).lower() for name in classes]
-        is_reordered = sorted(cleaned_names) == sorted(cleaned_classes)
-        if cleaned_names == cleaned_classes or not is_reordered:
+        if cleaned_names == cleaned_classes or sorted(cleaned_names) != sorted(cleaned_classes):
             continue
 
         pairs = zip(cleaned_names, cleaned_classes)
