@@ -7,7 +7,7 @@ import torch
 from test_algorithms import make, minibatches, reopened
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.method.lora import LoRA, merged_weights
+from domainbed_carft.method.lora import LoRA, get_merged_weights
 
 RANK = 2
 SCALE = 0.7
@@ -82,12 +82,12 @@ JOB = {"lora_rank": RANK, "lr": 1e-2}
 )
 def test_merged_weight_has_the_scale_of_the_hparams(random_tiny, hparams, scale):
     algorithm = make(random_tiny, "CARFT", **{**JOB, **hparams})
-    start = [weight.detach().clone() for weight in merged_weights(algorithm.encoder)]
+    start = [weight.detach().clone() for weight in get_merged_weights(algorithm.encoder)]
     for seed in range(3):
         algorithm.update(minibatches(seed))
 
     for weight, original, layer in zip(
-        merged_weights(algorithm.encoder), start, algorithm.lora.layers, strict=True
+        get_merged_weights(algorithm.encoder), start, algorithm.lora.layers, strict=True
     ):
         added = torch.cat([up.double() @ down.double() for up, down in zip(layer.up, layer.down)])
         expected = original.double() + scale * added

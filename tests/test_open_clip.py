@@ -194,7 +194,7 @@ def test_projection_of_pe_core_computes_its_features(folders):
     encoder.trunk.head.register_forward_hook(lambda module, args, output: inputs.append(args[0]))
     with torch.no_grad():
         features = encoder(torch.randn(2, 3, open_clip_folders.PIXELS, open_clip_folders.PIXELS))
-    projected = inputs[0] @ flyp.visual_projection(encoder) + encoder.trunk.head.bias
+    projected = inputs[0] @ flyp.get_visual_projection(encoder) + encoder.trunk.head.bias
     torch.testing.assert_close(projected, features)
 
 

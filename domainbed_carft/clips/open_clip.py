@@ -115,7 +115,7 @@ def _find_folder(name: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     repository = location.removeprefix(HUB)
-    with _hub_errors(name, CONFIG):
+    with _convert_hub_errors(name, CONFIG):
         return Path(snapshot_download(repository, allow_patterns=list(SMALL_FILES)))
 
 
@@ -133,7 +133,7 @@ def find_weights(name: str) -> Path:
             raise CarftError(f"{folder} has no {WEIGHTS}; expected {CONFIG} and {WEIGHTS}")
         return present[0]
 
-    with _hub_errors(name, "weights"):
+    with _convert_hub_errors(name, "weights"):
         if location.startswith(HUB):
             repository = location.removeprefix(HUB)
             return Path(open_clip.pretrained.download_pretrained_from_hf(repository))
@@ -147,7 +147,7 @@ def get_revision(path: Path) -> str:
 
 
 @contextmanager
-def _hub_errors(name: str, content: str) -> Iterator[None]:
+def _convert_hub_errors(name: str, content: str) -> Iterator[None]:
     """Raise PassingError with instructions for offline use if the block fails.
 
     ``content`` is the part of ``name`` that is loaded, such as "weights".
@@ -331,7 +331,7 @@ def save(folder: Path, state: Mapping[str, Tensor], architecture: str, tokenizer
 
 
 def _load_model(config: Config, path: Path) -> Any:
-    """Return the model with the weights at ``path``, in eval mode; CarftError if they do not fit."""
+    """Return the model with the weights at ``path`` in eval mode; CarftError if they do not fit."""
     if path.suffix != ".safetensors":
         weights.load_weights(path)  # rejects files that open_clip would accept
     size = read_preprocessing(config).resolution
@@ -413,7 +413,7 @@ def _load_tokenizer(name: str, text_config: Mapping[str, Any]) -> Any:
     options = {"trust_remote_code": False} if text_config.get("hf_tokenizer_name") else {}
     if folder is None:
         model, _ = _parse_name(name)
-        with _hub_errors(name, "the tokenizer"):
+        with _convert_hub_errors(name, "the tokenizer"):
             return import_package().get_tokenizer(model, **options)
 
     if options:

@@ -55,7 +55,7 @@ from domainbed_carft.method.encoders import (
 )
 from domainbed_carft.method.hparams import Conditions, Hparam
 from domainbed_carft.method.lora import HPARAMS as LORA_HPARAMS
-from domainbed_carft.method.lora import LoRA, lora_scale, merged_weights
+from domainbed_carft.method.lora import LoRA, get_merged_weights, lora_scale
 from domainbed_carft.method.parts import PARTS
 from domainbed_carft.method.prompts import Prompts
 from domainbed_carft.text import printable
@@ -461,11 +461,13 @@ class CLIPAlgorithm(Algorithm):
             average_class = (
                 averages.SWAD if hparams["average"] == "swad" else averages.PredictionWeights
             )
-            self.predicting = average_class(self._averaged_weights(parameters), hparams)
+            self.predicting = average_class(self._find_averaged_weights(parameters), hparams)
 
-    def _averaged_weights(self, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    def _find_averaged_weights(
+        self, trained: Mapping[str, nn.Parameter]
+    ) -> dict[str, nn.Parameter]:
         """Return by name the weights that steps change and that predict (merged with LoRA)."""
-        merged = {id(w) for w in merged_weights(self.encoder)} if self.lora else set()
+        merged = {id(w) for w in get_merged_weights(self.encoder)} if self.lora else set()
         return {
             name: parameter
             for name, parameter in self.named_parameters()
@@ -647,7 +649,7 @@ class CLIPAlgorithm(Algorithm):
         if "loss_kl" in measurements or (
             self.drift_every > 0 and self.steps_taken % self.drift_every == 0
         ):
-            measurements = {**measurements, **self._drift(batch), **measurements}
+            measurements = {**measurements, **self._measure_drift(batch), **measurements}
         if self.terms.active:
             values = self.terms.measure(batch, self.encoder, self._get_original())
             for name, value in values.items():
@@ -665,7 +667,7 @@ class CLIPAlgorithm(Algorithm):
         return self.original
 
     @torch.no_grad()
-    def _drift(self, batch: Batch) -> dict[str, Tensor]:
+    def _measure_drift(self, batch: Batch) -> dict[str, Tensor]:
         """Return the KL and the agreement of the original and the tuned context distribution."""
         original_logits = self.context_logits(batch.original.features)
         tuned_logits = self.context_logits(batch.tuned.features)

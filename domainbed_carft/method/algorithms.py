@@ -14,7 +14,7 @@ from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 
 
-def _shipped_class(name: str, module: str) -> type[CLIPAlgorithm]:
+def _import_class(name: str, module: str) -> type[CLIPAlgorithm]:
     algorithm: type[CLIPAlgorithm] = getattr(
         importlib.import_module(f"domainbed_carft.method.{module}"), name
     )
@@ -24,7 +24,7 @@ def _shipped_class(name: str, module: str) -> type[CLIPAlgorithm]:
 # This package's algorithms are the classes with a STYLE in its files. The user's methods are added
 # at the end of this module.
 CLASSES: dict[str, type[CLIPAlgorithm]] = {
-    name: _shipped_class(name, algorithm.file.stem) for name, algorithm in SHIPPED.items()
+    name: _import_class(name, algorithm.file.stem) for name, algorithm in SHIPPED.items()
 }
 
 

@@ -373,7 +373,7 @@ class SWAD(PredictionWeights):
         weights = {name: tensor.cpu() for name, tensor in self._segment.weights.items()}
         self._segment = Mean()
         self._valley.add(validation_loss, weights)
-        self._average = self._on_device(self._valley.choose_weights())
+        self._average = self._move_to_device(self._valley.choose_weights())
         self.version += 1
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
@@ -389,15 +389,15 @@ class SWAD(PredictionWeights):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict({**state, "average": {}})
-        self._average = self._on_device(state["average"])
+        self._average = self._move_to_device(state["average"])
         segment = state["segment"]
-        self._segment = Mean(self._on_device(segment["weights"]), segment["count"])
+        self._segment = Mean(self._move_to_device(segment["weights"]), segment["count"])
 
         valley = state["valley"]
         joined = {name: tensor.cpu() for name, tensor in valley["joined"].items()}
         self._valley.load({**valley, "joined": joined})
         self.version += 1
 
-    def _on_device(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _move_to_device(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights, each on the device of the trained parameter with its name."""
         return {name: tensor.to(self._trained[name].device) for name, tensor in weights.items()}

@@ -64,7 +64,7 @@ def build(
     check(COUNT, num_domains=num_domains)
     if algorithm not in CLASSES:
         raise CarftError(unknown("algorithm", algorithm, CLASSES))
-    raise_for([*_class_name_problems(class_names), *_unknown_names(algorithm, hparams)])
+    raise_for([*_class_name_problems(class_names), *_unknown_name_problems(algorithm, hparams)])
 
     algorithm_class = CLASSES[algorithm]
     values = {**hparams, "class_names": [*class_names]}
@@ -93,10 +93,10 @@ def _class_name_problems(class_names: Any) -> list[str]:
     return [invalid("class_names", class_names, "a list with one name per class, in label order")]
 
 
-def _unknown_names(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
+def _unknown_name_problems(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
     """Return a problem for each name that the algorithm's records do not have."""
     valid_names = sorted(recorded_hparams(algorithm))
-    known_names = {*valid_names, *facts.NAMES, facts.FOREIGN, *_host_names()}
+    known_names = {*valid_names, *facts.NAMES, facts.FOREIGN, *_get_host_hparams()}
     return [
         unknown(f"hyperparameter of {algorithm}", name, valid_names)
         for name in hparams
@@ -104,7 +104,7 @@ def _unknown_names(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _host_names() -> set[str]:
+def _get_host_hparams() -> set[str]:
     """Return the hparams that the domainbed in use gives to every algorithm."""
     from domainbed import hparams_registry
 

@@ -40,7 +40,7 @@ class DatasetFacts(NamedTuple):
         return self.report.data_edition if self.report else ""
 
 
-# The facts of each dataset built in this process, by the `_key` of its class names.
+# The facts of each dataset built in this process, by the `_make_key` of its class names.
 _facts_by_class_names: dict[str, DatasetFacts] = {}
 
 
@@ -62,7 +62,7 @@ def remember(
     _facts_by_class_names[f"{DATASET_PREFIX}{dataset}"] = facts
     class_names = _get_class_names(hparams)
     if class_names is not None and parse_dataset_name(class_names) is None:
-        _facts_by_class_names[_key(class_names)] = facts
+        _facts_by_class_names[_make_key(class_names)] = facts
     return facts
 
 
@@ -71,7 +71,7 @@ def recall(hparams: Any) -> DatasetFacts:
     class_names = _get_class_names(hparams)
     if class_names is None:
         return DatasetFacts()
-    return _facts_by_class_names.get(_key(class_names), DatasetFacts())
+    return _facts_by_class_names.get(_make_key(class_names), DatasetFacts())
 
 
 def forget() -> None:
@@ -113,7 +113,7 @@ def _get_class_names(hparams: Any) -> Any:
         return None
 
 
-def _key(class_names: Any) -> str:
+def _make_key(class_names: Any) -> str:
     """Return class names as a text that is equal for a list, a tuple and a JSON copy."""
     return class_names if isinstance(class_names, str) else json.dumps(list(class_names))
 

@@ -81,7 +81,7 @@ def record_activations(encoder: Any, modules: Sequence[nn.Module]) -> Iterator[l
             hook.remove()
 
 
-def encoder_blocks(encoder: Any) -> list[nn.Module]:
+def get_encoder_blocks(encoder: Any) -> list[nn.Module]:
     """Return the blocks of a ViT or the stages of a ResNet, empty for timm's other encoders."""
     if hasattr(encoder, "layer4"):
         return [getattr(encoder, f"layer{number}") for number in range(1, 5)]
@@ -137,7 +137,7 @@ def configure_blocks(
     Raises CarftError for an encoder without blocks, and for a torch version that is too old.
     """
     requested = [name for name in ("compile_blocks", "checkpoint_blocks") if hparams[name]]
-    blocks = encoder_blocks(encoder)
+    blocks = get_encoder_blocks(encoder)
     if requested and not blocks:
         raise CarftError(
             f"{requested[0]} is True, but this timm image encoder has no blocks; set "
@@ -145,7 +145,7 @@ def configure_blocks(
         )
 
     if hparams["compile_blocks"]:
-        original_blocks = encoder_blocks(original.encoder) if original else []
+        original_blocks = get_encoder_blocks(original.encoder) if original else []
         _compile([*blocks, *original_blocks])
     if hparams["checkpoint_blocks"]:
         for block in blocks:

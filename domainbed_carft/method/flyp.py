@@ -153,16 +153,16 @@ class FLYP(CLIPAlgorithm):
             return weights
         # Averages are separate tensors, whose changes the text encoder does not notice.
         version = self.predicting.version if self.predicting else 0
-        return {**weights, **self._text_head(weights, state=(self.steps_taken, version))}
+        return {**weights, **self._compute_text_head(weights, state=(self.steps_taken, version))}
 
     @torch.no_grad()
     def trained_logits(self, x: Tensor) -> Tensor:
         """Return class logits (N, K) of images by both encoders as they are being trained."""
-        head = self._text_head({}, state=(self.steps_taken, "trained"))
+        head = self._compute_text_head({}, state=(self.steps_taken, "trained"))
         logits: Tensor = functional_call(self, head, (x,))
         return logits
 
-    def _text_head(
+    def _compute_text_head(
         self, weights: Mapping[str, Tensor], state: tuple[Any, ...]
     ) -> dict[str, Tensor]:
         """Return the head's tensors by name, for ``weights`` of the text encoder.
@@ -248,7 +248,7 @@ class CaRot(FLYP):
         super().build_for_training(clip_model, prompts, text_features)
         self.teacher = AveragedTeacher(self.encoder, self.text, self.log_scale)
         if self.hparams["carot_orthogonality"]:
-            visual_projection(self.encoder)  # raises CarftError if there is no projection
+            get_visual_projection(self.encoder)  # raises CarftError if there is no projection
 
     def add_teacher_terms(
         self, measurements: dict[str, Tensor], batch: Batch, tokens: Tensor, logits: Tensor
@@ -265,7 +265,7 @@ class CaRot(FLYP):
 
         orthogonality_weight = self.hparams["carot_orthogonality"]
         if orthogonality_weight:
-            constraint = orthogonality(visual_projection(self.encoder))
+            constraint = orthogonality(get_visual_projection(self.encoder))
             measurements["loss_orthogonality"] = constraint
             loss = loss + orthogonality_weight * constraint
         return {**measurements, "loss": loss}
@@ -344,22 +344,22 @@ class AveragedTeacher:
         self.log_scale.copy_(state["log_scale"])
 
 
-def visual_projection(encoder: Any) -> Tensor:
+def get_visual_projection(encoder: Any) -> Tensor:
     """Return the projection P (width, D) from an image encoder's last layer to the joint embedding.
 
     Raises CarftError for an encoder without a linear projection.
     """
     if hasattr(encoder, "attnpool"):  # a ResNet of OpenAI or open_clip
-        return _transposed_weight([encoder.attnpool.c_proj])
+        return _get_transposed_weight([encoder.attnpool.c_proj])
     if isinstance(getattr(encoder, "proj", None), Tensor):  # a ViT of OpenAI or open_clip
         projection: Tensor = encoder.proj
         return projection
     # timm's encoders end in open_clip's head, or in timm's head if open_clip's is empty.
     layers = [*getattr(encoder, "head", nn.Module()).children()]
-    return _transposed_weight(layers or [getattr(encoder, "trunk", encoder).head])
+    return _get_transposed_weight(layers or [getattr(encoder, "trunk", encoder).head])
 
 
-def _transposed_weight(layers: Sequence[nn.Module]) -> Tensor:
+def _get_transposed_weight(layers: Sequence[nn.Module]) -> Tensor:
     """Return the weight of the only linear layer among ``layers``, as (inputs, outputs)."""
     linear_layers = [layer for layer in layers if isinstance(layer, nn.Linear)]
     if len(linear_layers) != 1:

@@ -57,8 +57,8 @@ def hparam_problems(
     spec = values["contexts"]
     if spec in prompts.DOMAIN_LISTS and dataset in benchmarks.BENCHMARKS:
         domains = [environment.folder for environment in benchmarks.get(dataset).environments]
-        min_contexts = _min_contexts(algorithm, values)
-        messages = problems_of(prompts.domain_contexts, spec, domains, min_contexts)
+        min_contexts = _get_min_contexts(algorithm, values)
+        messages = problems_of(prompts.make_domain_contexts, spec, domains, min_contexts)
         problems += [HparamProblem("contexts", spec, message=message) for message in messages]
     return problems
 
@@ -77,7 +77,7 @@ def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[str | Hp
         problems += problems_of(_require_backbone, hparams["clip_backbone"])
     # Contexts made from the names of domains are only known with the dataset.
     if "contexts" not in invalid and hparams["contexts"] not in prompts.DOMAIN_LISTS:
-        min_contexts = _min_contexts(algorithm, hparams) if "kl_weight" not in invalid else 1
+        min_contexts = _get_min_contexts(algorithm, hparams) if "kl_weight" not in invalid else 1
         spec = hparams["contexts"]
         messages = problems_of(prompts.parse_contexts, spec, min_contexts)
         problems += [HparamProblem("contexts", spec, message=message) for message in messages]
@@ -106,7 +106,7 @@ def _pin_problems(hparams: Mapping[str, Any]) -> dict[str, HparamProblem]:
     return problems
 
 
-def _min_contexts(algorithm: Any, hparams: Mapping[str, Any]) -> int:
+def _get_min_contexts(algorithm: Any, hparams: Mapping[str, Any]) -> int:
     """Return the minimum number of contexts: over a single context, the KL would be zero."""
     return 2 if algorithm.has_kl(hparams) else 1
 

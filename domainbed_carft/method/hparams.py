@@ -238,14 +238,14 @@ def weight_decay(
     )
 
 
-def _class_names(conditions: Conditions) -> str:
+def _default_class_names(conditions: Conditions) -> str:
     if conditions.dataset == "ImageNet":
         return "imagenet"
     task = TASKS.get(conditions.dataset)
     return task.words if task else f"dataset:{conditions.dataset}"
 
 
-def _contexts(conditions: Conditions) -> str:
+def _default_contexts(conditions: Conditions) -> str:
     if conditions.dataset == "ImageNet":
         return "imagenet"
     task = TASKS.get(conditions.dataset)
@@ -254,13 +254,13 @@ def _contexts(conditions: Conditions) -> str:
     return "emoji" if conditions.dataset in SMALL_DATASETS else "imagenet"
 
 
-def _protocol(conditions: Conditions) -> str:
+def _default_protocol(conditions: Conditions) -> str:
     if conditions.dataset == "ImageNet":
         return "wise-ft"
     return "clip" if conditions.dataset in TASKS else "domainbed"
 
 
-def _total_steps(conditions: Conditions) -> int:
+def _default_total_steps(conditions: Conditions) -> int:
     return conditions.steps or STEPS.get(conditions.dataset, DEFAULT_STEPS)
 
 
@@ -290,7 +290,7 @@ COMMON: tuple[Hparam, ...] = (
     ),
     Hparam(
         "contexts",
-        _contexts,
+        _default_contexts,
         _is_text_or_list,
         "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
         meaning="the contexts: templates for class names",
@@ -299,7 +299,7 @@ COMMON: tuple[Hparam, ...] = (
     ),
     Hparam(
         "class_names",
-        _class_names,
+        _default_class_names,
         _is_text_or_list,
         "'dataset:NAME', a shipped list ('cifar10', ...), a text file, or a list of names",
         meaning="the names of the classes, in label order",
@@ -307,7 +307,7 @@ COMMON: tuple[Hparam, ...] = (
     choice(
         "protocol",
         *("domainbed", "clip", "wise-ft", "lipsum-ft", "host"),
-        default=_protocol,
+        default=_default_protocol,
         meaning="how images are transformed in training and testing",
         source="DomainBed; CLIP for the tasks",
     ),
@@ -361,7 +361,7 @@ COMMON: tuple[Hparam, ...] = (
     ),
     count(
         "total_steps",
-        _total_steps,
+        _default_total_steps,
         1,
         meaning="the step at which schedules and averages end",
         source="the steps of the job",

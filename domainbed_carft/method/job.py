@@ -90,8 +90,10 @@ def find_job_facts(hparams: Mapping[str, Any], num_classes: int, has_kl: bool) -
     data = dataset_facts.recall(hparams)
     _require_fitting_data(hparams, data)
     name = hparams["clip_backbone"]
-    clip = _user_file_facts(name, _file_state(name)) if backbone.is_user_file(name) else None
-    clip = clip or backbone.find_clip_facts(name, backbone.find_preprocessing(name))
+    if backbone.is_user_file(name):
+        clip = _load_user_file_facts(name, _get_file_state(name))
+    else:
+        clip = backbone.find_clip_facts(name, backbone.find_preprocessing(name))
 
     facts = JobFacts(
         data=data,
@@ -112,7 +114,7 @@ def find_preprocessing(hparams: Mapping[str, Any]) -> Preprocessing | None:
     try:
         name = hparams["clip_backbone"]
         if backbone.is_user_file(name):
-            return _user_file_facts(name, _file_state(name)).preprocessing
+            return _load_user_file_facts(name, _get_file_state(name)).preprocessing
         return backbone.find_preprocessing(name)
     except Exception:  # an invalid file or the hub can raise any type
         return None
@@ -163,7 +165,7 @@ def resolve_amp(amp: str) -> str:
     )
 
 
-def _file_state(path: str) -> tuple[int, int] | None:
+def _get_file_state(path: str) -> tuple[int, int] | None:
     """Return the modification time and size of a file, None if it does not exist."""
     if not os.path.isfile(path):
         return None
@@ -172,7 +174,7 @@ def _file_state(path: str) -> tuple[int, int] | None:
 
 
 @functools.lru_cache(maxsize=4)
-def _user_file_facts(path: str, state: tuple[int, int] | None) -> ClipFacts:
+def _load_user_file_facts(path: str, state: tuple[int, int] | None) -> ClipFacts:
     """Return the facts of a user's file, which has to be loaded.
 
     The ``state`` of the file is part of the cache key, so that a changed file is loaded again.

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.encoders import encoder_blocks
+from domainbed_carft.method.encoders import get_encoder_blocks
 from domainbed_carft.method.hparams import (
     Hparam,
     choice,
@@ -151,9 +151,9 @@ class LoRA(nn.Module):
         layers = []
         encoder.requires_grad_(False)
 
-        for block in encoder_blocks(encoder):
+        for block in get_encoder_blocks(encoder):
             attention: Any = getattr(block, "attn", None)
-            weight = _stacked_weight(attention)
+            weight = _get_stacked_weight(attention)
             if weight is None:
                 raise CarftError(
                     f"lora_rank is {rank}, which needs an encoder whose blocks have self-attention "
@@ -161,7 +161,7 @@ class LoRA(nn.Module):
                     f"encoder are {type(block).__name__}s. Set lora_rank to 0"
                 )
             layer = LoRALayer(weight, rank, scale, dropout)
-            _compute_with(attention, layer)
+            _use_layer(attention, layer)
             layers.append(layer)
 
         if not layers:
@@ -172,25 +172,27 @@ class LoRA(nn.Module):
 
     def has_dropout(self) -> bool:
         """Return True if each forward pass in training draws random numbers."""
-        return any(layer.dropout > 0 for layer in self._typed_layers())
+        return any(layer.dropout > 0 for layer in self._get_layers())
 
     @torch.no_grad()
     def merge(self, encoder: nn.Module) -> None:
         """Write the adapted weights into the ``encoder`` for which the layers were built."""
-        for weight, layer in zip(merged_weights(encoder), self._typed_layers(), strict=True):
+        for weight, layer in zip(get_merged_weights(encoder), self._get_layers(), strict=True):
             weight.copy_(layer.original + layer.delta())
 
-    def _typed_layers(self) -> list[LoRALayer]:
+    def _get_layers(self) -> list[LoRALayer]:
         return [layer for layer in self.layers if isinstance(layer, LoRALayer)]
 
 
-def merged_weights(encoder: nn.Module) -> list[nn.Parameter]:
+def get_merged_weights(encoder: nn.Module) -> list[nn.Parameter]:
     """Return the weights of an encoder that `LoRA.merge` writes, block by block."""
-    weights = [_stacked_weight(getattr(block, "attn", None)) for block in encoder_blocks(encoder)]
+    weights = [
+        _get_stacked_weight(getattr(block, "attn", None)) for block in get_encoder_blocks(encoder)
+    ]
     return [weight for weight in weights if weight is not None]
 
 
-def _stacked_weight(attention: Any) -> nn.Parameter | None:
+def _get_stacked_weight(attention: Any) -> nn.Parameter | None:
     """Return the stacked weight (3 E, E) of an attention's queries, keys and values, if any."""
     weight = getattr(attention, "in_proj_weight", None)  # torch's and open_clip's
     if weight is None:
@@ -200,7 +202,7 @@ def _stacked_weight(attention: Any) -> nn.Parameter | None:
     return None
 
 
-def _compute_with(attention: Any, layer: LoRALayer) -> None:
+def _use_layer(attention: Any, layer: LoRALayer) -> None:
     """Make an attention compute with a LoRA layer in training mode.
 
     The layer becomes a plain attribute, not a submodule, so that the names in the encoder's state

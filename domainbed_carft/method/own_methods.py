@@ -49,7 +49,7 @@ def load(used_names: Collection[str], files: Iterable[MethodFile]) -> OwnMethods
                 problems.append(format_name_conflict(algorithm, "an algorithm of domainbed-carft"))
             elif name in classes:
                 problems.append(
-                    format_name_conflict(algorithm, f"one in {_source_path(classes[name])}")
+                    format_name_conflict(algorithm, f"one in {_get_source_path(classes[name])}")
                 )
             else:
                 classes[name] = algorithm
@@ -59,11 +59,11 @@ def load(used_names: Collection[str], files: Iterable[MethodFile]) -> OwnMethods
 
 def format_name_conflict(algorithm: type[CLIPAlgorithm], owner: str) -> str:
     """Return the message for a user's algorithm whose name is already used by ``owner``."""
-    file = _source_path(algorithm)
+    file = _get_source_path(algorithm)
     return f"{file}: the name {algorithm.__name__} is taken by {owner}; rename the class"
 
 
-def _source_path(algorithm: type[CLIPAlgorithm]) -> str:
+def _get_source_path(algorithm: type[CLIPAlgorithm]) -> str:
     return str(sys.modules[algorithm.__module__].__file__)
 
 
@@ -117,12 +117,12 @@ def _run(file: MethodFile, path: Path, content: bytes) -> ModuleType:
         exec(compile(content, path, "exec"), vars(module))
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
-        line = _error_line(error, str(path))
+        line = _format_error_line(error, str(path))
         raise CarftError(f"{path}{line} cannot be loaded: {brief(error)}") from error
     return module
 
 
-def _error_line(error: BaseException, path: str) -> str:
+def _format_error_line(error: BaseException, path: str) -> str:
     """Return ``, line 3,`` for the line of a file that raised an error, "" if there is none."""
     lines = [
         frame.lineno
@@ -136,7 +136,7 @@ def _error_line(error: BaseException, path: str) -> str:
 
 def _hparam_problems(algorithm: type[CLIPAlgorithm]) -> Iterator[str]:
     """Yield the problems of HPARAMS: wrong types, and hyperparameters without a valid default."""
-    place = f"{_source_path(algorithm)}: {algorithm.__name__}.HPARAMS"
+    place = f"{_get_source_path(algorithm)}: {algorithm.__name__}.HPARAMS"
     declared = vars(algorithm).get("HPARAMS", ())
     if not isinstance(declared, (tuple, list)):
         yield f"{place} is not a tuple; write a comma after its only entry"

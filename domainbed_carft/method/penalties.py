@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method.batch import Batch
-from domainbed_carft.method.encoders import FrozenOriginal, Places, encode, encoder_blocks
+from domainbed_carft.method.encoders import FrozenOriginal, Places, encode, get_encoder_blocks
 from domainbed_carft.method.hparams import Hparam, choice, nonnegative, power_of_ten
 from domainbed_carft.method.text_encoder import RandomTexts
 
@@ -129,7 +129,7 @@ class FeatureDistillationPenalty(Penalty):
         return feature_distance(batch.tuned.features, batch.original.features)
 
 
-def quarter_ends(encoder: Any, first_in_vit: str, penalty: str) -> list[nn.Module]:
+def get_quarter_ends(encoder: Any, first_in_vit: str, penalty: str) -> list[nn.Module]:
     """Return the first module of an encoder, and the last module of each quarter of its blocks.
 
     In a ViT-B/16 these are ``first_in_vit``, "ln_pre" or "conv1", and the blocks 3, 6, 9 and 12,
@@ -137,7 +137,7 @@ def quarter_ends(encoder: Any, first_in_vit: str, penalty: str) -> list[nn.Modul
     the stem and the four stages. Raises CarftError for a timm encoder that is not a ViT, which the
     ``penalty`` of this name does not support.
     """
-    blocks = encoder_blocks(encoder)
+    blocks = get_encoder_blocks(encoder)
     if hasattr(encoder, "layer4"):
         return [encoder.avgpool, *blocks]
 
@@ -195,7 +195,9 @@ class LDIFSPenalty(Penalty):
             changes_cost=False,
         ),
     )
-    places = staticmethod(functools.partial(quarter_ends, first_in_vit="ln_pre", penalty="ldifs"))
+    places = staticmethod(
+        functools.partial(get_quarter_ends, first_in_vit="ln_pre", penalty="ldifs")
+    )
 
     def __init__(self, hparams: Mapping[str, Any], clip_model: Backbone) -> None:
         super().__init__(hparams, clip_model)
@@ -294,7 +296,7 @@ class MIROPenalty(Penalty):
         meaning="the weight of MIRO's term",
         source="khanrc/miro, README; search range: this package",
     )
-    places = staticmethod(functools.partial(quarter_ends, first_in_vit="conv1", penalty="miro"))
+    places = staticmethod(functools.partial(get_quarter_ends, first_in_vit="conv1", penalty="miro"))
     trained_name = "miro_variances"
 
     def __init__(self, hparams: Mapping[str, Any], clip_model: Backbone) -> None:

@@ -102,7 +102,7 @@ def parse_contexts(spec: str | Sequence[str], minimum: int = 2) -> list[str]:
     Raises:
         CarftError: unless each template has exactly one ``{}``, all differ, and there are enough.
     """
-    templates = _entries("contexts", spec, (*DOMAIN_LISTS, *CONTEXT_LISTS))
+    templates = _read_entries("contexts", spec, (*DOMAIN_LISTS, *CONTEXT_LISTS))
     invalid = [
         template
         for template in templates
@@ -156,10 +156,10 @@ def find_contexts(
         for number, environment in enumerate(facts.environments)
         if number not in targets
     ]
-    return domain_contexts(spec, names, minimum)
+    return make_domain_contexts(spec, names, minimum)
 
 
-def domain_contexts(spec: str, names: Sequence[str], minimum: int = 2) -> list[str]:
+def make_domain_contexts(spec: str, names: Sequence[str], minimum: int = 2) -> list[str]:
     """Return one template per domain: "art_painting" -> "a art painting of a {}."
 
     Raises CarftError for names that are not words, such as names with digits, and as
@@ -234,10 +234,10 @@ def find_class_names(
     environments = (facts or dataset_facts.recall(hparams)).environments
     folders = {e.name: list(e.classes) for e in environments if e.classes}
     if dataset is None:
-        names = _entries("class_names", spec, (f"{DATASET_PREFIX}NAME", *CLASS_LISTS))
+        names = _read_entries("class_names", spec, (f"{DATASET_PREFIX}NAME", *CLASS_LISTS))
         _require_folder_order(names, folders)
     elif folders:
-        names = _shared_classes(folders)
+        names = _get_shared_classes(folders)
     elif dataset in BUILT_IN_CLASSES:
         names = list(BUILT_IN_CLASSES[dataset])
     else:
@@ -263,7 +263,7 @@ def find_class_names(
     return names if dataset is None else [clean(name) for name in names]
 
 
-def _shared_classes(folders: Mapping[str, list[str]]) -> list[str]:
+def _get_shared_classes(folders: Mapping[str, list[str]]) -> list[str]:
     """Return the class folders of all environments; CarftError if they differ."""
     first, names = next(iter(folders.items()))
     for environment, classes in folders.items():
@@ -294,7 +294,7 @@ def _require_folder_order(names: Sequence[str], folders: Mapping[str, Sequence[s
         )
 
 
-def _entries(hparam: str, spec: str | Sequence[str], shipped: Sequence[str]) -> list[str]:
+def _read_entries(hparam: str, spec: str | Sequence[str], shipped: Sequence[str]) -> list[str]:
     """Return the entries of a list, or the lines of a shipped file or of the file at ``spec``."""
     if not isinstance(spec, str):
         return [str(entry) for entry in spec]
