@@ -104,6 +104,7 @@ def test_clip_input_undoes_normalisation_resizes_and_normalises():
         ("CARFT", {"encoder", "head"}),
         ("CLIPFineTune", {"encoder", "head"}),
         ("CLIPood", {"encoder"}),
+        ("CLIPLPFT", {"encoder", "head"}),
         ("CLIPLoRA", {"encoder", "lora"}),
         ("CLIPLinearProbe", {"head"}),
         ("CLIPZeroShot", set()),
