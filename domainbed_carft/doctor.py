@@ -133,13 +133,13 @@ def check_algorithms() -> Iterator[Finding]:
     for module in HOST_MODULES:
         importlib.import_module(f"domainbed.{module}")
 
-    from domainbed_carft.method.algorithms import OWN
+    from domainbed_carft.method.algorithms import OWN_METHODS
     from domainbed_carft.plugin.additions import HOST_NAMES
 
     for problem in HOST_NAMES.problems:
         yield Finding("own methods", PROBLEM, problem)
-    if OWN:
-        yield Finding("own methods", OK, ", ".join(OWN))
+    if OWN_METHODS:
+        yield Finding("own methods", OK, ", ".join(OWN_METHODS))
     carft = importlib.import_module("domainbed.algorithms").get_algorithm_class("CARFT")
     if any(base.__module__.startswith("domainbed_carft.") for base in carft.__mro__):
         yield Finding("algorithms", OK, "CARFT is the class of domainbed-carft")
@@ -216,7 +216,7 @@ def check_weights() -> Iterator[Finding]:
     from domainbed_carft.method.hparams import SMALL_DATASETS
 
     for name in openai.PUBLISHED[1:]:
-        path, checksum = openai.published(name)
+        path, checksum = openai.find_published(name)
         label = f"backbone {name}"
         if path.exists() and weights.sha256(path) == checksum:
             yield Finding(label, OK, f"{path}, SHA-256 as published")

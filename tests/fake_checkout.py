@@ -78,10 +78,10 @@ def find_files():
 """,
     "method/own_methods.py": "",
     "method/hparams.py": """
-DEMANDABLE = ()
+PINNABLE = ()
 """,
     "method/host_lookup.py": """
-def in_our_harness():
+def is_carft_harness():
     return False
 """,
     "method/algorithms.py": """
@@ -92,10 +92,10 @@ implies_nothing = classmethod(lambda cls, dataset, overrides, random_seed: {})
 CLASSES = {
     name: type(name, (Algorithm,), {"implied_hparams": implies_nothing}) for name in ALGORITHMS
 }
-OWN, OWN_PROBLEMS = {}, []
+OWN_METHODS, OWN_PROBLEMS = {}, []
 globals().update(CLASSES)
 
-def hparams_of(algorithm):
+def recorded_hparams(algorithm):
     return dict.fromkeys(hparam_values(algorithm, ""))
 
 def hparam_values(algorithm, dataset, random_seed=None, clip_backbone="", steps=None):

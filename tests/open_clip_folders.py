@@ -1,4 +1,4 @@
-"""open_clip's models as local folders: random weights, two layers, narrow; no network."""
+"""Small open_clip models with random weights in local folders, without network access."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ _MODELS_FOLDER = tempfile.TemporaryDirectory(prefix="carft-test-open-clip-")
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 SIGLIP_LENGTH = 12
-PIXELS = 64  # of the models below that are made smaller than timm's
+PIXELS = 64  # image size of the models below that are smaller than timm's
 WORDS = "a photo sketch of the dog cat owl dark toy zero one wild long".split()
 MODELS: dict[str, dict[str, Any]] = {
     "quickgelu": {
@@ -24,7 +24,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "gelu": {
         "embed_dim": 32,
-        # Heads that the width does not tell: 40, where OpenAI's format has 64.
+        # 40 wide heads, which cannot be derived from the width; OpenAI's format assumes 64.
         "vision_cfg": {
             "image_size": 48,
             "layers": 2,
@@ -86,7 +86,7 @@ MODELS["siglip-2"] = {
     },
     "text_cfg": {**MODELS["siglip"]["text_cfg"], "act_kwargs": {"approximate": "tanh"}},
 }
-HOW: dict[str, dict[str, Any]] = {
+PREPROCESSING: dict[str, dict[str, Any]] = {
     "siglip": {
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
@@ -97,14 +97,17 @@ HOW: dict[str, dict[str, Any]] = {
 
 
 def write(folder: Path, kind: str, **changed: Any) -> str:
-    """The name, for clip_backbone, of a folder with a model of MODELS; ``changed``: of its cfg."""
+    """Write a model of MODELS into ``folder`` and return its clip_backbone name.
+
+    ``changed`` replaces parts of its configuration.
+    """
     shutil.copytree(_built_model(kind, json.dumps(changed)), folder, dirs_exist_ok=True)
     return f"open_clip:local-dir:{folder}"
 
 
 @functools.cache
 def _built_model(kind: str, changed_as_json: str) -> Path:
-    """A folder with this model, built once a process."""
+    """Return a folder with this model, built once per process."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -121,7 +124,7 @@ def _built_model(kind: str, changed_as_json: str) -> Path:
 
     folder = Path(tempfile.mkdtemp(dir=_MODELS_FOLDER.name))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    content = {"model_cfg": config, "preprocess_cfg": HOW.get(kind, {})}
+    content = {"model_cfg": config, "preprocess_cfg": PREPROCESSING.get(kind, {})}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     if "hf_tokenizer_name" in config["text_cfg"]:
         write_tokenizer(folder)
@@ -130,7 +133,7 @@ def _built_model(kind: str, changed_as_json: str) -> Path:
 
 @functools.cache
 def _register_small_image_encoders() -> None:
-    """Give timm the image encoders of PE-Core and of SigLIP 2, narrow and of four blocks."""
+    """Register small image encoders of PE-Core and SigLIP 2, with four narrow blocks, in timm."""
     import timm
 
     smaller = {"img_size": PIXELS, "embed_dim": 64, "depth": 4, "num_heads": 2}
@@ -149,7 +152,7 @@ def _register_small_image_encoders() -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """One word, one token; the end of the text is also what is padded with, as SigLIP's."""
+    """Write a tokenizer with one token per word, padded with the end of the text, as SigLIP's."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""`domainbed_carft.build`: an algorithm for a training loop of one's own."""
+"""`domainbed_carft.build`: an algorithm for a training loop of your own."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def image():
     return Image.fromarray(pixels, "RGBA")
 
 
-def test_it_builds_what_the_four_arguments_build_and_prints_nothing(capfd):
+def test_build_equals_constructor_and_prints_nothing(capfd):
     algorithm = build(steps=7, num_domains=2)
     assert capfd.readouterr() == ("", "")
 
@@ -44,7 +44,7 @@ def test_it_builds_what_the_four_arguments_build_and_prints_nothing(capfd):
     assert same_state(algorithm, expected)
 
 
-def test_images_are_normalised_as_domainbed_does_and_once(image):
+def test_preprocess_uses_imagenet_normalisation_that_the_algorithm_undoes(image):
     algorithm = build(steps=7)
     square = transforms.Compose(
         [
@@ -61,7 +61,7 @@ def test_images_are_normalised_as_domainbed_does_and_once(image):
     torch.testing.assert_close(algorithm.input(tensor[None])[0], clip_input, rtol=0, atol=1e-5)
 
 
-def test_images_are_normalised_as_a_dataset_of_these_classes(image):
+def test_preprocess_uses_normalisation_of_dataset_with_the_same_class_names(image):
     names = ["heron", "stork"]
     half = ((0.5,) * 3, (0.25,) * 3)
     environments = [dataset_facts.EnvironmentFacts("pond", names, half)]
@@ -69,9 +69,9 @@ def test_images_are_normalised_as_a_dataset_of_these_classes(image):
 
     tensor = build(class_names=names, steps=7).preprocess(image)
 
-    at_imagenets = build(steps=7).preprocess(image)
+    imagenet_tensor = build(steps=7).preprocess(image)
     std, mean = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_STD, IMAGENET_MEAN))
-    torch.testing.assert_close(tensor * 0.25 + 0.5, at_imagenets * std + mean)
+    torch.testing.assert_close(tensor * 0.25 + 0.5, imagenet_tensor * std + mean)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,11 @@ def test_images_are_normalised_as_a_dataset_of_these_classes(image):
         ("CaRot", {"lr_schedule": "constant"}, ["CaRot's teacher"]),
     ],
 )
-def test_without_steps_what_needs_the_end_is_refused(algorithm, hparams, messages):
+def test_build_without_steps_rejects_schedules_that_need_total_steps(algorithm, hparams, messages):
     with pytest.raises(CarftError) as caught:
         build(algorithm, hparams={**TINY, **hparams})
     for problem, message in zip(caught.value.problems, messages, strict=True):
-        assert message in problem and "give steps=..." in problem
+        assert message in problem and "pass steps=..." in problem
 
 
 @pytest.mark.parametrize(
@@ -100,17 +100,15 @@ def test_without_steps_what_needs_the_end_is_refused(algorithm, hparams, message
         ("CARFT", {"total_steps": 9}),
     ],
 )
-def test_without_steps_other_algorithms_train(algorithm, hparams):
+def test_build_without_steps_trains_otherwise(algorithm, hparams):
     assert build(algorithm, hparams={**TINY, **hparams}).update([batch()])["loss"] > 0
 
 
-def test_steps_are_when_schedules_end():
+def test_schedule_ends_after_steps():
     algorithm = build(steps=2, hparams={**TINY, "warmup_steps": 0})
     for _ in range(2):
         algorithm.update([batch()])
     assert algorithm.optimizer.param_groups[0]["lr"] == 0
-    with pytest.raises(CarftError, match="warmup_steps is 3, expected less than total_steps = 2"):
-        build(steps=2, hparams={**TINY, "warmup_steps": 3})
 
 
 @pytest.mark.parametrize(
@@ -126,7 +124,7 @@ def test_steps_are_when_schedules_end():
         ({"steps": 0}, "steps is 0, expected a whole number of at least 1"),
     ],
 )
-def test_wrong_arguments_are_named(change, message):
+def test_build_rejects_invalid_arguments(change, message):
     with pytest.raises(CarftError, match=message):
         build(**{"algorithm": "CARFT", "steps": 7, **change})
 
@@ -138,37 +136,30 @@ IMAGES = torch.zeros(4, 3, 48, 48)
     ("minibatches", "message"),
     [
         ((IMAGES, LABELS), "minibatch 0 is a Tensor, expected .* a list of pairs"),
-        ([], "got no minibatch, expected .* a list of pairs"),
+        ([], "got no minibatches, expected .* a list of pairs"),
         ([(IMAGES, LABELS, LABELS)], "minibatch 0 is a tuple, expected"),
         ([(IMAGES, LABELS), (IMAGES, LABELS + 1)], r"y of minibatch 1 .*\) with 2, .* 0 to 1$"),
         ([(IMAGES, LABELS - 1)], "y of minibatch 0 .* with -1, expected"),
         ([(IMAGES, LABELS.int())], "is torch.int32 of shape .* expected torch.int64"),
         ([(IMAGES[:3], LABELS)], r"of shape \(4,\), expected .* of shape \(3,\)"),
-        ([(IMAGES.byte(), LABELS)], "x of minibatch 0 is torch.uint8 .* as preprocess of the"),
+        ([(IMAGES.byte(), LABELS)], "x of minibatch 0 is torch.uint8 .* algorithm.preprocess"),
         ([(IMAGES[0], LABELS)], r"x of minibatch 0 is torch.float32 of shape \(3, 48, 48\)"),
     ],
 )
-def test_what_is_no_list_of_minibatches_is_refused(minibatches, message):
-    algorithm = build(steps=2)
+def test_update_rejects_invalid_minibatches(minibatches, message):
     with pytest.raises(CarftError, match=message):
-        algorithm.update(minibatches)
-    assert algorithm.steps_taken == 0
+        build(steps=2).update(minibatches)
 
 
-def test_an_update_without_labels_is_refused():
-    with pytest.raises(CarftError, match=r"\['x'\]; expected update\(minibatches\)"):
-        build(steps=2).update(x=[IMAGES])
+def test_build_accepts_hparams_of_the_registry():
+    hparams = hparams_registry.default_hparams("CARFT", "EmojiStyles")
+    assert build(hparams=hparams).hparams["total_steps"] == hparams["total_steps"]
 
 
-def test_the_hparams_of_a_registry_build():
-    of_registry = hparams_registry.default_hparams("CARFT", "EmojiStyles")
-    assert build(hparams=of_registry).hparams["total_steps"] == of_registry["total_steps"]
-
-
-def test_the_example_trains_predicts_and_saves(tmp_path, monkeypatch, capsys):
+def test_example_trains_predicts_and_saves(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = (REPO / "examples" / "train_in_a_loop.py").read_text(encoding="utf-8")
-    exec(code.replace("batch_size=16", "batch_size=4"), {})  # for time
+    exec(code.replace("batch_size=16", "batch_size=4"), {})  # to save time
 
     *steps, last = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in steps] == ["step 0", "step 5", "step 10", "step 15"]

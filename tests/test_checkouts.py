@@ -84,7 +84,7 @@ def check_last_record(record, shape):
     if shape == "clip":  # its dataset writes class names, and its registry has none
         names = class_names = ["Persian_cat", "dog"]
     assert hparams["class_names"] == names
-    expected = prompts.digest(prompts.contexts("imagenet"), class_names)
+    expected = prompts.digest(prompts.parse_contexts("imagenet"), class_names)
     assert facts["prompts_digest"] == expected
 
 

@@ -90,7 +90,7 @@ def test_table_of_methods_has_every_algorithm_and_page():
 def test_defaults_on_a_method_page_equal_the_declared_defaults(page):
     text = page.read_text(encoding="utf-8")
     algorithm = re.search(r"`(\w+)`", text)[1]
-    hparams = algorithms.hparams_of("CLIPFineTune" if algorithm == "average" else algorithm)
+    hparams = algorithms.recorded_hparams("CLIPFineTune" if algorithm == "average" else algorithm)
     section = text.split("## Hyperparameters\n")[1].split("\n## ")[0]
     defaults = re.findall(r"^- `(\w+)`: (\d[\d.e-]*|`[^`]+`)", section, flags=re.MULTILINE)
     assert defaults or page.stem in ("zero-shot", "fine-tuning"), "no default is shown"

@@ -20,7 +20,7 @@ from domainbed_carft.errors import (
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms
 
-HPARAMS = [*algorithms.hparams_of("CARFT")]
+HPARAMS = [*algorithms.recorded_hparams("CARFT")]
 KEYS = ["algorithms", "compare_with", "datasets", "hparams", "name", "steps", "trials"]
 
 

@@ -1,4 +1,4 @@
-"""Defaults, draws and refusals of the hyperparameters."""
+"""Defaults, draws and checks of the hyperparameters."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms
 from domainbed_carft.method.hparams import Conditions
 
-# On a benchmark, what a method has otherwise than fine-tuning; most of it is published.
+# Defaults on a benchmark that differ from fine-tuning; most of them are published.
 PUBLISHED = {
     "CARFT": {"lr": 5e-6, "weight_decay": 0.1, "kl_weight": 1.0, "warmup_steps": 0},
     "CLIPLinearProbe": {"lr": 5e-5},
@@ -35,7 +35,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_each_method_has_the_defaults_of_its_recipe(name):
+def test_method_has_its_published_defaults(name):
     values = algorithms.hparam_values(name, "PACS")
     assert {key: values[key] for key in PUBLISHED[name]} == PUBLISHED[name]
 
@@ -60,19 +60,19 @@ TEN_TIMES_THE_RATE = ("CLIPLinearProbe", "CLIPLoRA")
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_each_hyperparameter_is_drawn_from_its_range(name):
+def test_hyperparameters_are_drawn_from_their_ranges(name):
     smallest, largest = (
         SimpleNamespace(uniform=lambda *ends, end=end: ends[end]) for end in (0, 1)
     )
     conditions = Conditions("PACS")
-    for hparam in getattr(algorithms, name).own_hparams().values():
+    for hparam in getattr(algorithms, name).hparams_by_name().values():
         if hparam.draw:
             ends = [hparam.draw(drawn, conditions) for drawn in (smallest, largest)]
             factor = 10 if name in TEN_TIMES_THE_RATE and hparam.name == "lr" else 1
             assert ends == pytest.approx([factor * end for end in RANGES[hparam.name]])
 
 
-def test_defaults_and_draws_on_our_harness_equal_those_on_upstream():
+def test_defaults_and_draws_in_the_harness_equal_upstream():
     golden = Path(__file__).parent / "golden" / "upstream" / "hparams_carft.json"
     for dataset, expected in json.loads(golden.read_text()).items():
         assert hparams_registry.default_hparams("CARFT", dataset) == expected["default"]
@@ -81,13 +81,13 @@ def test_defaults_and_draws_on_our_harness_equal_those_on_upstream():
             assert hparams_registry.random_hparams("CARFT", dataset, seed) == draw["hparams"]
 
 
-# The included CLIP on other datasets than its own
+# The embedded CLIP model on other datasets than its default
 
 TINY = {"clip_backbone": "tiny"}
 
 
-def chosen(dataset, algorithm="CARFT", seeds=(0, 0), **overrides):
-    """The hparams of a job on our harness."""
+def choose(dataset, algorithm="CARFT", seeds=(0, 0), **overrides):
+    """Return the hparams of a job in the harness."""
     words = ["--algorithm", algorithm, "--dataset", dataset, "--hparams", json.dumps(overrides)]
     words += ["--hparams_seed", str(seeds[0]), "--trial_seed", str(seeds[1])]
     return preparation.choose_hparams(train.build_parser().parse_args(words), overrides)
@@ -96,38 +96,37 @@ def chosen(dataset, algorithm="CARFT", seeds=(0, 0), **overrides):
 @pytest.mark.parametrize("dataset", ["./pets", "PACS"])
 @pytest.mark.parametrize("algorithm", ["CARFT", "CLIPLinearProbe"])
 def test_tiny_changes_only_learning_rate_and_batch_size(dataset, algorithm):
-    usual = chosen(dataset, algorithm)
-    with_tiny = chosen(dataset, algorithm, **TINY)
-    on_its_own = chosen("EmojiStyles", algorithm)
+    usual = choose(dataset, algorithm)
+    with_tiny = choose(dataset, algorithm, **TINY)
+    emoji = choose("EmojiStyles", algorithm)
     changed = {name for name in usual if usual[name] != with_tiny[name]}
 
     assert changed == {"clip_backbone", "lr", "batch_size"}
-    assert all(with_tiny[name] == on_its_own[name] for name in ("lr", "batch_size"))
+    assert all(with_tiny[name] == emoji[name] for name in ("lr", "batch_size"))
     assert with_tiny["total_steps"] == 5001
 
-    set_by_hand = chosen(dataset, algorithm, **TINY, lr=1e-5, batch_size=3)
-    assert set_by_hand["lr"] == 1e-5 and set_by_hand["batch_size"] == 3
+    user_hparams = choose(dataset, algorithm, **TINY, lr=1e-5, batch_size=3)
+    assert user_hparams["lr"] == 1e-5 and user_hparams["batch_size"] == 3
 
 
-def test_learning_rates_of_tiny_are_drawn_from_its_own_range():
+def test_tiny_changes_only_the_draw_of_the_learning_rate():
     for seed in range(1, 9):
-        with_tiny = chosen("./pets", seeds=(seed, 1), **TINY)
-        assert with_tiny["lr"] == chosen("EmojiStyles", seeds=(seed, 1))["lr"]
+        with_tiny = choose("./pets", seeds=(seed, 1), **TINY)
         assert 10**-4.5 <= with_tiny["lr"] <= 1e-3
-        usual = chosen("./pets", seeds=(seed, 1))
+        usual = choose("./pets", seeds=(seed, 1))
         assert {n for n in with_tiny if with_tiny[n] != usual[n]} == {"clip_backbone", "lr"}
 
 
-def test_other_clips_and_algorithms_imply_no_hparams():
-    assert chosen("./pets", clip_backbone="RN50")["lr"] == 5e-6
-    usual = chosen("EmojiStyles", clip_backbone="ViT-B/16")
+def test_other_clip_models_and_algorithms_imply_no_hparams():
+    assert choose("./pets", clip_backbone="RN50")["lr"] == 5e-6
+    usual = choose("EmojiStyles", clip_backbone="ViT-B/16")
     assert (usual["lr"], usual["batch_size"], usual["contexts"]) == (5e-6, 32, "emoji")
     assert algorithms.CARFT.implied_hparams("EmojiStyles", TINY, None) == {}
-    assert chosen("./pets", "ERM")["lr"] == 5e-5
+    assert choose("./pets", "ERM")["lr"] == 5e-5
 
 
 @pytest.mark.parametrize(
-    "algorithm, unread",
+    "algorithm, unused",
     [
         ("CARFT", []),
         ("CLIPFineTune", ["kl_weight"]),
@@ -138,16 +137,16 @@ def test_other_clips_and_algorithms_imply_no_hparams():
         ("ERM", []),
     ],
 )
-def test_hparams_that_an_algorithm_does_not_read_are_named(algorithm, unread):
+def test_unused_hparams_of_an_algorithm_are_listed(algorithm, unused):
     words = ["--algorithm", algorithm, "--dataset", "PACS"]
     args = train.build_parser().parse_args(words)
     names = ["kl_weight", "sp_weight", "kl_direction", "lr", "batch_size", "clip_digest"]
     names += ["data_augmentation", "shots"]
-    assert preparation.unread_hparams(args, dict.fromkeys(names)) == unread
+    assert preparation.unused_hparams(args, dict.fromkeys(names)) == unused
 
 
 @pytest.mark.slow
-def test_a_checkouts_job_names_once_the_hparams_to_add(tmp_path):
+def test_job_in_a_checkout_prints_missing_implied_hparams_once(tmp_path):
     code = """
 import sys
 from domainbed import hparams_registry
@@ -158,38 +157,37 @@ for name in ("lr", "batch_size"):
     added = {**TINY, "kl_weight": 3, "lr": 3e-4, "batch_size": 16}
     for overrides, count in (({**TINY, "kl_weight": 3}, 1), (added, 0)):
         done = run_python("-c", code, "Pets", "--hparams", json.dumps(overrides), cwd=root)
-        assert done.stdout.split() == ["5e-06", "32"], done.stderr  # by its arguments alone
+        assert done.stdout.split() == ["5e-06", "32"], done.stderr
         assert done.stderr.count(f"Run with --hparams '{json.dumps(added)}'") == count
 
 
-def test_swad_is_refused_by_name_in_a_checkout(monkeypatch):
-    """Whose training hands no validation loss over."""
+def test_swad_is_rejected_in_a_checkout(monkeypatch):
     monkeypatch.setattr(domainbed, "IS_CARFT_HARNESS", False)
     (problem,) = algorithms.CARFT.hparam_problems("PACS", {"average": "swad"})
     assert "average is 'swad', expected 'none', 'sma', 'ema' or 'beta' in this Dom" in str(problem)
 
 
-# What the checks before a job know of it: its steps, the facts it may demand
+# Checks before a job
 
 
 def problems(algorithm, hparams, steps=None):
     return [*map(str, checks.hparams_problems(hparams, algorithm, "EmojiStyles", steps))]
 
 
-def test_facts_may_be_demanded_of_our_algorithms_only():
-    demands = {"data_edition": "unchecked", "prompts_digest": "0123456789abcdef"}
-    assert problems("CARFT", demands) == []
-    (problem, _) = problems("ERM", demands)
+def test_facts_can_be_pinned_only_for_algorithms_of_this_package():
+    pinned = {"data_edition": "unchecked", "prompts_digest": "0123456789abcdef"}
+    assert problems("CARFT", pinned) == []
+    (problem, _) = problems("ERM", pinned)
     assert "no hyperparameter of ERM is called 'data_edition'" in problem
 
 
-def test_a_warm_up_has_to_fit_into_the_steps_of_the_job():
-    warm_up = {"warmup_steps": 110}  # the dataset's own steps are 101
+def test_warm_up_must_be_shorter_than_the_job():
+    warm_up = {"warmup_steps": 110}  # the dataset's default is 101 steps
     assert problems("CARFT", warm_up, steps=120) == []
     (problem,) = problems("CARFT", warm_up)
     assert "expected less than total_steps = 101" in problem
     (problem,) = problems("CARFT", warm_up, steps=50)
     assert "expected less than total_steps = 50" in problem
 
-    # A sweep has one warm-up for all its algorithms, and zero-shot CLIP takes a single step.
+    # A sweep sets one warm-up for all algorithms, and zero-shot CLIP takes a single step.
     assert problems("CLIPZeroShot", {**warm_up, "average": "sma"}, steps=1) == []

@@ -33,7 +33,7 @@ def sha256(text):
 def test_class_lists_have_known_digests():
     # Digests of the published lists of timm, OpenAI and ObjectNet.
     assert sha256("\n".join(IDS)).startswith("385e0240499426c0")
-    names = prompts.class_names({"class_names": "imagenet"}, 1000)
+    names = prompts.find_class_names({"class_names": "imagenet"}, 1000)
     assert sha256(json.dumps(names)).startswith("6ef5246539bb")
     assert tuple(names) == imagenet.suite().classes == imagenet.class_names()
 

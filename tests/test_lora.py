@@ -1,4 +1,4 @@
-"""LoRA of the image encoder: its formula, its dropout, and what a run of it leaves."""
+"""LoRA of the image encoder: formula, dropout, scale, and saved runs."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from test_algorithms import make, minibatches, reopened
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.method.lora import LoRA, merged_weights
+from domainbed_carft.method.lora import LoRA, get_merged_weights
 
 RANK = 2
 SCALE = 0.7
@@ -20,7 +20,7 @@ def encoder():
 
 
 def adapted(encoder, dropout=0.0):
-    """LoRA with factors that are not zero, not merged yet."""
+    """Return LoRA with nonzero factors that are not merged."""
     lora = LoRA(encoder, RANK, SCALE, dropout)
     generator = torch.Generator().manual_seed(1)
     for layer in lora.layers:
@@ -28,8 +28,7 @@ def adapted(encoder, dropout=0.0):
     return lora
 
 
-def test_attention_computes_with_w_plus_scaled_b_a_in_float64(encoder):
-    """Output and gradients equal those of torch's attention with the merged weight."""
+def test_attention_and_gradients_equal_torch_with_merged_weight_in_float64(encoder):
     lora = adapted(encoder).double()
     attention = encoder.transformer.resblocks[1].attn.double()
     layer = lora.layers[1]
@@ -53,7 +52,7 @@ def test_attention_computes_with_w_plus_scaled_b_a_in_float64(encoder):
         torch.testing.assert_close(layer.down.grad[index], up.T @ scaled, rtol=1e-9, atol=1e-9)
 
 
-def test_dropout_acts_on_the_input_of_the_factors_alone(encoder):
+def test_dropout_is_applied_only_to_the_input_of_the_factors(encoder):
     lora = adapted(encoder, dropout=0.25)
     layer = lora.layers[0]
     x = torch.ones(5000, layer.down.shape[-1])
@@ -61,34 +60,34 @@ def test_dropout_acts_on_the_input_of_the_factors_alone(encoder):
     change = layer.project(x, bias) - x @ layer.original.T
     expected = x @ layer.delta().T
 
-    # Each input is dropped with the rate, and scaled up so that the mean stays.
+    # Dropout keeps the mean of the inputs.
     torch.testing.assert_close(change.mean(0), expected[0], rtol=0, atol=0.02)
     assert change.std(0).min() > 0 and lora.has_dropout()
     parts = change.chunk(3, dim=1)
     assert not torch.allclose(parts[0].sum(1) - parts[0].sum(1).mean(), parts[1].sum(1))
 
 
-# Rates that move the factors far.
+# A learning rate that changes the factors much.
 JOB = {"lora_rank": RANK, "lr": 1e-2}
 
 
 @pytest.mark.parametrize(
     ("hparams", "scale"),
     [
-        ({}, 0.5**0.5),  # as in the released code, at rank 2 and alpha 1
+        ({}, 0.5**0.5),  # in the released code, at rank 2 and alpha 1
         ({"lora_scaling": "alpha/r"}, 0.5),
         ({"lora_rank": 4, "lora_alpha": 3.0}, 1.5),
         ({"lora_rank": 4, "lora_alpha": 3.0, "lora_scaling": "alpha/r"}, 0.75),
     ],
 )
-def test_what_the_factors_add_has_the_scale_of_the_hparams(random_tiny, hparams, scale):
+def test_merged_weight_has_the_scale_of_the_hparams(random_tiny, hparams, scale):
     algorithm = make(random_tiny, "CARFT", **{**JOB, **hparams})
-    start = [weight.detach().clone() for weight in merged_weights(algorithm.encoder)]
+    start = [weight.detach().clone() for weight in get_merged_weights(algorithm.encoder)]
     for seed in range(3):
         algorithm.update(minibatches(seed))
 
     for weight, original, layer in zip(
-        merged_weights(algorithm.encoder), start, algorithm.lora.layers, strict=True
+        get_merged_weights(algorithm.encoder), start, algorithm.lora.layers, strict=True
     ):
         added = torch.cat([up.double() @ down.double() for up, down in zip(layer.up, layer.down)])
         expected = original.double() + scale * added
@@ -96,7 +95,7 @@ def test_what_the_factors_add_has_the_scale_of_the_hparams(random_tiny, hparams,
         assert added.abs().max() > 1e-4
 
 
-def test_a_saved_run_has_no_factors_and_one_from_before_lora_and_swad_opens(random_tiny, tmp_path):
+def test_saved_run_has_no_factors_and_opens_without_newer_hparams(random_tiny, tmp_path):
     algorithm = make(random_tiny, "CARFT", **JOB)
     algorithm.update(minibatches())
     run = reopened(algorithm, tmp_path)

@@ -1,4 +1,4 @@
-"""The formulas of docs/methods, each written out in float64 and compared with what trains."""
+"""The formulas of docs/methods, written in float64 and compared with the training loss."""
 
 import functools
 import math
@@ -9,15 +9,11 @@ from test_algorithms import CLASSES, make, minibatches
 
 from domainbed_carft.clips import backbone
 
-
-@functools.cache
-def original_of(name):
-    """The CLIP that training starts from, which nothing here changes."""
-    return backbone.load(name)
+load = functools.cache(backbone.load)
 
 
 class Symbols:
-    """The symbols of the pages, in float64, for an algorithm and a batch."""
+    """The symbols of the docs, in float64, for an algorithm and a batch."""
 
     def __init__(self, algorithm, seed):
         x, self.y = (torch.cat(part) for part in zip(*minibatches(seed)))
@@ -25,25 +21,25 @@ class Symbols:
         self.images = algorithm.input(x)
         self.N = len(self.y)
         self.s = float(algorithm.logit_scale)
-        clip_model = original_of(algorithm.hparams["clip_backbone"])
+        clip_model = load(algorithm.hparams["clip_backbone"])
         self.original = clip_model.model.visual
         self.f = unit(algorithm.encoder(self.images))
         self.f_0 = unit(self.original(self.images))
 
         prompts = [[c.replace("{}", k) for k in CLASSES] for c in algorithm.hparams["contexts"]]
-        T = unit(backbone.text_features(clip_model, prompts))
+        T = unit(backbone.encode_prompts(clip_model, prompts))
         self.T = T
-        self.t = unit(T.mean(dim=0))  # of classes, the mean over contexts
-        self.c = unit(T.mean(dim=1))  # of contexts, the mean over classes
+        self.t = unit(T.mean(dim=0))  # of the classes
+        self.c = unit(T.mean(dim=1))  # of the contexts
 
     def ce(self, f):
-        """CE(f) under the head h, b, which holds s or is multiplied by it."""
+        """Return CE(f) with the head h, b, which contains s or is multiplied by it."""
         head = self.algorithm.head
         factor = float(self.algorithm.head_factor)
         return cross_entropy(factor * f @ head.weight.double().T + head.bias.double(), self.y)
 
     def kl(self, rows):
-        """The mean over images of KL(p_0 || p), with p the softmax over these rows."""
+        """Return the mean over images of KL(p_0 || p), with p the softmax over these rows."""
         scale = self.algorithm.hparams["context_scale"]
         s = self.s if scale == "logit_scale" else scale
         p_0, p = ((s * f @ rows.T).softmax(dim=1) for f in (self.f_0, self.f))
@@ -52,7 +48,7 @@ class Symbols:
         return (p_0 * (p_0 / p).log()).sum(dim=1).mean()
 
     def activations(self, first):
-        """z_l and z_0l after the module ``first`` and each quarter of the blocks, (N, T, C)."""
+        """Return z_l and z_0l, (N, T, C), after module ``first`` and each quarter of the blocks."""
         return [recorded(e, first, self.images) for e in (self.algorithm.encoder, self.original)]
 
 
@@ -139,7 +135,7 @@ def miro(it):
 
 
 def captions(it, encoder):
-    """Features of a caption of each image, its class in a random context, as they are drawn."""
+    """Return unit features of a caption of each image, its class in a random context."""
     torch.manual_seed(5)
     drawn = torch.randint(len(it.algorithm.tokens), it.y.shape)
     with torch.no_grad():
@@ -159,7 +155,7 @@ def flyp(it):
         if it.algorithm.hparams["flyp_targets"] == "diagonal":
             partners = torch.arange(it.N).split(1)
         rows = zip(G.log_softmax(dim=1), partners)
-        losses.append(-sum(row[own].mean() for row, own in rows) / it.N)
+        losses.append(-sum(row[indices].mean() for row, indices in rows) / it.N)
     return sum(losses) / 2
 
 
@@ -230,8 +226,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("name", "overrides"), OPTIONS)
-def test_the_loss_that_trains_is_the_formula_of_the_page(random_tiny, name, overrides):
-    """At the original weights and after each of two steps, so large that every term counts."""
+def test_training_loss_equals_documented_formula(random_tiny, name, overrides):
     if name == "FDAlign":
         pytest.importorskip("sklearn")
     algorithm = make(random_tiny, name, warmup_steps=0, lr=3e-3, **overrides)
@@ -244,28 +239,28 @@ def test_the_loss_that_trains_is_the_formula_of_the_page(random_tiny, name, over
 
 
 @pytest.mark.parametrize("name", ["CARFT", "CLIPZeroShot", "FLYP", "CLIPLoRA"])
-def test_a_new_algorithm_predicts_as_zero_shot_clip(random_tiny, name):
+def test_untrained_algorithm_predicts_like_zero_shot_clip(random_tiny, name):
     it = Symbols(make(random_tiny, name), seed=0)
     x = torch.cat([x for x, _ in minibatches(0)])
     expected = it.s * it.f_0 @ it.t.T
     torch.testing.assert_close(it.algorithm.predict(x).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def weights_of_teacher(algorithm):
-    """The weights of CaRot's student that its teacher averages, in float64, as one vector."""
+def averaged_weights(algorithm):
+    """Return the weights averaged by CaRot's teacher as one float64 vector."""
     weights = [*algorithm.encoder.parameters(), *algorithm.text.parameters(), algorithm.log_scale]
     return torch.cat([weight.detach().double().flatten() for weight in weights])
 
 
-def test_carots_teacher_follows_as_the_page_says(random_tiny):
+def test_carot_teacher_follows_the_documented_average(random_tiny):
     T = 20
     algorithm = make(random_tiny, "CaRot", total_steps=T, carot_interval=2, warmup_steps=0)
-    teacher = weights_of_teacher(algorithm)
+    teacher = averaged_weights(algorithm)
     for t in range(6):
         algorithm.update(minibatches(t))
         if t % 2 == 0:
             m = 0.05 + 0.85 * min(1, 5 * t / T)
-            teacher = m * teacher + (1 - m) * weights_of_teacher(algorithm)
+            teacher = m * teacher + (1 - m) * averaged_weights(algorithm)
         torch.testing.assert_close(
-            weights_of_teacher(algorithm.teacher), teacher, rtol=1e-5, atol=1e-6
+            averaged_weights(algorithm.teacher), teacher, rtol=1e-5, atol=1e-6
         )

@@ -1,5 +1,6 @@
-"""What `carft check` leaves on a device, the stand-in or with ``-m gpu`` a GPU: jobs, commands."""
+"""Training and commands on a device: the stand-in, or a GPU with ``-m gpu``."""
 
+import contextlib
 import copy
 import re
 
@@ -8,7 +9,7 @@ import torch
 from runs_jobs import records, train_job, write_images
 from runs_jobs import load_weights as saved_weights
 from test_algorithms import make, minibatches
-from test_step import clip_of
+from test_step import find_clip
 
 from domainbed_carft import cli
 from domainbed_carft.jobs.algorithms import ALGORITHMS
@@ -16,7 +17,7 @@ from domainbed_carft.machine import devices, stand_in_device  # noqa: F401  befo
 
 
 def assert_equal(actual, expected, tolerance=None):
-    """Equal but for rounding: on a device other kernels compute attention and AdamW."""
+    """Compare tensors up to rounding: devices have other kernels for attention and AdamW."""
     tolerance = tolerance or (0.02 if actual.device.type == "cuda" else 1e-3)
     torch.testing.assert_close(
         actual.detach().cpu(), expected.detach().cpu(), rtol=tolerance, atol=tolerance
@@ -43,21 +44,16 @@ SWAD = {"average": "swad", "swad_converge": 1, "swad_tolerance": 1}
         ),
     ],
 )
-def test_steps_stay_on_the_device_and_never_wait(
-    device, random_tiny, tmp_path, kind, name, overrides
-):
-    """The first step makes the optimizer's state, which takes a wait."""
-    clip = clip_of(kind, random_tiny, tmp_path)
+def test_steps_never_wait_for_the_device(device, random_tiny, tmp_path, kind, name, overrides):
+    clip = find_clip(kind, random_tiny, tmp_path)
     reference = make(clip, name, **{"amp": "off", **overrides})
     algorithm = copy.deepcopy(reference).to(device)
     for seed in range(2):
         batches = minibatches(seed)
         moved = [(x.to(device), y.to(device)) for x, y in batches]
         torch.manual_seed(seed)
-        if seed:
-            with devices.refuse_waits():
-                measurements = algorithm.step_on_device(moved)
-        else:
+        # The first step builds the optimizer's state, which waits.
+        with devices.refuse_waits() if seed else contextlib.nullcontext():
             measurements = algorithm.step_on_device(moved)
         torch.manual_seed(seed)
         expected = reference.step_on_device(batches)
@@ -75,14 +71,14 @@ def test_steps_stay_on_the_device_and_never_wait(
         assert_equal(logits, getattr(reference, method)(x), tolerance=0.02)
 
 
-def test_a_job_trains_as_on_the_processor(device, tmp_path, monkeypatch):
-    """In the fast images' second stage, in SWAD's validation, in both phases of LP-FT."""
+def test_job_on_device_equals_job_on_cpu(device, tmp_path, monkeypatch):
+    """Covers the fast loader's second stage, SWAD's validation and both phases of LP-FT."""
     images = write_images(tmp_path / "images", count=3)
     folders = []
-    for chosen in (devices.CPU, device):
-        monkeypatch.setattr(devices, "default_device", lambda chosen=chosen: chosen)
+    for default in (devices.CPU, device):
+        monkeypatch.setattr(devices, "default_device", lambda default=default: default)
         hparams = {**SWAD, "lp_steps": 1, "lr": 1e-4}
-        folder = tmp_path / str(chosen)
+        folder = tmp_path / str(default)
         folders.append(train_job(folder, images, "CLIPLPFT", "--checkpoint_freq", "1", **hparams))
 
     expected, actual = map(records, folders)
@@ -94,7 +90,7 @@ def test_a_job_trains_as_on_the_processor(device, tmp_path, monkeypatch):
 
 
 def assert_same_weights(folder, reference_folder, name="model.pkl"):
-    """The weights are plain ones of the processor, wherever they were trained."""
+    """Compare weights, which are saved as CPU tensors for any device."""
     actual, expected = (saved_weights(place / name) for place in (folder, reference_folder))
     assert actual.keys() == expected.keys()
     for key, tensor in actual.items():
@@ -112,7 +108,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_gives_the_processors_results(
+def test_command_on_device_equals_command_on_cpu(
     device, pets, tmp_path, monkeypatch, capsys, command
 ):
     monkeypatch.chdir(pets)
@@ -121,15 +117,10 @@ def test_a_command_gives_the_processors_results(
         folder = tmp_path / place
         words = [word.format(folder=folder) for word in COMMANDS[command]]
         assert cli.main([*words, "--device", place]) == 0
-        documents = [*folder.glob("*.json")]
-        texts = [path.read_text() for path in documents] or [capsys.readouterr().out]
-        outputs.append(figures(texts))
+        texts = [path.read_text() for path in folder.glob("*.json")]
+        text = " ".join(texts or [capsys.readouterr().out])
+        outputs.append([*map(float, re.findall(r"\d+\.\d+", text))])
     assert outputs[1] == pytest.approx(outputs[0], abs=1e-4) and len(outputs[0]) > 3
 
     for path in (tmp_path / "cpu").glob("*.pkl"):
         assert_same_weights(tmp_path / str(device), tmp_path / "cpu", path.name)
-
-
-def figures(texts):
-    """The numbers in some texts."""
-    return [float(figure) for text in texts for figure in re.findall(r"\d+\.\d+", text)]

@@ -1,4 +1,4 @@
-"""Contexts, class names and where they come from."""
+"""Contexts, class names, and their sources."""
 
 import pytest
 
@@ -7,18 +7,17 @@ from domainbed_carft.method import algorithms, dataset_facts, prompts
 
 
 def test_shipped_context_lists_are_complete():
-    imagenet = prompts.contexts("imagenet")
-    assert len(imagenet) == 80  # OpenAI's ImageNet templates
-    assert imagenet[0] == "a bad photo of a {}." and imagenet[-1] == "a tattoo of the {}."
-    assert len(prompts.contexts("emoji")) == 36
+    imagenet = prompts.parse_contexts("imagenet")  # OpenAI's ImageNet templates
+    assert (imagenet[0], imagenet[-1]) == ("a bad photo of a {}.", "a tattoo of the {}.")
+    assert len(imagenet) == 80 and len(prompts.parse_contexts("emoji")) == 36
 
     metadata = pytest.importorskip("open_clip.zero_shot_metadata", reason="needs open_clip")
     expected = [template("{}") for template in metadata.SIMPLE_IMAGENET_TEMPLATES]
-    assert prompts.contexts("imagenet7") == expected
+    assert prompts.parse_contexts("imagenet7") == expected
 
 
-# Of openai/CLIP's data/prompts.md: templates and classes, the first and the last of each, in
-# torchvision's order of labels (which leaves out Caltech101's "background").
+# openai/CLIP, data/prompts.md: numbers of templates and classes, first and last class, in
+# torchvision's order of labels (without Caltech101's "background").
 OPENAI = {
     "imagenet": (80, 1000, "tench", "toilet paper"),
     "aircraft": (2, 100, "707-320", "Yak-42"),
@@ -36,28 +35,27 @@ OPENAI = {
 
 
 @pytest.mark.parametrize("name", prompts.CLASS_LISTS)
-def test_openais_lists_of_each_dataset(name):
+def test_openai_lists_of_contexts_and_class_names_are_complete(name):
     templates, classes, first, last = OPENAI[name]
-    names = prompts.class_names({"class_names": name}, classes)
-    assert (names[0], names[-1]) == (first, last) and len({*names}) == classes - 2 * (
-        name == "imagenet"
-    )
+    names = prompts.find_class_names({"class_names": name}, classes)
+    duplicates = 2 if name == "imagenet" else 0
+    assert (names[0], names[-1], len({*names})) == (first, last, classes - duplicates)
     if templates > 1:
-        assert len(prompts.contexts(name)) == templates
+        assert len(prompts.parse_contexts(name)) == templates
     else:
         with pytest.raises(CarftError, match=f"'{name}', a list of 1 template.*KL.*'imagenet7'"):
-            prompts.contexts(name)
+            prompts.parse_contexts(name)
 
 
-def test_contexts_from_a_file_and_from_a_list(tmp_path):
+def test_contexts_are_read_from_file_or_list(tmp_path):
     path = tmp_path / "my contexts.txt"
     path.write_text("a sketch of a {}.\n\n  a photo of a {}.\n", encoding="utf-8")
-    assert prompts.contexts(str(path)) == ["a sketch of a {}.", "a photo of a {}."]
-    assert prompts.contexts(["the {}", "a {}"]) == ["the {}", "a {}"]
+    assert prompts.parse_contexts(str(path)) == ["a sketch of a {}.", "a photo of a {}."]
+    assert prompts.parse_contexts(["the {}", "a {}"]) == ["the {}", "a {}"]
 
 
 def remember(hparams, classes):
-    dataset = dataset_facts.named_dataset(hparams["class_names"]) or "PACS"
+    dataset = dataset_facts.parse_dataset_name(hparams["class_names"]) or "PACS"
     environments = [dataset_facts.EnvironmentFacts(e, c) for e, c in classes.items()]
     dataset_facts.remember(hparams, dataset, environments)
 
@@ -71,9 +69,9 @@ def remember(hparams, classes):
         ("sketches", r"contexts is 'sketches'.*shipped list \(domains, .*imagenet7, emoji,"),
     ],
 )
-def test_bad_contexts_are_refused(spec, message):
+def test_invalid_contexts_are_rejected(spec, message):
     with pytest.raises(CarftError, match=message):
-        prompts.contexts(spec)
+        prompts.parse_contexts(spec)
 
 
 def test_folder_names_are_cleaned():
@@ -82,32 +80,23 @@ def test_folder_names_are_cleaned():
     assert [*map(prompts.clean, names)] == cleaned
 
 
-def test_class_names_of_the_user_win(tmp_path):
-    """And are taken as they are: "crane" is two classes of ImageNet, and "T-shirt" no "t shirt"."""
+def test_class_names_of_the_user_take_precedence_unchanged(tmp_path):
     names = ["crane", "T-shirt", "Crock Pot", "crane"]
     for folders in (["a", "b", "c", "d"], ["crane", "t-shirt", "crock pot", "crane"]):
         remember({"class_names": names}, {"env": folders})
-        assert prompts.class_names({"class_names": names}, 4) == names
+        assert prompts.find_class_names({"class_names": names}, 4) == names
 
     path = tmp_path / "names.txt"
     path.write_text("\n".join(names), encoding="utf-8")
-    assert prompts.class_names({"class_names": str(path)}, 4) == names
+    assert prompts.find_class_names({"class_names": str(path)}, 4) == names
 
 
-def test_then_class_names_of_the_dataset_that_the_hparams_name():
+def test_class_names_are_found_by_the_dataset_in_the_hparams():
     hparams = {"class_names": "dataset:PACS"}
     names = [f"class {i}" for i in range(7)]
     remember(hparams, {"a": names, "b": names})
     remember({"class_names": "dataset:VLCS"}, {"a": ["one"]})  # the next dataset
-    assert prompts.class_names(dict(hparams), 7) == names
-    assert hparams == {"class_names": "dataset:PACS"}  # nothing enters the records
-
-
-def test_then_built_in_class_names():
-    vlcs = ["bird", "car", "chair", "dog", "person"]
-    assert prompts.class_names({"class_names": "dataset:VLCS"}, 5) == vlcs
-    office = prompts.class_names({"class_names": "dataset:OfficeHome"}, 65)
-    assert (office[0], office[58], office[-1]) == ("alarm clock", "TV", "webcam")
+    assert prompts.find_class_names(dict(hparams), 7) == names
 
 
 MANY = {"art": [f"a{n}" for n in range(500)], "photo": ["b"] * 500}
@@ -130,14 +119,14 @@ MANY = {"art": [f"a{n}" for n in range(500)], "photo": ["b"] * 500}
         ("dataset:X", 500, MANY, r"\['a0', 'a1', .* and 491 more\] are not in both"),
     ],
 )
-def test_class_names_that_do_not_fit_are_refused(spec, count, folders, message):
+def test_class_names_that_do_not_fit_are_rejected(spec, count, folders, message):
     hparams = {"class_names": spec}
     remember(hparams, folders)
     with pytest.raises(CarftError, match=message):
-        prompts.class_names(hparams, count)
+        prompts.find_class_names(hparams, count)
 
 
-def test_the_digest_is_over_every_word_and_their_order():
+def test_digest_depends_on_all_texts_and_their_order():
     # printf '{"classes": ["cat", "d\\u00f6g"], "contexts": ["a {}", "the {}"]}' | sha256sum
     assert prompts.digest(["a {}", "the {}"], ["cat", "dög"]) == "16c22956d3889fcd"
     changed = [(["the {}", "a {}"], ["cat", "dög"]), (["a {}", "the {}"], ["dög", "cat"])]
@@ -145,34 +134,35 @@ def test_the_digest_is_over_every_word_and_their_order():
     assert len({prompts.digest(*words) for words in changed} | {"16c22956d3889fcd"}) == 5
 
 
-def known(hparams, names, test_envs=None):
+def find_contexts(hparams, names, test_envs=None):
     environments = [dataset_facts.EnvironmentFacts(name, None) for name in names]
     dataset_facts.remember(hparams, "Mine", environments, test_envs=test_envs)
-    return prompts.contexts_of(hparams)
+    return prompts.find_contexts(hparams)
 
 
-def test_contexts_of_the_domains_with_and_without_the_one_left_out():
+def test_contexts_are_made_from_all_domains_or_without_the_target():
     folders = ["art_painting", "Real World", "TV"]
     hparams = {"contexts": "domains", "class_names": "dataset:Mine"}
-    every = ["a art painting of a {}.", "a real world of a {}.", "a TV of a {}."]
+    templates = ["a art painting of a {}.", "a real world of a {}.", "a TV of a {}."]
 
-    assert known(hparams, folders) == every == known(hparams, folders, [1])
+    assert find_contexts(hparams, folders) == templates
+    assert find_contexts(hparams, folders, [1]) == templates
 
     hparams["contexts"] = "domains-without-target"
-    assert known(hparams, folders, [1]) == [every[0], every[2]]
-    assert known(hparams, folders, []) == every
+    assert find_contexts(hparams, folders, [1]) == [templates[0], templates[2]]
+    assert find_contexts(hparams, folders, []) == templates
     with pytest.raises(CarftError, match="a list of 1 template.*KL"):
-        known(hparams, folders, [0, 1])
-    with pytest.raises(CarftError, match="does not show which environments are left out; give"):
-        known(hparams, folders)
-    with pytest.raises(CarftError, match="does not show its environments; give"):
-        prompts.contexts_of({**hparams, "class_names": "dataset:Unseen"})
+        find_contexts(hparams, folders, [0, 1])
+    with pytest.raises(CarftError, match="does not show which environments are held out"):
+        find_contexts(hparams, folders)
+    with pytest.raises(CarftError, match="does not show its environments"):
+        prompts.find_contexts({**hparams, "class_names": "dataset:Unseen"})
 
 
 @pytest.mark.parametrize(
     ("dataset", "name"), [("TerraIncognita", "'location_38'"), ("VLCS", "'SUN09'")]
 )
-def test_domain_names_without_words_are_refused_before_a_job_starts(dataset, name):
+def test_domain_names_that_are_not_words_are_rejected_before_a_job(dataset, name):
     (problem,) = algorithms.CARFT.hparam_problems(dataset, {"contexts": "domains"})
     assert str(problem).startswith("contexts is 'domains', but ") and name in str(problem)
     assert algorithms.CARFT.hparam_problems("DomainNet", {"contexts": "domains"}) == []

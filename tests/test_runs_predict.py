@@ -126,7 +126,7 @@ def test_transform_replaces_the_normalisation_of_a_foreign_host(pets, tmp_path):
 
 def test_classes_with_the_same_name_have_their_labels_added(pets, tmp_path, capfd):
     """The prompts of the folders "Wild_Dog" and "wild-dog" are equal, for example."""
-    text = prompts.as_json(prompts.contexts("emoji"), ["wild dog", "wild dog"])
+    text = prompts.as_json(prompts.parse_contexts("emoji"), ["wild dog", "wild dog"])
     words = torch.tensor([*text.encode()], dtype=torch.uint8)
     job = copy_changed(pets / "CARFT", tmp_path, model_dict={"words": words})
     ((prediction,), _) = predict(capfd, job, noise(tmp_path / "x.png"))

@@ -17,7 +17,7 @@ from domainbed_carft.runs import saved
 def test_trained_job_opens_with_its_settings(trained):
     run = saved.open_run(trained)
     assert run.classes == list(prompts.BUILT_IN_CLASSES["EmojiStyles"])
-    assert run.contexts == prompts.contexts("emoji")
+    assert run.contexts == prompts.parse_contexts("emoji")
     assert run.hparams["prompts_digest"] == prompts.digest(run.contexts, run.classes)
     assert run.args["algorithm"] == "CARFT" and run.args["test_envs"] == [0]
     assert (run.step, run.alpha) == (None, None)

@@ -1,6 +1,7 @@
-"""How a step is computed: blocks anew or compiled, in which precision."""
+"""The computation of a step: checkpointed or compiled blocks, and its precision."""
 
 import copy
+import dataclasses
 import shutil
 
 import open_clip_folders
@@ -17,8 +18,8 @@ from domainbed_carft.method import encoders, job
 from domainbed_carft.method.penalties import LDIFSPenalty
 
 
-def saved_for_gradients(algorithm, batch):
-    """The bytes that a loss of the batch keeps for its gradients."""
+def count_saved_bytes(algorithm, batch):
+    """Return the number of bytes saved for the gradients of a batch."""
     sizes = {}
 
     def keep(tensor):
@@ -33,8 +34,8 @@ def saved_for_gradients(algorithm, batch):
 KINDS = ["ViT", "ResNet", "gelu", "siglip"]
 
 
-def clip_of(kind, random_tiny, tmp_path):
-    """A clip_backbone of OpenAI's format or of open_clip's."""
+def find_clip(kind, random_tiny, tmp_path):
+    """Return a clip_backbone of this kind."""
     if kind == "ViT":
         return random_tiny
     if kind == "ResNet":
@@ -48,12 +49,12 @@ def clip_of(kind, random_tiny, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpointed_blocks_change_only_memory(kind, random_tiny, tmp_path):
-    path = clip_of(kind, random_tiny, tmp_path)
+    path = find_clip(kind, random_tiny, tmp_path)
     overrides = {"ldifs_weight": 0.5, "miro_weight": 0.5, "micro_batch": 8}
     plain, checkpointed = (make(path, checkpoint_blocks=on, **overrides) for on in (False, True))
     if kind == "ViT":
-        plain_bytes = saved_for_gradients(plain, minibatches())
-        assert saved_for_gradients(checkpointed, minibatches()) < 0.5 * plain_bytes
+        plain_bytes = count_saved_bytes(plain, minibatches())
+        assert count_saved_bytes(checkpointed, minibatches()) < 0.5 * plain_bytes
 
     assert train(plain, 3) == train(checkpointed, 3)
     assert same_state(plain, checkpointed) and same_state(plain, copy.deepcopy(checkpointed))
@@ -62,14 +63,14 @@ def test_checkpointed_blocks_change_only_memory(kind, random_tiny, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_change_only_rounding():
-    """In a process of its own: torch.compile needs setuptools, and that no other test has pip."""
+    # In a separate process: torch.compile needs setuptools, which no other test imports.
     code = "import test_step; test_step.check_compiled_blocks()"
     done = run_python("-c", code, cwd=REPO / "tests")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def check_compiled_blocks():
-    """Penalties still see the blocks, averages take their weights' place, copies are copies."""
+    """Check penalties, averages and copies of an algorithm with compiled blocks."""
     overrides = {"ldifs_weight": 0.5, "miro_weight": 0.5, "average": "ema"}
     plain, compiled = (make("tiny", compile_blocks=on, **overrides) for on in (False, True))
     for measurements, expected in zip(train(compiled, 3), train(plain, 3), strict=True):
@@ -87,40 +88,37 @@ def check_compiled_blocks():
 # Precision
 
 
-def test_amp_is_resolved_by_the_machine(monkeypatch):
-    assert [job.resolve_amp(amp) for amp in ("auto", "off", "bf16")] == ["off", "off", "bf16"]
+def test_amp_auto_is_bf16_on_gpus_that_support_it(monkeypatch):
+    assert [*map(job.resolve_amp, ("auto", "off", "bf16"))] == ["off", "off", "bf16"]
 
     monkeypatch.setattr(devices, "default_device", lambda: devices.GPU)
-    new, old = (
-        devices.GPUFacts("Card", memory=2**34, capability=capability)
-        for capability in ((8, 0), (7, 5))
-    )
-    monkeypatch.setattr(devices, "gpu_facts", lambda: new)
-    assert [job.resolve_amp(amp) for amp in ("auto", "off", "bf16")] == ["bf16", "off", "bf16"]
+    gpu = devices.GPUFacts("Card", memory=2**34, capability=(8, 0))
+    monkeypatch.setattr(devices, "gpu_facts", lambda: gpu)
+    assert [*map(job.resolve_amp, ("auto", "off", "bf16"))] == ["bf16", "off", "bf16"]
 
-    monkeypatch.setattr(devices, "gpu_facts", lambda: old)
-    assert [job.resolve_amp(amp) for amp in ("auto", "off")] == ["off", "off"]
+    gpu = dataclasses.replace(gpu, capability=(7, 5))
+    assert [*map(job.resolve_amp, ("auto", "off"))] == ["off", "off"]
     with pytest.raises(CarftError, match=r"'off' on Card, .* is 7\.5.* set amp to 'off'"):
         job.resolve_amp("bf16")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_original_in_bf16_equals_autocasts(kind, random_tiny, tmp_path):
-    clip_model = backbone.load(str(clip_of(kind, random_tiny, tmp_path)))
+def test_rounded_original_equals_autocast_in_bf16(kind, random_tiny, tmp_path):
+    clip_model = backbone.load(str(find_clip(kind, random_tiny, tmp_path)))
     encoder = clip_model.model.visual
     exact = encoders.FrozenOriginal(encoder, True, keep_weights=True)
     rounded = encoders.FrozenOriginal(encoder, True)
     size = clip_model.preprocessing.resolution
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    # torch has a fast path for attention with the batch in front, which heeds no autocast.
-    near = {"rtol": 0.05, "atol": 0.05} if kind == "gelu" else {"rtol": 0, "atol": 0}
+    # torch's fast path for batch-first attention ignores autocast.
+    tolerance = 0.05 if kind == "gelu" else 0
 
     for rounded_output, exact_output in zip(
         rounded(images, {"ldifs": LDIFSPenalty.places}),
         exact(images, {"ldifs": LDIFSPenalty.places}),
     ):
-        torch.testing.assert_close(rounded_output, exact_output, **near)
+        torch.testing.assert_close(rounded_output, exact_output, rtol=tolerance, atol=tolerance)
 
     rounded_bytes = sum(p.nbytes for p in rounded.encoder.parameters())
     exact_bytes = sum(p.nbytes for p in exact.encoder.parameters())
-    assert rounded_bytes < 0.75 * exact_bytes  # small ones have few matrices
+    assert rounded_bytes < 0.75 * exact_bytes  # small models have few matrices

@@ -1,8 +1,7 @@
-"""SWAD: which segments its final mean has, what predicts, what is saved, where it is refused."""
+"""SWAD: the segments of its final mean, prediction, and checkpoints."""
 
 import random
 
-import collect_sweeps
 import pytest
 import torch
 from test_algorithms import make, minibatches
@@ -13,10 +12,10 @@ from domainbed_carft.method.averages import LossValley
 # The loss valley
 
 
-def joining(losses, converge, tolerance, ratio):
-    """Which segments join the mean if training ends after these losses, told by their indices.
+def simulate(losses, converge, tolerance, ratio):
+    """Return the indices of the segments in the mean if training ends after these losses.
 
-    Written after what the released code does, all at once instead of checkpoint by checkpoint.
+    Follows the released code, but all at once instead of checkpoint by checkpoint.
     """
     count = len(losses)
     for first in range(count - converge + 1):
@@ -26,7 +25,7 @@ def joining(losses, converge, tolerance, ratio):
     else:
         return [count - 1]
     threshold = (1 + ratio) * sum(window) / converge
-    end = first + converge  # the valley begins after so many checkpoints
+    end = first + converge  # number of checkpoints at which the valley begins
 
     joined = list(range(first + 1, first + 1 + converge - tolerance))
     if tolerance > converge:
@@ -49,8 +48,8 @@ def joining(losses, converge, tolerance, ratio):
     return joined or [first]
 
 
-def test_the_mean_is_that_of_a_simulation_on_random_curves():
-    """The weights of segment i are 1 at i and 0 elsewhere, so their mean counts the segments."""
+def test_mean_equals_simulation_on_random_losses():
+    """The weights of segment i are 1 at i and 0 elsewhere, so that their mean counts segments."""
     chance = random.Random(0)
     n_dead = 0
     for _ in range(300):
@@ -62,16 +61,16 @@ def test_the_mean_is_that_of_a_simulation_on_random_curves():
         for weights, loss in zip(torch.eye(length, dtype=torch.float64), losses):
             valley.add(loss, {"w": weights})
 
-        joined = joining(losses, *settings)
+        joined = simulate(losses, *settings)
         expected = [joined.count(i) / len(joined) for i in range(length)]
-        assert valley.chosen()["w"].tolist() == pytest.approx(expected), losses
+        assert valley.choose_weights()["w"].tolist() == pytest.approx(expected), losses
         n_dead += valley.is_dead
     assert 20 < n_dead < 280
 
 
 # The algorithms
 
-# Checkpoints after these numbers of steps, and the loss that is handed over there.
+# Number of steps at a checkpoint -> validation loss.
 CHECKPOINTS = {1: 0.9, 3: 0.5, 5: 0.6, 7: 0.7, 9: 0.6, 10: 0.55}
 JOB = {"average": "swad", "swad_converge": 2, "swad_tolerance": 3}
 
@@ -92,7 +91,7 @@ def train_with_checkpoints(algorithm, steps):
         ({"wise_alpha": 0.3, "lora_rank": 2, "lr": 1e-2}, 10),
     ],
 )
-def test_what_predicts_and_is_saved_is_swads_choice_in_float64(random_tiny, hparams, end):
+def test_saved_weights_equal_swads_choice_in_float64(random_tiny, hparams, end):
     algorithm = make(random_tiny, **JOB, **hparams)
     twin = make(random_tiny, **hparams | {"wise_alpha": 1.0})
     names = [name for name, _ in twin.named_parameters() if not name.startswith("lora.")]
@@ -108,9 +107,9 @@ def test_what_predicts_and_is_saved_is_swads_choice_in_float64(random_tiny, hpar
             segments.append(segment)
             segment = []
 
-    # All steps of a segment count alike, and all segments.
+    # All steps of a segment have equal weight, and all segments.
     means = [{n: sum(w[n] for w in s) / len(s) for n in start} for s in segments]
-    joined = joining([*CHECKPOINTS.values()][: len(segments)], 2, 3, 0.3)
+    joined = simulate([*CHECKPOINTS.values()][: len(segments)], 2, 3, 0.3)
     assert joined == ([1] if end == 3 else [1, 2, 3, 4, 5])
     state = algorithm.state_dict()
     for name, original in start.items():
@@ -120,7 +119,7 @@ def test_what_predicts_and_is_saved_is_swads_choice_in_float64(random_tiny, hpar
 
 
 @pytest.mark.parametrize("name", ["CARFT", "FLYP"])
-def test_the_loss_is_that_of_the_trained_weights(random_tiny, name):
+def test_trained_logits_ignore_the_average(random_tiny, name):
     algorithm = make(random_tiny, name, **JOB)
     twin = make(random_tiny, name)
     assert algorithm.uses_validation_loss and not twin.uses_validation_loss
@@ -133,47 +132,21 @@ def test_the_loss_is_that_of_the_trained_weights(random_tiny, name):
     assert not torch.allclose(algorithm.predict(images), twin.predict(images), atol=1e-4)
 
 
-def test_the_probing_phase_has_no_segments(random_tiny):
+def test_probing_phase_has_no_segments(random_tiny):
     algorithm = make(random_tiny, "CLIPLPFT", **JOB, lp_steps=4)
     twin = make(random_tiny, "CLIPLPFT", lp_steps=4)
     train_with_checkpoints(algorithm, range(1, 5))
     train_with_checkpoints(twin, range(1, 5))
     assert torch.equal(logits(algorithm), logits(twin))
 
-    train_with_checkpoints(algorithm, [5])  # the first segment has this one step
+    train_with_checkpoints(algorithm, [5])  # a segment of a single step
     twin.update(minibatches(5))
     assert torch.equal(logits(algorithm), logits(twin))
 
 
-def test_a_checkpoint_that_comes_again_changes_nothing(random_tiny):
-    """As where a job resumes in one."""
+def test_repeated_checkpoint_of_a_resumed_job_changes_nothing(random_tiny):
     algorithm = make(random_tiny, **JOB)
     train_with_checkpoints(algorithm, range(1, 6))
     before = logits(algorithm)
     algorithm.at_checkpoint(CHECKPOINTS[5])
     assert torch.equal(logits(algorithm), before)
-
-
-@pytest.mark.parametrize("method", ["training-domain", "leave-one-domain-out"])
-def test_tables_count_the_last_record_of_swad_and_say_so(tmp_path, method):
-    """Against a sweep whose only record is the last one."""
-    for name in ("all", "last"):
-        collect_sweeps.write_sweep(tmp_path / name, ["CARFT"], pairs=True, recorded={})
-    for job in (tmp_path / "last").iterdir():
-        lines = (job / "results.jsonl").read_text().splitlines(keepends=True)
-        (job / "results.jsonl").write_text(lines[-1])
-    plain = collect_sweeps.collect(tmp_path / "all", methods=[method])
-    for job in (tmp_path / "all").iterdir():
-        collect_sweeps.change_records(job, with_swad)
-
-    document = collect_sweeps.collect(tmp_path / "all", methods=[method])
-    expected = collect_sweeps.collect(tmp_path / "last", methods=[method])
-    rows = [table["rows"] for table in document.as_dict()["tables"]]
-    assert rows == [table["rows"] for table in expected.as_dict()["tables"]]
-    assert rows != [table["rows"] for table in plain.as_dict()["tables"]]
-    assert [text for text in document.all_captions if "average 'swad'" in text]
-    assert not [text for text in plain.all_captions if "swad" in text]
-
-
-def with_swad(record):
-    return {**record, "hparams": {**record["hparams"], "average": "swad"}}

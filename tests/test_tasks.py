@@ -172,7 +172,7 @@ def test_class_names_equal_the_full_list_in_label_order(name):
 
     reworded = OPENAI_WORDS.get(name, {})
     expected = [reworded.get(class_name, class_name) for class_name in task.class_names]
-    openai_names = prompts.class_names({"class_names": task.words}, task.classes)
+    openai_names = prompts.find_class_names({"class_names": task.words}, task.classes)
     assert [*map(normalise_name, openai_names)] == [*map(normalise_name, expected)]
 
 
@@ -282,7 +282,7 @@ def test_zero_shot_clip_reports_the_mean_accuracy_per_class(data, capsys):
     clip = backbone.load("tiny")
     names = (ASSETS / "class_names" / "pets.txt").read_text().splitlines()
     words = [[f"a photo of a {name}, a type of pet." for name in names]]
-    texts = torch.nn.functional.normalize(backbone.text_features(clip, words)[0], dim=-1)
+    texts = torch.nn.functional.normalize(backbone.encode_prompts(clip, words)[0], dim=-1)
     images = tasks.read_split(tasks.TASKS["OxfordIIITPet"], data, False)
     transform = PlanTransform(plan_for("clip", 48, False))
     is_right = [[] for _ in names]

@@ -32,7 +32,7 @@ def test_weights_differ_only_by_the_rounding_of_the_packed_weights(jobs, name):
     weight: all biases of attention keys, and one or two weights in 100,000 on another CPU.
     """
     packed, trained_now = (torch.load(job / name, weights_only=True)["model_dict"] for job in jobs)
-    originals = trained_jobs.original_weights()
+    originals = trained_jobs.load_original_weights()
     assert packed.keys() == trained_now.keys()
     assert originals.keys() < packed.keys()
 

@@ -39,7 +39,7 @@ from domainbed_carft.data.benchmarks import BENCHMARKS
 from domainbed_carft.machine import devices, stand_in_device
 from domainbed_carft.method import hparam_checks, hparams
 from domainbed_carft.method.algorithm import CLIPAlgorithm
-from domainbed_carft.method.host_lookup import in_our_harness
+from domainbed_carft.method.host_lookup import is_carft_harness
 
 TOLERANCE = 1e-7  # for float64; rounding errors are a million times smaller
 FLOAT32_TOLERANCE = 1e-4  # also for values that depend on text features, which are float32
@@ -96,7 +96,7 @@ def skip_if(reason: str) -> None:
 
 def resuming_unsupported() -> str:
     """Return the reason why jobs cannot be resumed, or "" if they can."""
-    if in_our_harness():
+    if is_carft_harness():
         return ""
     return "the domainbed package in use is a checkout, which does not resume jobs"
 
@@ -460,10 +460,10 @@ def target(subject: Subject) -> None:
 
 def require_valid(subject: Subject, dataset: str, random_seed: int | None) -> None:
     """Raise unless the defaults (no seed) or a random draw are valid hyperparameters of a job."""
-    hparams_by_name = subject.algorithm_class.own_hparams()
+    hparams_by_name = subject.algorithm_class.hparams_by_name()
     conditions = hparams.Conditions(dataset)
     values, repeated_values = (
-        hparams.values_of(hparams_by_name, conditions, random_seed) for _ in range(2)
+        hparams.get_values(hparams_by_name, conditions, random_seed) for _ in range(2)
     )
     kind = "default" if random_seed is None else f"draw of seed {random_seed}"
     for name, value in values.items():
@@ -489,7 +489,7 @@ def drawn_hparams(subject: Subject) -> None:
 
 def wrong_hparams(subject: Subject) -> None:
     """Each hyperparameter rejects invalid values with a message that names it."""
-    hparams_by_name = subject.algorithm_class.own_hparams()
+    hparams_by_name = subject.algorithm_class.hparams_by_name()
     for (name, hparam), value in itertools.product(hparams_by_name.items(), WRONG_VALUES):
         require(not hparam.valid(value), f"{name} = {value!r} is accepted; expected an error")
     for name in declared_hparams(subject.algorithm_class):

@@ -1,1 +1,1 @@
-"""CLIP models: found, checked, loaded, their prompts encoded, and the images that they want."""
+"""CLIP models: located, verified, loaded, and used to encode prompts."""

@@ -1,4 +1,4 @@
-"""Any CLIP, of OpenAI's format or open_clip's: its facts, the model, its prompts encoded once."""
+"""CLIP models in OpenAI's format or open_clip's: their facts, the model, and encoded prompts."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ TEXT_BATCH = 256  # prompts encoded at once
 
 
 class Backbone(NamedTuple):
-    """A CLIP in float32 and eval mode on the CPU, the file it came from, and its SHA-256."""
+    """A CLIP model in float32 and eval mode on the CPU, and its checkpoint."""
 
     name: str
     model: Any  # clip.model.CLIP, open_clip.CLIP or open_clip.CustomTextCLIP
-    digest: str
+    digest: str  # SHA-256 of the checkpoint
     path: Path
-    preprocessing: Preprocessing  # what its image encoder wants
-    dim: int  # D of its joint embedding
-    tokenize: Callable[[Sequence[str]], Tensor]  # (N, L); CarftError for a prompt too long
-    architecture: str = ""  # open_clip's configuration as JSON; shapes tell that of OpenAI's
+    preprocessing: Preprocessing  # of images for the image encoder
+    dim: int  # D of the joint embedding
+    tokenize: Callable[[Sequence[str]], Tensor]  # (N, L); CarftError for a prompt that is too long
+    architecture: str = ""  # open_clip's configuration as JSON; "" for OpenAI's models
     revision: str = ""  # of the hub's repository
-    tokenizer: Any = None  # open_clip's
+    tokenizer: Any = None  # open_clip's tokenizer
 
     @property
     def logit_scale(self) -> float:
@@ -45,95 +45,103 @@ class Backbone(NamedTuple):
 
 
 class ClipFacts(NamedTuple):
-    """Which CLIP a name stands for, and what it wants of images."""
+    """The checkpoint of a CLIP name, and the images that it expects."""
 
     digest: str  # SHA-256 of the weights
-    revision: str  # of the hub's repository, else ""
+    revision: str  # of the hub's repository, "" for other checkpoints
     preprocessing: Preprocessing
 
 
-def clip_facts(name: str, preprocessing: Preprocessing) -> ClipFacts:
-    """The facts of a published CLIP or one of open_clip's, of which nothing is built.
+def find_clip_facts(name: str, preprocessing: Preprocessing) -> ClipFacts:
+    """Return the facts of a published or open_clip checkpoint without building the model.
 
-    ``preprocessing`` is what `preprocessing` returned for it. A user's own file (`is_own_file`)
-    would have to be loaded. Raises CarftError for an unknown name, a failed download, and a wrong
+    ``preprocessing`` is the result of `find_preprocessing`. A user's file (`is_user_file`) would
+    have to be loaded. Raises CarftError for an unknown name, a failed download, and a wrong
     SHA-256.
     """
     if name.startswith(open_clip.PREFIX):
-        path = open_clip.weights_file(name)
-        revision = open_clip.revision_of(path)
+        path = open_clip.find_weights(name)
+        revision = open_clip.get_revision(path)
         return ClipFacts(weights.cached_sha256(path), revision, preprocessing)
 
-    _, digest = openai.verified_file(name)
+    _, digest = openai.verify_file(name)
     return ClipFacts(digest, "", preprocessing)
 
 
 def load(name: str) -> Backbone:
     """Load ``"tiny"``, one of OpenAI's names, a file in OpenAI's format, or ``open_clip:...``.
 
-    In float32 on the CPU, exactly as in the file: ``clip.load`` gives half precision on a GPU,
-    which turns to NaN when trained, and rounds float32 files through it. Raises CarftError for an
-    unknown name, a failed download, a wrong SHA-256, and a file that is no CLIP or may be code.
+    In float32 on the CPU, exactly as in the file: ``clip.load`` returns half precision on a GPU,
+    which becomes NaN in training, and rounds float32 files to half precision. Raises CarftError for
+    an unknown name, a failed download, a wrong SHA-256, and a file that is not a CLIP checkpoint or
+    could run code.
     """
     loader = open_clip if name.startswith(open_clip.PREFIX) else openai
     backbone = Backbone(name, **loader.load(name))
     for key, value in backbone.model.state_dict().items():
-        # A sum takes no copy, and is finite only where all values are; of huge ones it may not be.
+        # A finite sum means finite values, and needs no copy; a sum of huge values can overflow.
         if not value.sum().isfinite() and not value.isfinite().all():
             raise CarftError(
-                f"{backbone.path} has NaN or infinity in {key!r}; get a new copy of the weights"
+                f"{backbone.path} has NaN or infinity in {key!r}; download the weights again"
             )
     return backbone
 
 
-def preprocessing(name: str) -> Preprocessing:
-    """What the CLIP ``name`` wants of images; an exception of any type if it cannot be read."""
+def find_preprocessing(name: str) -> Preprocessing:
+    """Return the preprocessing of the CLIP model ``name``; any exception if it cannot be read."""
     if name.startswith(open_clip.PREFIX):
-        return open_clip.preprocessing(open_clip.configuration(name))
+        return open_clip.read_preprocessing(open_clip.load_configuration(name))
 
-    if is_own_file(name):
+    if is_user_file(name):
         return load(name).preprocessing
     resolutions = openai.RESOLUTIONS
     return Preprocessing(resolutions.get(name, openai.DEFAULT_RESOLUTION))
 
 
-def is_own_file(name: str) -> bool:
-    """Whether the CLIP is a user's file in OpenAI's format, which has to be read for its facts."""
+def is_user_file(name: str) -> bool:
+    """Return True for a user's file in OpenAI's format, whose facts are found by loading it."""
     return name not in openai.PUBLISHED and not name.startswith(open_clip.PREFIX)
 
 
-def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tensor:
-    """Text features of M x K prompts: (M, K, D), float32, not normalised, on the CPU.
+def encode_prompts(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tensor:
+    """Return text features of M x K prompts: (M, K, D), float32, not normalised, on the CPU.
 
-    Encoded in batches, on a GPU if there is one, and kept in the cache folder for later jobs.
+    They are encoded in batches, on a GPU if there is one, and cached for later jobs.
     """
     flat = [prompt for row in prompts for prompt in row]
     tokens = backbone.tokenize(flat)
     key = hashlib.sha256("\0".join([backbone.digest, str(len(prompts)), *flat]).encode())
-    if backbone.architecture:  # one file under two activations or tokenizers gives other features
+    if backbone.architecture:  # features also depend on activation and tokenizer
         key.update(backbone.architecture.encode() + tokens.numpy().tobytes())
 
     path = files.cache_folder() / "text" / f"{key.hexdigest()}.pt"
-    features = _cached(path)
+    features = _load_cached(path)
     if features is None:
         features = _encode(backbone.model, tokens)
-        with suppress(CarftError):  # a full cache costs time, never a job
+        with suppress(CarftError):  # a full cache must not end the job
             files.save(path, lambda temporary: torch.save(features, temporary))
     return features.view(len(prompts), len(prompts[0]), -1)
 
 
-def empty_image_encoder(
+def build_image_encoder(
     shapes: Mapping[str, Sequence[int]], architecture: str = ""
 ) -> tuple[nn.Module, Preprocessing, int]:
-    """An untrained image encoder whose state dict has these shapes (keys as in ``visual.*``).
+    """Build an untrained image encoder whose state dict has these shapes (keys as in ``visual.*``).
 
-    Also what it wants of images, and D of its features (N, D). Raises an exception of any type
-    for shapes that are no such encoder's.
+    Args:
+        shapes: name -> shape of each tensor.
+        architecture: open_clip's configuration as JSON, "" for OpenAI's models.
+
+    Returns:
+        The encoder, its preprocessing, and D of its features (N, D).
+
+    Raises:
+        Exception: of any type, if the shapes do not fit.
     """
-    build: Callable[[], Any] = functools.partial(openai.image_encoder, shapes)
+    build: Callable[[], Any] = functools.partial(openai.build_image_encoder, shapes)
     if architecture:
-        config = open_clip.checked(json.loads(architecture), "the architecture")
-        build = functools.partial(open_clip.image_encoder, config)
+        config = open_clip.check_configuration(json.loads(architecture), "the architecture")
+        build = functools.partial(open_clip.build_image_encoder, config)
     encoder = build()
     built_shapes = {key: value.shape for key, value in encoder.state_dict().items()}
     differing = sorted(built_shapes.items() ^ shapes.items())
@@ -141,12 +149,12 @@ def empty_image_encoder(
         raise ValueError(f"{differing[0][0]} does not fit the image encoder")
 
     if architecture:
-        return encoder, open_clip.preprocessing(config), config["model_cfg"]["embed_dim"]
+        return encoder, open_clip.read_preprocessing(config), config["model_cfg"]["embed_dim"]
     return encoder, Preprocessing(int(encoder.input_resolution)), int(encoder.output_dim)
 
 
 def _encode(model: Any, tokens: Tensor) -> Tensor:
-    """Text features (N, D) on the CPU, by the GPU if there is one."""
+    """Return text features (N, D) on the CPU, computed on the GPU if there is one."""
     device = devices.default_device()
     model.to(device)
     try:
@@ -159,8 +167,8 @@ def _encode(model: Any, tokens: Tensor) -> Tensor:
     return torch.cat(features).clone()
 
 
-def _cached(path: Path) -> Tensor | None:
-    """Cached features, else None: a damaged cache costs time, never a job."""
+def _load_cached(path: Path) -> Tensor | None:
+    """Return cached features, None for a missing or damaged file, which only costs time."""
     with suppress(CarftError):
         return weights.load_weights(path)
     return None

@@ -1,7 +1,7 @@
-"""open_clip's checkpoints: found, checked, built by open_clip, and rebuilt from a saved run.
+"""open_clip's checkpoints: located, checked, built by open_clip, and rebuilt from a saved run.
 
-A folder or a repository is a stranger's: nothing in it is run, and no name in its files is looked
-up.
+A folder or a repository is untrusted: none of its code is run, and names in its files are not
+looked up.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HUB = "hf-hub:"
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 PICKLED_WEIGHTS = "open_clip_pytorch_model.bin"
-# The weights of a folder, the first that is there: as open_clip prefers them.
+# Names of weights in a folder, in open_clip's order of preference.
 WEIGHT_FILES = (
     WEIGHTS,
     "open_clip_pytorch_model.safetensors",
@@ -44,66 +44,67 @@ WEIGHT_FILES = (
     "pytorch_model.pth",
 )
 
-# A tokenizer's files: its settings, and all that a repository of the hub is asked for.
+# A tokenizer's files: its settings, and the files downloaded from a hub repository.
 SETTINGS = ("tokenizer_config.json", "config.json")
 SMALL_FILES = ("*.json", "*.txt", "*.model")
-TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}  # others may run code
+TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}  # others can run code
 
-DEFAULT_IMAGE_SIZE = 224  # pixels a side
+DEFAULT_IMAGE_SIZE = 224  # side in pixels
 _SMALL_TEXT = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "layers": 1}
 
-Config = Mapping[str, Any]  # of an open_clip_config.json: model_cfg and preprocess_cfg
+Config = Mapping[str, Any]  # an open_clip_config.json: model_cfg and preprocess_cfg
 
 
-def package() -> Any:
-    """open_clip; CarftError, with what to pip install, if it cannot be imported."""
+def import_package() -> Any:
+    """Import open_clip; CarftError with the pip command if that fails."""
     return get_module("open_clip", "'open_clip_torch>=3,<4'")
 
 
 def load(name: str) -> dict[str, Any]:
-    """Fields of `backbone.Backbone` for ``name``, with PREFIX; in float32 and eval mode on the CPU.
+    """Return the fields of `backbone.Backbone` for ``name``, in float32 and eval mode on the CPU.
 
-    Raises CarftError as `check`, for a failed download, and files that do not fit each other.
+    ``name`` starts with PREFIX. Raises CarftError as `check`, for a failed download, and for files
+    that do not fit each other.
     """
-    config = configuration(name)
-    path = weights_file(name)
+    config = load_configuration(name)
+    path = find_weights(name)
     model = _load_model(config, path)
-    tokenizer = _tokenizer(name, config["model_cfg"]["text_cfg"])
+    tokenizer = _load_tokenizer(name, config["model_cfg"]["text_cfg"])
     return {
         "model": model.requires_grad_(False),
         "digest": weights.cached_sha256(path),
         "path": path,
-        "preprocessing": preprocessing(config),
+        "preprocessing": read_preprocessing(config),
         "dim": config["model_cfg"]["embed_dim"],
         "tokenize": functools.partial(tokenize, tokenizer),
         "architecture": json.dumps(config, sort_keys=True),
-        "revision": revision_of(path),
+        "revision": get_revision(path),
         "tokenizer": tokenizer,
     }
 
 
 def check(name: str) -> None:
-    """Raise CarftError for what is wrong as far as it shows without asking the hub."""
+    """Raise CarftError for problems that can be found without the hub."""
     if name.startswith(PREFIX + HUB):
-        package()
+        import_package()
     else:
-        configuration(name)
+        load_configuration(name)
 
 
-# Where the files are
+# Files
 
 
-def _model_and_tag(name: str) -> tuple[str, str]:
-    """The model in open_clip's own table and the tag of its weights, of open_clip:MODEL/TAG."""
+def _parse_name(name: str) -> tuple[str, str]:
+    """Return the model in open_clip's table and the tag of its weights, of open_clip:MODEL/TAG."""
     model, _, tag = name.removeprefix(PREFIX).partition("/")
     return model, tag
 
 
-def _folder(name: str) -> Path | None:
-    """The folder with configuration and tokenizer; None for a model of open_clip's own table.
+def _find_folder(name: str) -> Path | None:
+    """Return the folder with configuration and tokenizer, None for a model in open_clip's table.
 
-    It is the user's, or a repository's in the hub's cache. The hub is asked only for a name that
-    the user gives, never for one in a file.
+    It is the user's folder, or a repository's folder in the hub's cache. The hub is only contacted
+    for a name given by the user, never for a name in a file.
     """
     location = name.removeprefix(PREFIX)
     if location.startswith(LOCAL):
@@ -114,13 +115,16 @@ def _folder(name: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     repository = location.removeprefix(HUB)
-    with _asking_the_hub(name, CONFIG):
+    with _convert_hub_errors(name, CONFIG):
         return Path(snapshot_download(repository, allow_patterns=list(SMALL_FILES)))
 
 
-def weights_file(name: str) -> Path:
-    """The weights of ``name``, downloaded if they are of the hub. Raises CarftError without any."""
-    open_clip = package()
+def find_weights(name: str) -> Path:
+    """Return the weights file of ``name``, downloaded from the hub if necessary.
+
+    Raises CarftError if there is none.
+    """
+    open_clip = import_package()
     location = name.removeprefix(PREFIX)
     if location.startswith(LOCAL):
         folder = Path(location.removeprefix(LOCAL))
@@ -129,32 +133,32 @@ def weights_file(name: str) -> Path:
             raise CarftError(f"{folder} has no {WEIGHTS}; expected {CONFIG} and {WEIGHTS}")
         return present[0]
 
-    with _asking_the_hub(name, "weights"):
+    with _convert_hub_errors(name, "weights"):
         if location.startswith(HUB):
             repository = location.removeprefix(HUB)
             return Path(open_clip.pretrained.download_pretrained_from_hf(repository))
-        pretrained = open_clip.get_pretrained_cfg(*_model_and_tag(name))
+        pretrained = open_clip.get_pretrained_cfg(*_parse_name(name))
         return Path(open_clip.download_pretrained(pretrained))
 
 
-def revision_of(path: Path) -> str:
-    """The commit of the hub's repository that the cached file ``path`` is from; "" for others."""
+def get_revision(path: Path) -> str:
+    """Return the commit of the hub's repository of the cached file ``path``, "" for other files."""
     return path.parent.name if path.parent.parent.name == "snapshots" else ""
 
 
 @contextmanager
-def _asking_the_hub(name: str, content: str) -> Iterator[None]:
-    """Raise TransientError where the block fails, which says what to do offline.
+def _convert_hub_errors(name: str, content: str) -> Iterator[None]:
+    """Raise TransientError with instructions for offline use if the block fails.
 
-    ``content``: what is loaded of ``name``, such as "weights".
+    ``content`` is the part of ``name`` that is loaded, such as "weights".
     """
     try:
         yield
-    except Exception as error:  # of the hub's client and transformers, a dozen types
+    except Exception as error:  # the hub's client and transformers raise a dozen types
         raise TransientError(
             f"{content} of {name!r} could not be loaded ({brief(error)}). On a machine with "
-            "internet access load it once and copy the hub's cache (HF_HOME), or save it as a "
-            f"folder for {PREFIX}{LOCAL}FOLDER. SigLIP's needs pip install transformers "
+            "internet access, load it once and copy the hub's cache (HF_HOME), or save it as a "
+            f"folder for {PREFIX}{LOCAL}FOLDER. SigLIP's tokenizer needs pip install transformers "
             "sentencepiece"
         ) from error
 
@@ -162,32 +166,36 @@ def _asking_the_hub(name: str, content: str) -> Iterator[None]:
 # Configurations
 
 
-def configuration(name: str) -> Config:
-    """The configuration of ``name``, as in an open_clip_config.json; asks the hub for a HUB name.
+def load_configuration(name: str) -> Config:
+    """Return the configuration of ``name``, as in an open_clip_config.json.
 
-    Raises CarftError if there is none, for a model that this package cannot use, and for a file
-    that takes its text encoder from another repository.
+    The hub is contacted for a HUB name. Raises CarftError if there is no configuration, for a model
+    that this package does not support, and for a file whose text encoder is in another repository.
     """
-    package()
-    folder = _folder(name)
+    import_package()
+    folder = _find_folder(name)
     if folder is None:
-        return checked(_table_config(name), name)
+        return check_configuration(_find_table_config(name), name)
 
     path = folder / CONFIG
     if not path.is_file():
         raise CarftError(f"{folder} has no {CONFIG}; expected {CONFIG} and {WEIGHTS}")
-    config = checked(_read_json(path), name)
+    config = check_configuration(_read_json(path), name)
     text_encoder = config["model_cfg"]["text_cfg"].get("hf_model_name")
     if text_encoder:
         raise CarftError(
-            f"{path} takes its text encoder from {text_encoder!r:.80}, which is not looked up: no "
-            f"hub is asked for a name in a file. If open_clip lists the model, use {PREFIX}NAME/TAG"
+            f"{path} takes its text encoder from {text_encoder!r:.80}, which is not looked up: "
+            "names in files are never downloaded. If open_clip lists the model, use "
+            f"{PREFIX}NAME/TAG"
         )
     return config
 
 
-def checked(config: Any, name: str) -> Config:
-    """``config`` with its two parts. Raises CarftError for what is no model, or none for us."""
+def check_configuration(config: Any, name: str) -> Config:
+    """Return ``config`` with its two parts.
+
+    Raises CarftError if it is not the configuration of a supported model.
+    """
     parts = config if isinstance(config, dict) else {}
     preprocess_config = parts.get("preprocess_cfg") or {}
     model_config = parts.get("model_cfg")
@@ -195,11 +203,13 @@ def checked(config: Any, name: str) -> Config:
         model_config = {}
 
     sections = [preprocess_config, model_config.get("vision_cfg"), model_config.get("text_cfg")]
-    is_clip = all(type(section) is dict for section in sections)
-    if not is_clip or type(model_config.get("embed_dim")) is not int:
+    if (
+        not all(type(section) is dict for section in sections)
+        or type(model_config.get("embed_dim")) is not int
+    ):
         raise CarftError(
-            f"{name} has no image or no text encoder; expected the configuration of a CLIP with "
-            "model_cfg, and in it embed_dim, vision_cfg and text_cfg"
+            f"{name} has no image or no text encoder; expected the configuration of a CLIP model: "
+            "model_cfg with embed_dim, vision_cfg and text_cfg"
         )
 
     problem = _config_problem(model_config)
@@ -208,52 +218,60 @@ def checked(config: Any, name: str) -> Config:
     return {"model_cfg": model_config, "preprocess_cfg": preprocess_config}
 
 
-def preprocessing(config: Config) -> Preprocessing:
-    """What a model wants of images. Raises CarftError for what our transforms do not do.
+def read_preprocessing(config: Config) -> Preprocessing:
+    """Return the preprocessing of a model; CarftError if the transforms do not support it.
 
-    From the configuration, since the data are made before the model.
+    It is read from the configuration because datasets are built before the model.
     """
     options = {key: value for key, value in config["preprocess_cfg"].items() if value is not None}
     size = config["model_cfg"]["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE)
     side = size[0] if isinstance(size, list) and len({*size}) == 1 else size
     interpolation = options.get("interpolation", "bicubic")
     resize_mode = options.get("resize_mode", "shortest")
-    mean = _numbers(options.get("mean", CLIP_MEAN))
-    std = _numbers(options.get("std", CLIP_STD))
+    mean = _parse_numbers(options.get("mean", CLIP_MEAN))
+    std = _parse_numbers(options.get("std", CLIP_STD))
 
-    is_known = interpolation in INTERPOLATIONS and resize_mode in RESIZES
-    is_size = type(side) is int and side > 0
-    if not (is_known and is_size and len(mean) == len(std) == 3 and all(std)):
+    if not (
+        interpolation in INTERPOLATIONS
+        and resize_mode in RESIZES
+        and type(side) is int
+        and side > 0
+        and len(mean) == len(std) == 3
+        and all(std)
+    ):
         requested = {"image_size": size, **options}
         raise CarftError(
-            f"the model wants images as {repr(requested)[:200]}; expected square ones, bicubic "
-            "or bilinear, shortest or squash, mean and std of three channels"
+            f"the model needs images with {repr(requested)[:200]}; expected square images, bicubic "
+            "or bilinear, shortest or squash, and mean and std of three channels"
         )
     return Preprocessing(side, interpolation, resize_mode, mean, std)
 
 
 def _config_problem(model_config: Mapping[str, Any]) -> str:
-    """Why this package cannot use the model, to follow its name; "" if it can."""
+    """Return the reason why this package does not support the model, to follow its name, or ""."""
     vision = model_config["vision_cfg"]
     text = model_config["text_cfg"]
     if "multimodal_cfg" in model_config or vision.get("output_tokens") or text.get("output_tokens"):
-        return "is a CoCa, whose encoders return tokens, too; expected a CLIP or a SigLIP"
+        return "is a CoCa model, whose encoders also return tokens; expected CLIP or SigLIP"
 
     # A tag such as "resnet18.hf-hub:ORG/REPO" would be looked up.
     timm_model = vision.get("timm_model_name")
     if timm_model and not re.fullmatch(r"\w+(\.\w+)?", str(timm_model), re.ASCII):
-        return f"has an image encoder {timm_model!r:.80}, which timm does not know"
+        return f"has the image encoder {timm_model!r:.80}, which is not a model name of timm"
 
     options = text.get("tokenizer_kwargs") or {}
     if not isinstance(options, dict) or not {*options} <= TOKENIZER_OPTIONS:
-        return f"has tokenizer_kwargs {options!r:.80}, of which some may run code"
+        return (
+            f"has tokenizer_kwargs {options!r:.80}, which could run code; expected only "
+            f"{', '.join(sorted(TOKENIZER_OPTIONS))}"
+        )
     return ""
 
 
-def _table_config(name: str) -> Config:
-    """The configuration of a model in open_clip's own table, under one of its tags."""
-    open_clip = package()
-    model, tag = _model_and_tag(name)
+def _find_table_config(name: str) -> Config:
+    """Return the configuration of a model in open_clip's table, for one of its tags."""
+    open_clip = import_package()
+    model, tag = _parse_name(name)
     model_config = open_clip.get_model_config(model)
     if model_config is None:
         raise CarftError(unknown("model of open_clip", model, open_clip.list_models()))
@@ -268,7 +286,7 @@ def _table_config(name: str) -> Config:
     if trained_quick != computes_quick and fitting != model:
         raise CarftError(
             f"the weights {tag!r} were trained with another activation than {model!r} computes, "
-            f"which gives other features; use {PREFIX}{fitting}/{tag}"
+            f"so the features would be wrong; use {PREFIX}{fitting}/{tag}"
         )
 
     keys = ("mean", "std", "interpolation", "resize_mode")
@@ -276,8 +294,8 @@ def _table_config(name: str) -> Config:
     return {"model_cfg": model_config, "preprocess_cfg": preprocess_config}
 
 
-def _numbers(value: Any) -> tuple[float, ...]:
-    """A list of numbers as a tuple, () for anything else."""
+def _parse_numbers(value: Any) -> tuple[float, ...]:
+    """Return a list of numbers as a tuple, () for any other value."""
     numbers = value if isinstance(value, (list, tuple)) else ()
     return tuple(map(float, numbers)) if {*map(type, numbers)} <= {int, float} else ()
 
@@ -285,17 +303,17 @@ def _numbers(value: Any) -> tuple[float, ...]:
 # Models
 
 
-def image_encoder(config: Config) -> Any:
-    """An untrained image encoder of this `checked` configuration, on torch's default device.
+def build_image_encoder(config: Config) -> Any:
+    """Build an untrained image encoder of a valid configuration on torch's default device.
 
-    Nothing is run or asked that it may name: the text encoder is left out, and timm builds only
+    Names in the configuration are not looked up: the text encoder is replaced, and timm builds only
     models of its own list. Raises an exception of any type for sizes that do not fit.
     """
-    return _create({"model_cfg": {**config["model_cfg"], "text_cfg": _SMALL_TEXT}}).visual
+    return _create_model({"model_cfg": {**config["model_cfg"], "text_cfg": _SMALL_TEXT}}).visual
 
 
 def save(folder: Path, state: Mapping[str, Tensor], architecture: str, tokenizer: Any) -> None:
-    """Write a model into ``folder`` so that ``local-dir:`` loads it, tokenizer included.
+    """Write a model with its tokenizer into ``folder``, for loading by ``local-dir:``.
 
     Raises OSError if the folder cannot be written.
     """
@@ -306,50 +324,51 @@ def save(folder: Path, state: Mapping[str, Tensor], architecture: str, tokenizer
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     try:
         save_file(tensors, folder / WEIGHTS)
-    except SafetensorError as error:  # which has the operating system's words in it
+    except SafetensorError as error:  # contains the operating system's message
         raise OSError(str(error)) from error
     if hasattr(tokenizer, "save_pretrained"):  # OpenAI's is in the package
         tokenizer.save_pretrained(folder)
 
 
 def _load_model(config: Config, path: Path) -> Any:
-    """The model with the weights at ``path``, in eval mode; CarftError if they do not fit."""
+    """Return the model with the weights at ``path`` in eval mode; CarftError if they do not fit."""
     if path.suffix != ".safetensors":
-        weights.load_weights(path)  # raises for what open_clip would not refuse
-    size = preprocessing(config).resolution
+        weights.load_weights(path)  # rejects files that open_clip would accept
+    size = read_preprocessing(config).resolution
     dim = config["model_cfg"]["embed_dim"]
     try:
-        model = _create(config, path)
+        model = _create_model(config, path)
         with torch.no_grad():
             features = model.eval().visual(torch.zeros(1, 3, size, size))
         if getattr(features, "shape", None) != (1, dim):
-            raise ValueError(f"its image encoder gives no feature of {dim} numbers an image")
-    except Exception as error:  # what other files make of open_clip: any type
+            raise ValueError(f"its image encoder does not return {dim} features per image")
+    except Exception as error:  # open_clip raises any type for invalid files
         raise CarftError(f"{path} does not fit its architecture ({brief(error)})") from error
     return model
 
 
-def _create(config: Config, path: Path | None = None) -> Any:
-    """The model that open_clip makes, with the weights at ``path``, else with random ones.
+def _create_model(config: Config, path: Path | None = None) -> Any:
+    """Build open_clip's model with the weights at ``path``, or with random weights.
 
-    On torch's default device. open_clip sees a folder of these two files and nothing else.
+    On torch's default device. open_clip gets a folder with only these two files.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / CONFIG).write_text(json.dumps(config), "utf-8")
         if path is not None:
-            is_pickled = path.suffix != ".safetensors"
-            link = folder / (PICKLED_WEIGHTS if is_pickled else WEIGHTS)
+            link = folder / (WEIGHTS if path.suffix == ".safetensors" else PICKLED_WEIGHTS)
             link.symlink_to(path.absolute())
 
         device = torch.empty(0).device
-        with _without_log():
-            return package().create_model(f"{LOCAL}{folder}", device=device, pretrained_text=False)
+        with _silence_log():
+            return import_package().create_model(
+                f"{LOCAL}{folder}", device=device, pretrained_text=False
+            )
 
 
 @contextmanager
-def _without_log() -> Iterator[None]:
-    """Leave out what open_clip logs of a model without weights."""
+def _silence_log() -> Iterator[None]:
+    """Suppress open_clip's log messages about models without weights."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -362,81 +381,82 @@ def _without_log() -> Iterator[None]:
 
 
 def tokenize(tokenizer: Callable[..., Tensor], prompts: Sequence[str]) -> Tensor:
-    """The tokens (N, L) of prompts, L what the model reads; CarftError for one that would be cut.
+    """Return the tokens (N, L) of prompts, with L the context length of the model.
 
-    Full length: SigLIP's text encoder has no causal mask and is read at the last position.
+    The full length is needed: SigLIP's text encoder has no causal mask and is read at the last
+    position. Raises CarftError for a prompt that would be cut.
     """
     texts = list(prompts)
     length: int = tokenizer.context_length  # type: ignore[attr-defined]
     tokens = tokenizer(texts, context_length=length)
-    roomier = tokenizer(texts, context_length=length + 1)
+    longer_tokens = tokenizer(texts, context_length=length + 1)
 
-    # With room for one token more a prompt that fits has one more of padding, wherever that is.
+    # A prompt that fits only gets one more padding token, at the beginning or at the end.
     padding = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0
-    is_cut = roomier.sum(dim=1) - tokens.sum(dim=1) != padding
+    is_cut = longer_tokens.sum(dim=1) - tokens.sum(dim=1) != padding
     if is_cut.any():
         longest = texts[int(is_cut.nonzero()[0])]
         raise CarftError(
-            f"the prompt {longest!r} is longer than the {length} tokens that this model reads; "
-            "shorten the context or the class name"
+            f"the prompt {longest!r} is longer than the {length} tokens of this model; shorten the "
+            "context or the class name"
         )
     return tokens
 
 
-def _tokenizer(name: str, text_config: Mapping[str, Any]) -> Any:
-    """The tokenizer of a folder, of a repository of the hub, or of a model in open_clip's table.
+def _load_tokenizer(name: str, text_config: Mapping[str, Any]) -> Any:
+    """Return the tokenizer of a folder, of a hub repository, or of a model in open_clip's table.
 
-    Of the ``hf_tokenizer_name`` in a folder only the presence counts: the files are the folder's.
+    In a folder, only the presence of ``hf_tokenizer_name`` matters: the files are the folder's.
     """
-    folder = _folder(name)
-    # Without that name it is CLIP's, which is part of open_clip.
+    folder = _find_folder(name)
+    # Without a name, open_clip uses its built-in CLIP tokenizer.
     options = {"trust_remote_code": False} if text_config.get("hf_tokenizer_name") else {}
     if folder is None:
-        model, _ = _model_and_tag(name)
-        with _asking_the_hub(name, "the tokenizer"):
-            return package().get_tokenizer(model, **options)
+        model, _ = _parse_name(name)
+        with _convert_hub_errors(name, "the tokenizer"):
+            return import_package().get_tokenizer(model, **options)
 
     if options:
         _require_plain_tokenizer(folder)
         options["local_files_only"] = True
     try:
-        return package().get_tokenizer(f"{LOCAL}{folder}", **options)
-    except Exception as error:  # of transformers, tokenizers and sentencepiece, a dozen types
+        return import_package().get_tokenizer(f"{LOCAL}{folder}", **options)
+    except Exception as error:  # transformers, tokenizers and sentencepiece raise a dozen types
         raise CarftError(
             f"the tokenizer in {folder} cannot be used ({brief(error)}). Save it again with "
-            "save_pretrained; SigLIP's needs pip install transformers sentencepiece"
+            "save_pretrained; SigLIP's tokenizer needs pip install transformers sentencepiece"
         ) from error
 
 
 def _require_plain_tokenizer(folder: Path) -> None:
-    """Raise CarftError for a tokenizer that would take more than data from its own folder."""
-    # The two tokenizers of RAG have a folder each.
-    patterns = [place + pattern for place in ("", "*/") for pattern in SMALL_FILES]
+    """Raise CarftError for a tokenizer that needs more than data from its folder."""
+    # RAG's two tokenizers are in subfolders.
+    patterns = [prefix + pattern for prefix in ("", "*/") for pattern in SMALL_FILES]
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         try:
             files.open_regular(path).close()
         except OSError as error:
-            raise CarftError(f"{path} is no file of a tokenizer: {error.strerror}") from error
+            raise CarftError(f"{path} is not a tokenizer file: {error.strerror}") from error
 
         settings = _read_json(path) if path.name in SETTINGS else {}
         names = [key for key in settings if key == "init_inputs" or re.search("_files?$", key)]
-        refused = [name for name in names if settings[name]]
+        forbidden = [name for name in names if settings[name]]
         if '"auto_map"' in json.dumps(settings):  # at any depth
-            refused.append("auto_map")
-        if refused:
+            forbidden.append("auto_map")
+        if forbidden:
             raise CarftError(
-                f"{path} has {refused[0]!r}, which names Python code or files. Nothing in a folder "
-                f"is run, and no other file is opened: remove {refused[0]!r}, or get another "
-                "tokenizer"
+                f"{path} has {forbidden[0]!r}, which refers to Python code or files. Code in a "
+                "folder is never run, and no other files are opened; remove "
+                f"{forbidden[0]!r}, or use another tokenizer"
             )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; CarftError if it holds something else."""
+    """Return the JSON object in a file; CarftError for other content."""
     try:
         content = json.loads(files.read_regular(path))
     except (OSError, ValueError) as error:
         raise CarftError(f"{path} cannot be read ({error}); expected a JSON object") from error
     if not isinstance(content, dict):
-        raise CarftError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+        raise CarftError(f"{path} contains a {type(content).__name__}; expected a JSON object")
     return content

@@ -1,4 +1,4 @@
-"""CLIPs in OpenAI's format, published or a user's own: found, verified, built; their tokens."""
+"""CLIP models in OpenAI's format, published or a user's file: located, verified, built; tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OPENAI_WEIGHTS = {
 PUBLISHED = ("tiny", *OPENAI_WEIGHTS)
 TINY_SHA256 = "2da2085a2fb7b15be7f92d98a09ecfe573528b7e1828dc2d06357175073341fe"
 
-DEFAULT_RESOLUTION = 224  # in pixels a side
+DEFAULT_RESOLUTION = 224  # side in pixels
 RESOLUTIONS = {
     "tiny": 48,
     "RN50x4": 288,
@@ -45,8 +45,8 @@ RESOLUTIONS = {
     "RN50x64": 448,
     "ViT-L/14@336px": 336,
 }
-HEAD_WIDTH = 64  # of the attention in all of OpenAI's models
-RESNET_STRIDE = 32  # pixels of an image, a side, that become one position of the last stage
+HEAD_WIDTH = 64  # of attention heads in all of OpenAI's models
+RESNET_STRIDE = 32  # side in pixels of one position of the last stage
 # A tensor whose last dimension is the width of a tower, for each kind of tower.
 _WIDTH_TENSORS = (
     "visual.class_embedding",
@@ -56,25 +56,25 @@ _WIDTH_TENSORS = (
 
 
 def load(name: str) -> dict[str, Any]:
-    """Fields of `backbone.Backbone` for ``name``; in float32 and eval mode on the CPU.
+    """Return the fields of `backbone.Backbone` for ``name``, in float32 and eval mode on the CPU.
 
-    Raises CarftError, with the path, as `verified_file`, for what is no CLIP, and for programs but
-    OpenAI's own.
+    Raises CarftError, with the path, as `verify_file`, for a file that is not a CLIP checkpoint,
+    and for TorchScript programs other than OpenAI's.
     """
-    path, digest = verified_file(name)
+    path, digest = verify_file(name)
     state = _load_state(path, digest)
     try:
         model = _build(state).eval().requires_grad_(False)
-    except Exception as error:  # what other content makes of build_model: any type
+    except Exception as error:  # build_model raises any type for other content
         raise CarftError(
-            f"{path} is not a CLIP in OpenAI's format ({brief(error)}); expected only the state "
-            "dict of OpenAI's clip.model.CLIP, with keys such as visual.conv1.weight"
+            f"{path} is not a CLIP checkpoint in OpenAI's format ({brief(error)}); expected only "
+            "the state dict of OpenAI's clip.model.CLIP, with keys such as visual.conv1.weight"
         ) from error
 
-    if all(digest != published(published_name)[1] for published_name in PUBLISHED):
+    if all(digest != find_published(published_name)[1] for published_name in PUBLISHED):
         print(
             f"CLIP weights: {path} is not an OpenAI checkpoint; assuming QuickGELU and 64-wide "
-            "attention heads. For open_clip's own use open_clip:NAME/TAG"
+            "attention heads. For open_clip's checkpoints, use open_clip:NAME/TAG"
         )
     return {
         "model": model,
@@ -86,8 +86,11 @@ def load(name: str) -> dict[str, Any]:
     }
 
 
-def verified_file(name: str) -> tuple[Path, str]:
-    """The file for ``name`` and its SHA-256. Raises CarftError as `locate`, and for a wrong one."""
+def verify_file(name: str) -> tuple[Path, str]:
+    """Return the file for ``name`` and its SHA-256.
+
+    Raises CarftError as `locate`, and for a wrong SHA-256.
+    """
     path, expected = locate(name)
     digest = weights.cached_sha256(path)
     if expected and digest != expected:
@@ -99,12 +102,13 @@ def verified_file(name: str) -> tuple[Path, str]:
 
 
 def locate(name: str) -> tuple[Path, str | None]:
-    """The file for ``name``, and the SHA-256 that it must have; None if any will do.
+    """Return the file for ``name``, and its required SHA-256, None if it is a user's file.
 
-    Downloads OpenAI's weights. Raises CarftError where that fails, and for an unknown name.
+    OpenAI's weights are downloaded if necessary. Raises CarftError if that fails, and for an
+    unknown name.
     """
     if name in PUBLISHED:
-        path, digest = published(name)
+        path, digest = find_published(name)
         if name in OPENAI_WEIGHTS and not path.is_file():
             _download(name, path)
         return path, digest
@@ -117,8 +121,8 @@ def locate(name: str) -> tuple[Path, str | None]:
     )
 
 
-def published(name: str) -> tuple[Path, str]:
-    """Where the weights that are published as ``name`` belong, and their SHA-256."""
+def find_published(name: str) -> tuple[Path, str]:
+    """Return the path and SHA-256 of the weights published as ``name``; the file can be missing."""
     if name == "tiny":
         return Path(str(resources.files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
     file_name, digest = OPENAI_WEIGHTS[name]
@@ -126,9 +130,8 @@ def published(name: str) -> tuple[Path, str]:
 
 
 def _load_state(path: Path, digest: str) -> Any:
-    # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
-    is_published = any(digest == published for _, published in OPENAI_WEIGHTS.values())
-    if not is_published:
+    # Loading TorchScript runs it, and it can write files: only OpenAI's archives are loaded.
+    if all(digest != published for _, published in OPENAI_WEIGHTS.values()):
         return weights.load_weights(path)
 
     with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
@@ -137,39 +140,39 @@ def _load_state(path: Path, digest: str) -> Any:
 
 
 def _build(state: Any) -> Any:
-    """The CLIP with this state dict, in float32; an exception of any type for other content."""
-    build_model = package().model.build_model
+    """Return the CLIP model with this state dict, in float32; any exception for other content."""
+    build_model = import_package().model.build_model
     for key in _WIDTH_TENSORS:
         width = state[key].shape[-1] if key in state else 0
         if width % HEAD_WIDTH:
             raise ValueError(
                 f"{key!r} is {width} wide, which is not a multiple of {HEAD_WIDTH}; use "
-                "open_clip:NAME/TAG or open_clip:local-dir:FOLDER for open_clip's own weights"
+                "open_clip:NAME/TAG or open_clip:local-dir:FOLDER for open_clip's weights"
             )
 
     state = {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
-    with torch.device("meta"), warnings.catch_warnings():  # without memory: do they fit?
+    with torch.device("meta"), warnings.catch_warnings():  # checks the shapes without memory
         warnings.simplefilter("ignore")
         build_model(dict(state))
 
-    model = build_model(dict(state)).float()  # rounds to half precision on its way
+    model = build_model(dict(state)).float()  # build_model rounds to half precision
     names = model.state_dict().keys()
     model.load_state_dict({name: value for name, value in state.items() if name in names})
     return model
 
 
-def image_encoder(shapes: Mapping[str, Sequence[int]]) -> Any:
-    """An untrained image encoder of these shapes, by the rules of clip/model.py, build_model."""
+def build_image_encoder(shapes: Mapping[str, Sequence[int]]) -> Any:
+    """Build an untrained image encoder of these shapes, following clip/model.py, build_model."""
     if "proj" in shapes:
-        return _vision_transformer(shapes)
-    return _resnet(shapes)
+        return _build_vision_transformer(shapes)
+    return _build_resnet(shapes)
 
 
-def _vision_transformer(shapes: Mapping[str, Sequence[int]]) -> Any:
+def _build_vision_transformer(shapes: Mapping[str, Sequence[int]]) -> Any:
     width, _, _, patch_size = shapes["conv1.weight"]
     grid = round((shapes["positional_embedding"][0] - 1) ** 0.5)
     layers = len({key for key in shapes if key.endswith(".attn.in_proj_weight")})
-    return package().model.VisionTransformer(
+    return import_package().model.VisionTransformer(
         input_resolution=patch_size * grid,
         patch_size=patch_size,
         width=width,
@@ -179,12 +182,12 @@ def _vision_transformer(shapes: Mapping[str, Sequence[int]]) -> Any:
     )
 
 
-def _resnet(shapes: Mapping[str, Sequence[int]]) -> Any:
+def _build_resnet(shapes: Mapping[str, Sequence[int]]) -> Any:
     stages = [f"layer{number}." for number in range(1, 5)]
     blocks = [{key.split(".")[1] for key in shapes if key.startswith(stage)} for stage in stages]
     width = shapes["layer1.0.conv1.weight"][0]
     grid = round((shapes["attnpool.positional_embedding"][0] - 1) ** 0.5)
-    return package().model.ModifiedResNet(
+    return import_package().model.ModifiedResNet(
         layers=tuple(map(len, blocks)),
         output_dim=shapes["attnpool.c_proj.weight"][0],
         heads=width * 32 // HEAD_WIDTH,  # the last stage is 32 times as wide as the first
@@ -194,13 +197,15 @@ def _resnet(shapes: Mapping[str, Sequence[int]]) -> Any:
 
 
 def tokenize(model: Any, prompts: Sequence[str]) -> Tensor:
-    """The tokens (N, L) of prompts, as few as the longest has; CarftError for one too long."""
+    """Return the tokens (N, L) of prompts, with L of the longest; CarftError for one too long."""
     try:
-        tokens: Tensor = package().tokenize(list(prompts), context_length=model.context_length)
+        tokens: Tensor = import_package().tokenize(
+            list(prompts), context_length=model.context_length
+        )
     except RuntimeError as error:
         raise CarftError(
-            f"a prompt is longer than the {model.context_length} tokens that CLIP reads "
-            f"({error}); shorten the context or the class name"
+            f"a prompt is longer than the {model.context_length} tokens of this model ({error}); "
+            "shorten the context or the class name"
         ) from error
 
     # The text encoder is causal and read at the end-of-text token, so padding changes nothing.
@@ -209,11 +214,11 @@ def tokenize(model: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def _download(name: str, path: Path) -> None:
-    """Fetch OpenAI's weights through their own package, which checks them; whole or not at all."""
+    """Download OpenAI's weights to ``path`` with their package, which verifies them."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-            package().load(name, device="cpu", download_root=temporary)
+            import_package().load(name, device="cpu", download_root=temporary)
             os.replace(Path(temporary) / path.name, path)
     except (OSError, RuntimeError) as error:
         raise TransientError(
@@ -223,8 +228,8 @@ def _download(name: str, path: Path) -> None:
         ) from error
 
 
-def package() -> Any:
-    """OpenAI's clip, without its warning about pkg_resources, which users cannot fix."""
+def import_package() -> Any:
+    """Import OpenAI's clip, without its warning about pkg_resources, which users cannot fix."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
         return get_module("clip", "clip-anytorch 'setuptools>=77.0.3,<82'")

@@ -1,1 +1,1 @@
-"""The method of the paper and its peers: formulas, algorithms, hyperparameters, prompts."""
+"""CAR-FT and its peers: formulas, algorithms, hyperparameters, prompts."""

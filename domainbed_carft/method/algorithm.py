@@ -1,8 +1,8 @@
-"""The body that our algorithms share: built from a CLIP, trained, and asked for predictions.
+"""The base class of all algorithms: built from a CLIP model, trained, and used for prediction.
 
-A method derives from `CLIPAlgorithm` and usually says two things: its hyperparameters, and the loss
-of a micro-batch. Formulas that several share are in `objective`, penalties that any method may add
-in `penalties`.
+A method derives from `CLIPAlgorithm` and usually declares its hyperparameters and overrides `loss`.
+Formulas shared by several methods are in `objective`, penalties that any method can add in
+`penalties`.
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ from domainbed_carft.method.encoders import (
 )
 from domainbed_carft.method.hparams import Conditions, Hparam
 from domainbed_carft.method.lora import HPARAMS as LORA_HPARAMS
-from domainbed_carft.method.lora import LoRA, merged_weights, scale_of
+from domainbed_carft.method.lora import LoRA, get_merged_weights, lora_scale
 from domainbed_carft.method.parts import PARTS
 from domainbed_carft.method.prompts import Prompts
 from domainbed_carft.text import printable
 
 Minibatches = Sequence[tuple[Tensor, Tensor]]
-# Of the names in a state dict that no prediction needs.
+# Prefixes of state dict names that prediction does not need.
 TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
-# The hyperparameters without an effect on an algorithm that trains nothing.
+# Hyperparameters without an effect on an algorithm that trains nothing.
 TRAINING_HPARAMS = {
     *"head_init head_scale lr weight_decay weight_decay_all lr_schedule warmup_steps".split(),
     *"total_steps grad_clip checkpoint_blocks compile_blocks".split(),
     *(hparam.name for hparam in (*averages.HPARAMS, *LORA_HPARAMS)),
 }
-GIVE_STEPS = "give steps=..., the number of updates that you will take"
+GIVE_STEPS = "pass steps=..., the number of updates that you will take"
 MIRO_RATE_FACTOR = 10  # of MIRO's variances (khanrc/miro, domainbed/algorithms/miro.py)
-# Parameters with these names do not decay; the last one is timm's.
+# Names of parameters without weight decay. The last one is timm's.
 EMBEDDINGS = {
     "class_embedding",
     "positional_embedding",
@@ -83,39 +83,62 @@ EMBEDDINGS = {
 
 
 class CLIPAlgorithm(Algorithm):
-    """An image encoder under a head over classes and one over contexts, in DomainBed's interface.
+    """An image encoder with a head over classes and one over contexts, in DomainBed's interface.
 
-    It is built from four arguments, in any host or without one. ``input_shape``: (3, H, W) of the
-    images. ``hparams``: any mapping, which is not changed; names that it lacks get their
-    defaults. Its ``class_names`` names the dataset, "dataset:PACS", or is the list of names. The
-    facts of a dataset that this process has built, above all how it normalises images, are found
-    by them; without them images are taken as normalised as DomainBed does. Raises CarftError for
-    hparams and data that do not fit, and where nothing gives ``num_classes`` names.
+    The constructor takes DomainBed's four arguments and works in any host or without one. The facts
+    of a dataset that this process has built, above all its normalisation, are looked up by the
+    hparam ``class_names``. Without them, images are expected with DomainBed's normalisation.
 
-    A method declares, in its class:
+    A method declares the class attributes that differ from the defaults, and overrides hooks:
+    `loss`, `build_for_training`, `build_for_prediction`, `after_step`, `prediction_weights`,
+    `trained_logits`, `single_process_reason`, `total_steps_problems` and `conflicts`.
 
-    - ``HPARAMS``: its own hyperparameters; one with the name of a common one takes its place
-    - ``STYLE``: its colour, marker, dash and row in figures and tables
-    - ``trains_encoder``, ``trains_head``, ``trains_text``: what it trains
-    - ``takes_penalties``: whether `penalties` may be added to its loss, and its drift is measured
-    - ``uses_original``: whether its loss asks for ``batch.original``
+    The state dict holds the weights used for prediction, the context weights and the prompts, but
+    not the frozen original, so a saved run predicts without the CLIP checkpoint. If the weights
+    used for prediction differ from the trained weights, the state of ``predicting`` has the latter.
 
-    and overrides what it does differently:
+    Args:
+        input_shape: (3, H, W) of the images.
+        num_classes: number of classes, K.
+        num_domains: number of training environments.
+        hparams: any mapping, which is not changed. Missing names get their defaults. Its
+            ``class_names`` is a dataset, such as "dataset:PACS", or the list of names.
+        **host_arguments: further arguments that a fork passes.
 
-    - `loss` (batch): the loss of a micro-batch, and what its parts measure
-    - `build_for_training`: modules, buffers and parameters that only training needs
-    - `build_for_prediction`: all that a run restored from a file has
-    - `after_step`: what follows an optimizer's step
-    - `predicting_weights`: the weights that predict, where they are not those being trained
-    - `trained_logits`: class logits by the weights being trained
-    - `single_process_reason`: why several processes cannot share a batch
-    - `problems_without_end`: what of it needs ``total_steps``
+    Raises:
+        CarftError: if hparams or data are invalid, or if there are no ``num_classes`` class names.
 
-    ``hparams``: of the algorithm, complete. ``facts``: what it has found out about its job, as the
-    records have it. The state dict holds the weights that predict, the context weights and the
-    prompts, but not the frozen original: a saved run needs no CLIP to predict again. Where the
-    weights that predict are not those that are trained, the latter are in the state of
-    ``predicting``.
+    Attributes:
+        HPARAMS: hyperparameters of the method. One with the name of a common one replaces it.
+        STYLE: colour, marker, dash and row of the method in figures and tables.
+        EXTRA_HPARAMS: names that `--hparams` accepts in addition to the hyperparameters.
+        RESOLVED_HPARAMS: hparams whose resolved value on the job's machine is in the records.
+        trains_encoder: True if the image encoder is trained.
+        trains_head: True if the class head is trained.
+        trains_text: True if the text encoder is trained.
+        takes_penalties: True if `penalties` can be added to the loss and the drift is measured.
+        uses_original: True if the loss uses ``batch.original``.
+        is_constant: True if training never changes the predictions.
+        method_digest: SHA-256 of the user's file with the method, "" for this package's methods.
+        method_file: name of that file, "" for this package's methods.
+        process_group: processes that share each batch, None for a single process.
+        hparams: the complete hyperparameters.
+        facts: facts found about the job, as stored in the records.
+        input: module from dataset images (N, 3, H, W) to CLIP's input (N, 3, R, R).
+        encoder: the image encoder that is trained.
+        head: linear layer from unit features (D,) to classes (K,).
+        head_factor: factor of the class logits: 1 if the head contains CLIP's logit scale.
+        context_weights: W_ctx (M, D), with rows of length 1.
+        logit_scale: CLIP's logit scale.
+        words: text of `Prompts.as_json` as uint8.
+        architecture: open_clip's configuration of the CLIP model as uint8. OpenAI's have none.
+        terms: the active penalties, None if the method takes no penalties.
+        lora: low-rank factors trained instead of the encoder, None without LoRA.
+        original: the frozen original image encoder, None if unused.
+        predicting: the average or interpolation that predicts, None if the trained weights do.
+        normalisation: mean and std of the dataset's images, None if only the weights contain them.
+        restored: True if loaded from a saved run, which can predict but not train.
+        lp_steps: number of first steps that train only the head.
     """
 
     HPARAMS: ClassVar[tuple[Hparam, ...]] = ()
@@ -125,30 +148,26 @@ class CLIPAlgorithm(Algorithm):
     trains_text = False
     takes_penalties = True
     uses_original = True
-    FURTHER_HPARAMS = hparam_module.DEMANDABLE
-    # The hparams for which records have what they are on the job's machine.
+    EXTRA_HPARAMS = hparam_module.PINNABLE
     RESOLVED_HPARAMS = ("amp",)
-    # The SHA-256 and the name of the user's file that declares it; "" for this package's methods.
     method_digest = ""
     method_file = ""
-    is_constant = False  # whether nothing that is trained changes what it predicts
-    # The processes that each get a slice of every batch, where our harness has several.
+    is_constant = False
     process_group: Any = None
 
     input: CLIPInput
-    words: Tensor  # the text of prompts.as_json as uint8
-    architecture: Tensor  # open_clip's configuration of the CLIP as uint8; OpenAI's have none
+    words: Tensor
+    architecture: Tensor
     head_factor: Tensor
     context_weights: Tensor
     logit_scale: Tensor
     terms: penalties.Penalties | None
-    lora: LoRA | None  # where low-rank factors are trained instead of the encoder
-    # Mean and std of the images that it takes; None where only the weights know them.
+    lora: LoRA | None
     normalisation: Normalisation | None = None
     original: FrozenOriginal | None = None
-    predicting: averages.Predicting | None = None
+    predicting: averages.PredictionWeights | None = None
     restored = False
-    lp_steps = 0  # how many steps train the head alone, first
+    lp_steps = 0
 
     def __init__(
         self,
@@ -158,13 +177,12 @@ class CLIPAlgorithm(Algorithm):
         hparams: Mapping[str, Any],
         **host_arguments: Any,
     ) -> None:
-        """Build it; ``host_arguments``: what a fork passes beyond upstream's four."""
         complete = self.complete_hparams(hparams)
         raise_for(hparam_checks.job_problems(type(self), input_shape, complete))
-        facts = job.find_facts(complete, num_classes, self.has_kl(complete))
+        facts = job.find_job_facts(complete, num_classes, self.has_kl(complete))
         print(*map(printable, facts.describe()), sep="\n")
 
-        self._initialize_as_hosts(
+        self._initialize_host_class(
             input_shape=input_shape,
             num_classes=num_classes,
             num_domains=num_domains,
@@ -177,34 +195,34 @@ class CLIPAlgorithm(Algorithm):
             self.facts["method_file"] = self.method_file
         self.bf16 = facts.amp == "bf16"
         environments = facts.data.environments
-        normalisation = dataset_facts.agreed_normalisation(environments) or IMAGENET
+        normalisation = dataset_facts.common_normalisation(environments) or IMAGENET
         self.normalisation = normalisation
         mean, std = normalisation
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
 
-        # Making the modules must not move the generators that the training draws from.
+        # Building the modules must not advance the random generators used in training.
         with torch.random.fork_rng(devices=[]):
             self._build(input_shape[-1], facts.prompts, normalisation)
         self.train()
 
-    def _initialize_as_hosts(self, **arguments: Any) -> None:
-        """Call the constructor of the host's `Algorithm` with those of ``arguments`` it takes."""
+    def _initialize_host_class(self, **arguments: Any) -> None:
+        """Call the host's `Algorithm` constructor with the ``arguments`` that it accepts."""
         names = inspect.signature(Algorithm.__init__).parameters
         super().__init__(**{name: arguments[name] for name in names if name in arguments})
         self.hparams = arguments["hparams"]
 
-        # DomainBed-v2 sets them to None, for its subclasses to replace.
+        # DomainBed-v2 sets the parts to None, for its subclasses to replace.
         for name in PARTS:
             with contextlib.suppress(AttributeError):
                 delattr(self, name)
 
     def _build(self, pixels: int, prompts: Prompts, normalisation: Normalisation) -> None:
-        """Build all modules for images of ``pixels`` a side."""
+        """Build all modules for images of ``pixels`` x ``pixels``."""
         clip_model = backbone.load(self.hparams["clip_backbone"])
         self.register_text("words", prompts.as_json())
         if clip_model.architecture:
             self.register_text("architecture", clip_model.architecture)
-        text_features = backbone.text_features(clip_model, prompts.rows)
+        text_features = backbone.encode_prompts(clip_model, prompts.rows)
         weights = objective.zero_shot_weights(text_features)
         preprocessing = clip_model.preprocessing
         if pixels != preprocessing.resolution:
@@ -224,8 +242,8 @@ class CLIPAlgorithm(Algorithm):
     # Hyperparameters
 
     @classmethod
-    def own_hparams(cls) -> dict[str, Hparam]:
-        """Name -> hyperparameter, of all that this algorithm has."""
+    def hparams_by_name(cls) -> dict[str, Hparam]:
+        """Return all hyperparameters of the algorithm by name, including the common ones."""
         common = (
             *hparam_module.COMMON,
             *averages.HPARAMS,
@@ -239,43 +257,65 @@ class CLIPAlgorithm(Algorithm):
 
     @classmethod
     def complete_hparams(cls, hparams: Mapping[str, Any]) -> dict[str, Any]:
-        """These ``hparams``, and the defaults of the names that they lack.
+        """Return a copy of ``hparams`` with the defaults of missing names.
 
-        A notebook that builds an algorithm has asked no host's registry for them.
+        Outside of a host, no registry provides the defaults.
         """
-        given = dict(hparams)
-        dataset = dataset_facts.named_dataset(given.get("class_names")) or ""
-        conditions = Conditions(dataset, str(given.get("clip_backbone", "")))
-        defaults = hparam_module.values_of(cls.own_hparams(), conditions)
+        values = dict(hparams)
+        dataset = dataset_facts.parse_dataset_name(values.get("class_names")) or ""
+        conditions = Conditions(dataset, str(values.get("clip_backbone", "")))
+        defaults = hparam_module.get_values(cls.hparams_by_name(), conditions)
         if not dataset:
             del defaults["class_names"]
-        return {**defaults, **given}
+        return {**defaults, **values}
 
     @classmethod
     def hparam_problems(
         cls, dataset: str, overrides: Mapping[str, Any]
     ) -> list[str | HparamProblem]:
-        """The problems of ``--hparams``, for hosts that check before they load anything."""
+        """Return the problems of ``--hparams``, for hosts that check before they load anything.
+
+        Args:
+            dataset: name of the dataset.
+            overrides: the hparams set by the user.
+
+        Returns:
+            The problems, empty if the hparams are valid.
+        """
         return hparam_checks.hparam_problems(cls, dataset, overrides)
 
     @classmethod
     def conflicts(cls, hparams: Mapping[str, Any]) -> dict[str, str]:
-        """Name -> what is expected, of values that this method does not go with."""
+        """Return values that are valid on their own but not for this method.
+
+        Args:
+            hparams: complete hyperparameters, each of them valid.
+
+        Returns:
+            Name of each conflicting hparam -> the expected value, in words.
+        """
         return {}
 
     @classmethod
-    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[str]:
-        """What cannot be trained with these complete ``hparams`` if no ``total_steps`` is given."""
+    def total_steps_problems(cls, hparams: Mapping[str, Any]) -> list[str]:
+        """Return the problems of training without a given ``total_steps``.
+
+        Args:
+            hparams: complete hyperparameters.
+
+        Returns:
+            One sentence for each schedule or average that depends on the last step.
+        """
         trains = cls.trains_encoder or cls.trains_head or cls.trains_text
         problems = []
         if trains and hparams["lr_schedule"] == "cosine":
             problems.append(
-                "lr_schedule 'cosine' falls to 0 at the last step, which is unknown; "
+                "lr_schedule 'cosine' falls to 0 at the last step, which is not known; "
                 f"{GIVE_STEPS}, or set lr_schedule to 'constant'"
             )
         if trains and hparams["average"] == "beta":
             problems.append(
-                "average 'beta' weights the steps up to the last one, which is unknown; "
+                "average 'beta' weights all steps up to the last one, which is not known; "
                 f"{GIVE_STEPS}, or set average to 'none', 'sma' or 'ema'"
             )
         return problems
@@ -288,15 +328,22 @@ class CLIPAlgorithm(Algorithm):
         random_seed: int | None,
         steps: int | None = None,
     ) -> dict[str, Any]:
-        """The hparams that follow from what a user sets: from ``clip_backbone`` and the steps.
+        """Return the hparams that follow from the user's ``clip_backbone`` and number of steps.
 
-        ``random_seed``: of a random draw; None for the defaults. What the user sets comes last.
+        Args:
+            dataset: name of the dataset.
+            overrides: the hparams set by the user, which are never replaced.
+            random_seed: seed of a random draw, None for the defaults.
+            steps: number of training steps, None for the dataset's default.
+
+        Returns:
+            Name -> value of each hparam that differs from its usual value.
         """
         clip_backbone = str(overrides.get("clip_backbone", ""))
         conditions = Conditions(dataset, clip_backbone, steps)
-        hparams = cls.own_hparams()
-        usual_values = hparam_module.values_of(hparams, Conditions(dataset), random_seed)
-        values = hparam_module.values_of(hparams, conditions, random_seed)
+        hparams = cls.hparams_by_name()
+        usual_values = hparam_module.get_values(hparams, Conditions(dataset), random_seed)
+        values = hparam_module.get_values(hparams, conditions, random_seed)
         return {
             name: value
             for name, value in values.items()
@@ -304,31 +351,31 @@ class CLIPAlgorithm(Algorithm):
         }
 
     @classmethod
-    def unread_hparams(cls, names: Sequence[str]) -> list[str]:
-        """The ``names`` that change nothing here, such as penalties that this cannot add."""
-        read = {*cls.own_hparams(), *cls.FURTHER_HPARAMS}
+    def unused_hparams(cls, names: Sequence[str]) -> list[str]:
+        """Return the ``names`` without an effect here, such as penalties that cannot be added."""
+        used = {*cls.hparams_by_name(), *cls.EXTRA_HPARAMS}
         if not (cls.trains_encoder and cls.takes_penalties):
-            read -= {"drift_every", "kl_direction"}
-            read -= {hparam.name for hparam in penalties.HPARAMS}
+            used -= {"drift_every", "kl_direction"}
+            used -= {hparam.name for hparam in penalties.HPARAMS}
         if cls.is_constant:
-            read -= TRAINING_HPARAMS
-        return [name for name in names if name not in read]
+            used -= TRAINING_HPARAMS
+        return [name for name in names if name not in used]
 
     @classmethod
     def has_kl(cls, hparams: Mapping[str, Any]) -> bool:
-        """Whether the loss compares distributions over contexts, which takes two of them."""
+        """Return True if the loss compares distributions over contexts (at least two contexts)."""
         return False
 
     def recorded_facts(self) -> dict[str, Any]:
-        """What records and files of weights hold beside the hparams: ``facts``."""
+        """Return the ``facts``, stored in records and weight files in addition to the hparams."""
         return self.facts
 
     image_format = staticmethod(job.image_format)
 
-    # What it consists of
+    # Modules
 
     def register_text(self, name: str, text: str) -> None:
-        """Put a text into the state dict, as a buffer of its bytes."""
+        """Store a text in the state dict, as a uint8 buffer of its UTF-8 bytes."""
         encoded = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
         self.register_buffer(name, encoded.clone())
 
@@ -340,7 +387,15 @@ class CLIPAlgorithm(Algorithm):
         preprocessing: Preprocessing,
         normalisation: Normalisation = IMAGENET,
     ) -> None:
-        """Build what training and predicting need; ``normalisation``: the data's, to undo."""
+        """Build the modules needed for both training and prediction, also in a restored run.
+
+        Args:
+            encoder: the image encoder.
+            weights: zero-shot weights of classes (K, D) and contexts (M, D).
+            logit_scale: CLIP's logit scale.
+            preprocessing: the images that the encoder expects.
+            normalisation: mean and std of the dataset's images, to be undone.
+        """
         self.encoder = encoder
         self.terms = None
         self.lora = None
@@ -367,10 +422,16 @@ class CLIPAlgorithm(Algorithm):
     def build_for_training(
         self, clip_model: backbone.Backbone, prompts: Prompts, text_features: Tensor
     ) -> None:
-        """Build what only training needs, of the CLIP and its ``text_features`` (M, K, D)."""
+        """Build the modules, buffers and parameters needed only for training.
+
+        Args:
+            clip_model: the loaded CLIP model.
+            prompts: contexts and class names.
+            text_features: (M, K, D) of M contexts with K classes, not normalised.
+        """
         hparams = self.hparams
         self.steps_taken = 0
-        # Over a single context there is no distribution that could drift.
+        # A distribution over a single context cannot drift.
         self.drift_every = hparams["drift_every"] if len(text_features) > 1 else 0
         if self.trains_encoder and self.takes_penalties:
             self.terms = penalties.Penalties(hparams, clip_model)
@@ -378,32 +439,35 @@ class CLIPAlgorithm(Algorithm):
                 self.original = FrozenOriginal(
                     self.encoder,
                     bf16=self.bf16,
-                    keep_weights=bool(hparams["sp_weight"]),  # which compares weights
+                    keep_weights=bool(hparams["sp_weight"]),  # L2-SP compares weights
                 )
         if self.trains_encoder and hparams["lora_rank"]:
             self.lora = LoRA(
                 self.encoder,
                 rank=hparams["lora_rank"],
-                scale=scale_of(hparams),
+                scale=lora_scale(hparams),
                 dropout=hparams["lora_dropout"],
             )
 
     def _build_optimizer(self) -> None:
-        """Build AdamW over all that is trained, its schedule, and the average that predicts."""
-        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        if not trained:
+        """Build AdamW over all trained parameters, its schedule, and the average that predicts."""
+        parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if not parameters:
             return
         hparams = {**self.hparams, "lp_steps": self.lp_steps}
-        self.optimizer = adamw(trained.items(), hparams)
-        self.scheduler = schedule(self.optimizer, hparams)
+        self.optimizer = build_adamw(parameters.items(), hparams)
+        self.scheduler = build_schedule(self.optimizer, hparams)
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
-            averaged = self._averaged_weights(trained)
-            kind = averages.SWAD if hparams["average"] == "swad" else averages.Predicting
-            self.predicting = kind(averaged, hparams)
+            average_class = (
+                averages.SWAD if hparams["average"] == "swad" else averages.PredictionWeights
+            )
+            self.predicting = average_class(self._find_averaged_weights(parameters), hparams)
 
-    def _averaged_weights(self, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        """Name -> those weights that predict and that a step changes; of LoRA, the merged ones."""
-        merged = {id(w) for w in merged_weights(self.encoder)} if self.lora else set()
+    def _find_averaged_weights(
+        self, trained: Mapping[str, nn.Parameter]
+    ) -> dict[str, nn.Parameter]:
+        """Return by name the weights that steps change and that predict (merged with LoRA)."""
+        merged = {id(w) for w in get_merged_weights(self.encoder)} if self.lora else set()
         return {
             name: parameter
             for name, parameter in self.named_parameters()
@@ -411,15 +475,21 @@ class CLIPAlgorithm(Algorithm):
             or (name in trained and not name.startswith(("terms.", "lora.")))
         }
 
-    # Predicting
+    # Prediction
 
     def preprocess(self, image: Any) -> Tensor:
-        """The image (3, R, R) that `update` and `predict` take, of a Pillow image.
+        """Return a Pillow image as the tensor that `update` and `predict` expect.
 
-        It is resized and cropped to R pixels a side as the CLIP's own images are, and normalised
-        as the dataset of the algorithm normalises: without one as DomainBed does, by ImageNet's
-        mean and standard deviation. The algorithm itself goes from there to CLIP's normalisation,
-        so do not normalise once more. Nothing is random; augment before or after.
+        The image is resized and cropped like the training images of the CLIP model, and normalised
+        like the dataset of the algorithm (without a dataset, by ImageNet's mean and standard
+        deviation, as in DomainBed). The algorithm itself converts this to CLIP's normalisation, so
+        do not normalise again. Nothing is random; augment before or after.
+
+        Args:
+            image: a Pillow image of any size and mode.
+
+        Returns:
+            Tensor (3, R, R), with R the resolution of the CLIP model.
         """
         preprocessing = self.input.preprocessing
         mean, std = self.normalisation or self.input.data_normalisation()
@@ -434,46 +504,62 @@ class CLIPAlgorithm(Algorithm):
         return tensor
 
     def predict(self, x: Tensor) -> Tensor:
-        """Class logits (N, K) of images (N, 3, H, W) that are normalised as the dataset does."""
-        weights = self.predicting_weights()
+        """Return class logits (N, K) of images (N, 3, H, W) with the dataset's normalisation."""
+        weights = self.prediction_weights()
         logits: Tensor = functional_call(self, weights, (x,)) if weights else self.forward(x)
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class logits (N, K) by the weights that are being trained, not the averaged ones."""
+        """Return class logits (N, K) of the trained weights, not of their average."""
         return self.class_logits(self.features(x))
 
     def trained_logits(self, x: Tensor) -> Tensor:
-        """Class logits (N, K) of images, as `predict` has them, by the weights being trained."""
+        """Return class logits (N, K) of the trained weights, for validation.
+
+        Args:
+            x: images (N, 3, H, W), as for `predict`.
+        """
         return self.forward(x)
 
-    def predicting_weights(self) -> dict[str, Tensor]:
-        """Name -> tensor of the weights that predict, where they are not those being trained."""
+    def prediction_weights(self) -> dict[str, Tensor]:
+        """Return the weights used for prediction.
+
+        Returns:
+            Name -> tensor, empty if the trained weights predict.
+        """
         return self.predicting.weights() if self.predicting else {}
 
     def features(self, x: Tensor) -> Tensor:
-        """Image features (N, D), not normalised, of images as `predict` takes them."""
+        """Return image features (N, D), not normalised, of images (N, 3, H, W) as for `predict`."""
         return encode(self.encoder, self.input(x), self.bf16).features
 
     def class_logits(self, features: Tensor) -> Tensor:
-        """Class logits (N, K) of image features (N, D)."""
+        """Return class logits (N, K) of image features (N, D)."""
         return objective.class_logits(features, self.head.weight, self.head.bias, self.head_factor)
 
     def context_logits(self, features: Tensor) -> Tensor:
-        """Context logits (N, M) of image features (N, D)."""
+        """Return context logits (N, M) of image features (N, D)."""
         return self.logits_over(features, self.context_weights)
 
     def logits_over(self, features: Tensor, rows: Tensor) -> Tensor:
-        """Logits (N, M) of image features (N, D) over ``rows`` (M, D), by ``context_scale``."""
+        """Return logits (N, M) of image features (N, D) over text ``rows`` (M, D).
+
+        The scale is the hparam ``context_scale``.
+        """
         scale = objective.context_scale(self.hparams["context_scale"], self.logit_scale)
         return objective.context_logits(features, rows, scale)
 
     # Training
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The ``loss`` of a micro-batch and what its parts measure, scalars that records have.
+        """Return the loss of a micro-batch, by default the cross-entropy of the class logits.
 
-        Here the cross-entropy of the class logits.
+        Args:
+            batch: the micro-batch, with images, labels and the features of both encoders.
+
+        Returns:
+            ``loss``, the scalar to minimise, and further scalars for the records, such as
+            ``loss_ce``.
         """
         cross_entropy = F.cross_entropy(
             self.class_logits(batch.tuned.features).float(), batch.labels
@@ -483,19 +569,28 @@ class CLIPAlgorithm(Algorithm):
     def update(
         self, minibatches: Minibatches | None = None, unlabeled: Any = None, **keywords: Any
     ) -> dict[str, float]:
-        """Take one training step on (x, y) of each training environment.
+        """Take one training step.
 
-        ``minibatches``: a list of (x, y), x (N, 3, H, W), y (N,), one per environment. SWAD's line
-        of forks gives two lists by keyword instead, ``x`` and ``y``. Other arguments are not used.
+        Args:
+            minibatches: one pair (x, y) for each training environment, with images x (N, 3, H, W)
+                and labels y (N,).
+            unlabeled: not used.
+            **keywords: SWAD and its forks pass two lists ``x`` and ``y`` instead of
+                ``minibatches``. Other keywords are not used.
 
-        Returns ``loss``, its parts, unweighted, as ``loss_ce`` and ``loss_kl`` in nats, and
-        ``context_agreement`` in [0, 1]. Without the KL term the last two come only on the steps on
-        which the drift is measured, with FLYP, CaRot and in the first phase of LP-FT never.
+        Returns:
+            ``loss``, its unweighted parts, such as ``loss_ce`` and ``loss_kl`` in nats, and
+            ``context_agreement`` in [0, 1]. Without the KL term, ``loss_kl`` and
+            ``context_agreement`` are returned only on steps that measure the drift, and never by
+            FLYP, CaRot and the first phase of LP-FT.
+
+        Raises:
+            CarftError: if the arguments of the first step are invalid, or in a restored run.
         """
         if minibatches is None and not {"x", "y"} <= keywords.keys():
             raise CarftError(
-                f"update got no images but the arguments {sorted(keywords) or 'none'}; expected "
-                "update(minibatches), a list of (x, y), or update(x=..., y=...), two lists"
+                f"update was called with the keywords {sorted(keywords) or 'none'}; expected "
+                "update(minibatches) with a list of (x, y), or update(x=..., y=...) with two lists"
             )
 
         pairs = [*zip(keywords["x"], keywords["y"])] if minibatches is None else [*minibatches]
@@ -506,10 +601,10 @@ class CLIPAlgorithm(Algorithm):
         return dict(zip(measurements, values))
 
     def step_on_device(self, minibatches: Minibatches) -> dict[str, Tensor]:
-        """Take the step of `update`, but return scalar tensors, for which the CPU does not wait."""
+        """Take the step of `update`, but return scalar tensors without waiting for the device."""
         if self.restored:
             raise CarftError(
-                "a restored algorithm can predict but not train: its file holds no optimizer"
+                "a restored algorithm can predict but not train: its file has no optimizer state"
             )
 
         x, y = map(torch.cat, zip(*minibatches))
@@ -522,7 +617,15 @@ class CLIPAlgorithm(Algorithm):
         return all_reduce_measurements(measurements, self.process_group)
 
     def take_step(self, x: Tensor, parts: Iterable[MicroBatch]) -> dict[str, Tensor]:
-        """Take a step by the gradients accumulated over the ``parts`` of the images ``x``."""
+        """Take a step with the gradients accumulated over micro-batches.
+
+        Args:
+            x: images (N, 3, H, W) of the batch.
+            parts: the micro-batches that the images are split into.
+
+        Returns:
+            Name -> scalar tensor, averaged over the batch.
+        """
         self.zero_grad(set_to_none=True)
         measurements = accumulate_gradients(self._measure, x, parts)
         all_reduce_gradients(self, self.process_group)
@@ -531,40 +634,41 @@ class CLIPAlgorithm(Algorithm):
         return measurements
 
     def _measure(self, x: Tensor, part: MicroBatch) -> dict[str, Tensor]:
-        """The loss of a micro-batch with images ``x``, penalties included, and all its parts."""
+        """Return the loss with penalties, and its parts, of a micro-batch of images ``x``."""
         places = self.terms.places if self.terms else {}
         batch = Batch(
             images=self.input(x),
             part=part,
             encode=lambda images: encode(self.encoder, images, self.bf16, places),
-            encode_by_original=lambda images: self._required_original()(images, places),
+            encode_original=lambda images: self._get_original()(images, places),
         )
         measurements = self.loss(batch)
         if not self.terms:
             return measurements
 
-        is_drift_due = self.drift_every > 0 and self.steps_taken % self.drift_every == 0
-        if "loss_kl" in measurements or is_drift_due:
-            measurements = {**measurements, **self._drift(batch), **measurements}
+        if "loss_kl" in measurements or (
+            self.drift_every > 0 and self.steps_taken % self.drift_every == 0
+        ):
+            measurements = {**measurements, **self._measure_drift(batch), **measurements}
         if self.terms.active:
-            values = self.terms.measure(batch, self.encoder, self._required_original())
+            values = self.terms.measure(batch, self.encoder, self._get_original())
             for name, value in values.items():
                 weighted = self.terms.weights[name] * value
                 measurements["loss"] = measurements["loss"] + weighted
                 measurements[f"loss_{name}"] = value
         return measurements
 
-    def _required_original(self) -> FrozenOriginal:
+    def _get_original(self) -> FrozenOriginal:
         if self.original is None:
             raise CarftError(
-                f"the loss of {type(self).__name__} asks for batch.original, which it did not "
-                "build; set uses_original = True in its class"
+                f"the loss of {type(self).__name__} uses batch.original, which was not built; set "
+                "uses_original = True in the class"
             )
         return self.original
 
     @torch.no_grad()
-    def _drift(self, batch: Batch) -> dict[str, Tensor]:
-        """How far the distribution over the contexts has moved."""
+    def _measure_drift(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the KL and the agreement of the original and the tuned context distribution."""
         original_logits = self.context_logits(batch.original.features)
         tuned_logits = self.context_logits(batch.tuned.features)
         direction = self.hparams["kl_direction"]
@@ -574,42 +678,46 @@ class CLIPAlgorithm(Algorithm):
         }
 
     def _step_optimizer(self) -> None:
-        """Change the weights by their gradients, and the learning rate by its schedule."""
+        """Update the weights by their gradients, and the learning rate by its schedule."""
         if self.hparams["grad_clip"] > 0:
-            trained = [p for p in self.parameters() if p.requires_grad]
-            nn.utils.clip_grad_norm_(trained, self.hparams["grad_clip"])
+            parameters = [p for p in self.parameters() if p.requires_grad]
+            nn.utils.clip_grad_norm_(parameters, self.hparams["grad_clip"])
         self.optimizer.step()
         if self.lora:
             self.lora.merge(self.encoder)
         self.scheduler.step()
 
     def after_step(self) -> None:
-        """Do what follows an optimizer's step; ``steps_taken`` is still the number before it."""
+        """Run after each optimizer step. ``steps_taken`` does not count the step yet."""
 
     def single_process_reason(self) -> str:
-        """Why ``process_group`` cannot each take the step of a slice; "" if they can."""
+        """Return the reason why several processes cannot share a batch.
+
+        Returns:
+            The end of a sentence, "" if each process can compute a slice of the batch.
+        """
         if self.trains_encoder and has_dropout(self.encoder):
-            return "its encoder has dropout, which each would draw for itself"
+            return "its encoder has dropout, which each process would draw separately"
         if self.lora and self.lora.has_dropout():
-            return "lora_dropout is not 0, and each would draw for itself"
+            return "lora_dropout is not 0, and each process would draw it separately"
         return ""
 
     @property
     def uses_validation_loss(self) -> bool:  # type: ignore[override]
-        """Whether `at_checkpoint` is to be called: SWAD ends a segment there."""
+        """True if `at_checkpoint` needs the validation loss: SWAD ends a segment there."""
         return isinstance(self.predicting, averages.SWAD)
 
     def at_checkpoint(self, validation_loss: float) -> None:
-        """Take the validation loss in nats of the weights being trained; SWAD decides by it."""
+        """Pass the validation loss of the trained weights, in nats, to SWAD."""
         if isinstance(self.predicting, averages.SWAD):
             self.predicting.at_checkpoint(validation_loss)
 
-    # As a module, and taken apart by hosts
+    # Module interface, and the parts that hosts use
 
     def train(self, mode: bool = True) -> CLIPAlgorithm:
-        """Train mode, except for batch norm (OpenAI's ResNets), which keeps CLIP's statistics.
+        """Set the train mode; batch norm (OpenAI's ResNets) keeps CLIP's statistics.
 
-        With the statistics of a batch the encoder would differ from the original before the first
+        With the statistics of a batch, the encoder would differ from the original before the first
         step.
         """
         super().train(mode)
@@ -621,14 +729,14 @@ class CLIPAlgorithm(Algorithm):
     def state_dict(  # type: ignore[override]
         self, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        """The state dict of the module, with the weights that predict.
+        """Return the module's state dict with the weights used for prediction.
 
-        Loaded into an algorithm that goes on training, these do not reach what it averages. To
-        predict with a saved state, use `runs.saved.open_run`.
+        An algorithm that loads it and continues training does not get the averaged weights back.
+        To predict with a saved state, use `runs.saved.open_run`.
         """
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
-        weights = self.predicting_weights()
+        weights = self.prediction_weights()
         state.update({prefix + name: tensor for name, tensor in weights.items()})
         return state
 
@@ -636,39 +744,40 @@ class CLIPAlgorithm(Algorithm):
         super()._apply(fn, recurse)
         if self.original is not None:
             self.original.apply(fn)
-        if getattr(self, "optimizer", None):  # a host may set it to None
+        if getattr(self, "optimizer", None):  # some hosts set it to None
             fuse(self.optimizer)
         if self.predicting is not None:
             self.predicting.apply(fn)
         return self
 
     def __getattr__(self, name: str) -> Any:
-        """A part of the algorithm, unless the host has assigned something by this name.
+        """Return a part that a host uses, unless the host has assigned an attribute of that name.
 
-        They are made when a host asks for one, so that a state dict has no more keys.
+        Parts are built on access, so that the state dict has no additional keys.
         """
         if name in PARTS and name not in self._modules:
             return PARTS[name](self)
         return super().__getattr__(name)
 
 
-def adamw(
+def build_adamw(
     parameters: Iterable[tuple[str, nn.Parameter]], hparams: Mapping[str, Any]
 ) -> torch.optim.AdamW:
-    """AdamW over the named parameters, all of which are trained.
+    """Return AdamW over the named parameters, all of which are trained.
 
-    Weight decay acts on matrices and convolutions. Biases, norms and embeddings are in a group
-    without weight decay, unless ``weight_decay_all`` is true: decay would make these forget, and
-    they cannot overfit. MIRO's variances have ten times the rate and no decay.
+    Weight decay is applied to matrices and convolutions. Biases, norms and embeddings are in a
+    group without weight decay unless ``weight_decay_all`` is true: decay would make them forget,
+    and they cannot overfit. MIRO's variances have ten times the learning rate and no decay.
     """
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
     miro_variances: list[nn.Parameter] = []
     for name, parameter in parameters:
-        is_matrix = parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
         if name.startswith("terms."):
             miro_variances.append(parameter)
-        elif is_matrix or hparams["weight_decay_all"]:
+        elif hparams["weight_decay_all"] or (
+            parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
+        ):
             decay.append(parameter)
         else:
             no_decay.append(parameter)
@@ -684,10 +793,10 @@ def adamw(
 
 
 def fuse(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer step all weights of a group in one kernel, where they are on a GPU.
+    """Make the optimizer update each parameter group in one kernel if the group is on a GPU.
 
-    Call it wherever weights have moved. The optimizer's step counts must be on the GPU, too; those
-    of a run that began on a CPU are not.
+    Call it after moving weights. The optimizer's step counts must be on the GPU as well, which is
+    not the case for a run started on a CPU.
     """
     for group in optimizer.param_groups:
         step_counts = [optimizer.state[p]["step"] for p in group["params"] if p in optimizer.state]
@@ -696,10 +805,10 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
         group["fused"] = True if on_gpu else None
 
 
-def schedule(
+def build_schedule(
     optimizer: torch.optim.Optimizer, hparams: Mapping[str, Any]
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rates after ``lp_steps`` of training the head alone.
+    """Return the learning rate schedule of the steps after ``lp_steps``.
 
     A linear warm-up, then by ``lr_schedule`` a cosine to 0 at ``total_steps``, or a constant.
     """

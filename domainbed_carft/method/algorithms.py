@@ -1,7 +1,4 @@
-"""All of our algorithms by name, and the hyperparameters that a job of each has.
-
-A user's own methods are among them, see `own_methods`.
-"""
+"""All algorithms by name, including the user's methods, and the hyperparameters of their jobs."""
 
 from __future__ import annotations
 
@@ -17,45 +14,46 @@ from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 
 
-def _shipped_class(name: str, module: str) -> type[CLIPAlgorithm]:
+def _import_class(name: str, module: str) -> type[CLIPAlgorithm]:
     algorithm: type[CLIPAlgorithm] = getattr(
         importlib.import_module(f"domainbed_carft.method.{module}"), name
     )
     return algorithm
 
 
-# Each file of this room says which algorithms it has, by a STYLE in their classes. At the end of
-# this module a user's own come to them.
+# This package's algorithms are the classes with a STYLE in its files. The user's methods are added
+# at the end of this module.
 CLASSES: dict[str, type[CLIPAlgorithm]] = {
-    name: _shipped_class(name, algorithm.file.stem) for name, algorithm in SHIPPED.items()
+    name: _import_class(name, algorithm.file.stem) for name, algorithm in SHIPPED.items()
 }
 
 
 def __getattr__(name: str) -> type[CLIPAlgorithm]:
-    """The class of an algorithm; AttributeError for any other name."""
+    """Return the class of an algorithm; AttributeError for any other name."""
     if name in CLASSES:
         return CLASSES[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def hparams_of(algorithm: str) -> dict[str, Hparam]:
-    """Name -> hyperparameter, of all that records of this algorithm have.
+def recorded_hparams(algorithm: str) -> dict[str, Hparam]:
+    """Return by name all hyperparameters in the records of an algorithm.
 
-    These are its own and those of this package's other methods, so that one ``--hparams`` of a
-    sweep can go to all of them, and their records compare. Those of a user's methods are in no
-    other records: these do not depend on which files a process has.
+    These are the algorithm's and those of this package's other methods, so that one ``--hparams``
+    of a sweep can be passed to all of them, and their records can be compared. Hyperparameters of a
+    user's methods are only in the records of those methods, so that other records do not depend on
+    the files that a process has loaded.
     """
-    return {**_hparams_of_other_methods(), **CLASSES[algorithm].own_hparams()}
+    return {**_other_method_hparams(), **CLASSES[algorithm].hparams_by_name()}
 
 
 @functools.cache
-def _hparams_of_other_methods() -> Mapping[str, Hparam]:
-    """Name -> hyperparameter, of this package's methods in a job of another one."""
-    others: dict[str, Hparam] = {}
-    for other in map(CLASSES.__getitem__, ALGORITHMS):
-        for name, hparam in other.own_hparams().items():
-            others.setdefault(name, hparam.of_another_method())
-    return others
+def _other_method_hparams() -> Mapping[str, Hparam]:
+    """Return by name the hyperparameters of this package's methods as recorded by other methods."""
+    hparams_by_name: dict[str, Hparam] = {}
+    for algorithm in map(CLASSES.__getitem__, ALGORITHMS):
+        for name, hparam in algorithm.hparams_by_name().items():
+            hparams_by_name.setdefault(name, hparam.for_other_methods())
+    return hparams_by_name
 
 
 def hparam_values(
@@ -65,16 +63,16 @@ def hparam_values(
     clip_backbone: str = "",
     steps: int | None = None,
 ) -> dict[str, Any]:
-    """Name -> default, or with a ``random_seed`` its draw, of all that records of this have.
+    """Return the default, or with a ``random_seed`` the draw, of each recorded hyperparameter.
 
-    ``clip_backbone``: the CLIP that takes the place of the dataset's default, if any. ``steps``:
-    how many the job trains, if that is known.
+    ``clip_backbone`` replaces the dataset's default CLIP model if given. ``steps`` is the number of
+    training steps if known.
     """
     conditions = Conditions(dataset, clip_backbone, steps)
-    return hparams.values_of(hparams_of(algorithm), conditions, random_seed)
+    return hparams.get_values(recorded_hparams(algorithm), conditions, random_seed)
 
 
-# A user's own methods, and why some cannot be used: then no job starts. Their files may import this
+# No job starts if there are problems. The files are loaded last because they can import this
 # module.
-OWN, OWN_PROBLEMS = own_methods.load(CLASSES, find_files())
-CLASSES.update(OWN)
+OWN_METHODS, OWN_PROBLEMS = own_methods.load(CLASSES, find_files())
+CLASSES.update(OWN_METHODS)

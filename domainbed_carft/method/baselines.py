@@ -1,7 +1,7 @@
-"""The baselines, and the methods that are plain fine-tuning with a penalty, an average or LoRA.
+"""The baselines, and methods that are plain fine-tuning with a penalty, an average or LoRA.
 
-The formulas of the latter stand in `penalties`, `averages` and `lora`, with their published
-settings. Any other algorithm that trains the encoder may have them, too.
+The formulas and published settings of the latter are in `penalties`, `averages` and `lora`. Any
+other algorithm that trains the encoder can use them as well.
 """
 
 from __future__ import annotations
@@ -27,34 +27,38 @@ from domainbed_carft.method.hparams import (
 
 
 class CLIPFineTune(CLIPAlgorithm):
-    """Plain fine-tuning of the image encoder and the zero-shot head: CARFT without the KL term."""
+    """Plain fine-tuning of image encoder and zero-shot head: CARFT without the KL term."""
 
     STYLE = Style(row=2, colour="#0072B2", marker="D", dash=(0, (4, 1.5)))
     uses_original = False
 
 
 class CLIPLinearProbe(CLIPAlgorithm):
-    """Only the head is trained, from W_cls, on the original encoder's features."""
+    """Training of the head alone, starting from W_cls, on features of the original encoder."""
 
     STYLE = Style(row=3, colour="#009E73", marker="^", dash=(0, (6, 1.5, 1, 1.5)))
-    HPARAMS = (learning_rate(factor=10, source="ours, ten times that of the other methods"),)
+    HPARAMS = (
+        learning_rate(
+            factor=10, source="this package, ten times the learning rate of the other methods"
+        ),
+    )
     trains_encoder = False
 
 
 class CLIPZeroShot(CLIPAlgorithm):
-    """Nothing is trained: the original encoder under W_cls. ``update`` only measures the loss."""
+    """No training: the original encoder under W_cls. ``update`` only measures the loss."""
 
     STYLE = Style(row=4, colour="#808080", marker="s", dash=(0, (1, 1.2)))
     trains_encoder = False
     trains_head = False
-    is_constant = True  # our harness evaluates it once
+    is_constant = True  # the harness evaluates it only once
 
     def _step_optimizer(self) -> None:
         pass
 
 
 class CLIPWiSEFT(CLIPFineTune):
-    """Fine-tuning that predicts half-way to the original weights: WiSE-FT, arXiv 2109.01903."""
+    """Fine-tuning with weights interpolated half-way to the original: WiSE-FT, arXiv 2109.01903."""
 
     STYLE = Style(row=6, colour="#AA4499", marker="X", dash=(0, (2, 1)))
     HPARAMS = (
@@ -63,8 +67,8 @@ class CLIPWiSEFT(CLIPFineTune):
             0.5,
             draw=lambda random_state, conditions: float(random_state.uniform(0.2, 0.9)),
             elsewhere=1.0,
-            meaning="the share of the trained weights in those that predict; the rest is the "
-            "original",
+            meaning="the share of the trained weights in prediction; the rest is the original "
+            "weights",
             source="mlfoundations/wise-ft, src/args.py",
         ),
     )
@@ -73,8 +77,8 @@ class CLIPWiSEFT(CLIPFineTune):
 class CLIPLPFT(CLIPFineTune):
     """Linear probing, then fine-tuning: LP-FT, arXiv 2202.10054.
 
-    The first ``lp_steps`` train the head alone, by an Adam of their own. The paper's first phase
-    was a logistic regression over cached features; ours has augmentation.
+    The first ``lp_steps`` train only the head, with a separate Adam. The first phase in the paper
+    is a logistic regression over cached features; here it uses augmentation.
     """
 
     STYLE = Style(row=7, colour="#117733", marker="v", dash=(0, (8, 2)))
@@ -83,13 +87,13 @@ class CLIPLPFT(CLIPFineTune):
             "lp_steps",
             by_size(20, 500),
             elsewhere=0,
-            meaning="how many steps train the head alone, first",
+            meaning="the number of first steps, which train only the head",
             changes_cost=False,
         ),
         positive(
             "lp_lr",
             1e-3,
-            meaning="the learning rate of these steps, of a head outside its scale",
+            meaning="the learning rate of these steps, for a head without CLIP's logit scale",
             changes_cost=False,
         ),
     )
@@ -98,12 +102,12 @@ class CLIPLPFT(CLIPFineTune):
         self.lp_steps = self.hparams["lp_steps"]
         super()._build_optimizer()
         if self.lp_steps:
-            # Adam's steps do not know the scale of a weight: folded, it needs the head's scale.
+            # Adam's steps are independent of a weight's scale: a folded head needs larger steps.
             rate = self.hparams["lp_lr"] * float(self.logit_scale / self.head_factor)
             self.probe_optimizer = torch.optim.Adam([self.head.weight], lr=rate)
 
     def take_step(self, x: Tensor, parts: Iterable[MicroBatch]) -> dict[str, Tensor]:
-        """Take a step of the phase that it is in."""
+        """Take a step of the current phase."""
         if self.steps_taken >= self.lp_steps:
             return super().take_step(x, parts)
 
@@ -122,44 +126,51 @@ class CLIPLPFT(CLIPFineTune):
 
     @classmethod
     def conflicts(cls, hparams: Mapping[str, Any]) -> dict[str, str]:
-        """That its first phase leaves steps for the second one."""
+        """Require that the first phase leaves steps for the second."""
         total_steps = hparams["total_steps"]
         if hparams["lp_steps"] < total_steps:
             return {}
-        return {"lp_steps": f"less than total_steps = {total_steps}, or only the head is trained"}
+        return {
+            "lp_steps": f"less than total_steps = {total_steps}; otherwise only the head is trained"
+        }
 
 
 class CLIPL2SP(CLIPFineTune):
-    """Fine-tuning held to the original weights: L2-SP, arXiv 1802.01483.
+    """Fine-tuning with an L2 penalty towards the original weights: L2-SP, arXiv 1802.01483.
 
-    The head is left out, as in the official code.
+    The head is not penalised, as in the official code.
     """
 
     STYLE = Style(row=8, colour="#332288", marker="P", dash=(0, (3, 1, 1, 1)))
     HPARAMS = (
         penalties.L2SPPenalty.weight,
         weight_decay(
-            0.0, is_drawn=False, source="ours, because weight decay would pull to another point"
+            0.0,
+            is_drawn=False,
+            source="this package, because weight decay would pull towards another point",
         ),
     )
 
 
 class CLIPFeatureDistillation(CLIPFineTune):
-    """Fine-tuning held to the original image features."""
+    """Fine-tuning with a penalty on the distance to the original image features."""
 
     STYLE = Style(row=9, colour="#7A5C00", marker="<", dash=(0, (5, 1, 1, 1, 1, 1)))
     HPARAMS = (penalties.FeatureDistillationPenalty.weight,)
 
 
 class LDIFS(CLIPFineTune):
-    """Fine-tuning held to the original activations at five places, arXiv 2308.13320."""
+    """Fine-tuning with a penalty on the distance to the original activations at five places.
+
+    LDIFS, arXiv 2308.13320.
+    """
 
     STYLE = Style(row=10, colour="#661100", marker=">", dash=(0, (1, 2.5)))
     HPARAMS = (penalties.LDIFSPenalty.weight,)
 
 
 class LipsumFT(CLIPFineTune):
-    """Fine-tuning held to the original logits of random texts, arXiv 2404.00860."""
+    """Fine-tuning with a penalty on changes of the logits of random texts: arXiv 2404.00860."""
 
     STYLE = Style(row=11, colour="#CC6677", marker="d", dash=(0, (10, 1)))
     HPARAMS = (
@@ -169,7 +180,7 @@ class LipsumFT(CLIPFineTune):
 
 
 class CLIPMIRO(CLIPFineTune):
-    """MIRO, arXiv 2203.10789, on the zero-shot head; the authors' is random."""
+    """MIRO, arXiv 2203.10789, on the zero-shot head; the authors' head is random."""
 
     STYLE = Style(row=12, colour="#1b1f24", marker="p", dash=(0, (2, 2)))
     HPARAMS = (
@@ -179,7 +190,7 @@ class CLIPMIRO(CLIPFineTune):
 
 
 class CLIPLoRA(CLIPFineTune):
-    """Low-rank factors under a frozen text head: CLIP-LoRA, arXiv 2405.18541, of the images."""
+    """CLIP-LoRA, arXiv 2405.18541: low-rank factors of the image encoder, with a frozen head."""
 
     STYLE = Style(row=15, colour="#4B6A1B", marker="8", dash=(0, (7, 1, 3, 1)))
     HPARAMS = lora.PUBLISHED
@@ -187,7 +198,7 @@ class CLIPLoRA(CLIPFineTune):
 
     @classmethod
     def conflicts(cls, hparams: Mapping[str, Any]) -> dict[str, str]:
-        """That it has factors to train."""
+        """Require factors to train."""
         if hparams["lora_rank"]:
             return {}
-        return {"lora_rank": "at least 1: CLIPLoRA trains nothing but the low-rank factors"}
+        return {"lora_rank": "at least 1: CLIPLoRA trains only the low-rank factors"}

@@ -1,4 +1,4 @@
-"""A batch, or this process's slice of it, in micro-batches that fit into memory."""
+"""A batch, or this process's slice of it, split into micro-batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ from torch import Tensor, nn
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method.encoders import Encoding
 
-DROPOUT_RATES = ("p", "prob", "drop_prob")  # of torch's modules, open_clip's and timm's
+DROPOUT_RATES = ("p", "prob", "drop_prob")  # attributes in torch, open_clip and timm
 
 
 def require_minibatches(minibatches: Sequence[Any], class_count: int) -> None:
-    """Raise a CarftError for what is not a list of pairs (x, y), as `update` takes them.
+    """Raise a CarftError unless ``minibatches`` is a list of pairs (x, y) for `update`.
 
-    Labels in floating point are left to torch: they may be the probabilities of the classes.
+    Floating-point labels are not checked here: torch accepts class probabilities.
     """
     pairs = "expected update(minibatches) with a list of pairs (x, y), one for each environment"
     if not minibatches:
-        raise CarftError(f"update got no minibatch, {pairs}")
+        raise CarftError(f"update got no minibatches, {pairs}")
 
     for number, pair in enumerate(minibatches):
-        is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
-        if not is_pair or not all(isinstance(part, Tensor) for part in pair):
+        if (
+            not isinstance(pair, (tuple, list))
+            or len(pair) != 2
+            or not all(isinstance(part, Tensor) for part in pair)
+        ):
             raise CarftError(f"minibatch {number} is a {type(pair).__name__}, {pairs}")
 
         x, y = pair
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
             raise CarftError(
                 f"x of minibatch {number} is {x.dtype} of shape {tuple(x.shape)}, expected "
-                "normalised images in floating point of shape (N, 3, H, W), as preprocess of the "
-                "algorithm returns them"
+                "normalised floating-point images of shape (N, 3, H, W), as returned by "
+                "algorithm.preprocess"
             )
         if y.is_floating_point():
             continue
@@ -50,43 +53,43 @@ def require_minibatches(minibatches: Sequence[Any], class_count: int) -> None:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Which images of a batch are computed at once.
+    """Images of a batch that are computed at once."""
 
-    ``batch_labels`` (N,): the labels of the batch, or of this process's slice of it.
-    ``positions``: which of them are the labels of this micro-batch.
-    ``batch_size``: the number of images in the batch, over all processes.
-    ``random_draws``: the random numbers of the step. Its micro-batches share them, so that each
-    sees what the whole batch would.
-    """
-
-    batch_labels: Tensor
-    positions: slice
-    batch_size: int
+    batch_labels: Tensor  # (N,), of the batch or of this process's slice of it
+    positions: slice  # of the micro-batch in batch_labels
+    batch_size: int  # images in the batch, over all processes
+    # The step's random numbers by name. Sharing them makes each micro-batch use the same numbers
+    # as an undivided batch.
     random_draws: dict[str, Tensor]
 
     @property
     def labels(self) -> Tensor:
-        """The labels (n,) of the images in this micro-batch."""
+        """The labels (n,) of the micro-batch."""
         return self.batch_labels[self.positions]
 
     @property
     def share(self) -> float:
-        """The share of the batch that is in this micro-batch, in (0, 1]."""
+        """The share of the batch in this micro-batch, in (0, 1]."""
         return len(self.labels) / self.batch_size
 
     def draw_once(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
-        """The random numbers ``name`` of this step; ``draw`` is called by its first micro-batch."""
+        """Return the step's random numbers ``name``; only its first micro-batch calls ``draw``."""
         if name not in self.random_draws:
             self.random_draws[name] = draw()
         return self.random_draws[name]
 
 
 class Batch:
-    """A micro-batch with its images, and what both image encoders make of them.
+    """A micro-batch with its images and their encodings by the tuned and the original encoder.
 
-    ``images`` (n, 3, R, R) are as CLIP wants them. `tuned` and `original` are computed when they
-    are first asked for, so that each encoder runs once, whoever asks: the loss, the penalties and
-    the drift. ``original`` is without gradients.
+    `tuned` and `original` are computed on first access, so that each encoder runs once for the
+    loss, the penalties and the drift.
+
+    Args:
+        images: (n, 3, R, R), preprocessed for CLIP.
+        part: the micro-batch of these images.
+        encode: encodes images with the trained encoder.
+        encode_original: encodes images with the original encoder.
     """
 
     def __init__(
@@ -94,22 +97,22 @@ class Batch:
         images: Tensor,
         part: MicroBatch,
         encode: Callable[[Tensor], Encoding],
-        encode_by_original: Callable[[Tensor], Encoding],
+        encode_original: Callable[[Tensor], Encoding],
     ) -> None:
         self.images = images
         self.part = part
         self._encode = encode
-        self._encode_by_original = encode_by_original
+        self._encode_original = encode_original
 
     @functools.cached_property
     def tuned(self) -> Encoding:
-        """Features and activations by the encoder that is trained."""
+        """Features (n, D) and activations of the trained encoder."""
         return self._encode(self.images)
 
     @functools.cached_property
     def original(self) -> Encoding:
-        """Features and activations by the original encoder, without gradients."""
-        return self._encode_by_original(self.images)
+        """Features (n, D) and activations of the original encoder, without gradients."""
+        return self._encode_original(self.images)
 
     @property
     def labels(self) -> Tensor:
@@ -118,18 +121,23 @@ class Batch:
 
     @property
     def batch_labels(self) -> Tensor:
-        """The labels (N,) of the whole batch, of which the micro-batch is a part."""
+        """The labels (N,) of all images in the batch, including the other micro-batches."""
         return self.part.batch_labels
 
     def draw_once(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
-        """Random numbers that the micro-batches of a step share, as `MicroBatch.draw_once`."""
+        """Return random numbers shared by all micro-batches of a step.
+
+        Args:
+            name: key of the random numbers.
+            draw: draws them, called by the first micro-batch.
+        """
         return self.part.draw_once(name, draw)
 
 
 def split_batch(labels: Tensor, size: int, process_group: Any = None) -> Iterator[MicroBatch]:
-    """Micro-batches of at most ``size`` images (0: all) of a batch, or a slice, with ``labels``.
+    """Yield micro-batches of at most ``size`` images (0: all) of the images with these ``labels``.
 
-    ``process_group``: the processes that share the batch, if there are several.
+    With a ``process_group``, the ``labels`` are this process's slice of the batch.
     """
     batch_size = process_group.sum_over_processes(len(labels)) if process_group else len(labels)
     random_draws: dict[str, Tensor] = {}
@@ -144,10 +152,15 @@ def accumulate_gradients(
     images: Tensor,
     micro_batches: Iterable[MicroBatch],
 ) -> dict[str, Tensor]:
-    """Add up the gradients of the micro-batches, each weighted by its share of the batch.
+    """Accumulate the gradients of the micro-batches, each weighted by its share of the batch.
 
-    ``measure`` returns the ``loss`` of a micro-batch and other scalars. Returns these scalars for
-    the whole batch, detached.
+    Args:
+        measure: returns the ``loss`` of a micro-batch and further scalars.
+        images: (N, 3, H, W) of the batch.
+        micro_batches: the parts of the batch.
+
+    Returns:
+        The scalars of the batch, detached.
     """
     totals: dict[str, Tensor] = {}
     for micro_batch in micro_batches:
@@ -172,7 +185,7 @@ def all_reduce_gradients(module: nn.Module, process_group: Any) -> None:
 def all_reduce_measurements(
     measurements: dict[str, Tensor], process_group: Any
 ) -> dict[str, Tensor]:
-    """The sums of the measurements over the processes, or they themselves in a single process."""
+    """Return the measurements, summed over the processes if there are several."""
     if not process_group:
         return measurements
 
@@ -182,6 +195,6 @@ def all_reduce_measurements(
 
 
 def has_dropout(encoder: nn.Module) -> bool:
-    """Whether an encoder draws random numbers for each image when it is trained."""
+    """Return True if an encoder draws random numbers for each image in training."""
     dropouts = [module for module in encoder.modules() if "Drop" in type(module).__name__]
     return any(getattr(module, rate, 0) for module in dropouts for rate in DROPOUT_RATES)

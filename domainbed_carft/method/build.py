@@ -1,4 +1,4 @@
-"""An algorithm for a training loop of your own: `domainbed_carft.build`."""
+"""`domainbed_carft.build`: an algorithm for a training loop of your own."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.images.protocols import UPSTREAM_SIZE
 from domainbed_carft.jobs import facts
 from domainbed_carft.method.algorithm import CLIPAlgorithm
-from domainbed_carft.method.algorithms import CLASSES, hparams_of
-from domainbed_carft.method.job import wanted_preprocessing
+from domainbed_carft.method.algorithms import CLASSES, recorded_hparams
+from domainbed_carft.method.job import find_preprocessing
 from domainbed_carft.text import unknown
 
 
@@ -25,27 +25,34 @@ def build(
     steps: int | None = None,
     num_domains: int = 1,
 ) -> CLIPAlgorithm:
-    """An algorithm of this package, ready to train and to predict: a torch module on the CPU.
+    """Build an algorithm of this package, ready to train and predict, without a DomainBed job.
 
-    Its ``update([(x, y), ...])`` takes a training step on images x (N, 3, R, R) and labels y (N,)
-    of each domain. ``predict(x)`` returns class logits (N, K), and ``state_dict()`` has the weights
-    that predict.
+    The result is a torch module on the CPU. Its ``update([(x, y), ...])`` takes a training step on
+    images x (N, 3, R, R) and labels y (N,) of each training environment, ``predict(x)`` returns
+    class logits (N, K), and ``state_dict()`` has the weights used for prediction.
 
-    ``preprocess`` turns a Pillow image into an x (3, R, R) of the size that the CLIP takes. It is
-    normalised as DomainBed does, by ImageNet's mean and standard deviation. The algorithm itself
-    goes from there to CLIP's normalisation, so do not normalise once more. If a dataset with this
-    very list of class names was built in this process, its normalisation counts instead.
+    ``preprocess`` turns a Pillow image into x (3, R, R), with the resolution R of the CLIP model.
+    It normalises as in DomainBed, by ImageNet's mean and standard deviation. The algorithm itself
+    converts this to CLIP's normalisation, so do not normalise again. If a dataset with exactly this
+    list of class names was built in this process, its normalisation is used instead.
 
-    ``class_names``: one name per class, in label order. ``hparams``: those that differ from the
-    defaults, such as ``{"clip_backbone": "tiny"}``; the object is not changed. ``steps``: how many
-    updates you will take, by which schedules and averages end. ``num_domains``: how many (x, y) you
-    will give to an update.
+    Nothing is printed, and the random generators keep their state; random weights, such as LoRA's
+    factors, depend on the state of torch's generator. The default CLIP model is downloaded once.
 
-    Prints nothing, and leaves the random generators as they are; random weights, as of LoRA's
-    factors, are drawn by the state that torch's is in. The default CLIP is downloaded once.
+    Args:
+        algorithm: name of an algorithm, such as "CARFT".
+        class_names: one name per class, in label order.
+        hparams: hyperparameters that differ from the defaults, such as
+            ``{"clip_backbone": "tiny"}``; not changed.
+        steps: number of updates that you will take, at which schedules and averages end.
+        num_domains: number of pairs (x, y) that you will pass to an update.
 
-    Raises CarftError for an unknown algorithm or hyperparameter, for values that do not fit, and
-    without ``steps`` for what needs them.
+    Returns:
+        The algorithm, in train mode.
+
+    Raises:
+        CarftError: if an algorithm, hyperparameter or value is invalid, or if ``steps`` is missing
+            and the hyperparameters need it.
 
     >>> algorithm = build("CARFT", ["cat", "dog"], hparams={"clip_backbone": "tiny"}, steps=10)
     >>> algorithm.hparams["total_steps"]
@@ -57,7 +64,7 @@ def build(
     check(COUNT, num_domains=num_domains)
     if algorithm not in CLASSES:
         raise CarftError(unknown("algorithm", algorithm, CLASSES))
-    raise_for([*_class_name_problems(class_names), *_unknown_names(algorithm, hparams)])
+    raise_for([*_class_name_problems(class_names), *_unknown_name_problems(algorithm, hparams)])
 
     algorithm_class = CLASSES[algorithm]
     values = {**hparams, "class_names": [*class_names]}
@@ -65,26 +72,31 @@ def build(
         values["total_steps"] = steps
     complete = algorithm_class.complete_hparams(values)
     if "total_steps" not in values:
-        raise_for(algorithm_class.problems_without_end(complete))
+        raise_for(algorithm_class.total_steps_problems(complete))
 
-    preprocessing = wanted_preprocessing(complete)
-    size = preprocessing.resolution if preprocessing else UPSTREAM_SIZE  # it will say what is wrong
+    preprocessing = find_preprocessing(complete)
+    # Without preprocessing, the constructor raises the error.
+    size = preprocessing.resolution if preprocessing else UPSTREAM_SIZE
     with contextlib.redirect_stdout(io.StringIO()):
         return algorithm_class((3, size, size), len(class_names), num_domains, values)
 
 
 def _class_name_problems(class_names: Any) -> list[str]:
-    """That the class names are none, such as a single text."""
-    is_list = isinstance(class_names, Sequence) and not isinstance(class_names, str)
-    if is_list and class_names and all(isinstance(name, str) and name for name in class_names):
+    """Return a problem if the class names are not a list of texts."""
+    if (
+        isinstance(class_names, Sequence)
+        and not isinstance(class_names, str)
+        and class_names
+        and all(isinstance(name, str) and name for name in class_names)
+    ):
         return []
     return [invalid("class_names", class_names, "a list with one name per class, in label order")]
 
 
-def _unknown_names(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
-    """The names that no record of the algorithm has among its hyperparameters and facts."""
-    valid_names = sorted(hparams_of(algorithm))
-    known_names = {*valid_names, *facts.NAMES, facts.FOREIGN, *_host_names()}
+def _unknown_name_problems(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each name that the algorithm's records do not have."""
+    valid_names = sorted(recorded_hparams(algorithm))
+    known_names = {*valid_names, *facts.NAMES, facts.FOREIGN, *_get_host_hparams()}
     return [
         unknown(f"hyperparameter of {algorithm}", name, valid_names)
         for name in hparams
@@ -92,10 +104,10 @@ def _unknown_names(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _host_names() -> set[str]:
-    """The names that the domainbed in use gives every algorithm; none of a fork without them."""
+def _get_host_hparams() -> set[str]:
+    """Return the hparams that the domainbed in use gives to every algorithm."""
     from domainbed import hparams_registry
 
-    with contextlib.suppress(Exception):  # of any type, by what the fork makes of the function
+    with contextlib.suppress(Exception):  # a fork's function can raise any type
         return {*hparams_registry.default_hparams("ERM", "PACS")}
     return set()

@@ -1,6 +1,7 @@
 """CAR-FT, context-aware robust fine-tuning: Mao et al., arXiv 2211.16175.
 
-After the paper's abstract, and papers and code that quote it; its full text was not at hand.
+Based on the paper's abstract, and on papers and code that quote it; the full text was not
+available.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from domainbed_carft.method.objective import context_kl
 
 
 class CARFT(CLIPAlgorithm):
-    """Fine-tuning that keeps the image encoder's distribution over contexts.
+    """Fine-tuning that preserves the image encoder's distribution over contexts.
 
         L = CE(head(f(x)), y) + kl_weight * KL(p_0(x) || p(x)), the mean over the batch,
         p(x) = softmax_m(t f(x) . W_ctx[m]),
 
     with unit image features f(x), the text features W_ctx (M, D) of the M contexts, averaged over
-    classes, and p_0 the distribution by the original encoder. The head starts from W_cls, the text
+    classes, and p_0 the distribution of the original encoder. The head starts from W_cls, the text
     features of the classes, averaged over contexts.
     """
 
@@ -35,12 +36,12 @@ class CARFT(CLIPAlgorithm):
             1.0,
             draw=power_of_ten(-1, 1),
             meaning="lambda, the weight of the KL term; 0 is ERM (plain fine-tuning)",
-            source="ours, the paper's is unknown to us",
+            source="this package; the paper's value is not known",
         ),
     )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy plus the weighted KL, and both as they are."""
+        """Return the cross-entropy plus the weighted KL, and both unweighted."""
         cross_entropy = F.cross_entropy(self.class_logits(batch.tuned.features), batch.labels)
         weight = self.kl_weight()
         if not weight:
@@ -50,7 +51,7 @@ class CARFT(CLIPAlgorithm):
         return {"loss": cross_entropy + weight * kl, "loss_ce": cross_entropy, "loss_kl": kl}
 
     def kl(self, batch: Batch) -> Tensor:
-        """The KL between the original's distribution over contexts and the tuned encoder's."""
+        """Return the KL between the original and the tuned encoder's distribution over contexts."""
         return context_kl(
             self.context_logits(batch.original.features),
             self.context_logits(batch.tuned.features),
@@ -58,11 +59,11 @@ class CARFT(CLIPAlgorithm):
         )
 
     def kl_weight(self) -> float:
-        """The weight of the KL in this step."""
+        """Return the weight of the KL term in the current step."""
         weight: float = self.hparams["kl_weight"]
         return weight
 
     @classmethod
     def has_kl(cls, hparams: Mapping[str, Any]) -> bool:
-        """Whether the weight of the KL is not 0."""
+        """Return True if the weight of the KL term is not 0."""
         return bool(hparams["kl_weight"] > 0)

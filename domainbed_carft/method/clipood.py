@@ -19,9 +19,9 @@ class CLIPood(CLIPAlgorithm):
 
         L = CE(s (f(x) . t_k + margin (1 - t_y . t_k)), y),
 
-    with unit image features f(x), unit text features t_k of the classes, and the logit scale s. It
-    predicts by the Beta average of its weights (`averages`). The official code casts the weights to
-    half precision after every step; ours trains and averages in float32.
+    with unit image features f(x), unit text features t_k of the classes, and the logit scale s. The
+    Beta average of the weights predicts (`averages`). The official code casts the weights to half
+    precision after every step; this implementation trains and averages in float32.
     """
 
     STYLE = Style(row=5, colour="#3A9AB8", marker="*", dash=(0, (6, 3)))
@@ -44,13 +44,13 @@ class CLIPood(CLIPAlgorithm):
     def build_for_training(
         self, clip_model: Backbone, prompts: Prompts, text_features: Tensor
     ) -> None:
-        """Keep the text features of the classes, and build the rest."""
+        """Also keep the text features (K, D) of the classes."""
         class_texts = zero_shot_weights(text_features).classes
         self.register_buffer("class_texts", class_texts.clone(), persistent=False)
         super().build_for_training(clip_model, prompts, text_features)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The cross-entropy of the class logits with the margin."""
+        """Return the cross-entropy of the class logits with the margin."""
         logits = margin_logits(
             self.class_logits(batch.tuned.features),
             batch.labels,
@@ -62,9 +62,14 @@ class CLIPood(CLIPAlgorithm):
 
 
 def margin_logits(logits: Tensor, labels: Tensor, class_texts: Tensor, shift: Tensor) -> Tensor:
-    """CLIPood's margin metric softmax (thuml/CLIPood, engine.py): (N, K) class logits.
+    """Return class logits (N, K) with the margin metric softmax (thuml/CLIPood, engine.py).
 
-    Each wrong class k gets a head start of ``shift`` * (1 - t_y . t_k) over the true one y.
-    ``class_texts``: (K, D) of unit rows; ``shift``: the logit scale times CLIPood's lambda.
+    Each wrong class k gets a head start of ``shift`` * (1 - t_y . t_k) over the true class y.
+
+    Args:
+        logits: class logits (N, K).
+        labels: (N,).
+        class_texts: unit text features (K, D).
+        shift: the logit scale times CLIPood's lambda.
     """
     return logits + shift * (1 - class_texts @ class_texts.T)[labels]

@@ -1,7 +1,8 @@
-"""Facts that the algorithm needs of its dataset: class names, normalisation, protocol, verdict.
+"""Facts that an algorithm needs about its dataset: class names, normalisation, data check.
 
-They are found by the hparam ``class_names``, which the dataset and the algorithm both get: never
-for whichever dataset was built last. Copies of the hparams find them, too.
+The facts are looked up by the hparam ``class_names``, which both the dataset and the algorithm
+receive, so that an algorithm never gets the facts of whichever dataset was built last. Copies of
+the hparams find the same facts.
 """
 
 from __future__ import annotations
@@ -18,32 +19,28 @@ DATASET_PREFIX = "dataset:"
 
 
 class EnvironmentFacts(NamedTuple):
-    """One environment: name, class names in label order, normalisation; None what is unknown."""
+    """An environment of a dataset, with None for unknown facts."""
 
     name: str
-    classes: Sequence[str] | None
+    classes: Sequence[str] | None  # names in label order
     normalisation: Normalisation | None = None
 
 
 class DatasetFacts(NamedTuple):
-    """All environments of a dataset, and the verdict on it, None where nothing was counted.
-
-    ``protocol``: the preset by which its images are transformed; ``test_envs``: the numbers of
-    the environments left out, None if the host does not tell.
-    """
+    """All environments of a dataset, and the report of its data check."""
 
     environments: Sequence[EnvironmentFacts] = ()
-    report: DataReport | None = None
-    protocol: str = "domainbed"
-    test_envs: Sequence[int] | None = None
+    report: DataReport | None = None  # None if the data was not checked
+    protocol: str = "domainbed"  # the preset of image transforms
+    test_envs: Sequence[int] | None = None  # numbers of the test environments; None if unknown
 
     @property
     def edition(self) -> str:
-        """The verdict and edition for the records; "" where nothing was counted."""
+        """The status and edition of the data for the records, "" if the data was not checked."""
         return self.report.data_edition if self.report else ""
 
 
-# The facts of each dataset that this process has built, by what `_key` makes of its class names.
+# The facts of each dataset built in this process, by the `_make_key` of its class names.
 _facts_by_class_names: dict[str, DatasetFacts] = {}
 
 
@@ -55,36 +52,37 @@ def remember(
     protocol: str = "domainbed",
     test_envs: Sequence[int] | None = None,
 ) -> DatasetFacts:
-    """Keep and return the facts of ``dataset``; ``hparams``: what it was built with, if any.
+    """Store and return the facts of ``dataset`` for later calls of `recall`.
 
-    They count for algorithms whose hparam ``class_names`` is "dataset:" and the dataset's name. If
-    the dataset was built with other class names (a list, a file), they count for those.
+    The facts apply to algorithms whose hparam ``class_names`` is "dataset:" and the dataset's name.
+    If the ``hparams`` used to build the dataset have other class names (a list, a file), the facts
+    also apply to those names.
     """
     facts = DatasetFacts(environments, report, protocol, test_envs)
     _facts_by_class_names[f"{DATASET_PREFIX}{dataset}"] = facts
-    class_names = _class_names(hparams)
-    if class_names is not None and named_dataset(class_names) is None:
-        _facts_by_class_names[_key(class_names)] = facts
+    class_names = _get_class_names(hparams)
+    if class_names is not None and parse_dataset_name(class_names) is None:
+        _facts_by_class_names[_make_key(class_names)] = facts
     return facts
 
 
 def recall(hparams: Any) -> DatasetFacts:
-    """The facts of the dataset that the hparam ``class_names`` names; empty if there are none."""
-    class_names = _class_names(hparams)
+    """Return the facts of the dataset named by the hparam ``class_names``, empty if unknown."""
+    class_names = _get_class_names(hparams)
     if class_names is None:
         return DatasetFacts()
-    return _facts_by_class_names.get(_key(class_names), DatasetFacts())
+    return _facts_by_class_names.get(_make_key(class_names), DatasetFacts())
 
 
 def forget() -> None:
-    """Forget the facts of all datasets, for a process that goes on to another job."""
+    """Forget the facts of all datasets, for a process that starts another job."""
     _facts_by_class_names.clear()
 
 
 def set_normalisation(hparams: Any, normalisation: Normalisation) -> bool:
     """Change the normalisation of the dataset whose facts `recall` returns.
 
-    Returns False, and changes nothing, if it has shown no environments.
+    Returns False, without changes, if the dataset has no known environments.
     """
     facts = recall(hparams)
     if not facts.environments:
@@ -100,27 +98,31 @@ def set_normalisation(hparams: Any, normalisation: Normalisation) -> bool:
     return True
 
 
-def named_dataset(class_names: Any) -> str | None:
-    """NAME where the hparam ``class_names`` is "dataset:NAME", else None."""
-    is_name = isinstance(class_names, str) and class_names.startswith(DATASET_PREFIX)
-    return class_names.removeprefix(DATASET_PREFIX) if is_name else None
+def parse_dataset_name(class_names: Any) -> str | None:
+    """Return NAME if the hparam ``class_names`` is "dataset:NAME", otherwise None."""
+    if isinstance(class_names, str) and class_names.startswith(DATASET_PREFIX):
+        return class_names.removeprefix(DATASET_PREFIX)
+    return None
 
 
-def _class_names(hparams: Any) -> Any:
-    """The hparam ``class_names``; None where a host's object does not have it."""
+def _get_class_names(hparams: Any) -> Any:
+    """Return the hparam ``class_names``, None if a host's object does not have it."""
     try:
         return hparams["class_names"]
     except (KeyError, TypeError, AttributeError):
         return None
 
 
-def _key(class_names: Any) -> str:
-    """Class names as a text, the same for a list, a tuple and what went through JSON."""
+def _make_key(class_names: Any) -> str:
+    """Return class names as a text that is equal for a list, a tuple and a JSON copy."""
     return class_names if isinstance(class_names, str) else json.dumps(list(class_names))
 
 
-def agreed_normalisation(environments: Sequence[EnvironmentFacts]) -> Normalisation | None:
-    """The normalisation of ``environments``, None if none has any; CarftError if they differ."""
+def common_normalisation(environments: Sequence[EnvironmentFacts]) -> Normalisation | None:
+    """Return the common normalisation of the environments, None if unknown.
+
+    Raises CarftError if they differ.
+    """
     distinct = list(dict.fromkeys(e.normalisation for e in environments if e.normalisation))
     if len(distinct) > 1:
         raise CarftError(

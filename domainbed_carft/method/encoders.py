@@ -1,7 +1,7 @@
-"""Image encoders: features, activations on the way to them, their blocks, and the frozen original.
+"""Image encoders: features, activations, blocks, and the frozen original.
 
-The blocks of an encoder are those of a ViT of OpenAI's, open_clip's or timm's, or the four stages
-of a ResNet.
+The blocks of an encoder are those of a ViT of OpenAI, open_clip or timm, or the four stages of a
+ResNet.
 """
 
 from __future__ import annotations
@@ -19,28 +19,35 @@ from torch.utils.checkpoint import checkpoint
 
 from domainbed_carft.errors import CarftError
 
-# The modules of an encoder whose outputs something compares, in the order in which they run.
+# Returns the modules of an encoder whose outputs are compared, in the order in which they run.
 Places = Callable[[Any], Sequence[nn.Module]]
 
 
 class Encoding(NamedTuple):
-    """What an image encoder computes from N images."""
+    """The output of an image encoder for N images."""
 
     features: Tensor  # (N, D), float32, not normalised
-    activations: dict[str, list[Tensor]]  # name -> (N, T, C) of each of its places, float32
+    activations: dict[str, list[Tensor]]  # name -> (N, T, C) of each module, float32
 
 
 def encode(
     encoder: nn.Module, images: Tensor, bf16: bool, places: Mapping[str, Places] | None = None
 ) -> Encoding:
-    """Encode ``images`` (N, 3, R, R), which are as CLIP wants them.
+    """Encode images that are preprocessed for CLIP.
 
-    ``bf16``: whether to autocast. ``places``: name -> the modules whose outputs to return by it.
+    Args:
+        encoder: the image encoder.
+        images: (N, 3, R, R).
+        bf16: True to autocast to bfloat16.
+        places: name -> function that returns the modules whose outputs are recorded.
+
+    Returns:
+        Features (N, D), and the recorded activations by name.
     """
     activations: dict[str, list[Tensor]] = {}
     with contextlib.ExitStack() as stack:
-        for name, modules_of in (places or {}).items():
-            hooks = record_activations(encoder, modules_of(encoder))
+        for name, find_modules in (places or {}).items():
+            hooks = record_activations(encoder, find_modules(encoder))
             activations[name] = stack.enter_context(hooks)
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
             features: Tensor = encoder(images)
@@ -49,19 +56,22 @@ def encode(
 
 @contextlib.contextmanager
 def record_activations(encoder: Any, modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """A list that fills with the outputs of ``modules`` when ``encoder`` runs in the block.
+    """Yield a list that collects the outputs of ``modules`` when ``encoder`` runs in the block.
 
-    Each is (N, T, C) in float32. The hooks are removed when the block ends.
+    Each is (N, T, C) in float32. The hooks are removed at the end of the block.
     """
     outputs: list[Tensor] = []
     transformer = getattr(encoder, "transformer", None)
-    tokens_come_first = not getattr(transformer, "batch_first", False)  # as in OpenAI's
-    transposed = {*getattr(transformer, "resblocks", ())} if tokens_come_first else set()
+    token_first_blocks: set[nn.Module] = set()
+    if not getattr(transformer, "batch_first", False):  # OpenAI's models
+        token_first_blocks = {*getattr(transformer, "resblocks", ())}
 
     def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
         if output.ndim == 4:  # of a convolution
             output = output.flatten(2).transpose(1, 2)
-        outputs.append((output.transpose(0, 1) if module in transposed else output).float())
+        if module in token_first_blocks:
+            output = output.transpose(0, 1)
+        outputs.append(output.float())
 
     hooks = [module.register_forward_hook(record) for module in modules]
     try:
@@ -71,8 +81,8 @@ def record_activations(encoder: Any, modules: Sequence[nn.Module]) -> Iterator[l
             hook.remove()
 
 
-def encoder_blocks(encoder: Any) -> list[nn.Module]:
-    """The blocks of a ViT, the stages of a ResNet; empty for others of timm's."""
+def get_encoder_blocks(encoder: Any) -> list[nn.Module]:
+    """Return the blocks of a ViT or the stages of a ResNet, empty for timm's other encoders."""
     if hasattr(encoder, "layer4"):
         return [getattr(encoder, f"layer{number}") for number in range(1, 5)]
     if hasattr(encoder, "trunk"):
@@ -81,10 +91,10 @@ def encoder_blocks(encoder: Any) -> list[nn.Module]:
 
 
 class FrozenOriginal:
-    """The original image encoder: eval mode, no gradients, computing as the tuned one does.
+    """The original image encoder: in eval mode, without gradients, computed like the tuned encoder.
 
     Deliberately not a Module: it must stay out of ``state_dict``, ``parameters`` and ``train``. In
-    bf16 the large weights are stored as autocast would round them, unless ``keep_weights`` is true.
+    bf16, large weights are stored as autocast would round them, unless ``keep_weights`` is true.
     """
 
     def __init__(self, encoder: nn.Module, bf16: bool, keep_weights: bool = False) -> None:
@@ -95,19 +105,19 @@ class FrozenOriginal:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, places: Mapping[str, Places]) -> Encoding:
-        """The features of ``images``, and the activations at ``places``, as `encode`."""
+        """Encode images (N, 3, R, R) and record the activations at ``places``, like `encode`."""
         return encode(self.encoder, images, self.bf16, places)
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Move the encoder, to another device say."""
+        """Move the encoder, for example to another device."""
         self.encoder._apply(fn)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: it is made of the CLIP's file again where a job resumes."""
+        """Return an empty state: a resumed job rebuilds the original from the CLIP checkpoint."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned: nothing."""
+        """Do nothing, because the state is empty."""
 
     def _round_large_weights(self) -> None:
         for module in self.encoder.modules():
@@ -119,23 +129,23 @@ class FrozenOriginal:
 def configure_blocks(
     encoder: nn.Module, original: FrozenOriginal | None, hparams: Mapping[str, Any]
 ) -> None:
-    """Compile and checkpoint the blocks of ``encoder``, as the hyperparameters say.
+    """Compile and checkpoint the blocks of ``encoder`` according to the hyperparameters.
 
-    ``compile_blocks`` also compiles those of the ``original``. ``checkpoint_blocks`` keeps only
-    what goes into each block, and computes the rest again for the gradients.
+    ``compile_blocks`` also compiles the blocks of the ``original``. ``checkpoint_blocks`` keeps
+    only the inputs of each block, and computes the rest again for the gradients.
 
-    Raises CarftError for an encoder that is not made of blocks, and for a torch that is too old.
+    Raises CarftError for an encoder without blocks, and for a torch version that is too old.
     """
     requested = [name for name in ("compile_blocks", "checkpoint_blocks") if hparams[name]]
-    blocks = encoder_blocks(encoder)
+    blocks = get_encoder_blocks(encoder)
     if requested and not blocks:
         raise CarftError(
-            f"{requested[0]} is True, but this image encoder of timm's has no blocks; set it to "
-            "False"
+            f"{requested[0]} is True, but this timm image encoder has no blocks; set "
+            f"{requested[0]} to False"
         )
 
     if hparams["compile_blocks"]:
-        original_blocks = encoder_blocks(original.encoder) if original else []
+        original_blocks = get_encoder_blocks(original.encoder) if original else []
         _compile([*blocks, *original_blocks])
     if hparams["checkpoint_blocks"]:
         for block in blocks:
@@ -145,5 +155,5 @@ def configure_blocks(
 def _compile(blocks: list[nn.Module]) -> None:
     compiled = {type(block): torch.compile(type(block).forward) for block in blocks}
     for block in blocks:
-        # A method, so that a copy of the module computes with its own weights.
+        # As a bound method, a copy of the module computes with the copied weights.
         block.forward = types.MethodType(compiled[type(block)], block)

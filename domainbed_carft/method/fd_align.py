@@ -1,4 +1,4 @@
-"""FD-Align, Song et al., arXiv 2310.15105: CAR-FT's term over clusters of the contexts."""
+"""FD-Align, Song et al., arXiv 2310.15105: CAR-FT's KL term over clusters of the contexts."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ CLUSTERS = 20  # skingorz/FD-Align, modules/FD_Align_SCP_CoOp.py
 
 
 class FDAlign(CARFT):
-    """CARFT whose KL is over the centres of clusters of the contexts, see `clustered`.
+    """CARFT with the KL over centres of clusters of the contexts (`cluster_centres`).
 
-    The official weight 20 of a mean over images and centres is ``kl_weight`` 1 of a mean over
-    images. Needs scikit-learn. Raises CarftError for fewer than 27 contexts.
+    The official weight 20 of a mean over images and centres equals a ``kl_weight`` of 1 of a mean
+    over images. Needs scikit-learn. Raises CarftError for fewer than 27 contexts.
     """
 
     STYLE = Style(row=16, colour="#6A51A3", marker="h", dash=(0, (6, 1, 1, 1, 1, 1)))
     HPARAMS = (
         replace(
             CARFT.HPARAMS[0],
-            source="skingorz/FD-Align, modules/FD_Align_SCP_CoOp.py; the search is ours",
+            source="skingorz/FD-Align, modules/FD_Align_SCP_CoOp.py; search range: this package",
         ),
         *CARFT.HPARAMS[1:],
     )
@@ -38,12 +38,14 @@ class FDAlign(CARFT):
     def build_for_training(
         self, clip_model: Backbone, prompts: Prompts, text_features: Tensor
     ) -> None:
-        """Find the centres, and build the rest."""
-        self.register_buffer("centres", clustered(self.context_weights, CLUSTERS), persistent=False)
+        """Also find the centres."""
+        self.register_buffer(
+            "centres", cluster_centres(self.context_weights, CLUSTERS), persistent=False
+        )
         super().build_for_training(clip_model, prompts, text_features)
 
     def kl(self, batch: Batch) -> Tensor:
-        """The KL between the distributions over the centres."""
+        """Return the KL between the distributions over the centres."""
         return context_kl(
             self.logits_over(batch.original.features, self.centres),
             self.logits_over(batch.tuned.features, self.centres),
@@ -51,12 +53,22 @@ class FDAlign(CARFT):
         )
 
 
-def clustered(context_weights: Tensor, count: int) -> Tensor:
-    """Centres (``count``, D) of the usual ones of the contexts (M, D).
+def cluster_centres(context_weights: Tensor, count: int) -> Tensor:
+    """Return centres of clusters of the most typical contexts.
 
-    An isolation forest keeps the three quarters that are least unlike the others (60 of the 80
+    An isolation forest keeps the three quarters of the contexts that are most typical (60 of the 80
     templates, as in the official code), and k-means finds the centres, which are not scaled to
-    length 1. Raises CarftError if fewer contexts than centres are kept.
+    length 1.
+
+    Args:
+        context_weights: (M, D).
+        count: number of centres.
+
+    Returns:
+        Centres (``count``, D).
+
+    Raises:
+        CarftError: if fewer contexts than centres are kept.
     """
     k_means = get_module("sklearn.cluster", "scikit-learn").KMeans(count, random_state=0, n_init=10)
     forest = get_module("sklearn.ensemble", "scikit-learn").IsolationForest(random_state=0)
@@ -64,8 +76,8 @@ def clustered(context_weights: Tensor, count: int) -> Tensor:
     num_usual = len(contexts) * 3 // 4
     if num_usual < count:
         raise CarftError(
-            f"FD-Align makes {count} clusters of three quarters of the contexts, and these are "
-            f"{num_usual} of {len(contexts)}; give more contexts, such as 'imagenet'"
+            f"FD-Align makes {count} clusters of three quarters of the contexts, but these are "
+            f"only {num_usual} of {len(contexts)}; use more contexts, such as 'imagenet'"
         )
 
     usualness = forest.fit(contexts).decision_function(contexts)

@@ -33,24 +33,32 @@ from domainbed_carft.method.hparams import (
 )
 from domainbed_carft.method.prompts import Prompts
 
-# How much of CaRot's teacher stays at an update: at the first step, and from WARM_UP_SHARE of the
-# steps on.
+# Share of CaRot's teacher that is kept at an update: at the first step, and after WARM_UP_SHARE of
+# the steps.
 FIRST_MOMENTUM = 0.05
 LAST_MOMENTUM = 0.9
 WARM_UP_SHARE = 0.2
 
 
 def pair_logits(features: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's logits (N, N) of images and captions, from features (N, D) of any length."""
+    """Return CLIP's logits (N, N) of images and captions.
+
+    Args:
+        features: image features (N, D) of any length.
+        texts: caption features (N, D) of any length.
+        scale: the logit scale.
+    """
     return scale * F.normalize(features, dim=-1) @ F.normalize(texts, dim=-1).T
 
 
 def contrastive(logits: Tensor, labels: Tensor, targets: str) -> Tensor:
-    """FLYP's loss (arXiv 2212.00638): CLIP's own, over images and their captions.
+    """Return FLYP's loss (arXiv 2212.00638): CLIP's loss over images and their captions.
 
-    ``logits``: (N, N) of `pair_logits`, caption n describes the class of image n; ``targets``:
-    what counts as the partner of an image, each caption of its class in equal parts
-    ("same-class"), or the one of its own row alone, as in the official code ("diagonal").
+    Args:
+        logits: (N, N) of `pair_logits`; caption n describes the class of image n.
+        labels: (N,).
+        targets: the partners of an image: "same-class" for all captions of its class in equal
+            parts, "diagonal" for the caption of its own row, as in the official code.
     """
     partners = torch.eye(len(labels), device=logits.device)
     if targets == "same-class":
@@ -61,10 +69,10 @@ def contrastive(logits: Tensor, labels: Tensor, targets: str) -> Tensor:
 
 
 class FLYP(CLIPAlgorithm):
-    """Fine-tuning by CLIP's own contrastive loss, text encoder included, arXiv 2212.00638.
+    """Fine-tuning with CLIP's contrastive loss, text encoder included, arXiv 2212.00638.
 
-    Each image of a batch comes with a caption, its class in a context that is drawn for it. The
-    head that predicts is the zero-shot head of the text encoder as it is.
+    Each image of a batch is paired with a caption, its class in a randomly drawn context. The
+    zero-shot head of the current text encoder predicts.
     """
 
     STYLE = Style(row=13, colour="#882255", marker="h", dash=(0, (8, 1, 2, 1)), hollow=True)
@@ -72,8 +80,8 @@ class FLYP(CLIPAlgorithm):
         choice(
             "flyp_targets",
             *("same-class", "diagonal"),
-            meaning="the partners of an image: all captions of its class, or its own alone",
-            source="ours; the official code's is diagonal",
+            meaning="the partners of an image: all captions of its class, or only its own caption",
+            source="this package; diagonal in the official code",
             changes_cost=False,
         ),
     )
@@ -86,8 +94,8 @@ class FLYP(CLIPAlgorithm):
     def build_for_training(
         self, clip_model: Backbone, prompts: Prompts, text_features: Tensor
     ) -> None:
-        """Build the text encoder, its temperature and the tokens of all prompts, and the rest."""
-        self.text = text_encoder.encoder_of(clip_model).requires_grad_(True)
+        """Also build the text encoder, its temperature and the tokens (M, K, L) of all prompts."""
+        self.text = text_encoder.build_text_encoder(clip_model).requires_grad_(True)
         self.log_scale = nn.Parameter(clip_model.model.logit_scale.detach().reshape(()).clone())
 
         tokens = clip_model.tokenize([prompt for row in prompts.rows for prompt in row])
@@ -96,66 +104,70 @@ class FLYP(CLIPAlgorithm):
         super().build_for_training(clip_model, prompts, text_features)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The contrastive loss over the images of a batch and their captions."""
+        """Return the contrastive loss over the images of a batch and their captions."""
         features = batch.tuned.features
-        tokens = self.drawn_captions(batch.labels)
+        tokens = self.draw_captions(batch.labels)
         captions = encode(self.text, tokens, self.bf16).features
 
         logits = pair_logits(features, captions, self.log_scale.exp())
         loss = contrastive(logits, batch.labels, self.hparams["flyp_targets"])
-        return self.with_teacher({"loss": loss}, batch, tokens, logits)
+        return self.add_teacher_terms({"loss": loss}, batch, tokens, logits)
 
-    def drawn_captions(self, labels: Tensor) -> Tensor:
-        """Tokens (N, L) of a caption for each of the ``labels`` (N,), in a random context."""
-        drawn_contexts = torch.randint(len(self.tokens), labels.shape)
-        return self.tokens[copy_to_device(drawn_contexts, labels.device), labels]
+    def draw_captions(self, labels: Tensor) -> Tensor:
+        """Return tokens (N, L) of a caption in a random context for each of the ``labels`` (N,)."""
+        contexts = torch.randint(len(self.tokens), labels.shape)
+        return self.tokens[copy_to_device(contexts, labels.device), labels]
 
-    def with_teacher(
+    def add_teacher_terms(
         self, measurements: dict[str, Tensor], batch: Batch, tokens: Tensor, logits: Tensor
     ) -> dict[str, Tensor]:
-        """The ``measurements`` of FLYP's loss, with what a teacher adds: here nothing.
+        """Return the measurements with a teacher's terms added; FLYP has no teacher.
 
-        ``tokens``: (N, L) of the captions; ``logits``: (N, N) of images and captions.
+        Args:
+            measurements: ``loss`` of FLYP.
+            batch: the images.
+            tokens: (N, L) of the captions.
+            logits: (N, N) of images and captions.
         """
         return measurements
 
     def single_process_reason(self) -> str:
-        """Why its batch cannot be divided among processes."""
-        return "its loss compares each image with the texts of the whole batch"
+        """Return the reason why several processes cannot share a batch."""
+        return "its loss compares each image with all texts of the batch"
 
     @classmethod
     def conflicts(cls, hparams: Mapping[str, Any]) -> dict[str, str]:
-        """That it cannot divide a batch."""
+        """Reject a micro-batch, because the batch cannot be divided."""
         if not hparams["micro_batch"]:
             return {}
         return {
             "micro_batch": f"0: {cls.__name__} contrasts all images of a batch with each other; "
-            "set checkpoint_blocks to true, or a smaller batch_size"
+            "to save memory, set checkpoint_blocks to true or use a smaller batch_size"
         }
 
     @torch.no_grad()
-    def predicting_weights(self) -> dict[str, Tensor]:
-        """Name -> tensor of the weights that predict: the head is that of the text encoder now."""
-        weights = super().predicting_weights()
+    def prediction_weights(self) -> dict[str, Tensor]:
+        """Return the weights used for prediction, with the head of the current text encoder."""
+        weights = super().prediction_weights()
         if self.restored:
             return weights
-        # Averages change in tensors that the text encoder does not have.
+        # Averages are separate tensors, whose changes the text encoder does not notice.
         version = self.predicting.version if self.predicting else 0
-        return {**weights, **self._head_of_text(weights, state=(self.steps_taken, version))}
+        return {**weights, **self._compute_text_head(weights, state=(self.steps_taken, version))}
 
     @torch.no_grad()
     def trained_logits(self, x: Tensor) -> Tensor:
-        """Class logits (N, K) of images by both encoders as they are being trained."""
-        head = self._head_of_text({}, state=(self.steps_taken, "trained"))
+        """Return class logits (N, K) of images by both encoders as they are being trained."""
+        head = self._compute_text_head({}, state=(self.steps_taken, "trained"))
         logits: Tensor = functional_call(self, head, (x,))
         return logits
 
-    def _head_of_text(
+    def _compute_text_head(
         self, weights: Mapping[str, Tensor], state: tuple[Any, ...]
     ) -> dict[str, Tensor]:
-        """The head's tensors by name, of the text encoder with these ``weights`` in its place.
+        """Return the head's tensors by name, for ``weights`` of the text encoder.
 
-        They are computed anew where ``state`` has changed.
+        They are cached and computed again when ``state`` changes.
         """
         text_weights = {
             name.removeprefix("text."): tensor
@@ -167,33 +179,37 @@ class FLYP(CLIPAlgorithm):
         return {"head.weight": head, "head_factor": scale}
 
 
-def contrastive_distillation(logits: Tensor, logits_of_teacher: Tensor) -> Tensor:
-    """CaRot's self-distillation (arXiv 2311.01723): soft cross-entropies of `pair_logits` (N, N).
+def contrastive_distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Return CaRot's self-distillation (arXiv 2311.01723): soft cross-entropies of `pair_logits`.
 
-    The teacher's distribution over captions, and that over images, under the student's: the sum
-    of both means. It is least, the teacher's entropies, where both agree.
+    The student's distributions over captions and over images are compared with the teacher's: the
+    sum of both means. The minimum, the teacher's entropies, is reached where both agree.
+
+    Args:
+        logits: (N, N) of the student.
+        teacher_logits: (N, N) of the teacher.
     """
-    over_texts = F.cross_entropy(logits, logits_of_teacher.softmax(dim=1))
-    over_images = F.cross_entropy(logits.T, logits_of_teacher.T.softmax(dim=1))
+    over_texts = F.cross_entropy(logits, teacher_logits.softmax(dim=1))
+    over_images = F.cross_entropy(logits.T, teacher_logits.T.softmax(dim=1))
     return over_texts + over_images
 
 
 def orthogonality(projection: Tensor) -> Tensor:
-    """CaRot's constraint: the Frobenius norm of P^T P - I, ``projection`` P (width, D)."""
+    """Return CaRot's constraint: the Frobenius norm of P^T P - I, ``projection`` P (width, D)."""
     gram = projection.T @ projection
     return torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device))
 
 
 def teacher_momentum(step: int, total_steps: int) -> float:
-    """How much of the teacher stays at the update after step ``step``, counted from 0."""
+    """Return the share of the teacher that is kept at the update after ``step``, counted from 0."""
     progress = min(1.0, step / (WARM_UP_SHARE * total_steps))
     return FIRST_MOMENTUM + progress * (LAST_MOMENTUM - FIRST_MOMENTUM)
 
 
 class CaRot(FLYP):
-    """FLYP taught by its own moving average, its projection held orthogonal, arXiv 2311.01723.
+    """FLYP with self-distillation from a moving average and an orthogonality constraint.
 
-    L = FLYP's loss + carot_distillation * `contrastive_distillation`
+    CaRot, arXiv 2311.01723: L = FLYP's loss + carot_distillation * `contrastive_distillation`
         + carot_orthogonality * `orthogonality`
     """
 
@@ -205,8 +221,8 @@ class CaRot(FLYP):
             1.5,
             draw=power_of_ten(-1, 1),
             elsewhere=0.0,
-            meaning="the weight of the distillation by CaRot's teacher",
-            source="MLAI-Yonsei/CaRot, README; the search is ours",
+            meaning="the weight of the distillation from CaRot's teacher",
+            source="MLAI-Yonsei/CaRot, README; search range: this package",
         ),
         nonnegative(
             "carot_orthogonality",
@@ -214,59 +230,59 @@ class CaRot(FLYP):
             draw=power_of_ten(-2, 0),
             elsewhere=0.0,
             meaning="the weight of CaRot's orthogonality constraint",
-            source="MLAI-Yonsei/CaRot, README; the search is ours",
+            source="MLAI-Yonsei/CaRot, README; search range: this package",
         ),
         count(
             "carot_interval",
             by_size(2, 500),
             1,
-            meaning="steps from one update of CaRot's teacher to the next",
-            source="MLAI-Yonsei/CaRot, src/args.py; tiny's is ours",
+            meaning="the number of steps between updates of CaRot's teacher",
+            source="MLAI-Yonsei/CaRot, src/args.py; for tiny: this package",
         ),
     )
 
     def build_for_training(
         self, clip_model: Backbone, prompts: Prompts, text_features: Tensor
     ) -> None:
-        """Build what FLYP trains, and the teacher."""
+        """Also build the teacher."""
         super().build_for_training(clip_model, prompts, text_features)
         self.teacher = AveragedTeacher(self.encoder, self.text, self.log_scale)
         if self.hparams["carot_orthogonality"]:
-            visual_projection(self.encoder)  # raises if there is none
+            get_visual_projection(self.encoder)  # raises CarftError if there is no projection
 
-    def with_teacher(
+    def add_teacher_terms(
         self, measurements: dict[str, Tensor], batch: Batch, tokens: Tensor, logits: Tensor
     ) -> dict[str, Tensor]:
-        """The ``measurements`` with the terms that are active; the first step has no teacher."""
+        """Return the measurements with the active terms added; the first step has no teacher."""
         loss = measurements["loss"]
         measurements = {**measurements, "loss_contrastive": loss}
         distillation_weight = self.hparams["carot_distillation"]
         if distillation_weight and self.steps_taken > 0:
-            logits_of_teacher = self.teacher.logits(batch.images, tokens, self.bf16)
-            distillation = contrastive_distillation(logits, logits_of_teacher)
+            teacher_logits = self.teacher.logits(batch.images, tokens, self.bf16)
+            distillation = contrastive_distillation(logits, teacher_logits)
             measurements["loss_distillation"] = distillation
             loss = loss + distillation_weight * distillation
 
         orthogonality_weight = self.hparams["carot_orthogonality"]
         if orthogonality_weight:
-            constraint = orthogonality(visual_projection(self.encoder))
+            constraint = orthogonality(get_visual_projection(self.encoder))
             measurements["loss_orthogonality"] = constraint
             loss = loss + orthogonality_weight * constraint
         return {**measurements, "loss": loss}
 
     @classmethod
-    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[str]:
-        """What needs ``total_steps``: also the momentum of the teacher."""
-        problems = super().problems_without_end(hparams)
+    def total_steps_problems(cls, hparams: Mapping[str, Any]) -> list[str]:
+        """Return the problems without ``total_steps``, including the teacher's momentum."""
+        problems = super().total_steps_problems(hparams)
         if hparams["carot_distillation"]:
             problems.append(
-                "the momentum of CaRot's teacher rises over a share of all steps, whose number is "
-                f"unknown; {GIVE_STEPS}"
+                "the momentum of CaRot's teacher depends on the number of steps, which is not "
+                f"known; {GIVE_STEPS}"
             )
         return problems
 
     def after_step(self) -> None:
-        """Let the teacher follow, every ``carot_interval`` steps."""
+        """Update the teacher every ``carot_interval`` steps."""
         if self.steps_taken % self.hparams["carot_interval"] == 0:
             momentum = teacher_momentum(self.steps_taken, self.hparams["total_steps"])
             self.teacher.follow(self.encoder, self.text, self.log_scale, momentum)
@@ -281,8 +297,8 @@ class CaRot(FLYP):
 class AveragedTeacher:
     """A moving average of both encoders and of the logarithm of their scale.
 
-    It starts as a copy of them. Not a Module on purpose, as ``FrozenOriginal``: a saved run does
-    not need it. The state of a job has it.
+    It starts as a copy of them. Deliberately not a Module, like ``FrozenOriginal``: a saved run
+    does not need the teacher, only the state of a job has it.
     """
 
     def __init__(self, encoder: nn.Module, text: nn.Module, log_scale: Tensor) -> None:
@@ -292,7 +308,7 @@ class AveragedTeacher:
 
     @torch.no_grad()
     def logits(self, images: Tensor, tokens: Tensor, bf16: bool) -> Tensor:
-        """Logits (N, N) of ``images`` (N, 3, R, R) and texts of ``tokens`` (N, L)."""
+        """Return logits (N, N) of ``images`` (N, 3, R, R) and texts with ``tokens`` (N, L)."""
         features = encode(self.encoder, images, bf16).features
         texts = encode(self.text, tokens, bf16).features
         return pair_logits(features, texts, self.log_scale.exp())
@@ -301,20 +317,20 @@ class AveragedTeacher:
     def follow(
         self, encoder: nn.Module, text: nn.Module, log_scale: Tensor, momentum: float
     ) -> None:
-        """Keep ``momentum`` of itself, and take the rest from the weights being trained."""
-        followed = [*encoder.parameters(), *text.parameters(), log_scale]
-        averaged = [*self.encoder.parameters(), *self.text.parameters(), self.log_scale]
-        for average, weight in zip(averaged, followed, strict=True):
+        """Keep the share ``momentum`` of the teacher; the rest comes from the trained weights."""
+        weights = [*encoder.parameters(), *text.parameters(), log_scale]
+        averages = [*self.encoder.parameters(), *self.text.parameters(), self.log_scale]
+        for average, weight in zip(averages, weights, strict=True):
             average.lerp_(weight.detach(), 1 - momentum)
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Move the teacher with the module, to another device say."""
+        """Move the teacher with the module, for example to another device."""
         self.encoder._apply(fn)
         self.text._apply(fn)
         self.log_scale = fn(self.log_scale)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of both encoders and the logarithm of the scale."""
+        """Return the state of both encoders and the logarithm of the scale."""
         return {
             "encoder": self.encoder.state_dict(),
             "text": self.text.state_dict(),
@@ -322,33 +338,33 @@ class AveragedTeacher:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy what `state_dict` returned into the teacher."""
+        """Copy a `state_dict` into the teacher."""
         self.encoder.load_state_dict(state["encoder"])
         self.text.load_state_dict(state["text"])
         self.log_scale.copy_(state["log_scale"])
 
 
-def visual_projection(encoder: Any) -> Tensor:
-    """The projection P (width, D) from an image encoder's last layer into the joint embedding.
+def get_visual_projection(encoder: Any) -> Tensor:
+    """Return the projection P (width, D) from an image encoder's last layer to the joint embedding.
 
-    Raises CarftError for an encoder that has none.
+    Raises CarftError for an encoder without a linear projection.
     """
-    if hasattr(encoder, "attnpool"):  # a ResNet of OpenAI's or open_clip's
-        return _transposed_weight([encoder.attnpool.c_proj])
-    if isinstance(getattr(encoder, "proj", None), Tensor):  # a ViT of theirs
+    if hasattr(encoder, "attnpool"):  # a ResNet of OpenAI or open_clip
+        return _get_transposed_weight([encoder.attnpool.c_proj])
+    if isinstance(getattr(encoder, "proj", None), Tensor):  # a ViT of OpenAI or open_clip
         projection: Tensor = encoder.proj
         return projection
-    # One of timm's ends in open_clip's head, or where that is empty in its own.
+    # timm's encoders end in open_clip's head, or in timm's head if open_clip's is empty.
     layers = [*getattr(encoder, "head", nn.Module()).children()]
-    return _transposed_weight(layers or [getattr(encoder, "trunk", encoder).head])
+    return _get_transposed_weight(layers or [getattr(encoder, "trunk", encoder).head])
 
 
-def _transposed_weight(layers: Sequence[nn.Module]) -> Tensor:
-    """The weight of the only linear layer of ``layers``, as (inputs, outputs)."""
+def _get_transposed_weight(layers: Sequence[nn.Module]) -> Tensor:
+    """Return the weight of the only linear layer among ``layers``, as (inputs, outputs)."""
     linear_layers = [layer for layer in layers if isinstance(layer, nn.Linear)]
     if len(linear_layers) != 1:
         raise CarftError(
-            "carot_orthogonality needs an image encoder that ends in a linear projection; this one "
-            f"has {len(linear_layers)} linear layers there. Set it to 0"
+            "carot_orthogonality needs an image encoder that ends in a linear projection; this "
+            f"encoder ends in {len(linear_layers)} linear layers. Set carot_orthogonality to 0"
         )
     return linear_layers[0].weight.T

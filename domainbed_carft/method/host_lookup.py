@@ -1,4 +1,4 @@
-"""Which domainbed is in use: our harness or a foreign one, and its datasets by name."""
+"""Lookups in the domainbed in use, which is this package's harness or a foreign one."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Any
 from domainbed_carft.jobs import splits
 
 
-def in_our_harness() -> bool:
-    """Whether the domainbed in use is this package's harness, by the flag that only it has."""
+def is_carft_harness() -> bool:
+    """Return True if the domainbed in use is this package's harness, which has a flag for it."""
     import domainbed
 
     return getattr(domainbed, "IS_CARFT_HARNESS", False)
 
 
 def find_dataset_class(name: str) -> Any:
-    """The class that the domainbed in use has for a dataset's name; our harness, also for a path.
+    """Return the host's class for a dataset's name; in this package's harness, also for a path.
 
-    Raises whatever the host raises for an unknown name: NotImplementedError, KeyError, CarftError.
+    Raises the host's exception for an unknown name: NotImplementedError, KeyError, CarftError.
     """
     from domainbed import datasets
 
-    # Not every fork has the function.
+    # Some forks do not have the function.
     look_up = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
     return look_up(name)
 
 
-def evaluated_kinds(dataset: Any) -> Sequence[str]:
-    """The kinds of splits, of `splits.KINDS`, that records have accuracies of.
+def get_evaluated_kinds(dataset: Any) -> Sequence[str]:
+    """Return the kinds of splits, of `splits.KINDS`, whose accuracies are in the records.
 
-    ``dataset``: an object or a class; those of a foreign host, which has no such hook, have all.
+    ``dataset`` is an object or a class. Foreign datasets do not define the hook and have all kinds.
     """
     kinds: Sequence[str] = getattr(dataset, "EVALUATED_SPLITS", splits.KINDS)
     return kinds

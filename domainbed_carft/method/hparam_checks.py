@@ -1,4 +1,4 @@
-"""Checks of a job's hyperparameters: each value, the values together, and the images' shape."""
+"""Checks of a job's hyperparameters: single values, combinations, and the shape of the images."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from typing import Any
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import HparamProblem, collect_problems
 from domainbed_carft.method import prompts
-from domainbed_carft.method.dataset_facts import named_dataset
-from domainbed_carft.method.host_lookup import in_our_harness
-from domainbed_carft.method.hparams import DEMANDABLE, is_preprocessing
+from domainbed_carft.method.dataset_facts import parse_dataset_name
+from domainbed_carft.method.host_lookup import is_carft_harness
+from domainbed_carft.method.hparams import PINNABLE, is_preprocessing
 
-# What one method alone reads, and other methods would ignore without a word.
-_OF_ONE_METHOD = {"margin": "CLIPood has a margin", "lp_steps": "CLIPLPFT probes first"}
+# Hparams used by a single method, which other methods would silently ignore.
+_METHOD_HPARAMS = {"margin": "CLIPood has a margin", "lp_steps": "CLIPLPFT probes first"}
 
 
 def job_problems(
     algorithm: Any, input_shape: Sequence[int], hparams: Mapping[str, Any]
 ) -> list[str]:
-    """The problems of a job with complete ``hparams``: invalid ones, and images not in RGB.
+    """Return the problems of a job with complete ``hparams``, and of images that are not RGB.
 
-    ``algorithm``: its class. Keys that are none of its own are the host's or another method's.
+    ``algorithm`` is the class. Keys that it does not declare belong to the host or to another
+    method.
     """
-    if named_dataset(hparams.get("class_names")) is None and not hparams.get("class_names"):
+    if parse_dataset_name(hparams.get("class_names")) is None and not hparams.get("class_names"):
         return [
-            "no class names are given, and CLIP needs them; give the hparam class_names: a list "
-            "with one name per class in label order, or 'dataset:PACS' for a dataset that this "
-            "package knows"
+            "no class names are given, but CLIP needs them; set the hparam class_names to a list "
+            "with one name per class in label order, or to 'dataset:PACS' for a dataset that this "
+            "package supports"
         ]
     return [*map(str, _value_problems(algorithm, hparams)), *_shape_problems(input_shape)]
 
 
 def _shape_problems(input_shape: Sequence[int]) -> list[str]:
-    """That images of this shape are not in RGB, as (channels, height, width)."""
+    """Return a problem unless images are RGB, of shape (3, height, width)."""
     if len(input_shape) == 3 and input_shape[0] == 3:
         return []
 
@@ -45,9 +46,9 @@ def _shape_problems(input_shape: Sequence[int]) -> list[str]:
 def hparam_problems(
     algorithm: Any, dataset: str, overrides: Mapping[str, Any]
 ) -> list[str | HparamProblem]:
-    """The problems of the hparams that a user sets for a job of the class ``algorithm``.
+    """Return the problems of the hparams set by a user for a job of the class ``algorithm``.
 
-    Not those of ``batch_size``, which our harness itself checks.
+    ``batch_size`` is not checked here, but by the harness.
     """
     values = algorithm.complete_hparams({"class_names": f"dataset:{dataset}"})
     values |= {name: value for name, value in overrides.items() if name != "batch_size"}
@@ -56,29 +57,29 @@ def hparam_problems(
     spec = values["contexts"]
     if spec in prompts.DOMAIN_LISTS and dataset in benchmarks.BENCHMARKS:
         domains = [environment.folder for environment in benchmarks.get(dataset).environments]
-        fewest = _fewest_contexts(algorithm, values)
-        messages = collect_problems(prompts.domain_contexts, spec, domains, fewest)
+        min_contexts = _get_min_contexts(algorithm, values)
+        messages = collect_problems(prompts.make_domain_contexts, spec, domains, min_contexts)
         problems += [HparamProblem("contexts", spec, message=message) for message in messages]
     return problems
 
 
 def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[str | HparamProblem]:
-    """What is invalid among the hparams of a job, one by one and together."""
+    """Return the problems of the hparams of a job, individually and in combination."""
     invalid = {
         name: HparamProblem(name, hparams[name], hparam.expected)
-        for name, hparam in algorithm.own_hparams().items()
+        for name, hparam in algorithm.hparams_by_name().items()
         if not hparam.valid(hparams[name])
     }
-    invalid |= _problems_of_demands(hparams)
+    invalid |= _pin_problems(hparams)
 
     problems: list[str | HparamProblem] = [*invalid.values()]
     if "clip_backbone" not in invalid:
         problems += collect_problems(_require_backbone, hparams["clip_backbone"])
-    # The contexts that are made from the dataset's domains come with it.
+    # Contexts made from the names of domains are only known with the dataset.
     if "contexts" not in invalid and hparams["contexts"] not in prompts.DOMAIN_LISTS:
-        fewest = _fewest_contexts(algorithm, hparams) if "kl_weight" not in invalid else 1
+        min_contexts = _get_min_contexts(algorithm, hparams) if "kl_weight" not in invalid else 1
         spec = hparams["contexts"]
-        messages = collect_problems(prompts.contexts, spec, fewest)
+        messages = collect_problems(prompts.parse_contexts, spec, min_contexts)
         problems += [HparamProblem("contexts", spec, message=message) for message in messages]
     defaults = algorithm.complete_hparams({"class_names": hparams["class_names"]})
     usable = {**hparams, **{name: defaults[name] for name in invalid if name in defaults}}
@@ -86,15 +87,16 @@ def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[str | Hp
     return problems
 
 
-def _problems_of_demands(hparams: Mapping[str, Any]) -> dict[str, HparamProblem]:
-    """Name -> problem of the facts that a user demands."""
+def _pin_problems(hparams: Mapping[str, Any]) -> dict[str, HparamProblem]:
+    """Return by name the problems of pinned facts."""
     problems = {}
-    for name in DEMANDABLE:
+    for name in PINNABLE:
         value = hparams.get(name, "")
         if name == "preprocessing":
             is_valid = value == "" or is_preprocessing(value)
             expected = (
-                "pixels a side, bicubic or bilinear, shortest or squash: '224 bicubic shortest'"
+                "the side in pixels, bicubic or bilinear, shortest or squash, such as "
+                "'224 bicubic shortest'"
             )
         else:
             is_valid = isinstance(value, str)
@@ -104,75 +106,76 @@ def _problems_of_demands(hparams: Mapping[str, Any]) -> dict[str, HparamProblem]
     return problems
 
 
-def _fewest_contexts(algorithm: Any, hparams: Mapping[str, Any]) -> int:
-    """How many contexts a run needs at least: over a single one the KL would be zero."""
+def _get_min_contexts(algorithm: Any, hparams: Mapping[str, Any]) -> int:
+    """Return the minimum number of contexts: over a single context, the KL would be zero."""
     return 2 if algorithm.has_kl(hparams) else 1
 
 
 def _conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> list[HparamProblem]:
-    """Values that are valid one by one and make no sense together."""
+    """Return values that are valid on their own but conflict with each other."""
     expectations = {
         **_step_conflicts(algorithm, hparams),
         **_average_conflicts(algorithm, hparams),
         **_head_conflicts(algorithm, hparams),
         **_lora_conflicts(algorithm, hparams),
-        **_conflicts_of_other_methods(algorithm, hparams),
+        **_other_method_conflicts(algorithm, hparams),
         **algorithm.conflicts(hparams),
     }
     return [HparamProblem(name, hparams[name], expected) for name, expected in expectations.items()]
 
 
 def _step_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
-    """Hparam name -> what is expected, of a warm-up that does not fit into the training."""
+    """Return the expected value, by name, of a warm-up that is longer than the training."""
     if not (algorithm.trains_encoder or algorithm.trains_head):
-        return {}  # nothing is scheduled, and zero-shot CLIP has a single step
+        return {}  # without training there is no schedule, and zero-shot CLIP has a single step
 
     total_steps = hparams["total_steps"]
-    lp_steps = hparams["lp_steps"] if "lp_steps" in algorithm.own_hparams() else 0
+    lp_steps = hparams["lp_steps"] if "lp_steps" in algorithm.hparams_by_name() else 0
     if lp_steps >= total_steps or hparams["warmup_steps"] < total_steps - lp_steps:
         return {}
 
     limit = f"total_steps = {total_steps}"
     if lp_steps:
         limit = f"total_steps - lp_steps = {total_steps - lp_steps}"
-    return {"warmup_steps": f"less than {limit}, or the learning rate never peaks"}
+    return {"warmup_steps": f"less than {limit}; otherwise the learning rate never peaks"}
 
 
 def _average_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
-    """Hparam name -> what is expected, of averages that would not be averages."""
+    """Return the expected values, by name, of averages that would not average."""
     total_steps = hparams["total_steps"]
     expectations = {}
     trains = algorithm.trains_encoder or algorithm.trains_head
     if trains and hparams["average"] == "sma" and hparams["average_start"] >= total_steps:
         expectations["average_start"] = (
-            f"less than total_steps = {total_steps}, or nothing is averaged"
+            f"less than total_steps = {total_steps}; otherwise no weights are averaged"
         )
     if hparams["average"] != "none" and hparams.get("swad"):
         expectations["average"] = (
             "'none' with this DomainBed's swad, which averages the weights itself"
         )
-    elif hparams["average"] == "swad" and not in_our_harness():
+    elif hparams["average"] == "swad" and not is_carft_harness():
         expectations["average"] = (
-            "'none', 'sma', 'ema' or 'beta' in this DomainBed, whose training hands over no "
-            "validation loss; for SWAD train where domainbed is this package's own, outside of "
-            "the checkout"
+            "'none', 'sma', 'ema' or 'beta' in this DomainBed, whose training does not pass a "
+            "validation loss; to use SWAD, train with this package's domainbed, outside of the "
+            "checkout"
         )
     return expectations
 
 
 def _head_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
-    """Hparam name -> what is expected, of options of a head that this algorithm does not have."""
-    has_random_head = hparams["head_init"] == "random" and (
-        algorithm.trains_head or not algorithm.trains_encoder
-    )
-    # A random head has no original to go back to.
-    if has_random_head and hparams["wise_alpha"] != 1:
+    """Return the expected values, by name, of options that need another head."""
+    # A random head has no original weights to interpolate with.
+    if (
+        hparams["head_init"] == "random"
+        and (algorithm.trains_head or not algorithm.trains_encoder)
+        and hparams["wise_alpha"] != 1
+    ):
         return {"wise_alpha": "1 with head_init 'random'"}
     return {}
 
 
 def _lora_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
-    """Hparam name -> what is expected, of options that low-rank factors do not go with."""
+    """Return the expected values, by name, of options that LoRA does not support."""
     if not hparams["lora_rank"]:
         return {}
     if not algorithm.trains_encoder or algorithm.trains_text:
@@ -180,27 +183,27 @@ def _lora_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str
 
     expectations = {}
     if hparams["sp_weight"]:
-        expectations["sp_weight"] = "0 with LoRA, which does not train the weights that L2-SP holds"
+        expectations["sp_weight"] = "0 with LoRA, which does not train the weights L2-SP penalises"
     if hparams["compile_blocks"]:
         expectations["compile_blocks"] = "False with LoRA, whose attention is not compiled"
     return expectations
 
 
-def _conflicts_of_other_methods(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
-    """Hparam name -> what is expected, of what only another method would do."""
+def _other_method_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
+    """Return the expected values, by name, of hparams that only another method uses."""
     return {
         name: f"0: only {owner}"
-        for name, owner in _OF_ONE_METHOD.items()
-        if hparams.get(name) and name not in algorithm.own_hparams()
+        for name, owner in _METHOD_HPARAMS.items()
+        if hparams.get(name) and name not in algorithm.hparams_by_name()
     }
 
 
 def _require_backbone(name: str) -> None:
-    """Raise CarftError for a CLIP that cannot be found without downloading anything."""
-    # Takes the seconds of importing torch.
+    """Raise CarftError for a CLIP model that cannot be found, before downloading it."""
+    # Imported here because importing torch takes seconds.
     from domainbed_carft.clips import open_clip, openai
 
     if name.startswith(open_clip.PREFIX):
         open_clip.check(name)
-    elif name not in openai.OPENAI_WEIGHTS:  # may have to be downloaded, in their turn
+    elif name not in openai.OPENAI_WEIGHTS:  # these are downloaded later if necessary
         openai.locate(name)

@@ -1,8 +1,8 @@
-"""What a hyperparameter is, and those that all of our algorithms share. No torch.
+"""The definition of a hyperparameter, and the hyperparameters of all algorithms. No torch.
 
-Every value is a plain Python one, so that a record round-trips through JSON. What one method alone
-has is declared in its file, in the `HPARAMS` of its class; `algorithms.hparam_values`
-has all together.
+All values are plain Python values, so that a record round-trips through JSON. The hyperparameters
+of a single method are declared in its file, in the `HPARAMS` of its class; all of them together are
+in `algorithms.hparam_values`.
 """
 
 from __future__ import annotations
@@ -21,30 +21,26 @@ from domainbed_carft.jobs.job import seed_hash
 EMBEDDED = ("EmojiStyles", "EmojiUnseen", "EmojiShift")
 SMALL_DATASETS = (*EMBEDDED, "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 DEFAULT_STEPS = 5001  # DomainBed's
-STEPS = dict.fromkeys(EMBEDDED, 101) | {"ImageNet": 25_030}  # of the other datasets
+STEPS = dict.fromkeys(EMBEDDED, 101) | {"ImageNet": 25_030}  # other defaults
 KL_DIRECTIONS = ("original||fine-tuned", "fine-tuned||original")
-UNCHECKED = "unchecked"  # the fact data_edition that trains on any data
+UNCHECKED = "unchecked"  # the value of data_edition that allows any data
 
-# What a user may demand of a job in `--hparams` although the job finds it out itself.
-DEMANDABLE = ("clip_digest", "clip_revision", "prompts_digest", "data_edition", "preprocessing")
+# Facts that a job finds itself, and that a user can pin in `--hparams`.
+PINNABLE = ("clip_digest", "clip_revision", "prompts_digest", "data_edition", "preprocessing")
 _PREPROCESSING = r"([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
-_AS_HERE = object()
+_SAME_DEFAULT = object()
 
 
 class Conditions(NamedTuple):
-    """What defaults and draws depend on.
-
-    ``clip_backbone``: the CLIP that takes the place of the dataset's default, "" for that one.
-    ``steps``: how many a job trains, None if only the dataset's default is known.
-    """
+    """The conditions that defaults and draws depend on."""
 
     dataset: str
-    clip_backbone: str = ""
-    steps: int | None = None
+    clip_backbone: str = ""  # replaces the dataset's default CLIP model, "" for the default
+    steps: int | None = None  # training steps of the job, None for the dataset's default
 
     @property
     def trains_tiny(self) -> bool:
-        """Whether the learning rate and the batch are those of the embedded CLIP."""
+        """True if learning rate and batch size are chosen for the embedded CLIP model."""
         if self.clip_backbone:
             return self.clip_backbone == "tiny"
         return self.dataset in SMALL_DATASETS
@@ -55,14 +51,19 @@ Draw = Callable[[np.random.RandomState, Conditions], Any]
 
 @dataclass(frozen=True)
 class Hparam:
-    """A hyperparameter: its default, its valid values, how it is drawn, and what it does.
+    """A hyperparameter: its default, its valid values, its random draw, and its meaning.
 
-    ``default``: a value, or a function of the `Conditions`. ``valid``: whether a value is;
-    ``expected`` says so in words. ``draw``: for the random search, which keeps the default without
-    it. ``meaning``: one sentence on what it does; ``source``: where its default is from.
-
-    ``elsewhere``: of a method's own, the value in the records of other methods; by default as in
-    its own. ``changes_cost``: whether a step's time or memory depends on it.
+    Attributes:
+        name: the key in ``--hparams``.
+        default: a value, or a function of the `Conditions`.
+        valid: returns True for a valid value.
+        expected: the valid values, in words.
+        draw: draws a value for the random search. Without it, the search keeps the default.
+        meaning: one sentence on its effect.
+        source: origin of the default.
+        elsewhere: for a hyperparameter of one method, the value in the records of other methods, by
+            default the same.
+        changes_cost: True if the time or memory of a step depends on it.
     """
 
     name: str
@@ -71,33 +72,34 @@ class Hparam:
     expected: str
     draw: Draw | None = None
     meaning: str = ""
-    source: str = "ours"
-    elsewhere: Any = _AS_HERE
+    source: str = "this package"
+    elsewhere: Any = _SAME_DEFAULT
     changes_cost: bool = True
 
     def default_for(self, conditions: Conditions) -> Any:
-        """Its default under these conditions."""
+        """Return the default under these conditions."""
         return self.default(conditions) if callable(self.default) else self.default
 
-    def of_another_method(self) -> Hparam:
-        """The hyperparameter as other methods' records have it."""
-        if self.elsewhere is _AS_HERE:
+    def for_other_methods(self) -> Hparam:
+        """Return the hyperparameter as recorded by other methods."""
+        if self.elsewhere is _SAME_DEFAULT:
             return self
         return replace(self, default=self.elsewhere, draw=None)
 
 
-def values_of(
+def get_values(
     hparams: Mapping[str, Hparam], conditions: Conditions, random_seed: int | None = None
 ) -> dict[str, Any]:
-    """Name -> default; with a ``random_seed`` the value that it draws, where there is a draw.
+    """Return the default of each hyperparameter, or with a ``random_seed`` its draw, if it has one.
 
-    As in DomainBed each is drawn from its own generator, so that adding one never moves another.
+    As in DomainBed, each is drawn from a separate generator, so that adding one never changes
+    another.
     """
     values = {name: hparam.default_for(conditions) for name, hparam in hparams.items()}
     if random_seed is None:
         return values
 
-    generator = np.random.RandomState()  # seeding one is much faster than making many
+    generator = np.random.RandomState()  # seeding one is much faster than building many
     for name, hparam in hparams.items():
         if hparam.draw:
             generator.seed(seed_hash(random_seed, name))
@@ -106,18 +108,19 @@ def values_of(
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number >= 0 that a float can hold; JSON may have 10**400."""
-    is_numeric = isinstance(value, (int, float)) and type(value) is not bool
-    return is_numeric and 0 <= value <= sys.float_info.max
+    """Return True for a number >= 0 that fits into a float; JSON can have 10**400."""
+    if not isinstance(value, (int, float)) or type(value) is bool:
+        return False
+    return 0 <= value <= sys.float_info.max
 
 
 def is_positive(value: Any) -> bool:
-    """Whether it is a number > 0 that a float can hold."""
+    """Return True for a number > 0 that fits into a float."""
     return is_number(value) and value > 0
 
 
 def is_preprocessing(value: Any) -> bool:
-    """Whether it says how datasets deliver images, such as "224 bicubic shortest"."""
+    """Return True for the image format of a CLIP model, such as "224 bicubic shortest"."""
     return type(value) is str and bool(re.fullmatch(_PREPROCESSING, value))
 
 
@@ -125,60 +128,78 @@ def _is_fraction(value: Any) -> bool:
     return is_number(value) and bool(value <= 1)
 
 
-def _is_text_or_texts(value: Any) -> bool:
-    """Whether it is a text that is not empty, or a list of such texts."""
+def _is_text_or_list(value: Any) -> bool:
+    """Return True for a non-empty text, or a list of non-empty texts."""
     texts = [value] if isinstance(value, str) else value
-    is_list = isinstance(texts, (list, tuple)) and len(texts) > 0
-    return is_list and all(isinstance(text, str) and text for text in texts)
+    if not isinstance(texts, (list, tuple)) or not texts:
+        return False
+    return all(isinstance(text, str) and text for text in texts)
 
 
 def by_size(small: Any, large: Any) -> Callable[[Conditions], Any]:
-    """The default that is ``small`` on SMALL_DATASETS and ``large`` on others."""
+    """Return a default that is ``small`` on SMALL_DATASETS and ``large`` on other datasets."""
     return lambda conditions: small if conditions.dataset in SMALL_DATASETS else large
 
 
 def power_of_ten(low: float, high: float) -> Draw:
-    """Draw 10 to the power of a uniform number between ``low`` and ``high``."""
+    """Return a draw of 10 to the power of a uniform number between ``low`` and ``high``."""
     return lambda random_state, conditions: float(10 ** random_state.uniform(low, high))
 
 
 def choice(name: str, *choices: Any, default: Any = None, **options: Any) -> Hparam:
-    """One of these, by default the first. ``options``: further fields of `Hparam`."""
+    """Return a hyperparameter with a few valid values.
+
+    Args:
+        name: the key in ``--hparams``.
+        *choices: the valid values.
+        default: the default, by default the first choice.
+        **options: further fields of `Hparam`.
+    """
     kinds = {type(choice) for choice in choices}
     expected = "one of " + ", ".join(map(repr, choices))
     default = choices[0] if default is None else default
     return Hparam(name, default, lambda v: v in choices and type(v) in kinds, expected, **options)
 
 
-def count(name: str, default: Any, least: int = 0, **options: Any) -> Hparam:
-    """A whole number, at least ``least``. ``options``: further fields of `Hparam`."""
-    expected = f"a whole number >= {least}"
-    return Hparam(name, default, lambda v: type(v) is int and v >= least, expected, **options)
+def count(name: str, default: Any, minimum: int = 0, **options: Any) -> Hparam:
+    """Return a hyperparameter for whole numbers.
+
+    Args:
+        name: the key in ``--hparams``.
+        default: a number or a function of the `Conditions`.
+        minimum: the smallest valid number.
+        **options: further fields of `Hparam`.
+    """
+    expected = f"a whole number >= {minimum}"
+    return Hparam(name, default, lambda v: type(v) is int and v >= minimum, expected, **options)
 
 
 def nonnegative(name: str, default: Any, **options: Any) -> Hparam:
-    """A number >= 0. ``options``: further fields of `Hparam`."""
+    """Return a hyperparameter for numbers >= 0; ``options`` are further fields of `Hparam`."""
     return Hparam(name, default, is_number, "a number >= 0", **options)
 
 
 def positive(name: str, default: Any, **options: Any) -> Hparam:
-    """A number > 0. ``options``: further fields of `Hparam`."""
+    """Return a hyperparameter for numbers > 0; ``options`` are further fields of `Hparam`."""
     return Hparam(name, default, is_positive, "a number > 0", **options)
 
 
 def fraction(name: str, default: Any, **options: Any) -> Hparam:
-    """A number in [0, 1]. ``options``: further fields of `Hparam`."""
+    """Return a hyperparameter for numbers in [0, 1]; ``options`` are further fields of `Hparam`."""
     return Hparam(name, default, _is_fraction, "a number in [0, 1]", **options)
 
 
 def learning_rate(
     factor: float = 1,
     published: float | None = None,
-    source: str = "thuml/CLIPood, scripts.sh; CAR-FT's is unknown to us",
+    source: str = "thuml/CLIPood, scripts.sh; CAR-FT's value is not known",
 ) -> Hparam:
-    """The learning rate: ``factor`` times the usual one, or the ``published`` one but for tiny.
+    """Return the learning rate of AdamW.
 
-    The draw is ``factor`` times the usual one.
+    Args:
+        factor: multiplies the usual learning rate in default and draw.
+        published: the default on all datasets, except with the embedded CLIP model.
+        source: origin of the default.
     """
 
     def default(conditions: Conditions) -> float:
@@ -198,15 +219,15 @@ def learning_rate(
         default,
         draw=draw,
         meaning="the learning rate of AdamW",
-        source=f"{source}; tiny's is ours",
+        source=f"{source}; for tiny: this package",
         changes_cost=False,
     )
 
 
 def weight_decay(
-    default: float = 0.1, is_drawn: bool = True, source: str = "WiSE-FT's and CLIPood's"
+    default: float = 0.1, is_drawn: bool = True, source: str = "WiSE-FT and CLIPood"
 ) -> Hparam:
-    """AdamW's weight decay, ``default`` unless it is drawn."""
+    """Return AdamW's weight decay, which is ``default`` unless it is drawn."""
     return nonnegative(
         "weight_decay",
         default,
@@ -217,14 +238,14 @@ def weight_decay(
     )
 
 
-def _class_names(conditions: Conditions) -> str:
+def _default_class_names(conditions: Conditions) -> str:
     if conditions.dataset == "ImageNet":
         return "imagenet"
     task = TASKS.get(conditions.dataset)
     return task.words if task else f"dataset:{conditions.dataset}"
 
 
-def _contexts(conditions: Conditions) -> str:
+def _default_contexts(conditions: Conditions) -> str:
     if conditions.dataset == "ImageNet":
         return "imagenet"
     task = TASKS.get(conditions.dataset)
@@ -233,13 +254,13 @@ def _contexts(conditions: Conditions) -> str:
     return "emoji" if conditions.dataset in SMALL_DATASETS else "imagenet"
 
 
-def _protocol(conditions: Conditions) -> str:
+def _default_protocol(conditions: Conditions) -> str:
     if conditions.dataset == "ImageNet":
         return "wise-ft"
     return "clip" if conditions.dataset in TASKS else "domainbed"
 
 
-def _total_steps(conditions: Conditions) -> int:
+def _default_total_steps(conditions: Conditions) -> int:
     return conditions.steps or STEPS.get(conditions.dataset, DEFAULT_STEPS)
 
 
@@ -247,7 +268,7 @@ def _draw_batch_size(random_state: np.random.RandomState, conditions: Conditions
     return int(2 ** random_state.uniform(3, 5 if conditions.dataset == "DomainNet" else 5.5))
 
 
-# What all algorithms of ours have. Those of averages, LoRA and the penalties stand in their files.
+# The hyperparameters of all algorithms; `averages`, `lora` and `penalties` declare further ones.
 COMMON: tuple[Hparam, ...] = (
     Hparam(
         "clip_backbone",
@@ -255,44 +276,45 @@ COMMON: tuple[Hparam, ...] = (
         lambda v: isinstance(v, str) and bool(v),
         "'tiny', one of OpenAI's names ('ViT-B/16'), the path of an OpenAI-format file, or "
         "open_clip:NAME/TAG, open_clip:hf-hub:ORG/REPO or open_clip:local-dir:FOLDER",
-        meaning="the CLIP that training starts from",
-        source="the published DomainBed figures are ViT-B/16's",
+        meaning="the CLIP checkpoint that training starts from",
+        source="the published DomainBed figures use ViT-B/16",
     ),
     Hparam(
         "context_scale",
         "logit_scale",
         lambda v: v == "logit_scale" or is_positive(v),
         "'logit_scale' or a number > 0",
-        meaning="what multiplies the cosines to the contexts: the scale of zero-shot CLIP, or a "
+        meaning="the factor of the cosines to the contexts: the scale of zero-shot CLIP, or a "
         "number",
         changes_cost=False,
     ),
     Hparam(
         "contexts",
-        _contexts,
-        _is_text_or_texts,
+        _default_contexts,
+        _is_text_or_list,
         "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
-        meaning="the contexts, templates into which class names are put",
-        source="openai/CLIP; quoted by Lipsum-FT as CAR-FT's on ImageNet, elsewhere ours",
+        meaning="the contexts: templates for class names",
+        source="openai/CLIP; quoted by Lipsum-FT as CAR-FT's on ImageNet; other datasets: this "
+        "package",
     ),
     Hparam(
         "class_names",
-        _class_names,
-        _is_text_or_texts,
+        _default_class_names,
+        _is_text_or_list,
         "'dataset:NAME', a shipped list ('cifar10', ...), a text file, or a list of names",
         meaning="the names of the classes, in label order",
     ),
     choice(
         "protocol",
         *("domainbed", "clip", "wise-ft", "lipsum-ft", "host"),
-        default=_protocol,
+        default=_default_protocol,
         meaning="how images are transformed in training and testing",
-        source="DomainBed's; CLIP's for the tasks",
+        source="DomainBed; CLIP for the tasks",
     ),
     choice(
         "head_init",
         *("zero-shot", "random"),
-        meaning="what the head starts from: the text features of the classes, or random weights",
+        meaning="the initial head: the text features of the classes, or random weights",
         source="alibaba/easyrobust, clip_models.py; by CAR-FT's first author, for WiSE-FT",
     ),
     choice(
@@ -306,40 +328,40 @@ COMMON: tuple[Hparam, ...] = (
     choice(
         "weight_decay_all",
         *(False, True),
-        meaning="whether the weight decay is also that of biases, norms and embeddings",
+        meaning="whether biases, norms and embeddings have weight decay as well",
         changes_cost=False,
     ),
     choice(
         "sampling",
         *("with-replacement", "passes"),
-        meaning="how batches are drawn; passes have each image once before any comes again",
-        source="DomainBed's",
+        meaning="how batches are drawn; passes draw each image once before any is drawn again",
+        source="DomainBed",
     ),
     count(
         "batch_size",
         lambda conditions: 16 if conditions.trains_tiny else 32,
         1,
         draw=_draw_batch_size,
-        meaning="images of each training environment in a step",
-        source="DomainBed's; tiny's is ours",
-        changes_cost=False,  # of an image
+        meaning="the number of images of each training environment in a step",
+        source="DomainBed; for tiny: this package",
+        changes_cost=False,  # per image
     ),
     choice(
         "lr_schedule",
         *("cosine", "constant"),
         meaning="whether the learning rate falls along a cosine to 0 at total_steps",
-        source="WiSE-FT's and CLIPood's",
+        source="WiSE-FT and CLIPood",
         changes_cost=False,
     ),
     count(
         "warmup_steps",
         0,
-        meaning="steps in which the learning rate rises linearly",
+        meaning="the number of steps in which the learning rate rises linearly",
         changes_cost=False,
     ),
     count(
         "total_steps",
-        _total_steps,
+        _default_total_steps,
         1,
         meaning="the step at which schedules and averages end",
         source="the steps of the job",
@@ -357,34 +379,34 @@ COMMON: tuple[Hparam, ...] = (
     choice(
         "amp",
         *("auto", "off", "bf16"),
-        meaning="the precision of the encoders; auto is bf16 where a GPU computes in it",
+        meaning="the precision of the encoders; auto is bf16 on GPUs that support it",
     ),
     count(
         "micro_batch",
         0,
-        meaning="images that are computed at a time, with accumulated gradients; 0 is the batch",
+        meaning="the number of images computed at once, with accumulated gradients; 0 is the batch",
     ),
     choice(
         "checkpoint_blocks",
         *(False, True),
-        meaning="whether the encoder's blocks are computed again for the gradients, to save memory",
+        meaning="whether the encoder's blocks are computed twice to save memory",
     ),
     choice(
         "compile_blocks",
         *(False, True),
-        meaning="whether the encoder's blocks are compiled by torch",
+        meaning="whether torch compiles the encoder's blocks",
     ),
     count(
         "drift_every",
         10,
-        meaning="steps from one measurement of the drift over contexts to the next; 0 is off",
+        meaning="the number of steps between measurements of the drift over contexts; 0 is off",
     ),
     choice(
         "kl_direction",
         *KL_DIRECTIONS,
-        meaning="which of the two distributions over contexts the divergence is taken from, in the "
-        "loss and in the measured drift",
-        source="ours, the paper's abstract leaves it open",
+        meaning="the direction of the KL divergence between the two distributions over contexts, "
+        "in the loss and in the measured drift",
+        source="this package; the paper's abstract leaves it open",
         changes_cost=False,
     ),
 )

@@ -1,4 +1,4 @@
-"""What a job finds before it builds its algorithm: its data, CLIP, prompts and precision."""
+"""The facts that a job finds before it builds its algorithm: data, CLIP, prompts, precision."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from domainbed_carft.method.prompts import Prompts
 
 BF16_CAPABILITY = (8, 0)  # the lowest compute capability whose tensor cores multiply bf16
 
-# What differs if a job has another value than a user demands in `--hparams`.
-_DEMANDED = {
-    "clip_digest": "the CLIP is another",
-    "clip_revision": "the hub's is another",
+# Pinnable fact -> reason for a mismatch.
+_PINNED = {
+    "clip_digest": "the CLIP weights differ",
+    "clip_revision": "the hub's revision differs",
     "prompts_digest": "class names or contexts differ",
     "data_edition": "the data differs",
 }
@@ -35,20 +35,16 @@ _DEMANDED = {
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What a job finds before it builds anything.
-
-    ``amp``: "bf16" or "off". ``preprocessing``: how datasets are to deliver images, such as "224
-    bicubic shortest".
-    """
+    """The facts that a job finds before it builds its algorithm."""
 
     data: DatasetFacts
     prompts: Prompts
     clip: ClipFacts
-    amp: str
-    preprocessing: str
+    amp: str  # "bf16" or "off"
+    preprocessing: str  # the images that datasets provide, such as "224 bicubic shortest"
 
     def as_record(self) -> dict[str, str]:
-        """The facts as each record has them, by name: `jobs.facts.NAMES`."""
+        """Return the facts by their names in the records, `jobs.facts.NAMES`."""
         return {
             "clip_digest": self.clip.digest,
             "clip_revision": self.clip.revision,
@@ -60,11 +56,11 @@ class JobFacts:
         }
 
     def describe(self) -> list[str]:
-        """The lines that a job prints."""
+        """Return the lines that a job prints."""
         contexts = self.prompts.contexts
         report = self.data.report
         return [
-            f"Data: {benchmarks.edition_label(self.data.edition) or 'not counted'}",
+            f"Data: {benchmarks.edition_label(self.data.edition) or 'not checked'}",
             *(
                 f"Data differs: {difference}"
                 for difference in (report.differences if report else ())
@@ -75,53 +71,71 @@ class JobFacts:
         ]
 
 
-def find_facts(hparams: Mapping[str, Any], num_classes: int, has_kl: bool) -> JobFacts:
-    """The facts of a job with these complete ``hparams``, which are not changed.
+def find_job_facts(hparams: Mapping[str, Any], num_classes: int, has_kl: bool) -> JobFacts:
+    """Return the facts of a job with complete ``hparams``, which are not changed.
 
-    ``has_kl``: whether its loss has the KL term. Raises CarftError for broken data, for data that
-    does not follow the hparams, as `prompts.prompts_of`, for a CLIP that cannot be found or is not
-    what its name says, for a precision in which this machine does not compute, and where the
-    hparams demand another CLIP, other prompts or other data than the job has.
+    Args:
+        hparams: complete hyperparameters.
+        num_classes: number of classes of the dataset.
+        has_kl: True if the loss has the KL term.
+
+    Returns:
+        The facts.
+
+    Raises:
+        CarftError: if the data is broken or does not follow the hparams, if the prompts are invalid
+            (`prompts.build_prompts`), if the CLIP model cannot be found or has another SHA-256, if
+            this machine does not support the precision, or if a fact differs from its pinned value.
     """
     data = dataset_facts.recall(hparams)
     _require_fitting_data(hparams, data)
     name = hparams["clip_backbone"]
-    clip = _own_file_facts(name, _state_of(name)) if backbone.is_own_file(name) else None
-    clip = clip or backbone.clip_facts(name, backbone.preprocessing(name))
+    if backbone.is_user_file(name):
+        clip = _load_user_file_facts(name, _get_file_state(name))
+    else:
+        clip = backbone.find_clip_facts(name, backbone.find_preprocessing(name))
 
     facts = JobFacts(
         data=data,
-        prompts=prompts.prompts_of(hparams, num_classes, data, has_kl),
+        prompts=prompts.build_prompts(hparams, num_classes, data, has_kl),
         clip=clip,
         amp=resolve_amp(hparams["amp"]),
         preprocessing=hparams.get("preprocessing") or clip.preprocessing.hparam_value,
     )
-    _require_demanded(hparams, facts.as_record())
+    _require_pinned(hparams, facts.as_record())
     return facts
 
 
-def wanted_preprocessing(hparams: Mapping[str, Any]) -> Preprocessing | None:
-    """What the CLIP of these ``hparams`` wants of images.
+def find_preprocessing(hparams: Mapping[str, Any]) -> Preprocessing | None:
+    """Return the preprocessing of the CLIP model of these ``hparams``.
 
-    None for a CLIP that cannot be read: `find_facts` says why.
+    None for a CLIP model that cannot be read: `find_job_facts` raises the reason.
     """
     try:
         name = hparams["clip_backbone"]
-        if backbone.is_own_file(name):
-            return _own_file_facts(name, _state_of(name)).preprocessing
-        return backbone.preprocessing(name)
-    except Exception:  # of any type, by what the file or the hub has
+        if backbone.is_user_file(name):
+            return _load_user_file_facts(name, _get_file_state(name)).preprocessing
+        return backbone.find_preprocessing(name)
+    except Exception:  # an invalid file or the hub can raise any type
         return None
 
 
 def image_format(
     hparams: Mapping[str, Any],
 ) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
-    """Pixels a side, and mean and std a channel, of the images that a host is to deliver.
+    """Return the format of the images that the CLIP model of these ``hparams`` expects.
 
-    None for a CLIP that cannot be read: the algorithm will say why.
+    If the dataset is known, its normalisation is changed to the returned one.
+
+    Args:
+        hparams: complete hyperparameters.
+
+    Returns:
+        The side in pixels, and mean and standard deviation per channel. None for a CLIP model that
+        cannot be read, which the algorithm will report, and for a dataset without known
+        environments.
     """
-    preprocessing = wanted_preprocessing(hparams)
+    preprocessing = find_preprocessing(hparams)
     if preprocessing is None:
         return None
     if not dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std)):
@@ -130,12 +144,11 @@ def image_format(
 
 
 def resolve_amp(amp: str) -> str:
-    """What the hparam ``amp`` means on this machine: "bf16" or "off".
+    """Return the precision of the hparam ``amp`` on this machine: "bf16" or "off".
 
-    Raises CarftError for "bf16" on a GPU that does not compute in it.
+    Raises CarftError for "bf16" on a GPU that does not support it.
     """
-    has_gpu = devices.is_gpu(devices.default_device())
-    gpu = devices.gpu_facts() if has_gpu else None
+    gpu = devices.gpu_facts() if devices.is_gpu(devices.default_device()) else None
     has_bf16 = gpu is not None and gpu.capability >= BF16_CAPABILITY
     if amp == "auto":
         return "bf16" if has_bf16 else "off"
@@ -144,16 +157,16 @@ def resolve_amp(amp: str) -> str:
 
     version = ".".join(map(str, gpu.capability))
     expected = (
-        f"'off' on {gpu.name}, whose compute capability is {version}: bf16 takes 8.0 (A100) or more"
+        f"'off' on {gpu.name}, whose compute capability is {version}: bf16 needs 8.0 (A100) or more"
     )
     raise CarftError(
         f"{invalid('amp', amp, expected)}; "
-        "set amp to 'off', or resume the job on a card on which it began in bf16"
+        "set amp to 'off', or resume a job that started in bf16 on a GPU with bf16"
     )
 
 
-def _state_of(path: str) -> tuple[int, int] | None:
-    """What changes if a file does: its time and size; None if there is no file."""
+def _get_file_state(path: str) -> tuple[int, int] | None:
+    """Return the modification time and size of a file, None if it does not exist."""
     if not os.path.isfile(path):
         return None
     state = os.stat(path)
@@ -161,12 +174,12 @@ def _state_of(path: str) -> tuple[int, int] | None:
 
 
 @functools.lru_cache(maxsize=4)
-def _own_file_facts(path: str, state: tuple[int, int] | None) -> ClipFacts:
-    """The facts of a user's own file, which has to be loaded for them. Raises as `backbone.load`.
+def _load_user_file_facts(path: str, state: tuple[int, int] | None) -> ClipFacts:
+    """Return the facts of a user's file, which has to be loaded.
 
-    ``state``: of the file, as `_state_of` returns it, so that a changed one is loaded again.
+    The ``state`` of the file is part of the cache key, so that a changed file is loaded again.
     """
-    # Making the modules must not move the generators that the job draws from.
+    # Loading the modules must not advance the random generators of the job.
     with torch.random.fork_rng(devices=[]):
         loaded = backbone.load(path)
     return ClipFacts(loaded.digest, loaded.revision, loaded.preprocessing)
@@ -182,25 +195,25 @@ def _require_fitting_data(hparams: Mapping[str, Any], facts: DatasetFacts) -> No
 
     if hparams["sampling"] != "with-replacement" and hparams.get("class_balanced"):
         expected = (
-            "'with-replacement' where class_balanced is true, since a pass has each image once"
+            "'with-replacement' because class_balanced is true, and a pass has each image once"
         )
         raise CarftError(invalid("sampling", hparams["sampling"], expected))
 
     requested = hparams["protocol"]
-    is_hosts_default = requested == "domainbed" and facts.protocol == "host"  # own transforms
-    if requested != facts.protocol and not is_hosts_default:
+    # A host's transforms are valid for the default protocol.
+    if requested != facts.protocol and (requested, facts.protocol) != ("domainbed", "host"):
         raise CarftError(
-            f"protocol is {requested!r}, but this dataset keeps its own transforms "
+            f"protocol is {requested!r}, but this dataset always uses its transforms "
             f"({facts.protocol}). Only this package's datasets and MultipleEnvironmentImageFolder "
-            "with test_envs and hparams can follow another protocol. Leave protocol at 'domainbed'"
+            "with test_envs and hparams support other protocols. Leave protocol at 'domainbed'"
         )
 
 
-def _require_demanded(hparams: Mapping[str, Any], record: Mapping[str, str]) -> None:
-    """Raise CarftError where ``hparams`` demand other facts than the job has."""
+def _require_pinned(hparams: Mapping[str, Any], record: Mapping[str, str]) -> None:
+    """Raise CarftError if a fact of the job differs from the value pinned in ``hparams``."""
     raise_for(
         f"the hparam {name} is {hparams[name]!r}, but this job has {record[name]!r}: "
-        f"{difference}; use the same as the run that the value is from, or omit {name}"
-        for name, difference in _DEMANDED.items()
+        f"{difference}. Use the same as in the run with that value, or omit {name}"
+        for name, difference in _PINNED.items()
         if hparams.get(name, "") not in ("", UNCHECKED, record[name])
     )

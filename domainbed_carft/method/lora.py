@@ -2,12 +2,12 @@
 
 CLIP-LoRA, Zanella and Ben Ayed, arXiv 2405.18541; MaxZanella/CLIP-LoRA at 358f0d7,
 loralib/layers.py and run_utils.py: in every block the query, key and value weights are
-W + s B A, of which only A and B are trained. The scale s is alpha / sqrt(rank) in that code, and
-alpha / rank in LoRA's (arXiv 2106.09685). Dropout acts on what goes into A.
+W + s B A, and only A and B are trained. The scale s is alpha / sqrt(rank) in that code, and
+alpha / rank in LoRA (arXiv 2106.09685). Dropout is applied to the input of A.
 
-The encoder always holds the merged weights: after each step `LoRA.merge` writes them. So whatever
-reads the encoder, from predictions and averages to saved files, needs to know nothing of LoRA. Only
-the forward pass in training mode computes both parts, since dropout acts on one of them alone.
+The encoder always holds the merged weights: `LoRA.merge` writes them after each step, so that
+predictions, averages and saved files do not depend on LoRA. Only the forward pass in training mode
+computes both parts, since dropout is applied to one of them alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.encoders import encoder_blocks
+from domainbed_carft.method.encoders import get_encoder_blocks
 from domainbed_carft.method.hparams import (
     Hparam,
     choice,
@@ -39,12 +39,12 @@ def _rank(default: int) -> Hparam:
         "lora_rank",
         default,
         elsewhere=0,
-        meaning="the rank of the factors that are trained in place of the encoder; 0 is none",
+        meaning="the rank of the factors trained instead of the encoder; 0 disables LoRA",
         source="MaxZanella/CLIP-LoRA, run_utils.py",
     )
 
 
-# As every algorithm has them.
+# The defaults of all algorithms.
 HPARAMS = (
     _rank(0),
     positive(
@@ -57,7 +57,7 @@ HPARAMS = (
     choice(
         "lora_scaling",
         *("alpha/sqrt(r)", "alpha/r"),
-        meaning="the scale of the factors, by lora_alpha and lora_rank r",
+        meaning="the scale of the factors, computed from lora_alpha and lora_rank r",
         source="MaxZanella/CLIP-LoRA, loralib/layers.py",
         changes_cost=False,
     ),
@@ -66,11 +66,11 @@ HPARAMS = (
         0.25,
         lambda v: is_number(v) and v < 1,
         "a number in [0, 1)",
-        meaning="the dropout of what goes into the factors",
+        meaning="the dropout rate of the factors' input",
         source="MaxZanella/CLIP-LoRA, run_utils.py",
     ),
 )
-# As CLIPLoRA has them.
+# The defaults of CLIPLoRA.
 _RECIPE = "MaxZanella/CLIP-LoRA, run_utils.py"
 PUBLISHED = (
     _rank(2),
@@ -78,12 +78,12 @@ PUBLISHED = (
     weight_decay(0.01, source=_RECIPE),
 )
 
-# Queries, keys and values: the projections that are adapted, stacked in one weight.
+# Queries, keys and values: the adapted projections, stacked in one weight.
 PROJECTIONS = 3
 
 
-def scale_of(hparams: Mapping[str, Any]) -> float:
-    """The factor of B A by ``lora_alpha``, ``lora_rank`` and ``lora_scaling``."""
+def lora_scale(hparams: Mapping[str, Any]) -> float:
+    """Return the factor of B A by ``lora_alpha``, ``lora_rank`` and ``lora_scaling``."""
     alpha: float = hparams["lora_alpha"]
     rank: int = hparams["lora_rank"]
     return alpha / rank if hparams["lora_scaling"] == "alpha/r" else alpha / math.sqrt(rank)
@@ -92,8 +92,11 @@ def scale_of(hparams: Mapping[str, Any]) -> float:
 class LoRALayer(nn.Module):
     """The low-rank factors of one block's stacked query, key and value weight.
 
-    ``weight`` (3 E, E): the parameter that is adapted; it stays where it is and is not trained.
-    ``rank``: columns of B; ``scale``: of B A; ``dropout``: its rate, in [0, 1).
+    Args:
+        weight: the adapted parameter (3 E, E), which is neither moved nor trained.
+        rank: number of columns of B.
+        scale: factor of B A.
+        dropout: dropout rate, in [0, 1).
     """
 
     original: Tensor
@@ -111,13 +114,13 @@ class LoRALayer(nn.Module):
             nn.init.kaiming_uniform_(projection, a=math.sqrt(5))
 
     def delta(self) -> Tensor:
-        """What is added to the weight, (3 E, E)."""
+        """Return the update of the weight, (3 E, E)."""
         return self.scale * (self.up @ self.down).flatten(0, 1)
 
     def project(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Queries, keys and values (..., 3 E) of ``x`` (..., E), with dropout on LoRA's input.
+        """Return queries, keys and values (..., 3 E) of ``x`` (..., E).
 
-        The three projections draw dropout masks of their own.
+        Dropout is applied to the input of the factors, with a separate mask for each projection.
         """
         frozen_part = F.linear(x, self.original, bias)
         adapted_parts = []
@@ -128,13 +131,19 @@ class LoRALayer(nn.Module):
 
 
 class LoRA(nn.Module):
-    """The LoRA layers of an image encoder, of which nothing else is trained from now on.
+    """The LoRA layers of an image encoder, whose other parameters are frozen.
 
-    ``encoder``: a ViT of OpenAI's, open_clip's or timm's. In training mode its attention computes
-    with the factors; in eval mode with its own weights, which `merge` keeps up to date. ``scale``:
-    of what the factors add to a weight.
+    In training mode, the encoder's attention computes with the factors; in eval mode with the
+    encoder's weights, which `merge` updates.
 
-    Raises CarftError for an encoder without blocks of self-attention, such as a ResNet.
+    Args:
+        encoder: a ViT of OpenAI, open_clip or timm.
+        rank: number of columns of B.
+        scale: factor of B A.
+        dropout: dropout rate, in [0, 1).
+
+    Raises:
+        CarftError: for an encoder without blocks of self-attention, such as a ResNet.
     """
 
     def __init__(self, encoder: nn.Module, rank: int, scale: float, dropout: float) -> None:
@@ -142,57 +151,63 @@ class LoRA(nn.Module):
         layers = []
         encoder.requires_grad_(False)
 
-        for block in encoder_blocks(encoder):
+        for block in get_encoder_blocks(encoder):
             attention: Any = getattr(block, "attn", None)
-            weight = _stacked_weight(attention)
+            weight = _get_stacked_weight(attention)
             if weight is None:
                 raise CarftError(
                     f"lora_rank is {rank}, which needs an encoder whose blocks have self-attention "
-                    f"with stacked queries, keys and values, such as ViT-B/16; this one's blocks "
-                    f"are {type(block).__name__}s. Set it to 0"
+                    "with stacked queries, keys and values, such as ViT-B/16; the blocks of this "
+                    f"encoder are {type(block).__name__}s. Set lora_rank to 0"
                 )
             layer = LoRALayer(weight, rank, scale, dropout)
-            _compute_with(attention, layer)
+            _use_layer(attention, layer)
             layers.append(layer)
 
         if not layers:
-            raise CarftError(f"lora_rank is {rank}, but this encoder has no blocks; set it to 0")
+            raise CarftError(
+                f"lora_rank is {rank}, but this encoder has no blocks; set lora_rank to 0"
+            )
         self.layers = nn.ModuleList(layers)
 
     def has_dropout(self) -> bool:
-        """Whether each forward pass in training draws random numbers."""
-        return any(layer.dropout > 0 for layer in self._typed_layers())
+        """Return True if each forward pass in training draws random numbers."""
+        return any(layer.dropout > 0 for layer in self._get_layers())
 
     @torch.no_grad()
     def merge(self, encoder: nn.Module) -> None:
-        """Write the adapted weights into the ``encoder`` that the layers were made for."""
-        for weight, layer in zip(merged_weights(encoder), self._typed_layers(), strict=True):
+        """Write the adapted weights into the ``encoder`` for which the layers were built."""
+        for weight, layer in zip(get_merged_weights(encoder), self._get_layers(), strict=True):
             weight.copy_(layer.original + layer.delta())
 
-    def _typed_layers(self) -> list[LoRALayer]:
+    def _get_layers(self) -> list[LoRALayer]:
         return [layer for layer in self.layers if isinstance(layer, LoRALayer)]
 
 
-def merged_weights(encoder: nn.Module) -> list[nn.Parameter]:
-    """The weights of an encoder into which `LoRA.merge` writes, block by block."""
-    weights = [_stacked_weight(getattr(block, "attn", None)) for block in encoder_blocks(encoder)]
+def get_merged_weights(encoder: nn.Module) -> list[nn.Parameter]:
+    """Return the weights of an encoder that `LoRA.merge` writes, block by block."""
+    weights = [
+        _get_stacked_weight(getattr(block, "attn", None)) for block in get_encoder_blocks(encoder)
+    ]
     return [weight for weight in weights if weight is not None]
 
 
-def _stacked_weight(attention: Any) -> nn.Parameter | None:
-    """The stacked weight (3 E, E) of an attention's queries, keys and values, if it has one."""
-    weight = getattr(attention, "in_proj_weight", None)  # torch's, and open_clip's own
+def _get_stacked_weight(attention: Any) -> nn.Parameter | None:
+    """Return the stacked weight (3 E, E) of an attention's queries, keys and values, if any."""
+    weight = getattr(attention, "in_proj_weight", None)  # torch's and open_clip's
     if weight is None:
         weight = getattr(getattr(attention, "qkv", None), "weight", None)  # timm's
-    is_stacked = isinstance(weight, nn.Parameter) and weight.shape[0] == 3 * weight.shape[1]
-    return weight if is_stacked else None
+    if isinstance(weight, nn.Parameter) and weight.shape[0] == PROJECTIONS * weight.shape[1]:
+        return weight
+    return None
 
 
-def _compute_with(attention: Any, layer: LoRALayer) -> None:
-    """Let an attention compute with a LoRA layer in training mode.
+def _use_layer(attention: Any, layer: LoRALayer) -> None:
+    """Make an attention compute with a LoRA layer in training mode.
 
-    The layer becomes a plain attribute, not a submodule: the names of the encoder's state stay as
-    they are. The methods are bound, so that a copy of the encoder computes with its own layer.
+    The layer becomes a plain attribute, not a submodule, so that the names in the encoder's state
+    dict do not change. The methods are bound, so that a copy of the encoder computes with the
+    copied layer.
     """
     if isinstance(attention, nn.MultiheadAttention):
         adapted: Any = attention
@@ -202,8 +217,8 @@ def _compute_with(attention: Any, layer: LoRALayer) -> None:
         forward = _stacked_linear
     else:
         raise CarftError(
-            f"lora_rank: attention of the type {type(attention).__name__} is not supported, "
-            "expected torch's MultiheadAttention or timm's; set it to 0"
+            f"LoRA does not support attention of the type {type(attention).__name__}, expected "
+            "torch's MultiheadAttention or timm's attention; set lora_rank to 0"
         )
     adapted.__dict__["lora_layer"] = layer
     adapted.forward = types.MethodType(forward, adapted)
@@ -212,7 +227,7 @@ def _compute_with(attention: Any, layer: LoRALayer) -> None:
 def _multihead_attention(
     attention: Any, query: Tensor, key: Tensor, value: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Self-attention as `nn.MultiheadAttention` has it; ``key`` and ``value`` are ``query``."""
+    """Return the self-attention of `nn.MultiheadAttention`; ``key`` and ``value`` are ``query``."""
     if not attention.training:
         return nn.MultiheadAttention.forward(attention, query, key, value, **options)
 
@@ -231,7 +246,7 @@ def _multihead_attention(
 
 
 def _stacked_linear(qkv: Any, x: Tensor) -> Tensor:
-    """The stacked projection of timm's attention."""
+    """Return the stacked projection of timm's attention."""
     if not qkv.training:
         return F.linear(x, qkv.weight, qkv.bias)
     projected: Tensor = qkv.lora_layer.project(x, qkv.bias)

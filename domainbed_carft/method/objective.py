@@ -17,18 +17,20 @@ from domainbed_carft.method.hparams import KL_DIRECTIONS as KL_DIRECTIONS  # tes
 
 
 class ZeroShotWeights(NamedTuple):
-    """The two heads that the text encoder gives: one over classes, one over contexts."""
+    """The two heads computed from text features: one over classes, one over contexts."""
 
     classes: Tensor  # (K, D), rows of length 1
     contexts: Tensor  # (M, D), rows of length 1
 
 
 def zero_shot_weights(text_features: Tensor) -> ZeroShotWeights:
-    """W_cls and W_ctx from the text features of every context with every class.
+    """Return W_cls and W_ctx from the text features of every context with every class.
 
-    ``text_features``: (M, K, D), of any length; each is scaled to length 1 first. W_cls is the mean
-    over contexts, W_ctx the mean over classes, each scaled to length 1 again row by row (not by one
-    global norm), as Lipsum-FT (arXiv 2404.00860) quotes CAR-FT.
+    W_cls is the mean over contexts, W_ctx the mean over classes, each scaled to length 1 again row
+    by row (not by one global norm), as Lipsum-FT (arXiv 2404.00860) quotes CAR-FT.
+
+    Args:
+        text_features: (M, K, D), of any length; each is scaled to length 1 first.
     """
     unit = F.normalize(text_features, dim=-1)
     return ZeroShotWeights(
@@ -40,24 +42,35 @@ def zero_shot_weights(text_features: Tensor) -> ZeroShotWeights:
 def class_logits(
     image_features: Tensor, weight: Tensor, bias: Tensor, factor: Tensor | float
 ) -> Tensor:
-    """Class logits (N, K) of image features (N, D) of any length under a head (K, D), (K,)."""
+    """Return class logits (N, K): factor * f(x) . weight + bias, with unit features f(x).
+
+    Args:
+        image_features: (N, D) of any length.
+        weight: (K, D).
+        bias: (K,).
+        factor: the logit scale, or 1 if the weight contains it.
+    """
     unit = F.normalize(image_features, dim=-1)
     return factor * F.linear(unit, weight) + bias
 
 
 def context_scale(setting: str | float, logit_scale: Tensor) -> Tensor | float:
-    """The t of the method by the hparam ``context_scale``: CLIP's logit scale, or a number."""
+    """Return t by the hparam ``context_scale``: CLIP's logit scale, or a number."""
     return logit_scale if isinstance(setting, str) else setting
 
 
 def context_logits(
     image_features: Tensor, context_weights: Tensor, scale: Tensor | float
 ) -> Tensor:
-    """t * f(x) . W_ctx, in float32 whatever the autocast dtype.
+    """Return t * f(x) . W_ctx, (N, M), in float32 for any autocast dtype.
 
-    ``image_features``: (N, D), of any length; ``context_weights``: (M, D) of unit rows; ``scale``:
-    the t of the method. Returns (N, M). bfloat16 keeps 8 bits, and at t = 100 its rounding alone
-    would move a logit by half a nat, so this small product is left in float32.
+    bfloat16 keeps 8 bits, and at t = 100 its rounding alone would change a logit by half a nat, so
+    this small product is computed in float32.
+
+    Args:
+        image_features: (N, D), of any length.
+        context_weights: (M, D), rows of length 1.
+        scale: t of the method.
     """
     with torch.autocast(image_features.device.type, enabled=False):
         unit = F.normalize(image_features.float(), dim=-1)
@@ -65,14 +78,21 @@ def context_logits(
 
 
 def context_kl(original_logits: Tensor, tuned_logits: Tensor, direction: str) -> Tensor:
-    """KL divergence between two context distributions, the mean over the batch, in nats.
+    """Return the KL divergence between two context distributions, the mean over the batch, in nats.
 
-    Both arguments are (N, M) logits. ``direction`` is one of KL_DIRECTIONS; the paper's abstract
-    has both readings open, KL(original || fine-tuned) is our default. Never NaN: computed from
-    log-probabilities. Raises ValueError for an unknown direction.
+    Never NaN: computed from log-probabilities.
+
+    Args:
+        original_logits: (N, M).
+        tuned_logits: (N, M).
+        direction: one of KL_DIRECTIONS. The paper's abstract allows both readings; the default of
+            this package is KL(original || fine-tuned).
+
+    Raises:
+        ValueError: if the direction is unknown.
     """
-    # Near the original the two distributions are almost equal and their KL is a sum of terms that
-    # cancel: in float32 it loses up to three of its digits. (N, M) is small, so float64 is free.
+    # Near the original, the distributions are almost equal, and their KL is a sum of terms that
+    # cancel: float32 would lose up to three digits. (N, M) is small, so float64 costs nothing.
     original = original_logits.double().log_softmax(dim=-1)
     tuned = tuned_logits.double().log_softmax(dim=-1)
     if KL_DIRECTIONS.index(direction):
@@ -82,5 +102,5 @@ def context_kl(original_logits: Tensor, tuned_logits: Tensor, direction: str) ->
 
 
 def context_agreement(original_logits: Tensor, tuned_logits: Tensor) -> Tensor:
-    """Share of the batch whose most likely context is the same for both: a scalar in [0, 1]."""
+    """Return the share of images with the same most likely context, a scalar in [0, 1]."""
     return (original_logits.argmax(dim=-1) == tuned_logits.argmax(dim=-1)).float().mean()

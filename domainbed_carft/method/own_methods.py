@@ -1,4 +1,4 @@
-"""The classes of a user's own methods: their files are run, checked, and marked by a digest.
+"""The classes of a user's own methods: their files are run, checked, and identified by a digest.
 
 Each public class at the top level of such a file that derives from `CLIPAlgorithm` is an algorithm.
 """
@@ -21,55 +21,57 @@ from domainbed_carft.jobs.own_methods import MethodFile
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 
-# Datasets with each kind of default.
-_USUAL_DATASETS = ("EmojiStyles", "PACS")
+# A dataset for each kind of default.
+_EXAMPLE_DATASETS = ("EmojiStyles", "PACS")
 
 
 class OwnMethods(NamedTuple):
-    """Name -> class of a user's own methods, and the problems of their files."""
+    """The classes of a user's own methods by name, and the problems of their files."""
 
     classes: dict[str, type[CLIPAlgorithm]]
     problems: list[str]
 
 
-def load(taken: Collection[str], files: Iterable[MethodFile]) -> OwnMethods:
-    """Run ``files`` with a user's own methods; ``taken``: the names that are ours."""
+def load(used_names: Collection[str], files: Iterable[MethodFile]) -> OwnMethods:
+    """Run the ``files`` with a user's own methods, whose names must not be in ``used_names``."""
     classes: dict[str, type[CLIPAlgorithm]] = {}
     problems: list[str] = []
     for file in files:
         try:
-            loaded = _classes_in(file)
+            loaded = _load_classes(file)
         except CarftError as error:
             problems += error.problems
             continue
 
         for algorithm in loaded:
             name = algorithm.__name__
-            if name in taken:
-                problems.append(name_taken(algorithm, "an algorithm of domainbed-carft"))
+            if name in used_names:
+                problems.append(format_name_conflict(algorithm, "an algorithm of domainbed-carft"))
             elif name in classes:
-                problems.append(name_taken(algorithm, f"one in {_file_of(classes[name])}"))
+                problems.append(
+                    format_name_conflict(algorithm, f"one in {_get_source_path(classes[name])}")
+                )
             else:
                 classes[name] = algorithm
                 problems += _hparam_problems(algorithm)
     return OwnMethods(classes, problems)
 
 
-def name_taken(algorithm: type[CLIPAlgorithm], owner: str) -> str:
-    """That ``owner`` has the name of a user's algorithm."""
-    file = _file_of(algorithm)
+def format_name_conflict(algorithm: type[CLIPAlgorithm], owner: str) -> str:
+    """Return the message for a user's algorithm whose name is already used by ``owner``."""
+    file = _get_source_path(algorithm)
     return f"{file}: the name {algorithm.__name__} is taken by {owner}; rename the class"
 
 
-def _file_of(algorithm: type[CLIPAlgorithm]) -> str:
+def _get_source_path(algorithm: type[CLIPAlgorithm]) -> str:
     return str(sys.modules[algorithm.__module__].__file__)
 
 
-def _classes_in(file: MethodFile) -> list[type[CLIPAlgorithm]]:
-    """The algorithms of a file; CarftError if it is missing or broken, or declares none."""
+def _load_classes(file: MethodFile) -> list[type[CLIPAlgorithm]]:
+    """Return the algorithms in a file; CarftError if the file is missing, broken or has none."""
     if file.path is None:
         raise CarftError(
-            f"{file.named_by}: no source file of such a module is found; expected the name of a "
+            f"{file.named_by}: the module has no source file; expected the name of an importable "
             "module, such as my_package.my_method"
         )
     try:
@@ -77,7 +79,7 @@ def _classes_in(file: MethodFile) -> list[type[CLIPAlgorithm]]:
     except OSError as error:
         raise CarftError(
             f"{file.named_by} names {file.path}, which cannot be read: {error.strerror}; correct "
-            "the path, or leave the file out"
+            "or remove the path"
         ) from error
 
     module = _run(file, file.path, content)
@@ -99,12 +101,12 @@ def _classes_in(file: MethodFile) -> list[type[CLIPAlgorithm]]:
 
 
 def _run(file: MethodFile, path: Path, content: bytes) -> ModuleType:
-    """Run a file as a module of its own, beside one that the user may import by its name.
+    """Run a file as a separate module, even if the user also imports it by name.
 
-    That one may be half imported just now, and the digest is of what is run.
+    The user's import can be incomplete at this moment, and the digest must match the executed code.
     """
     module = ModuleType(f"domainbed_carft_methods.{file.module or path.stem}")
-    if module.__name__ in sys.modules:  # of another folder
+    if module.__name__ in sys.modules:  # a file of the same name in another folder
         module.__name__ += f"_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     module.__file__ = str(path)
     module.__package__ = file.module.rpartition(".")[0]
@@ -115,13 +117,13 @@ def _run(file: MethodFile, path: Path, content: bytes) -> ModuleType:
         exec(compile(content, path, "exec"), vars(module))
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
-        line = _line_of(error, str(path))
+        line = _format_error_line(error, str(path))
         raise CarftError(f"{path}{line} cannot be loaded: {brief(error)}") from error
     return module
 
 
-def _line_of(error: BaseException, path: str) -> str:
-    """``, line 3,`` where a file raised an error; "" if it did not get there."""
+def _format_error_line(error: BaseException, path: str) -> str:
+    """Return ``, line 3,`` for the line of a file that raised an error, "" if there is none."""
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
@@ -133,11 +135,11 @@ def _line_of(error: BaseException, path: str) -> str:
 
 
 def _hparam_problems(algorithm: type[CLIPAlgorithm]) -> Iterator[str]:
-    """What is no hyperparameter in HPARAMS, and which of them lack a valid default."""
-    place = f"{_file_of(algorithm)}: {algorithm.__name__}.HPARAMS"
+    """Yield the problems of HPARAMS: wrong types, and hyperparameters without a valid default."""
+    place = f"{_get_source_path(algorithm)}: {algorithm.__name__}.HPARAMS"
     declared = vars(algorithm).get("HPARAMS", ())
     if not isinstance(declared, (tuple, list)):
-        yield f"{place} is no tuple; write a comma behind its only entry"
+        yield f"{place} is not a tuple; write a comma after its only entry"
         return
 
     for hparam in declared:
@@ -146,12 +148,12 @@ def _hparam_problems(algorithm: type[CLIPAlgorithm]) -> Iterator[str]:
                 f"{place} has {hparam!r:.80}, expected hyperparameters, such as "
                 "nonnegative('my_weight', 1.0)"
             )
-        elif not all(_has_default(hparam, dataset) for dataset in _USUAL_DATASETS):
+        elif not all(_has_default(hparam, dataset) for dataset in _EXAMPLE_DATASETS):
             yield f"{place}: {hparam.name} has no valid default, expected {hparam.expected}"
 
 
 def _has_default(hparam: Hparam, dataset: str) -> bool:
     try:
         return bool(hparam.valid(hparam.default_for(Conditions(dataset))))
-    except Exception:  # of the user's functions
+    except Exception:  # the user's functions can raise any type
         return False

@@ -1,7 +1,7 @@
-"""An algorithm taken apart by a host: image features, the head over them, and both in a row.
+"""The parts of an algorithm that hosts use: image features, the head, and both in sequence.
 
-kebaek/DomainBed prints the parameters of ``classifier``, T3A predicts by its own use of
-``featurizer`` and ``classifier``, and verylarge_dropout averages ``network``.
+kebaek/DomainBed prints the parameters of ``classifier``, T3A predicts with ``featurizer`` and
+``classifier``, and verylarge_dropout averages ``network``.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from domainbed_carft.method.encoders import encode
 
 
 class Featurizer(nn.Module):
-    """From images (N, 3, H, W), as ``predict`` takes them, to image features (N, D)."""
+    """The module from images (N, 3, H, W), as for ``predict``, to image features (N, D)."""
 
     def __init__(self, clip_input: nn.Module, encoder: nn.Module, dim: int, bf16: bool) -> None:
         super().__init__()
         self.input = clip_input
         self.encoder = encoder
-        self.n_outputs = dim  # as DomainBed's featurizers call it
+        self.n_outputs = dim  # the name in DomainBed's featurizers
         self.bf16 = bf16
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image features (N, D), not normalised, of images (N, 3, H, W)."""
+        """Return image features (N, D), not normalised, of images (N, 3, H, W)."""
         return encode(self.encoder, self.input(x), self.bf16).features
 
 
 class Classifier(nn.Module):
-    """From image features (N, D) to class logits (N, K)."""
+    """The module from image features (N, D) to class logits (N, K)."""
 
     factor: Tensor
 
@@ -43,51 +43,51 @@ class Classifier(nn.Module):
         self.register_buffer("factor", factor)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Class logits (N, K) of image features (N, D)."""
+        """Return class logits (N, K) of image features (N, D)."""
         return objective.class_logits(features, self.weight, self.bias, self.factor)
 
 
-def featurizer_of(algorithm: Any) -> Featurizer:
-    """The image encoder of ``algorithm`` with the weights that predict now.
+def build_featurizer(algorithm: Any) -> Featurizer:
+    """Return the image encoder of ``algorithm`` with the current weights used for prediction.
 
-    Its parameters are the algorithm's own, or where others predict (averages, WiSE-FT), these. Ask
-    again after a training step.
+    The parameters are the algorithm's, or replacements if other weights predict (averages,
+    WiSE-FT). Call it again after a training step.
     """
-    weights = algorithm.predicting_weights()
+    weights = algorithm.prediction_weights()
     return Featurizer(
         clip_input=algorithm.input,
-        encoder=_with_weights(algorithm.encoder, "encoder.", weights),
+        encoder=_replace_weights(algorithm.encoder, "encoder.", weights),
         dim=algorithm.head.weight.shape[1],
         bf16=algorithm.bf16,
     )
 
 
-def classifier_of(algorithm: Any) -> Classifier:
-    """The head of ``algorithm`` with the weights that predict now.
+def build_classifier(algorithm: Any) -> Classifier:
+    """Return the head of ``algorithm`` with the current weights used for prediction.
 
-    Its parameters are the algorithm's own, or copies of these weights where others are trained.
+    The parameters are the algorithm's, or replacements if other weights predict.
     """
-    weights = algorithm.predicting_weights()
-    head = _with_weights(algorithm.head, "head.", weights)
+    weights = algorithm.prediction_weights()
+    head = _replace_weights(algorithm.head, "head.", weights)
     factor = weights.get("head_factor", algorithm.head_factor)
     return Classifier(head.weight, head.bias, factor)
 
 
-def network_of(algorithm: Any) -> nn.Sequential:
-    """The featurizer and the classifier of ``algorithm``: from images to class logits (N, K)."""
-    return nn.Sequential(featurizer_of(algorithm), classifier_of(algorithm))
+def build_network(algorithm: Any) -> nn.Sequential:
+    """Return featurizer and classifier in sequence, from images (N, 3, H, W) to logits (N, K)."""
+    return nn.Sequential(build_featurizer(algorithm), build_classifier(algorithm))
 
 
-# What hosts call the parts of an algorithm -> the function that makes it.
+# Attribute name in hosts -> function that builds the part of an algorithm.
 PARTS: dict[str, Callable[[Any], nn.Module]] = {
-    "featurizer": featurizer_of,
-    "classifier": classifier_of,
-    "network": network_of,
+    "featurizer": build_featurizer,
+    "classifier": build_classifier,
+    "network": build_network,
 }
 
 
-def _with_weights(module: nn.Module, prefix: str, weights: Mapping[str, Tensor]) -> Any:
-    """``module``, or a copy with its ``weights`` where these are others; no tensor is copied."""
+def _replace_weights(module: nn.Module, prefix: str, weights: Mapping[str, Tensor]) -> Any:
+    """Return ``module``, or a copy with replaced ``weights`` if it has any; no tensor is copied."""
     tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
     differs = False
 

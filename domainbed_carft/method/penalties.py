@@ -1,10 +1,10 @@
-"""What holds a fine-tuned encoder back beside its loss: a formula, its weight, what it needs.
+"""Penalties that keep a fine-tuned encoder close to the original: formulas, weights, requirements.
 
-Every algorithm that trains the image encoder under a cross-entropy may add any of them: a penalty
-is active if its weight, a hyperparameter, is not 0. N images, D the dimension of CLIP's joint
-embedding; a 0 in a name stands for the frozen original. Each is a scalar that is 0 at the original
-weights, but MIRO's, which then is half the mean logarithm of its variances. Where we deviate from
-official code: docs/methods.
+Every algorithm that trains the image encoder under a cross-entropy can add any of them: a penalty
+is active if its weight, a hyperparameter, is not 0. N is the number of images, D the dimension of
+CLIP's joint embedding; a 0 in a name stands for the frozen original. Each penalty is a scalar that
+is 0 at the original weights, except MIRO's, which then is half the mean logarithm of its variances.
+Deviations from official code are listed in docs/methods.
 """
 
 from __future__ import annotations
@@ -20,26 +20,34 @@ from torch import Tensor, nn
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method.batch import Batch
-from domainbed_carft.method.encoders import FrozenOriginal, Places, encode, encoder_blocks
+from domainbed_carft.method.encoders import FrozenOriginal, Places, encode, get_encoder_blocks
 from domainbed_carft.method.hparams import Hparam, choice, nonnegative, power_of_ten
 from domainbed_carft.method.text_encoder import RandomTexts
 
 QUARTERS = 4
-MIRO_VARIANCE = 0.1  # at the start
+MIRO_VARIANCE = 0.1  # initial value
 _MIN_VARIANCE = 1e-5
 LIPSUM_TEXTS = 80  # cs-giung/lipsum-ft, scripts/Lipsum-FT.py
-LIPSUM_LENGTH = 8  # words of each, the same file
+LIPSUM_LENGTH = 8  # words per text, the same file
 _TIMM_VIT_PARTS = ("patch_embed", "norm_pre")
 
 
 class Penalty:
-    """A term of the loss beside the cross-entropy, added where its weight is not 0.
+    """A term added to the cross-entropy if its weight is not 0.
 
-    ``name``: of the record's key, ``loss_<name>``. ``weight``: the hyperparameter that weights it,
-    with the default and the draw of the method that published it. ``hparams``: its others.
-    ``places``: the modules of both encoders whose outputs it compares; `Batch.tuned` and
-    `Batch.original` then have them in ``activations[name]``. ``trained``: what the optimizer
-    trains for it, and ``trained_name`` its name in the state dict.
+    Args:
+        hparams: hyperparameters of the job.
+        clip_model: the loaded CLIP model, before training.
+
+    Attributes:
+        name: part of the records' key ``loss_<name>``.
+        weight: hyperparameter that weights the penalty, with the default and the draw of the method
+            that published it.
+        hparams: further hyperparameters of the penalty.
+        places: returns the modules of an encoder whose outputs are compared; `Batch.tuned` and
+            `Batch.original` then have these outputs in ``activations[name]``.
+        trained: module trained by the optimizer for the penalty, None if there is none.
+        trained_name: name of that module in the state dict.
     """
 
     name: ClassVar[str]
@@ -50,23 +58,32 @@ class Penalty:
     trained_name = ""
 
     def __init__(self, hparams: Mapping[str, Any], clip_model: Backbone) -> None:
-        """Take what the penalty needs of the job's ``hparams`` and of its CLIP before training."""
+        """Store the parts of ``hparams`` and ``clip_model`` that the penalty needs."""
 
     def measure(self, batch: Batch, encoder: nn.Module, original: FrozenOriginal) -> Tensor:
-        """The penalty of a micro-batch, a scalar. ``encoder``: the one that is trained."""
+        """Return the penalty of a micro-batch.
+
+        Args:
+            batch: the micro-batch.
+            encoder: the trained encoder.
+            original: the frozen original encoder.
+
+        Returns:
+            A scalar, unweighted.
+        """
         raise NotImplementedError
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Move what `__init__` took, to another device say."""
+        """Move the tensors of the penalty, for example to another device."""
 
 
 def weight_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """L2-SP (arXiv 1802.01483): the sum over all weights of (w - w0)^2, without a factor 1/2."""
+    """Return L2-SP (arXiv 1802.01483): the sum over weights of (w - w0)^2, without a factor 1/2."""
     return torch.stack([(now - start).square().sum() for now, start in pairs]).sum()
 
 
 class L2SPPenalty(Penalty):
-    """The squared distance of the encoder's weights to the original ones: `weight_distance`."""
+    """The squared distance of the encoder's weights to the original weights: `weight_distance`."""
 
     name = "sp"
     weight = nonnegative(
@@ -74,24 +91,29 @@ class L2SPPenalty(Penalty):
         0.5,
         draw=power_of_ten(-3, 1),
         elsewhere=0.0,
-        meaning="the weight of L2-SP's squared distance of weights",
+        meaning="the weight of L2-SP, the squared distance of weights",
         source="omegafragger/ldifs_code, args.py",
     )
 
     def measure(self, batch: Batch, encoder: nn.Module, original: FrozenOriginal) -> Tensor:
-        """The distance, which depends on no image."""
+        """Return the distance, which does not depend on the images."""
         pairs = zip(encoder.parameters(), original.encoder.parameters(), strict=True)
         return weight_distance(pairs)
 
 
 def feature_distance(features: Tensor, features_0: Tensor) -> Tensor:
-    """The mean over the batch of the squared distance of unit features: 2 - 2 cos. (N, D) both."""
+    """Return the mean over the batch of the squared distance of unit features: 2 - 2 cos.
+
+    Args:
+        features: (N, D) of the tuned encoder, of any length.
+        features_0: (N, D) of the original, of any length.
+    """
     gap = F.normalize(features, dim=-1) - F.normalize(features_0, dim=-1)
     return gap.square().sum(dim=-1).mean()
 
 
 class FeatureDistillationPenalty(Penalty):
-    """The squared distance of unit image features to the original ones: `feature_distance`."""
+    """The squared distance of unit image features to the original features: `feature_distance`."""
 
     name = "fd"
     weight = nonnegative(
@@ -103,19 +125,19 @@ class FeatureDistillationPenalty(Penalty):
     )
 
     def measure(self, batch: Batch, encoder: nn.Module, original: FrozenOriginal) -> Tensor:
-        """The mean distance of a micro-batch."""
+        """Return the mean distance of a micro-batch."""
         return feature_distance(batch.tuned.features, batch.original.features)
 
 
-def quarter_ends(encoder: Any, first_in_vit: str, penalty: str) -> list[nn.Module]:
-    """The module where an encoder begins, and the last one of each quarter of its blocks.
+def get_quarter_ends(encoder: Any, first_in_vit: str, penalty: str) -> list[nn.Module]:
+    """Return the first module of an encoder, and the last module of each quarter of its blocks.
 
     In a ViT-B/16 these are ``first_in_vit``, "ln_pre" or "conv1", and the blocks 3, 6, 9 and 12,
-    in other ViTs of OpenAI's, open_clip's and timm's the corresponding ones; in a ResNet the end of
-    the stem and the four stages. Raises CarftError for an encoder of timm's that is not a ViT,
-    which the ``penalty`` of this name cannot compare.
+    in other ViTs of OpenAI, open_clip and timm the corresponding modules; in a ResNet the end of
+    the stem and the four stages. Raises CarftError for a timm encoder that is not a ViT, which the
+    ``penalty`` of this name does not support.
     """
-    blocks = encoder_blocks(encoder)
+    blocks = get_encoder_blocks(encoder)
     if hasattr(encoder, "layer4"):
         return [encoder.avgpool, *blocks]
 
@@ -123,8 +145,8 @@ def quarter_ends(encoder: Any, first_in_vit: str, penalty: str) -> list[nn.Modul
         trunk = encoder.trunk
         if not blocks or not all(hasattr(trunk, part) for part in _TIMM_VIT_PARTS):
             raise CarftError(
-                f"{penalty}_weight needs an image encoder of blocks, and {type(trunk).__name__} of "
-                "timm has none; choose another clip_backbone or algorithm"
+                f"{penalty}_weight needs an image encoder with blocks, but timm's "
+                f"{type(trunk).__name__} has none; choose another clip_backbone or algorithm"
             )
         first = trunk.norm_pre if first_in_vit == "ln_pre" else trunk.patch_embed.proj
     else:
@@ -135,10 +157,14 @@ def quarter_ends(encoder: Any, first_in_vit: str, penalty: str) -> list[nn.Modul
 
 
 def ldifs(activations: Sequence[Tensor], activations_0: Sequence[Tensor], axis: str) -> Tensor:
-    """LDIFS (arXiv 2308.13320): the distance of activations of several modules.
+    """Return LDIFS (arXiv 2308.13320): the distance of activations of several modules.
 
-    Each is (N, T, C), and is scaled to length 1 along ``axis``, "channel" or "token"; the mean is
-    over images, tokens and channels of a module, then over modules.
+    The mean is over images, tokens and channels of a module, then over modules.
+
+    Args:
+        activations: (N, T, C) of each module of the tuned encoder.
+        activations_0: (N, T, C) of each module of the original.
+        axis: axis along which activations are scaled to length 1, "channel" or "token".
     """
     dim = 2 if axis == "channel" else 1
     distances = [
@@ -149,7 +175,7 @@ def ldifs(activations: Sequence[Tensor], activations_0: Sequence[Tensor], axis: 
 
 
 class LDIFSPenalty(Penalty):
-    """The distance of activations at five places to the original ones: `ldifs`."""
+    """The distance of activations at five places to the original activations: `ldifs`."""
 
     name = "ldifs"
     weight = nonnegative(
@@ -157,36 +183,43 @@ class LDIFSPenalty(Penalty):
         10.0,
         draw=power_of_ten(0, 2),
         elsewhere=0.0,
-        meaning="the weight of LDIFS's distance of activations",
-        source="omegafragger/ldifs_code, args.py; the search is ours",
+        meaning="the weight of LDIFS, the distance of activations",
+        source="omegafragger/ldifs_code, args.py; search range: this package",
     )
     hparams = (
         choice(
             "ldifs_axis",
             *("channel", "token"),
             meaning="the axis along which LDIFS scales activations to length 1",
-            source="ours; the official code's is token",
+            source="this package; token in the official code",
             changes_cost=False,
         ),
     )
-    places = staticmethod(functools.partial(quarter_ends, first_in_vit="ln_pre", penalty="ldifs"))
+    places = staticmethod(
+        functools.partial(get_quarter_ends, first_in_vit="ln_pre", penalty="ldifs")
+    )
 
     def __init__(self, hparams: Mapping[str, Any], clip_model: Backbone) -> None:
         super().__init__(hparams, clip_model)
         self.axis: str = hparams["ldifs_axis"]
 
     def measure(self, batch: Batch, encoder: nn.Module, original: FrozenOriginal) -> Tensor:
-        """The distance of a micro-batch."""
+        """Return the distance of a micro-batch."""
         return ldifs(
             batch.tuned.activations[self.name], batch.original.activations[self.name], self.axis
         )
 
 
 def lipsum(features: Tensor, features_0: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """Lipsum-FT (arXiv 2404.00860): gaps of the logits of random texts, squared.
+    """Return Lipsum-FT (arXiv 2404.00860): squared differences of the logits of random texts.
 
-    The mean over the batch of 1/(2M) sum_m (s f . u_m - s f0 . u_m)^2. ``features``: (N, D) of any
-    length; ``texts``: (M, D) text features of any length; ``scale``: s, the logit scale.
+    The mean over the batch of 1/(2M) sum_m (s f . u_m - s f0 . u_m)^2.
+
+    Args:
+        features: (N, D) of the tuned encoder, of any length.
+        features_0: (N, D) of the original, of any length.
+        texts: (M, D) text features u of any length.
+        scale: the logit scale s.
     """
     gap = F.normalize(features, dim=-1) - F.normalize(features_0, dim=-1)
     logits = scale * gap @ F.normalize(texts, dim=-1).T
@@ -194,7 +227,7 @@ def lipsum(features: Tensor, features_0: Tensor, texts: Tensor, scale: Tensor) -
 
 
 class LipsumPenalty(Penalty):
-    """The gap of the logits of 80 random texts of 8 words, new ones at each step: `lipsum`."""
+    """The change of the logits of 80 random texts of 8 words, drawn at each step: `lipsum`."""
 
     name = "lipsum"
     weight = nonnegative(
@@ -202,8 +235,8 @@ class LipsumPenalty(Penalty):
         1.0,
         draw=power_of_ten(-1, 1),
         elsewhere=0.0,
-        meaning="the weight of Lipsum-FT's gap of the logits of random texts",
-        source="cs-giung/lipsum-ft, scripts/Lipsum-FT.py; the search is ours",
+        meaning="the weight of Lipsum-FT, the change of the logits of random texts",
+        source="cs-giung/lipsum-ft, scripts/Lipsum-FT.py; search range: this package",
     )
 
     def __init__(self, hparams: Mapping[str, Any], clip_model: Backbone) -> None:
@@ -212,13 +245,13 @@ class LipsumPenalty(Penalty):
         self.logit_scale = torch.tensor(clip_model.logit_scale)
 
     def measure(self, batch: Batch, encoder: nn.Module, original: FrozenOriginal) -> Tensor:
-        """The gap of a micro-batch; all micro-batches of a step have the same texts."""
+        """Return the penalty of a micro-batch; all micro-batches of a step use the same texts."""
         draw = functools.partial(self.random_texts, LIPSUM_TEXTS, LIPSUM_LENGTH)
         texts = batch.draw_once("texts", draw)
         return lipsum(batch.tuned.features, batch.original.features, texts, self.logit_scale)
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Move the text encoder and the scale, to another device say."""
+        """Move the text encoder and the scale, for example to another device."""
         self.random_texts.encoder._apply(fn)
         self.logit_scale = fn(self.logit_scale)
 
@@ -226,10 +259,15 @@ class LipsumPenalty(Penalty):
 def variational(
     activations: Sequence[Tensor], activations_0: Sequence[Tensor], raw: Sequence[Tensor]
 ) -> Tensor:
-    """MIRO (arXiv 2203.10789) with the identity as its mean encoder.
+    """Return MIRO (arXiv 2203.10789) with the identity as its mean encoder.
 
     The sum over modules of the mean over (N, T, C) of ((z - z0)^2 / v + log v) / 2, with the
-    variances v = softplus(b) + 1e-5 of each channel; ``raw`` has a b (C,) a module.
+    variances v = softplus(b) + 1e-5 of each channel.
+
+    Args:
+        activations: z, (N, T, C) of each module of the tuned encoder.
+        activations_0: z0, (N, T, C) of each module of the original.
+        raw: b, (C,) of each module.
     """
     terms = []
     for now, start, b in zip(activations, activations_0, raw, strict=True):
@@ -239,14 +277,14 @@ def variational(
 
 
 def raw_variance(variance: float, channels: int) -> Tensor:
-    """The b (C,) of `variational` whose variances are ``variance``."""
+    """Return b (C,) of `variational` such that all variances are ``variance``."""
     return torch.full((channels,), variance - _MIN_VARIANCE).expm1().log()
 
 
 class MIROPenalty(Penalty):
     """MIRO's bound on the mutual information with the original: `variational`.
 
-    Its variances, one a channel of each place, are trained at ten times the learning rate.
+    Its variances, one per channel of each place, are trained at ten times the learning rate.
     """
 
     name = "miro"
@@ -256,9 +294,9 @@ class MIROPenalty(Penalty):
         draw=power_of_ten(-2, 0),
         elsewhere=0.0,
         meaning="the weight of MIRO's term",
-        source="khanrc/miro, README; the search is ours",
+        source="khanrc/miro, README; search range: this package",
     )
-    places = staticmethod(functools.partial(quarter_ends, first_in_vit="conv1", penalty="miro"))
+    places = staticmethod(functools.partial(get_quarter_ends, first_in_vit="conv1", penalty="miro"))
     trained_name = "miro_variances"
 
     def __init__(self, hparams: Mapping[str, Any], clip_model: Backbone) -> None:
@@ -274,7 +312,7 @@ class MIROPenalty(Penalty):
         self.trained = self.variances
 
     def measure(self, batch: Batch, encoder: nn.Module, original: FrozenOriginal) -> Tensor:
-        """The term of a micro-batch."""
+        """Return the penalty of a micro-batch."""
         return variational(
             batch.tuned.activations[self.name],
             batch.original.activations[self.name],
@@ -290,18 +328,18 @@ PENALTIES: tuple[type[Penalty], ...] = (
     LipsumPenalty,
     MIROPenalty,
 )
-# As every algorithm has them; the method that published one has its weight by default.
+# The defaults of all algorithms. The method that published a penalty declares its weight instead.
 HPARAMS = tuple(
     hparam
     for penalty in PENALTIES
-    for hparam in (penalty.weight.of_another_method(), *penalty.hparams)
+    for hparam in (penalty.weight.for_other_methods(), *penalty.hparams)
 )
 
 
 class Penalties(nn.Module):
-    """The active penalties of an algorithm, those whose weight is not 0.
+    """The active penalties of an algorithm, whose weights are not 0.
 
-    The state dict has what is trained for them.
+    The state dict has the parameters trained for penalties.
     """
 
     def __init__(self, hparams: Mapping[str, Any], clip_model: Backbone) -> None:
@@ -316,7 +354,7 @@ class Penalties(nn.Module):
 
     @property
     def places(self) -> dict[str, Places]:
-        """Name -> the modules whose outputs the penalty of that name compares."""
+        """Name of a penalty -> function that returns the modules whose outputs it compares."""
         places_by_name = {}
         for penalty in self.active:
             places = type(penalty).places
@@ -327,7 +365,7 @@ class Penalties(nn.Module):
     def measure(
         self, batch: Batch, encoder: nn.Module, original: FrozenOriginal
     ) -> dict[str, Tensor]:
-        """Name -> penalty of a micro-batch, unweighted."""
+        """Return the unweighted penalties of a micro-batch by name."""
         return {penalty.name: penalty.measure(batch, encoder, original) for penalty in self.active}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Penalties:

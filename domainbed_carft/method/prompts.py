@@ -1,4 +1,4 @@
-"""Every word that CLIP's text encoder reads: contexts, class names, prompts. No torch.
+"""Contexts, class names and prompts, the input of CLIP's text encoder. No torch.
 
 A context is a template with one ``{}`` for the class name: "a sketch of a {}.". The lists are text
 files in ``assets/contexts`` and ``assets/class_names``; ``assets/README.md`` has their sources.
@@ -18,7 +18,7 @@ from typing import Any
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import dataset_facts
-from domainbed_carft.method.dataset_facts import DATASET_PREFIX, DatasetFacts, named_dataset
+from domainbed_carft.method.dataset_facts import DATASET_PREFIX, DatasetFacts, parse_dataset_name
 from domainbed_carft.text import quantity, shorten
 
 # OpenAI's lists for the datasets of CLIP's paper: class names, and templates for them.
@@ -38,16 +38,16 @@ CLASS_LISTS = (
 )
 CONTEXT_LISTS = ("imagenet", "imagenet7", "emoji", *CLASS_LISTS[1:])
 
-# Contexts of the names of a dataset's own domains, all of them or those trained on. The template
-# is ours, after the "a [CONTEXT] of [CLASS]" of CAR-FT's abstract.
+# Contexts made from the names of a dataset's domains: all of them, or only the training domains.
+# The template follows "a [CONTEXT] of [CLASS]" in CAR-FT's abstract.
 WITHOUT_TARGET = "domains-without-target"
 DOMAIN_LISTS = ("domains", WITHOUT_TARGET)
 DOMAIN_TEMPLATE = "a {domain} of a {}."
 
-# What is known without looking at the data, in label order.
+# Class names that are known without the data, in label order.
 BUILT_IN_CLASSES: dict[str, tuple[str, ...]] = {
     **{name: benchmark.classes for name, benchmark in benchmarks.BENCHMARKS.items()},
-    # Random noise under random labels: any two words serve.
+    # Random noise with random labels: any two words will do.
     **dict.fromkeys(("Debug28", "Debug224"), ("zero", "one")),
 }
 
@@ -56,189 +56,215 @@ DIGEST_LENGTH = 16  # hexadecimal digits
 
 @dataclass(frozen=True)
 class Prompts:
-    """All that CLIP reads in a run: the context templates, and the class names in label order."""
+    """All texts of a run: the context templates, and the class names in label order."""
 
     contexts: Sequence[str]
     classes: Sequence[str]
 
     @property
     def digest(self) -> str:
-        """The prompt digest, as in the records."""
+        """The prompt digest in the records."""
         return digest(self.contexts, self.classes)
 
     @property
     def rows(self) -> list[list[str]]:
         """Every context with every class: M lists of K prompts."""
-        return prompts(self.contexts, self.classes)
+        return fill_templates(self.contexts, self.classes)
 
     def as_json(self) -> str:
-        """The JSON text that a saved run holds."""
+        """Return the JSON text stored in a saved run."""
         return as_json(self.contexts, self.classes)
 
 
-def prompts_of(
+def build_prompts(
     hparams: Mapping[str, Any], num_classes: int, facts: DatasetFacts, has_kl: bool
 ) -> Prompts:
-    """The prompts of a run on a dataset with these ``facts``.
+    """Return the prompts of a run on a dataset with these ``facts``.
 
-    ``has_kl``: whether the loss has the KL term, which takes two contexts. Raises CarftError as
-    `class_names` and `contexts_of`.
+    ``has_kl`` is True if the loss has the KL term, which needs two contexts. Raises CarftError as
+    `find_class_names` and `find_contexts`.
     """
-    names = class_names(hparams, num_classes, facts)
-    return Prompts(contexts_of(hparams, 2 if has_kl else 1, facts), names)
+    names = find_class_names(hparams, num_classes, facts)
+    return Prompts(find_contexts(hparams, 2 if has_kl else 1, facts), names)
 
 
-def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
-    """The context templates that ``spec`` stands for.
+def parse_contexts(spec: str | Sequence[str], minimum: int = 2) -> list[str]:
+    """Return the context templates of ``spec``.
 
-    ``spec``: one of CONTEXT_LISTS, the path of a text file with a template a line, or the templates
-    themselves. Raises CarftError, naming a template, unless each has exactly one ``{}``, all
-    differ, and there are at least ``least``: two for the KL, one where none is computed.
+    Args:
+        spec: one of CONTEXT_LISTS, the path of a text file with one template per line, or the
+            templates themselves.
+        minimum: minimum number of templates: two for the KL, otherwise one.
+
+    Returns:
+        The templates.
+
+    Raises:
+        CarftError: unless each template has exactly one ``{}``, all differ, and there are enough.
     """
-    templates = _entries("contexts", spec, (*DOMAIN_LISTS, *CONTEXT_LISTS))
+    templates = _read_entries("contexts", spec, (*DOMAIN_LISTS, *CONTEXT_LISTS))
     invalid = [
         template
         for template in templates
         if template.count("{}") != 1 or templates.count(template) > 1
     ]
 
-    if invalid or len(templates) < least:
+    if invalid or len(templates) < minimum:
         name = f"{spec!r}, " if isinstance(spec, str) else ""
         example = f", such as {invalid[0]!r}" if invalid else ""
-        fewest = "two" if least > 1 else "one"
-        reason = " (over a single one the KL term is always zero)" if least > 1 else ""
+        number = "two" if minimum > 1 else "one"
+        reason = " (over a single context, the KL term is always zero)" if minimum > 1 else ""
         raise CarftError(
             f"contexts is {name}a list of {quantity(len(templates), 'template')}{example}; "
-            f"expected at least {fewest}, all different, each with exactly one {{}}, as in "
+            f"expected at least {number}, all different, each with exactly one {{}}, such as "
             f"'a sketch of a {{}}.'{reason}. 'imagenet7' and 'imagenet' fit any classes"
         )
     return templates
 
 
-def contexts_of(
-    hparams: Mapping[str, Any], least: int = 2, facts: DatasetFacts | None = None
+def find_contexts(
+    hparams: Mapping[str, Any], minimum: int = 2, facts: DatasetFacts | None = None
 ) -> list[str]:
-    """The templates of a run, at least ``least``.
+    """Return the templates of a run, at least ``minimum``.
 
-    ``facts``: of its dataset; None for those of the one that ``class_names`` names. Raises
-    CarftError as `contexts`, and for DOMAIN_LISTS in a host that shows no environments.
+    Args:
+        hparams: with ``contexts``, and ``class_names`` for datasets with known facts.
+        minimum: minimum number of templates.
+        facts: facts of the dataset, None for the dataset named by ``class_names``.
+
+    Returns:
+        The templates.
+
+    Raises:
+        CarftError: as `parse_contexts`, and for DOMAIN_LISTS in a host that does not show the
+            environments.
     """
     spec = hparams["contexts"]
     if spec not in DOMAIN_LISTS:
-        return contexts(spec, least)
+        return parse_contexts(spec, minimum)
 
     facts = facts or dataset_facts.recall(hparams)
-    left_out = facts.test_envs if spec == WITHOUT_TARGET else ()
-    if left_out is None or not facts.environments:
-        missing = "which environments are left out" if facts.environments else "its environments"
+    targets = facts.test_envs if spec == WITHOUT_TARGET else ()
+    if targets is None or not facts.environments:
+        missing = "which environments are held out" if facts.environments else "its environments"
         raise CarftError(
-            f"contexts is {spec!r}, but this host's dataset does not show {missing}; give the "
-            f"templates as a list, such as ['a photo of a {{}}.', 'a sketch of a {{}}.']"
+            f"contexts is {spec!r}, but this host's dataset does not show {missing}; set contexts "
+            f"to a list of templates, such as ['a photo of a {{}}.', 'a sketch of a {{}}.']"
         )
     names = [
         environment.name
         for number, environment in enumerate(facts.environments)
-        if number not in left_out
+        if number not in targets
     ]
-    return domain_contexts(spec, names, least)
+    return make_domain_contexts(spec, names, minimum)
 
 
-def domain_contexts(spec: str, names: Sequence[str], least: int = 2) -> list[str]:
-    """A template per domain: "art_painting" -> "a art painting of a {}."
+def make_domain_contexts(spec: str, names: Sequence[str], minimum: int = 2) -> list[str]:
+    """Return one template per domain: "art_painting" -> "a art painting of a {}."
 
-    Raises CarftError for names with digits, which are no words, and as `contexts`.
+    Raises CarftError for names that are not words, such as names with digits, and as
+    `parse_contexts`.
     """
-    odd_names = [name for name in names if any(map(str.isdigit, name)) or not clean(name)]
-    if odd_names:
+    invalid_names = [name for name in names if any(map(str.isdigit, name)) or not clean(name)]
+    if invalid_names:
         raise CarftError(
-            f"contexts is {spec!r}, but domains here are called "
-            f"{', '.join(map(repr, odd_names))}, which are no words; use 'imagenet7' or "
-            "'imagenet', or a list of templates"
+            f"contexts is {spec!r}, but the domain names "
+            f"{', '.join(map(repr, invalid_names))} are not words; use 'imagenet7', 'imagenet' "
+            "or a list of templates"
         )
     templates = [DOMAIN_TEMPLATE.replace("{domain}", clean(name)) for name in names]
-    return contexts(templates, least)
+    return parse_contexts(templates, minimum)
 
 
 def clean(name: str) -> str:
-    """A class name as a prompt says it: "Alarm_Clock" -> "alarm clock".
+    """Return a class name as used in prompts: "Alarm_Clock" -> "alarm clock".
 
-    A word all in capitals ("TV") keeps them: CLIP's tokenizer lowers every letter anyway.
+    A word in capitals ("TV") is kept: CLIP's tokenizer lowers every letter anyway.
     """
     words = name.replace("_", " ").replace("-", " ").split()
     return " ".join(w if w.isupper() and len(w) > 1 else w.lower() for w in words)
 
 
-def prompts(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]]:
-    """Every context with every class: M lists of K prompts."""
+def fill_templates(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]]:
+    """Return every context with every class: M lists of K prompts."""
     return [[template.replace("{}", name) for name in class_names] for template in templates]
 
 
 def digest(templates: Sequence[str], class_names: Sequence[str]) -> str:
-    """16 hexadecimal digits of the SHA-256 over `as_json`, all that CLIP reads in a run."""
+    """Return 16 hexadecimal digits of the SHA-256 of `as_json`, which covers all texts of a run."""
     text = as_json(templates, class_names)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def as_json(templates: Sequence[str], class_names: Sequence[str]) -> str:
-    """The prompts of a run as the JSON text of ``{"classes": [...], "contexts": [...]}``."""
+    """Return the prompts of a run as the JSON text of ``{"classes": [...], "contexts": [...]}``."""
     return json.dumps({"classes": list(class_names), "contexts": list(templates)})
 
 
 def from_json(text: str) -> tuple[list[str], list[str]]:
-    """Templates and class names of what `as_json` returned; any exception for other text."""
+    """Return templates and class names of an `as_json` text; any exception for other text."""
     content = json.loads(text)
     templates = [str(template) for template in content["contexts"]]
     class_names = [str(name) for name in content["classes"]]
     return templates, class_names
 
 
-def class_names(
+def find_class_names(
     hparams: Mapping[str, Any], num_classes: int, facts: DatasetFacts | None = None
 ) -> list[str]:
-    """The ``num_classes`` class names in label order.
+    """Return the ``num_classes`` class names in label order.
 
-    From the hparam ``class_names`` where it is a list, a file or one of CLASS_LISTS, as they are;
-    else from the folders of the dataset that the hparam names ("dataset:PACS"), or the built-in
-    table of it, cleaned. ``facts``: of the dataset; None for those of the one that it names.
+    If the hparam ``class_names`` is a list, a file or one of CLASS_LISTS, the names are used
+    unchanged. If it names a dataset ("dataset:PACS"), they are taken from the dataset's folders or
+    from the built-in table, and cleaned.
 
-    Raises CarftError naming the conflict, or if there are no names, the three ways to give them.
+    Args:
+        hparams: with ``class_names``.
+        num_classes: number of classes of the dataset.
+        facts: facts of the dataset, None for the dataset named by ``class_names``.
+
+    Returns:
+        The names.
+
+    Raises:
+        CarftError: if there are no names or they do not fit the dataset.
     """
     spec = hparams["class_names"]
-    dataset = named_dataset(spec)
+    dataset = parse_dataset_name(spec)
     environments = (facts or dataset_facts.recall(hparams)).environments
     folders = {e.name: list(e.classes) for e in environments if e.classes}
     if dataset is None:
-        names = _entries("class_names", spec, (f"{DATASET_PREFIX}NAME", *CLASS_LISTS))
+        names = _read_entries("class_names", spec, (f"{DATASET_PREFIX}NAME", *CLASS_LISTS))
         _require_folder_order(names, folders)
     elif folders:
-        names = _shared_classes(folders)
+        names = _get_shared_classes(folders)
     elif dataset in BUILT_IN_CLASSES:
         names = list(BUILT_IN_CLASSES[dataset])
     else:
         raise CarftError(
-            f"no class names are known for the dataset {dataset!r}; CLIP needs them. Give "
-            '--hparams \'{"class_names": ["dog", ...]}\', or there the path of a text file with '
-            "one name per line, or load the data through MultipleEnvironmentImageFolder, which "
-            "names classes after their folders"
+            f"no class names are known for the dataset {dataset!r}, but CLIP needs them. Pass "
+            '--hparams \'{"class_names": ["dog", ...]}\' or the path of a text file with one name '
+            "per line as class_names, or load the data through MultipleEnvironmentImageFolder, "
+            "which names classes after their folders"
         )
 
     if len(names) != num_classes:
         raise CarftError(
             f"class_names {shorten(spec)} gives {len(names):,} class names {shorten(names)}, "
-            f"but the dataset has {num_classes} classes; give one name per class, in label order"
+            f"but the dataset has {num_classes} classes; pass one name per class, in label order"
         )
-    # Python reads the bytes of a folder's name that are not UTF-8 as halves of characters.
-    odd = [name for name in names if re.search("[\ud800-\udfff]", name)]
-    if odd:
+    # Python decodes bytes of a folder's name that are not UTF-8 as surrogates.
+    invalid_names = [name for name in names if re.search("[\ud800-\udfff]", name)]
+    if invalid_names:
         raise CarftError(
-            f"the class name {odd[0]!r} is not UTF-8, so no prompt can have it; rename the class "
-            "folders, or give names by the hparam class_names"
+            f"the class name {invalid_names[0]!r} is not UTF-8 and cannot be used in prompts; "
+            "rename the class folders, or pass names by the hparam class_names"
         )
     return names if dataset is None else [clean(name) for name in names]
 
 
-def _shared_classes(folders: Mapping[str, list[str]]) -> list[str]:
-    """The class folders that all environments have; CarftError if they do not have the same."""
+def _get_shared_classes(folders: Mapping[str, list[str]]) -> list[str]:
+    """Return the class folders of all environments; CarftError if they differ."""
     first, names = next(iter(folders.items()))
     for environment, classes in folders.items():
         if classes != names:
@@ -246,18 +272,17 @@ def _shared_classes(folders: Mapping[str, list[str]]) -> list[str]:
             raise CarftError(
                 f"the environments {first!r} and {environment!r} have different classes: "
                 f"{shorten(not_shared)} are not in both. Make the class folders equal, so that a "
-                "label means the same class everywhere"
+                "label means the same class in all environments"
             )
     return names
 
 
 def _require_folder_order(names: Sequence[str], folders: Mapping[str, Sequence[str]]) -> None:
-    """Raise CarftError for the very names of the folders in another order than the labels'."""
+    """Raise CarftError if the names equal the folders' names, but not in label order."""
     cleaned_names = [clean(name).lower() for name in names]
     for environment, classes in folders.items():
         cleaned_classes = [clean(name).lower() for name in classes]
-        is_reordered = sorted(cleaned_names) == sorted(cleaned_classes)
-        if cleaned_names == cleaned_classes or not is_reordered:
+        if cleaned_names == cleaned_classes or sorted(cleaned_names) != sorted(cleaned_classes):
             continue
 
         pairs = zip(cleaned_names, cleaned_classes)
@@ -265,12 +290,12 @@ def _require_folder_order(names: Sequence[str], folders: Mapping[str, Sequence[s
         raise CarftError(
             f"class_names has the names of the class folders in another order: the class with "
             f"label {label} is {classes[label]!r} in {environment!r}, but {names[label]!r} in "
-            "class_names; give one name per class, in the order of the sorted folders"
+            "class_names; pass one name per class, in the order of the sorted folders"
         )
 
 
-def _entries(hparam: str, spec: str | Sequence[str], shipped: Sequence[str]) -> list[str]:
-    """The entries of a list, or the lines of a shipped file or of that at the path ``spec``."""
+def _read_entries(hparam: str, spec: str | Sequence[str], shipped: Sequence[str]) -> list[str]:
+    """Return the entries of a list, or the lines of a shipped file or of the file at ``spec``."""
     if not isinstance(spec, str):
         return [str(entry) for entry in spec]
 

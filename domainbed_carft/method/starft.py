@@ -18,16 +18,17 @@ from domainbed_carft.method.hparams import choice, nonnegative, power_of_ten
 from domainbed_carft.method.objective import context_kl
 from domainbed_carft.method.prompts import Prompts
 
-_IMPOSSIBLE = -1e8  # a logit; minus infinity would make the KL of two such NaN
+_IMPOSSIBLE = -1e8  # a logit; minus infinity in both distributions would make the KL NaN
 
 
 class StarFT(CARFT):
-    """CARFT whose KL is over captions of the batch, with a weight that falls linearly to 0.
+    """CARFT with the KL over captions of the batch, and a weight that falls linearly to 0.
 
-    Each image of the batch brings a caption, its class in a random context. The distribution is
-    over the captions of the batch, by default without those of the image's own class. StarFT's
-    contexts are phrases that a language model wrote (give yours as ``contexts``). Its text encoder
-    is trained (ours is the original's), and its weight falls by the epoch (ours by the step).
+    Each image of the batch is paired with a caption, its class in a random context. The
+    distribution is over the captions of the batch, by default without the captions of the image's
+    class. Differences to StarFT: its contexts are phrases written by a language model (pass such
+    phrases as ``contexts``); its text encoder is trained (here it is the original's); and its
+    weight falls by epoch (here by step).
     """
 
     STYLE = Style(row=17, colour="#1F6F78", marker="d", dash=(0, (3, 1, 3, 1, 1, 1)), hollow=True)
@@ -37,13 +38,13 @@ class StarFT(CARFT):
             0.5,
             draw=power_of_ten(-1, 1),
             meaning="the weight of the KL term at the first step",
-            source="alinlab/StarFT, src/main.py; the search is ours",
+            source="alinlab/StarFT, src/main.py; search range: this package",
         ),
         choice(
             "starft_rows",
             *("other-captions", "captions"),
-            meaning="the captions that the KL is over: those of other classes, StarFT's 'star', or "
-            "all, its 'kl'",
+            meaning="the captions in the KL: captions of other classes ('star' in StarFT's code) "
+            "or all captions ('kl')",
             source="alinlab/StarFT, clip/loss.py",
         ),
     )
@@ -52,52 +53,55 @@ class StarFT(CARFT):
     def build_for_training(
         self, clip_model: Backbone, prompts: Prompts, text_features: Tensor
     ) -> None:
-        """Keep the features of all captions, and build the rest."""
+        """Also keep the features (M, K, D) of all captions."""
         unit = F.normalize(text_features, dim=-1)
         self.register_buffer("caption_features", unit, persistent=False)
         super().build_for_training(clip_model, prompts, text_features)
 
     def kl(self, batch: Batch) -> Tensor:
-        """The KL between the distributions over the captions of the batch."""
-        captioned = batch.batch_labels
-        drawn_contexts = batch.draw_once(
-            "contexts", lambda: torch.randint(len(self.caption_features), captioned.shape)
+        """Return the KL between the distributions over the captions of the batch."""
+        captions = batch.batch_labels
+        contexts = batch.draw_once(
+            "contexts", lambda: torch.randint(len(self.caption_features), captions.shape)
         )
-        rows = self.caption_features[copy_to_device(drawn_contexts, captioned.device), captioned]
+        rows = self.caption_features[copy_to_device(contexts, captions.device), captions]
 
         original_logits = self.logits_over(batch.original.features, rows)
         tuned_logits = self.logits_over(batch.tuned.features, rows)
         if self.hparams["starft_rows"] == "other-captions":
-            original_logits = without_own_class(original_logits, batch.labels, captioned)
-            tuned_logits = without_own_class(tuned_logits, batch.labels, captioned)
+            original_logits = mask_own_class(original_logits, batch.labels, captions)
+            tuned_logits = mask_own_class(tuned_logits, batch.labels, captions)
         return context_kl(original_logits, tuned_logits, self.hparams["kl_direction"])
 
     def kl_weight(self) -> float:
-        """The weight of the KL in this step, which falls linearly to 0 at ``total_steps``."""
+        """Return the current weight of the KL, which falls linearly to 0 at ``total_steps``."""
         remaining = max(0.0, 1 - self.steps_taken / self.hparams["total_steps"])
         return remaining * super().kl_weight()
 
     @classmethod
-    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[str]:
-        """What needs ``total_steps``: also the weight of the KL."""
-        problems = super().problems_without_end(hparams)
+    def total_steps_problems(cls, hparams: Mapping[str, Any]) -> list[str]:
+        """Return the problems without ``total_steps``, including the weight of the KL."""
+        problems = super().total_steps_problems(hparams)
         if hparams["kl_weight"]:
             problems.append(
-                "the weight of StarFT's KL falls to 0 at the last step, which is unknown; "
+                "the weight of StarFT's KL falls to 0 at the last step, which is not known; "
                 f"{GIVE_STEPS}"
             )
         return problems
 
     def single_process_reason(self) -> str:
-        """Why its batch cannot be divided among processes."""
+        """Return the reason why several processes cannot share a batch."""
         if self.hparams["kl_weight"]:
-            return "its KL draws captions for the whole batch"
+            return "its KL draws captions for all images of the batch"
         return super().single_process_reason()
 
 
-def without_own_class(logits: Tensor, labels: Tensor, captions: Tensor) -> Tensor:
-    """(n, N) logits of images over captions, none for captions of the image's own class.
+def mask_own_class(logits: Tensor, labels: Tensor, captions: Tensor) -> Tensor:
+    """Return the logits with very low values for captions of the image's class.
 
-    ``labels`` (n,) are the images', ``captions`` (N,) the captions'.
+    Args:
+        logits: (n, N) of images over captions.
+        labels: (n,) of the images.
+        captions: (N,) labels of the captions.
     """
     return logits.masked_fill(labels[:, None] == captions[None], _IMPOSSIBLE)

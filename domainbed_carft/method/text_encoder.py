@@ -1,4 +1,4 @@
-"""The text encoder of a CLIP on its own: frozen for random texts, trained for FLYP."""
+"""The text encoder of a CLIP model as a module: frozen for random texts, trained for FLYP."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.machine.devices import copy_to_device
 from domainbed_carft.method import objective
 
-# Of CLIP's vocabulary, whose words are all below START.
+# Tokens of CLIP's vocabulary, whose words are all below START.
 START = 49406
 END = 49407
 VOCABULARY_SIZE = 49408
-CONTEXT_LENGTH = 77  # the tokens that CLIP reads
-_IMAGE_PARTS = ("visual", "logit_scale", "logit_bias")  # of an open_clip model, beside its text
+CONTEXT_LENGTH = 77  # tokens of CLIP's text encoder
+_IMAGE_PARTS = ("visual", "logit_scale", "logit_bias")  # of an open_clip model
 
 
 class CachedHead(NamedTuple):
-    """Class weights, and the state of the algorithm of which they are."""
+    """Class weights, and the state of the algorithm for which they were computed."""
 
     state: tuple[Any, ...]
     class_weights: Tensor  # (K, D)
 
 
 class TextModule(nn.Module):
-    """The text half of a CLIP: (M, L) tokens -> (M, D) text features."""
+    """The text encoder of a CLIP model: (M, L) tokens -> (M, D) text features."""
 
     cached_head: CachedHead | None = None
 
     def class_weights(
         self, tokens: Tensor, weights: Mapping[str, Tensor], state: tuple[Any, ...]
     ) -> Tensor:
-        """The zero-shot head (K, D) of prompts with these ``tokens`` (M, K, L).
+        """Return the zero-shot head (K, D) of prompts with these ``tokens`` (M, K, L).
 
-        ``weights``: parameters that take the place of the module's, by name. The head is encoded
-        anew only where the weights or ``state`` have changed.
+        ``weights`` replace parameters of the module by name. The head is computed again only if the
+        weights or the ``state`` have changed.
         """
         versions = sum(parameter._version for parameter in self.parameters())
         current = (*state, versions, tokens.device)
@@ -59,9 +59,9 @@ class TextModule(nn.Module):
 
 
 class TextEncoder(TextModule):
-    """The text half of a ``clip.model.CLIP``, whose parts it shares: (M, L) tokens -> (M, D).
+    """The text encoder of a ``clip.model.CLIP``, with shared modules: (M, L) tokens -> (M, D).
 
-    Fewer tokens than CLIP's 77 suffice: its text encoder is causal and read at the END.
+    Fewer tokens than CLIP's 77 suffice: the text encoder is causal and its output is read at END.
     """
 
     def __init__(self, clip_model: Any) -> None:
@@ -73,9 +73,9 @@ class TextEncoder(TextModule):
         self.text_projection = clip_model.text_projection
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Text features (M, D), float32 and not normalised, of ``tokens`` (M, L)."""
+        """Return text features (M, D), float32 and not normalised, of ``tokens`` (M, L)."""
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = self.transformer(x.transpose(0, 1)).transpose(0, 1)  # OpenAI's has tokens in front
+        x = self.transformer(x.transpose(0, 1)).transpose(0, 1)  # OpenAI's models are token-first
         ends = (tokens == END).int().argmax(dim=1)
         at_end = self.ln_final(x)[torch.arange(len(x), device=x.device), ends]
         features: Tensor = at_end.float() @ self.text_projection.float()
@@ -83,64 +83,66 @@ class TextEncoder(TextModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TextEncoder:
         super()._apply(fn, recurse)
-        for block in self.transformer.resblocks:  # no buffer, it would be copied at every call
+        for block in self.transformer.resblocks:  # not a buffer; otherwise copied at every call
             block.attn_mask = fn(block.attn_mask)
         return self
 
 
 class OpenClipText(TextModule):
-    """The text half of an open_clip model, whose parts it shares: (M, all L) tokens -> (M, D)."""
+    """The text encoder of an open_clip model, with shared modules: (M, all L) tokens -> (M, D)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = copy.copy(model)  # with tables of its own, of which the image parts are left
+        # A shallow copy with separate tables of parts, from which the image parts are removed.
+        self.model = copy.copy(model)
         for table in ("_modules", "_parameters"):
             parts = getattr(model, table)
             text_parts = {name: part for name, part in parts.items() if name not in _IMAGE_PARTS}
             vars(self.model)[table] = text_parts
 
     def forward(self, tokens: Tensor) -> Any:
-        """Text features (M, D), float32 and not normalised, of ``tokens`` (M, L)."""
+        """Return text features (M, D), float32 and not normalised, of ``tokens`` (M, L)."""
         return self.model.encode_text(tokens).float()
 
 
-def encoder_of(backbone: Backbone) -> TextModule:
-    """The text encoder of a loaded CLIP, as a module that reads its ``tokenize``."""
+def build_text_encoder(backbone: Backbone) -> TextModule:
+    """Return the text encoder of a loaded CLIP model as a module for tokens of its ``tokenize``."""
     if backbone.architecture:
         return OpenClipText(backbone.model)
     return TextEncoder(backbone.model)
 
 
 class RandomTexts:
-    """Features of texts of random words by the frozen text encoder, new at each call (Lipsum-FT).
+    """Features of texts of random words by the frozen text encoder, drawn at each call (Lipsum-FT).
 
-    Raises CarftError for one that does not read OpenAI's vocabulary (SigLIP). Not a Module on
-    purpose, as ``FrozenOriginal``.
+    Deliberately not a Module, like ``FrozenOriginal``. Raises CarftError for a text encoder without
+    OpenAI's vocabulary (SigLIP).
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        self.padded_length = 0  # to how many tokens the encoder wants texts padded
+        self.padded_length = 0  # tokens to which texts are padded, 0 for no padding
         if backbone.architecture:
             text_config = json.loads(backbone.architecture)["model_cfg"]["text_cfg"]
             if not _reads_openai_vocabulary(text_config, backbone.tokenizer):
                 raise CarftError(
-                    "lipsum_weight draws texts of CLIP's words, which the text encoder of "
-                    f"{backbone.name} does not read; choose another clip_backbone or algorithm"
+                    "lipsum_weight draws texts of CLIP's words, but the text encoder of "
+                    f"{backbone.name} has another vocabulary; choose another clip_backbone or "
+                    "algorithm"
                 )
             self.padded_length = text_config.get("context_length", CONTEXT_LENGTH)
-        self.encoder = encoder_of(backbone).eval().requires_grad_(False)
+        self.encoder = build_text_encoder(backbone).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, count: int, length: int) -> Tensor:
-        """Text features (``count``, D), not normalised, of texts of ``length`` words.
+        """Return text features (``count``, D), not normalised, of texts of ``length`` words.
 
-        Raises CarftError for texts that are longer than the encoder reads.
+        Raises CarftError if the texts are longer than the encoder's context length.
         """
         with_ends = length + 2
         if self.padded_length and with_ends > self.padded_length:
             raise CarftError(
-                f"Lipsum-FT draws texts of {with_ends} tokens, and this CLIP reads at most "
-                f"{self.padded_length}; choose another clip_backbone or algorithm"
+                f"Lipsum-FT draws texts of {with_ends} tokens, but this CLIP model supports at "
+                f"most {self.padded_length}; choose another clip_backbone or algorithm"
             )
 
         tokens = torch.randint(0, START, (count, with_ends))

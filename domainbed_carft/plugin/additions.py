@@ -45,17 +45,17 @@ def add_algorithms(module: ModuleType) -> None:
     from domainbed_carft.method import algorithms, host_lookup, own_methods
 
     classes: dict[str, Any] = dict(algorithms.CLASSES)
-    if not host_lookup.in_our_harness():
+    if not host_lookup.is_carft_harness():
         classes = {
             name: foreign_jobs.make_foreign_class(algorithm, module.__name__)
             for name, algorithm in classes.items()
         }
     added = _exclude_host_names(module, classes)
-    kept_names = sorted(classes.keys() - added.keys() - algorithms.OWN.keys())
-    not_added = [value for name, value in algorithms.OWN.items() if name not in added]
+    kept_names = sorted(classes.keys() - added.keys() - algorithms.OWN_METHODS.keys())
+    not_added = [value for name, value in algorithms.OWN_METHODS.items() if name not in added]
     HOST_NAMES.problems[:] = [
         *algorithms.OWN_PROBLEMS,
-        *(own_methods.name_taken(algorithm, module.__name__) for algorithm in not_added),
+        *(own_methods.format_name_conflict(algorithm, module.__name__) for algorithm in not_added),
     ]
     if kept_names:
         HOST_NAMES.algorithms.update(kept_names)
@@ -132,7 +132,7 @@ def add_launchers(module: ModuleType) -> None:
         from domainbed_carft.method import algorithms as algorithms  # this extends the host's too
         from domainbed_carft.method import host_lookup
 
-        if not host_lookup.in_our_harness():
+        if not host_lookup.is_carft_harness():
             HOST_NAMES.require_usable()
     for name, launcher in launchers.LAUNCHERS.items():
         module.REGISTRY.setdefault(name, launcher)

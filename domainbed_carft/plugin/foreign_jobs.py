@@ -178,11 +178,11 @@ def find_unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     complete configuration). Therefore only keys set by the user count as unknown.
     """
     from domainbed_carft import text
-    from domainbed_carft.method.algorithms import hparams_of
-    from domainbed_carft.method.hparams import DEMANDABLE
+    from domainbed_carft.method.algorithms import recorded_hparams
+    from domainbed_carft.method.hparams import PINNABLE
 
-    names = sorted(hparams_of(algorithm))
-    valid_keys = sorted({*names, *DEMANDABLE, *_host_keys})
+    names = sorted(recorded_hparams(algorithm))
+    valid_keys = sorted({*names, *PINNABLE, *_host_keys})
     unexpected = ({*hparams} & {*parse_user_hparams()}) - {*valid_keys}
     unknown = []
     for key in sorted(unexpected):

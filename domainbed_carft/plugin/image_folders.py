@@ -86,10 +86,10 @@ def require_weights(hparams: Any) -> None:
         return
 
     from domainbed_carft.clips import open_clip, openai
-    from domainbed_carft.method.host_lookup import in_our_harness
+    from domainbed_carft.method.host_lookup import is_carft_harness
 
     name = hparams.get("clip_backbone")
-    if not isinstance(name, str) or name.startswith(open_clip.PREFIX) or in_our_harness():
+    if not isinstance(name, str) or name.startswith(open_clip.PREFIX) or is_carft_harness():
         return
 
     try:
@@ -196,4 +196,4 @@ def get_requested_preprocessing(hparams: Any) -> Preprocessing | None:
 
     from domainbed_carft.method import job  # imports torch, which takes seconds
 
-    return job.wanted_preprocessing(hparams)
+    return job.find_preprocessing(hparams)

@@ -26,7 +26,7 @@ class HostNames:
         if self.problems:
             from domainbed_carft.method import host_lookup
 
-            raise (CarftError if host_lookup.in_our_harness() else JobExit)(*self.problems)
+            raise (CarftError if host_lookup.is_carft_harness() else JobExit)(*self.problems)
 
 
 def wrap_function(
@@ -80,9 +80,9 @@ def _is_added(algorithm: str) -> bool:
     if algorithm in ALGORITHMS or not own_methods.find_files():
         return algorithm in ALGORITHMS
 
-    from domainbed_carft.method.algorithms import OWN  # takes the seconds of importing torch
+    from domainbed_carft.method.algorithms import OWN_METHODS  # takes the seconds of importing torch
 
-    return algorithm in OWN
+    return algorithm in OWN_METHODS
 
 
 def add_hparams(
@@ -94,7 +94,7 @@ def add_hparams(
 
     plain = {name: _to_python_number(value) for name, value in host_hparams.items()}
     steps = None
-    if not host_lookup.in_our_harness():
+    if not host_lookup.is_carft_harness():
         steps = foreign_jobs.get_planned_steps()
         foreign_jobs.allow_keys(plain.keys())
         missing_hparams = foreign_jobs.get_missing_hparams(algorithm, dataset, random_seed)

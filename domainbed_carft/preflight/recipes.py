@@ -9,8 +9,8 @@ from typing import Any
 
 from domainbed_carft.jobs.job import Job, parse_overrides
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.method.algorithms import CLASSES, hparams_of
-from domainbed_carft.method.hparams import DEMANDABLE
+from domainbed_carft.method.algorithms import CLASSES, recorded_hparams
+from domainbed_carft.method.hparams import PINNABLE
 from domainbed_carft.method.prompts import WITHOUT_TARGET
 from domainbed_carft.sweep import costs, host
 
@@ -85,9 +85,9 @@ def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 def _costly_hparams(job: Job) -> dict[str, Any]:
     """Return the hparams that a job sets and that change the cost of a step per image."""
-    hparams = hparams_of(job.key.algorithm) if job.key.algorithm in CLASSES else {}
+    hparams = recorded_hparams(job.key.algorithm) if job.key.algorithm in CLASSES else {}
     costless = {name for name, hparam in hparams.items() if not hparam.changes_cost}
-    costless |= {*DEMANDABLE} - {"preprocessing"}
+    costless |= {*PINNABLE} - {"preprocessing"}
     costly = {}
     for name, value in parse_overrides(job.args).items():
         if name.endswith(_WEIGHT):

@@ -229,7 +229,7 @@ def weights_rows(clip: str) -> Iterator[PreflightRow]:
 
     Raises CarftError if the digest differs from the published one.
     """
-    digest = backbone.clip_facts(clip, backbone.preprocessing(clip)).digest
+    digest = backbone.find_clip_facts(clip, backbone.find_preprocessing(clip)).digest
     if clip in openai.PUBLISHED:
         comparison = "equal to the published one"
     else:

@@ -69,7 +69,7 @@ class ZeroShot:
 def gate_row(trainer: Trainer) -> PreflightRow:
     """Measure the row of a dataset, with the trainer of a job from `zero_shot_jobs`."""
     dataset, clip = trainer.args.dataset, trainer.hparams["clip_backbone"]
-    facts = job.find_facts(trainer.hparams, trainer.dataset.num_classes, has_kl=False)
+    facts = job.find_job_facts(trainer.hparams, trainer.dataset.num_classes, has_kl=False)
     label = f"{Path(dataset).name}, {clip}"
     rows = published_rows(dataset, clip)
     return compare_with_published(label, measure(trainer), rows, facts.prompts.digest)

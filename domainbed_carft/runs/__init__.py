@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from domainbed_carft.lazy import imported_attribute
+from domainbed_carft.lazy import import_attribute
 
 # Images per batch, equal to the harness's `train`: the last bits of a logit depend on the batch.
 BATCH_SIZE = 64
@@ -16,4 +16,4 @@ BATCH_SIZE = 64
 # Exit status of a command that could not read some of the images.
 SOME_SKIPPED = 3
 
-__getattr__ = partial(imported_attribute, __name__)
+__getattr__ = partial(import_attribute, __name__)

@@ -357,7 +357,7 @@ def load_original_weights(run: Run, original: str | None) -> dict[str, Tensor]:
     The head has the same scale as the run's head. ``original`` is passed to `load_original_clip`.
     """
     clip = load_original_clip(run, original)
-    text_features = backbone.text_features(clip, prompts.prompts(run.contexts, run.classes))
+    text_features = backbone.encode_prompts(clip, prompts.fill_templates(run.contexts, run.classes))
     head_scale = float(run.algorithm.logit_scale / run.algorithm.head_factor)
 
     weights = {f"encoder.{name}": w for name, w in clip.model.visual.state_dict().items()}
@@ -391,10 +391,10 @@ def _restore(content: Mapping[str, Any], path: Path) -> tuple[CLIPAlgorithm, lis
 
     state: Any = content.get("model_dict")
     if isinstance(state, dict) and "architecture" in state:
-        open_clip.package()
+        open_clip.import_package()
     try:
         templates, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
-        contexts = prompts.contexts(templates, least=1)
+        contexts = prompts.parse_contexts(templates, minimum=1)
         _restore_state(algorithm, state, contexts, classes)
     except Exception as error:  # unexpected tensors can raise any type
         raise CarftError(
@@ -424,7 +424,7 @@ def _restore_state(
     }
 
     with torch.random.fork_rng(devices=[]):
-        encoder, preprocessing, dim = backbone.empty_image_encoder(shapes, architecture)
+        encoder, preprocessing, dim = backbone.build_image_encoder(shapes, architecture)
         expected = [(len(classes), dim), (len(contexts), dim)]
         if not classes or [tuple(weight.shape) for weight in heads] != expected:
             raise ValueError(f"expected class and context weights of shapes {expected}")

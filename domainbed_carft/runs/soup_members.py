@@ -13,7 +13,7 @@ from torch import Tensor
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.images.plan import FAST, ImagePlan
-from domainbed_carft.method.algorithms import CLASSES, hparam_values, hparams_of
+from domainbed_carft.method.algorithms import CLASSES, hparam_values, recorded_hparams
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.runs.merge_weights import fold_head_scale, mean
 from domainbed_carft.runs.run import Run
@@ -189,7 +189,7 @@ def _soup_hparams(members: Sequence[Member]) -> dict[str, Any]:
     """Return the hparams of a soup: SOUP_HPARAMS from its members, otherwise defaults."""
     first = members[0].run.hparams
     shared = _shared_items([member.run.hparams for member in members])
-    algorithm_hparams = {*hparams_of(SOUP_ALGORITHM)}
+    algorithm_hparams = {*recorded_hparams(SOUP_ALGORITHM)}
     defaults = hparam_values(SOUP_ALGORITHM, members[0].run.args["dataset"])
 
     hparams = {name: value for name, value in shared.items() if name not in algorithm_hparams}

@@ -134,7 +134,7 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
     step = last_step if run.step is None else run.step
     key = (seed % SEEDS, 0 if run.algorithm.is_constant else step)
     numbers = {split.name: number for number, split in enumerate(job_splits)}
-    kinds = host_lookup.evaluated_kinds(dataset)
+    kinds = host_lookup.get_evaluated_kinds(dataset)
     evaluated_splits = [
         Split(
             name=split.name,
@@ -158,7 +158,7 @@ def require_same_data(
         ("environments", domains, len(dataset)),
         ("classes", len(run.classes), dataset.num_classes),
     ]
-    if dataset_facts.named_dataset(run.hparams["class_names"]) is not None:
+    if dataset_facts.parse_dataset_name(run.hparams["class_names"]) is not None:
         for environment in facts.environments:
             if environment.classes:
                 names = [prompts.clean(name) for name in environment.classes]
@@ -168,7 +168,7 @@ def require_same_data(
     if facts.edition and edition not in ("", UNCHECKED):
         comparisons.append(("data_edition", edition, facts.edition))
 
-    normalisation = dataset_facts.agreed_normalisation(facts.environments)
+    normalisation = dataset_facts.common_normalisation(facts.environments)
     if normalisation:
         model_input = run.algorithm.input
         input_now = CLIPInput(model_input.preprocessing, *normalisation)
@@ -277,7 +277,7 @@ def _make_images(run: Run, hparams: dict[str, Any]) -> Any:
     If the images were normalised for the model, the dataset's normalisation in ``hparams`` is
     replaced.
     """
-    if not host_lookup.in_our_harness():
+    if not host_lookup.is_carft_harness():
         return None
 
     from domainbed.lib.image_batches import Images
@@ -372,6 +372,6 @@ class _KeyedItems(Dataset[Any]):
 
     def _read_host_item(self, position: int) -> Any:
         # The seed of the harness's `lib/fast_data_loader.py`; other hosts do not draw by a key.
-        make_seed = rng.derive_seed if host_lookup.in_our_harness() else misc.seed_hash
+        make_seed = rng.derive_seed if host_lookup.is_carft_harness() else misc.seed_hash
         rng.reseed(int(make_seed(*self._key, position)))
         return self._items[position]

@@ -362,8 +362,8 @@ def make_zero_shot_classifier(
 
     The model is moved to ``device``.
     """
-    suite_prompts = prompts.prompts(prompts.contexts(suite.contexts, 1), suite.classes)
-    text_features = backbone.text_features(clip, suite_prompts)
+    suite_prompts = prompts.fill_templates(prompts.parse_contexts(suite.contexts, 1), suite.classes)
+    text_features = backbone.encode_prompts(clip, suite_prompts)
     class_weights = objective.zero_shot_weights(text_features).classes.to(device)
     encoder = clip.model.visual.to(device)
 

@@ -25,7 +25,7 @@ from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.job import command
 from domainbed_carft.launchers.attempt import Children, describe_end, stop_on_signals
 from domainbed_carft.method.algorithms import CLASSES
-from domainbed_carft.method.host_lookup import in_our_harness
+from domainbed_carft.method.host_lookup import is_carft_harness
 from domainbed_carft.paths import AnyPath, as_list, as_path, as_text
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def train(
         CarftError: if the training fails, with the command's error output, or if the domainbed in
             use is a checkout, which has its own train.
     """
-    if not in_our_harness():
+    if not is_carft_harness():
         raise CarftError(
             "domainbed_carft.train needs the harness of this package, but the domainbed in use is "
             "a checkout; run python -m domainbed.scripts.train in the checkout instead"

@@ -133,8 +133,8 @@ def _predict(
 ) -> ZeroShotColumns:
     """Predict all images of a split, in float32 even if the run predicts in bf16."""
     clip = saved.load_original_clip(run, original)
-    run_prompts = prompts.prompts(run.contexts, run.classes)
-    text_features = backbone.text_features(clip, run_prompts)
+    run_prompts = prompts.fill_templates(run.contexts, run.classes)
+    text_features = backbone.encode_prompts(clip, run_prompts)
     class_weights = objective.zero_shot_weights(text_features).classes.to(options.device)
     encoder = clip.model.visual.to(options.device)
 

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from domainbed_carft.lazy import imported_attribute
+from domainbed_carft.lazy import import_attribute
 
-__getattr__ = partial(imported_attribute, __name__)
+__getattr__ = partial(import_attribute, __name__)

@@ -261,7 +261,7 @@ def _check_setting(
             if not setting.covers(dataset, algorithm):
                 continue
 
-            further_names = getattr(algorithm_class, "FURTHER_HPARAMS", ())
+            further_names = getattr(algorithm_class, "EXTRA_HPARAMS", ())
             if setting.name not in (*valid_names(algorithm, dataset), *further_names):
                 names_by_algorithm.setdefault(algorithm, valid_names(algorithm, dataset))
                 continue

@@ -14,9 +14,9 @@ from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.job import parse_overrides, get_base_hparams
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.host_lookup import (
-    evaluated_kinds,
+    get_evaluated_kinds,
     find_dataset_class,
-    in_our_harness,
+    is_carft_harness,
 )
 from domainbed_carft.suites import imagenet_training
 from domainbed_carft.text import unknown
@@ -45,7 +45,7 @@ def import_module(name: str) -> Any:
 def can_skip_in_splits() -> bool:
     """Return True if the domainbed in use is the harness, whose train can skip in-splits."""
     import_module("algorithms")  # from the current folder, where a job would find it
-    return in_our_harness()
+    return is_carft_harness()
 
 
 def require_own_methods() -> None:
@@ -68,7 +68,7 @@ def get_job_hparams(args: Mapping[str, Any]) -> dict[str, Any]:
     registry = import_module("hparams_registry")
     hparams_set = parse_overrides(args)
     import_module("algorithms")
-    implying_class = find_algorithm_class(args["algorithm"]) if in_our_harness() else None
+    implying_class = find_algorithm_class(args["algorithm"]) if is_carft_harness() else None
     return {**get_base_hparams(registry, implying_class, args, hparams_set), **hparams_set}
 
 
@@ -107,7 +107,7 @@ def get_dataset_facts(name: str) -> Dataset:
         images=_get_image_counts(name, dataset_class, len(labels)),
         steps=int(getattr(dataset_class, "N_STEPS", _UPSTREAM_STEPS)),
         checkpoint_freq=int(getattr(dataset_class, "CHECKPOINT_FREQ", _UPSTREAM_CHECKPOINT_FREQ)),
-        held_out=tuple(evaluated_kinds(dataset_class)) == ("out",),
+        held_out=tuple(get_evaluated_kinds(dataset_class)) == ("out",),
     )
 
 

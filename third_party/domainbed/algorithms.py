@@ -72,7 +72,7 @@ class Algorithm(torch.nn.Module):
         RESOLVED_HPARAMS: Names of hyperparameters whose value "auto" is resolved on the machine
             where the job begins. The resolved value is recorded by `recorded_facts` under the same
             name, and a job that is resumed elsewhere keeps it.
-        FURTHER_HPARAMS: Names that --hparams accepts in addition to the hyperparameters, such as
+        EXTRA_HPARAMS: Names that --hparams accepts in addition to the hyperparameters, such as
             facts to pin.
         uses_validation_loss: True if a validation loss decides which weights predict. `train` then
             evaluates the out-splits once more, through the test transform, and calls
@@ -82,7 +82,7 @@ class Algorithm(torch.nn.Module):
     is_constant = False
     process_group: ProcessGroup | None = None
     RESOLVED_HPARAMS: tuple[str, ...] = ()
-    FURTHER_HPARAMS: tuple[str, ...] = ()
+    EXTRA_HPARAMS: tuple[str, ...] = ()
     uses_validation_loss: bool = False
 
     def __init__(
@@ -128,7 +128,7 @@ class Algorithm(torch.nn.Module):
         return {}
 
     @classmethod
-    def unread_hparams(cls, names: Sequence[str]) -> Sequence[str]:
+    def unused_hparams(cls, names: Sequence[str]) -> Sequence[str]:
         """Return the hyperparameters among `names` that only other algorithms read.
 
         Args:

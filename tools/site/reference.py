@@ -104,7 +104,7 @@ def _cell(text: str) -> str:
 
 def hyperparameters() -> str:
     """Return a table for each group of hyperparameters, from their declarations."""
-    shared_names = [*CLIPAlgorithm.own_hparams()]
+    shared_names = [*CLIPAlgorithm.hparams_by_name()]
     groups = {first: title for title, first in _SHARED_GROUPS.items()}
     shared: dict[str, tuple[Sequence[str], list[str]]] = {}
     special: dict[str, tuple[Sequence[str], list[str]]] = {}
@@ -113,9 +113,9 @@ def hyperparameters() -> str:
         title = groups.get(name, title)
         shared.setdefault(title, (ALGORITHMS, []))[1].append(name)
 
-    for name in algorithms.hparams_of("CARFT"):
+    for name in algorithms.recorded_hparams("CARFT"):
         if name not in shared_names:
-            owners = tuple(a for a in ALGORITHMS if name in algorithms.CLASSES[a].own_hparams())
+            owners = tuple(a for a in ALGORITHMS if name in algorithms.CLASSES[a].hparams_by_name())
             special.setdefault(f"Only {', '.join(owners)}", (owners, []))[1].append(name)
 
     # CAR-FT's hyperparameters come first, because most readers look for them.
@@ -130,7 +130,7 @@ def hyperparameters() -> str:
 
 def _hparam_row(name: str, owners: Sequence[str]) -> str:
     """Return the table row of a hyperparameter that affects the algorithms ``owners``."""
-    hparams = {owner: algorithms.hparams_of(owner)[name] for owner in owners}
+    hparams = {owner: algorithms.recorded_hparams(owner)[name] for owner in owners}
     hparam = hparams[owners[0]]
     values = _plain(hparam.expected).replace("False, True", "false, true")  # like in JSON
     search = _merge_texts({owner: _draws(owned) for owner, owned in hparams.items()})

@@ -105,7 +105,7 @@ def hparams_problems(
     valid_names = sorted({*defaults, *hparams_registry.OPTIONAL_HPARAMS})
     algorithm_class = algorithms.get_algorithm_class(algorithm)
     for name in overrides:
-        if name not in valid_names and name not in algorithm_class.FURTHER_HPARAMS:
+        if name not in valid_names and name not in algorithm_class.EXTRA_HPARAMS:
             problems.append(text.unknown(f"hyperparameter of {algorithm}", name, valid_names))
 
     implied = algorithm_class.implied_hparams(dataset, overrides, None, steps=steps)

@@ -108,10 +108,10 @@ def changed_hparams(
     }
 
 
-def unread_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> Sequence[str]:
+def unused_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> Sequence[str]:
     """Return the names among `overrides` that do not affect the job's algorithm."""
     names = [name for name in overrides if name not in READ_BY_TRAIN]
-    return algorithms.get_algorithm_class(args.algorithm).unread_hparams(names)
+    return algorithms.get_algorithm_class(args.algorithm).unused_hparams(names)
 
 
 def seed_everything(seed: int) -> None:

@@ -56,7 +56,7 @@ def _run(
         changed_hparams = preparation.changed_hparams(args, overrides, hparams)
         _print("HParams:", sorted(changed_hparams.items()))
         print(f"\t{len(hparams) - len(changed_hparams)} others have their defaults")
-        for name in preparation.unread_hparams(args, overrides):
+        for name in preparation.unused_hparams(args, overrides):
             print(f"\t{name} has no effect on {args.algorithm}")
 
         memory_limit = image_memory.memory_limit(flags.image_memory)
