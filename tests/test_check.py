@@ -57,7 +57,9 @@ SKIPPED = {
 
 
 # torch before 2.13 has no stand-in for a GPU.
-DEVICE_CHECKS = {"device", "device-state", "waits"} if stand_in_device.describe_unsupported() else set()
+DEVICE_CHECKS = (
+    {"device", "device-state", "waits"} if stand_in_device.describe_unsupported() else set()
+)
 
 
 def names_of(results, state):

@@ -179,7 +179,7 @@ def test_mutated_records_and_manifests_fail_with_one_line(tmp_path, capsys):
         folder = str(shutil.copytree(sweep, tmp_path / str(number)))
         for path in (tmp_path / str(number)).rglob("*.json*"):
             if draw.random() < 0.6:
-                path.write_bytes(hostile.mutated(path.read_bytes(), draw))
+                path.write_bytes(hostile.mutate(path.read_bytes(), draw))
         for command in ("collect", "collect --format csv", "top", "sweep status", f"diff {folder}"):
             status = cli.main([*command.split(), folder])
             printed = capsys.readouterr()

@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import collect_sweeps
 import pytest
-from search_sweeps import LABELS, SEARCH, STAGES, parse, read_records, write_results, make_stages, validation
+from search_sweeps import (
+    LABELS,
+    SEARCH,
+    STAGES,
+    make_stages,
+    parse,
+    read_records,
+    validation,
+    write_results,
+)
 
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import Role, get_folder_name
@@ -159,7 +168,9 @@ def test_single_source_has_a_table_of_its_targets(tmp_path, method):
 def test_two_of_three_held_out_are_a_pair_unless_the_manifest_has_a_single_source(tmp_path):
     for algorithm, targets in itertools.product(("CARFT", "ERM"), ([0, 1], [0, 2], [1, 2])):
         facts = {"dataset": "three", "algorithm": algorithm, "test_envs": targets}
-        collect_sweeps.write_job(tmp_path, get_folder_name(facts), environments=list("abc"), **facts)
+        collect_sweeps.write_job(
+            tmp_path, get_folder_name(facts), environments=list("abc"), **facts
+        )
     results = collect(tmp_path, methods=["training-domain"])
     assert [cell.mean for cell in get_row(results, "ERM").cells] == [None] * 3
 

@@ -154,8 +154,10 @@ FORMER_WORDS = {
     "stranger": "untrusted",
     "one left out": "target",
 }
-# HTML's element, a class of DomainNet, and a key of Hugging Face's tokenizers.
-OTHER_MEANINGS = re.compile(r"</?picture>|picture[ _]frame|post_processor|[Pp]reprocessor")
+# HTML's element, a class of DomainNet, and names of Hugging Face's tokenizers.
+OTHER_MEANINGS = re.compile(
+    r"</?picture>|picture[ _]frame|(post_|[Pp]re)processor|processors\.Template|_tokenizers, processors"
+)
 
 
 def test_each_thing_has_the_word_of_the_glossary():

@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
-from runs_jobs import records, train_job, write_images
 from runs_jobs import load_weights as saved_weights
+from runs_jobs import records, train_job, write_images
 from test_algorithms import make, minibatches
 from test_step import find_clip
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from search_sweeps import STAGES, parse, write_results
 from submitit.core.utils import DelayedSubmission
-from sweep_folders import write_declaration, add_attempts
+from sweep_folders import add_attempts, write_declaration
 from sweep_jobs import (
     carft,
     command,
     commands,
     events,
-    read_status,
     missing_slurm,
     most_at_once,
+    read_status,
     run,
     statuses,
     story,

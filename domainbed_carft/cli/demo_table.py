@@ -8,7 +8,7 @@ from importlib import resources
 from statistics import fmean
 
 from domainbed_carft.results import comparisons
-from domainbed_carft.results.columns import mean_cell, format_accuracy
+from domainbed_carft.results.columns import format_accuracy, mean_cell
 from domainbed_carft.results.comparisons import ENVIRONMENT, LEVEL, PAIR, TRIAL, Accuracies
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.text import quantity

@@ -15,9 +15,9 @@ from domainbed_carft.results.columns import (
     ENVIRONMENTS,
     ERROR_KINDS,
     EVALUATED,
+    EVALUATION_COLUMNS,
     NAMES,
-    OF_EVALUATE,
-    OF_RECORDS,
+    RECORD_COLUMNS,
     Column,
 )
 
@@ -87,10 +87,10 @@ def describe_columns() -> str:
         f"Columns from the jobs' records ('{ALL}'):",
         f"  {ENVIRONMENTS}",
         f"{_INDENT}A column for each environment: the accuracy on it.",
-        *_describe(OF_RECORDS),
+        *_describe(RECORD_COLUMNS),
         "",
         f"Columns measured by carft evaluate ('{EVALUATED}'):",
-        *_describe(OF_EVALUATE),
+        *_describe(EVALUATION_COLUMNS),
     ]
     return "\n".join(lines)
 

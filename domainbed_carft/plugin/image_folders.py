@@ -18,7 +18,7 @@ from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError, JobExit
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.images.protocols import CLIP_PRESETS, HOST, UPSTREAM_SIZE, plan_for
-from domainbed_carft.images.transforms import PlanTransform, is_upstream, get_normalisation
+from domainbed_carft.images.transforms import PlanTransform, get_normalisation, is_upstream
 from domainbed_carft.method import dataset_facts
 from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
 from domainbed_carft.text import printable

@@ -80,7 +80,9 @@ def _is_added(algorithm: str) -> bool:
     if algorithm in ALGORITHMS or not own_methods.find_files():
         return algorithm in ALGORITHMS
 
-    from domainbed_carft.method.algorithms import OWN_METHODS  # takes the seconds of importing torch
+    from domainbed_carft.method.algorithms import (
+        OWN_METHODS,  # takes the seconds of importing torch
+    )
 
     return algorithm in OWN_METHODS
 

@@ -62,7 +62,9 @@ def prepare(
             args.test_envs = [*targets]
         prepared = preparation.prepare(args, hparams, memory_limit=0)
         stop = host.import_module("lib.stopping").StopSignals()
-        trainer: Trainer = host.import_module("lib.training").Trainer(prepared, None, stop, lock=None)
+        trainer: Trainer = host.import_module("lib.training").Trainer(
+            prepared, None, stop, lock=None
+        )
     return trainer
 
 

@@ -20,7 +20,13 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import CHOOSE
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import selection
-from domainbed_carft.results.columns import AVERAGE, DOMAINBED, ENVIRONMENTS, ErrorKind, find_run_metrics
+from domainbed_carft.results.columns import (
+    AVERAGE,
+    DOMAINBED,
+    ENVIRONMENTS,
+    ErrorKind,
+    find_run_metrics,
+)
 from domainbed_carft.results.evaluations import RunMetrics, SplitMetrics
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table
@@ -46,7 +52,15 @@ def accuracies(table: Table) -> pd.DataFrame:
         ``algorithm``, ``accuracy``, ``error`` (nan if there is none), ``n`` and ``incomplete``.
     """
     rows = [
-        [cell.column, cell.label, cell.row, cell.mean, cell.standard_error, cell.n, cell.is_incomplete]
+        [
+            cell.column,
+            cell.label,
+            cell.row,
+            cell.mean,
+            cell.standard_error,
+            cell.n,
+            cell.is_incomplete,
+        ]
         for cell in table.cells
         if cell.column in (ENVIRONMENTS, AVERAGE) and cell.mean is not None
     ]

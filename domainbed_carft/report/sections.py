@@ -95,9 +95,7 @@ class SectionMaker:
         """
         identity = self.make_name("data", table.dataset)
         runs = [run for run in group.runs if run.dataset == table.dataset]
-        selected = [
-            entry for entry in group.select(table.method) if entry.dataset == table.dataset
-        ]
+        selected = [entry for entry in group.select(table.method) if entry.dataset == table.dataset]
         checkpoints = frames.checkpoints(selected)
         at_selection = checkpoints[checkpoints["selected"]].drop(columns="step")
 

@@ -478,7 +478,9 @@ def _differences(
     algorithm_by_row = {run.row: run.algorithm for run in runs}
     algorithms = own_methods.list_algorithms()
     for part in _parts(settings_by_row):
-        owners = get_owners(part.removeprefix(HPARAM), algorithms) if part.startswith(HPARAM) else ()
+        owners = (
+            get_owners(part.removeprefix(HPARAM), algorithms) if part.startswith(HPARAM) else ()
+        )
         rows_by_value: dict[str, dict[str, None]] = {}
         for (dataset, row), settings in settings_by_row.items():
             for setting in settings:

@@ -25,7 +25,7 @@ from domainbed_carft.arguments import FLAG, check
 from domainbed_carft.clips import backbone, open_clip, openai
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import write_error, require_output
+from domainbed_carft.files import require_output, write_error
 from domainbed_carft.files.weights import load_weights, sha256
 from domainbed_carft.images.protocols import PROTOCOLS
 from domainbed_carft.jobs import records

@@ -110,7 +110,9 @@ def _are_hparams_valid(parts: Mapping[str, Any]) -> bool:
     """
     hparams = parts["model_hparams"]
     algorithm = CLASSES[parts["args"]["algorithm"]]
-    are_valid = all(hparam.valid(hparams[name]) for name, hparam in algorithm.hparams_by_name().items())
+    are_valid = all(
+        hparam.valid(hparams[name]) for name, hparam in algorithm.hparams_by_name().items()
+    )
     digests = ("clip_digest", "prompts_digest")
     return (
         are_valid

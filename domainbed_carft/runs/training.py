@@ -166,7 +166,10 @@ def _run(arguments: Mapping[str, Any]) -> None:
         raise CarftError(f"hparams has a value that JSON cannot hold: {error}") from error
 
     children = Children()
-    with tempfile.TemporaryFile("w+", errors="replace") as stderr, stop_on_signals(children, "train"):
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as stderr,
+        stop_on_signals(children, "train"),
+    ):
         with (
             subprocess.Popen(
                 words,

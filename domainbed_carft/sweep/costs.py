@@ -149,7 +149,9 @@ def estimate_job_cost(job: Job, facts: Dataset, skips: bool = False) -> JobsCost
             count if index in job.key.test_envs else int(count * share)
             for index, count in enumerate(facts.images)
         )
-        if parse_overrides(job.args).get("average") == "swad":  # also evaluates the loss on out-splits
+        if (
+            parse_overrides(job.args).get("average") == "swad"
+        ):  # also evaluates the loss on out-splits
             per_checkpoint += sum(
                 int(count * job.args["holdout_fraction"])
                 for index, count in enumerate(facts.images)

@@ -73,7 +73,9 @@ def check_datasets(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) 
 def _refuses_broken_data(job: Job) -> bool:
     from domainbed_carft.method.algorithms import CLASSES  # takes the seconds of importing torch
 
-    return job.key.algorithm in CLASSES and parse_overrides(job.args).get("data_edition") != UNCHECKED
+    return (
+        job.key.algorithm in CLASSES and parse_overrides(job.args).get("data_edition") != UNCHECKED
+    )
 
 
 def _check_dataset(name: str, folder: str | None, data_dir: str, is_required: bool) -> DataCheck:

@@ -11,11 +11,11 @@ from typing import Any
 from domainbed_carft.data import benchmarks, tasks
 from domainbed_carft.errors import CarftError, HparamProblem, raise_for
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.jobs.job import parse_overrides, get_base_hparams
+from domainbed_carft.jobs.job import get_base_hparams, parse_overrides
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.host_lookup import (
-    get_evaluated_kinds,
     find_dataset_class,
+    get_evaluated_kinds,
     is_carft_harness,
 )
 from domainbed_carft.suites import imagenet_training

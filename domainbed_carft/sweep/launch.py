@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files, launchers, process_variables
-from domainbed_carft.errors import CarftError, invalid, collect_problems, raise_for
+from domainbed_carft.errors import CarftError, collect_problems, invalid, raise_for
 from domainbed_carft.jobs import manifest, own_methods
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Search

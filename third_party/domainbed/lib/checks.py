@@ -13,7 +13,9 @@ from typing import Any
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError
-from domainbed_carft.errors import collect_problems as collect_problems  # get_module by `train` as well
+from domainbed_carft.errors import (
+    collect_problems as collect_problems,  # get_module by `train` as well
+)
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.job import READ_BY_TRAIN
 

@@ -43,8 +43,8 @@ class _RequestedItems(Dataset[Any]):
     def __getitems__(self, requests: list[Request]) -> Any:
         """Read a batch (called by torch's loader).
 
-        A TransientError is returned, not raised: torch would print an error of a worker process with
-        a traceback.
+        A TransientError is returned, not raised, because torch would print an error of a worker
+        process with a traceback.
         """
         source = self._sources[requests[0][0]]  # a batch is of one dataset
         with rng.preserve_states():
