@@ -156,7 +156,8 @@ FORMER_WORDS = {
 }
 # HTML's element, a class of DomainNet, and names of Hugging Face's tokenizers.
 OTHER_MEANINGS = re.compile(
-    r"</?picture>|picture[ _]frame|(post_|[Pp]re)processor|processors\.Template|_tokenizers, processors"
+    r"</?picture>|picture[ _]frame|(post_|[Pp]re)processor"
+    r"|processors\.TemplateProcessing|pre_tokenizers, processors"
 )
 
 
