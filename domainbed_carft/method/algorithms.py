@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS, SHIPPED
@@ -21,10 +22,9 @@ def _import_class(name: str, module: str) -> type[CLIPAlgorithm]:
     return algorithm
 
 
-# This package's algorithms are the classes with a STYLE in its files. The user's methods are added
-# at the end of this module.
+# The user's methods are added at the end of this module.
 CLASSES: dict[str, type[CLIPAlgorithm]] = {
-    name: _import_class(name, algorithm.file.stem) for name, algorithm in SHIPPED.items()
+    name: _import_class(name, Path(method.file).stem) for name, method in SHIPPED.items()
 }
 
 
