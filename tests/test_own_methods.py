@@ -329,7 +329,10 @@ def test_entry_point_of_a_package_names_a_module(folder: Path) -> None:
     done = run_python("-c", code, cwd=folder, path=[folder / "site"])
     weight, printed_digest, problem = done.stdout.splitlines()
     assert (weight, printed_digest) == ("0.25", digest(package / "anchor.py"))
-    assert "the entry point wrong = my_package.nothing of my-package: no source" in problem
+    assert (
+        "the entry point wrong = my_package.nothing of my-package: the module has no source"
+        in problem
+    )
 
 
 def test_styles_and_rows_of_own_methods_come_from_records(
