@@ -342,7 +342,7 @@ def test_styles_and_rows_of_own_methods_come_from_records(
     write_runs(pets, tmp_path / "OUT", method_declarations=declarations)
     collection = gather(tmp_path / "OUT", ignored=["method"])
     styles = get_styles(["CLIPAnchor", "CLIPPlain", "CARFT"], collection.own_methods)
-    assert styles["CLIPAnchor"] == Style(2.5, "#123456", "p", dash=(0, [5, 1]))
+    assert styles["CLIPAnchor"] == Style(2.5, "#123456", "p", dash=(0, (5, 1)))
     assert styles["CLIPPlain"] == get_styles(["CLIPPlain"])["CLIPPlain"]
     assert styles["CARFT"] == SHIPPED["CARFT"].style
 
@@ -356,9 +356,10 @@ def test_styles_and_rows_of_own_methods_come_from_records(
     [
         {"style": {"row": 1, "colour": "no colour", "marker": "o", "dash": "solid"}, "hparams": []},
         {"style": {"row": "first", "colour": "red", "marker": "o", "dash": ""}, "hparams": []},
+        {"style": {"row": 1, "colour": "red", "marker": "o", "dash": [0, [-1]]}, "hparams": []},
         {"style": {"row": 1}, "hparams": []},
         {"style": "red", "hparams": []},
-        {"hparams": 1},
+        {"style": None, "hparams": 1},
         "CARFT",
     ],
 )

@@ -14,6 +14,7 @@ from domainbed_carft.jobs.facts import DECLARATIONS
 
 INK = "#1b1f24"
 PAPER = "#ffffff"
+_MAX_LETTERS = 10_000  # of an own method's description in a record
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Style:
     row: float
     colour: str
     marker: str
-    dash: Any
+    dash: str | tuple[float, tuple[float, ...]]
     hollow: bool = False
 
     @property
@@ -106,17 +107,16 @@ def find_own_method(recorded: Mapping[str, Any]) -> Method | None:
     Args:
         recorded: The hyperparameters and facts of the job.
     """
+    declarations = recorded.get(DECLARATIONS)
+    if not isinstance(declarations, Mapping) or len(str(declarations)) > _MAX_LETTERS:
+        return None
+
+    from pydantic import TypeAdapter, ValidationError
+
+    content = {"file": recorded.get("method_file"), **declarations}
     try:
-        declarations = recorded[DECLARATIONS]
-        style = None
-        if declarations["style"] is not None:
-            values = {
-                name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
-                for name, value in declarations["style"].items()
-            }
-            style = Style(**{**values, "row": float(values["row"])})
-        return Method(str(recorded["method_file"]), style, tuple(declarations["hparams"]))
-    except (AttributeError, KeyError, TypeError, ValueError):  # records can be changed by hand
+        return TypeAdapter(Method).validate_python(content)
+    except ValidationError:
         return None
 
 

@@ -191,7 +191,7 @@ class CLIPAlgorithm(Algorithm):
             hparams=complete,
             **host_arguments,
         )
-        self.facts = facts.as_record()
+        self.facts: dict[str, Any] = dict(facts.as_record())
         if self.method_digest:
             self.facts["method_digest"] = self.method_digest
             self.facts["method_file"] = self.method_file

@@ -87,9 +87,10 @@ def get_styles(
     """Return algorithm -> its style, or the next fallback style if it has none."""
     styles = {
         name: method.style
-        for name, method in {**own_methods, **SHIPPED}.items()
+        for name, method in own_methods.items()
         if method.style and _can_draw(method.style)
     }
+    styles |= {name: method.style for name, method in SHIPPED.items() if method.style}
     fallbacks = itertools.cycle(_FALLBACK_STYLES)
     return {name: styles.get(name) or next(fallbacks) for name in algorithms}
 
@@ -97,7 +98,7 @@ def get_styles(
 def _can_draw(style: Style) -> bool:
     """Return False for a style that matplotlib rejects, such as one in a damaged record."""
     try:
-        _legend_line(style)
+        draw_legend_keys({"": style})
     except (TypeError, ValueError):
         return False
     return True
@@ -221,7 +222,8 @@ def draw_legend(styles: Styles, name: str) -> Figure:
 
 
 def _legend_line(style: Style) -> Line2D:
-    return Line2D([], [], color=style.colour, lw=1.8, ms=6, linestyle=style.dash, **style.mark)
+    dash: Any = style.dash  # matplotlib's type lists the names
+    return Line2D([], [], color=style.colour, lw=1.8, ms=6, linestyle=dash, **style.mark)
 
 
 def _name_ticks(axes: Any, places: Sequence[float], names: Sequence[str]) -> None:
