@@ -19,7 +19,7 @@ import domainbed_carft
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError, CarftWarning
 from domainbed_carft.jobs import own_methods, records
-from domainbed_carft.jobs.algorithms import SHIPPED, Style, find_own_method, get_owners
+from domainbed_carft.jobs.algorithms import SHIPPED, Style, find_own_methods, get_owners
 from domainbed_carft.launchers.options import PoolOptions
 from domainbed_carft.launchers.pool import Pool
 from domainbed_carft.method import algorithms
@@ -365,9 +365,8 @@ def test_styles_and_rows_of_own_methods_come_from_records(
 )
 def test_damaged_style_in_a_record_is_replaced(declarations: object) -> None:
     recorded = {"method_file": "anchor.py", "method_declarations": declarations}
-    method = find_own_method(recorded)
-    own = {"CLIPAnchor": method} if method else {}
-    assert get_styles(["CLIPAnchor"], own) == get_styles(["CLIPAnchor"])
+    methods = find_own_methods({"CLIPAnchor": recorded})
+    assert get_styles(["CLIPAnchor"], methods) == get_styles(["CLIPAnchor"])
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -6,6 +6,7 @@ that read records neither run nor parse a user's file.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -101,23 +102,24 @@ SHIPPED = {
 ALGORITHMS = tuple(SHIPPED)
 
 
-def find_own_method(recorded: Mapping[str, Any]) -> Method | None:
-    """Return a user's method as described by a record; None without a valid description.
+def find_own_methods(
+    recorded_by_algorithm: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Method]:
+    """Return the user's methods that are described by their records, by name.
 
     Args:
-        recorded: The hyperparameters and facts of the job.
+        recorded_by_algorithm: The hyperparameters and facts of a job of each algorithm.
     """
-    declarations = recorded.get(DECLARATIONS)
-    if not isinstance(declarations, Mapping) or len(str(declarations)) > _MAX_LETTERS:
-        return None
+    methods: dict[str, Method] = {}
+    for name, recorded in recorded_by_algorithm.items():
+        declarations = recorded.get(DECLARATIONS)
+        if isinstance(declarations, Mapping) and len(str(declarations)) <= _MAX_LETTERS:
+            from pydantic import TypeAdapter, ValidationError
 
-    from pydantic import TypeAdapter, ValidationError
-
-    content = {"file": recorded.get("method_file"), **declarations}
-    try:
-        return TypeAdapter(Method).validate_python(content)
-    except ValidationError:
-        return None
+            content = {"file": recorded.get("method_file"), **declarations}
+            with contextlib.suppress(ValidationError):
+                methods[name] = TypeAdapter(Method).validate_python(content)
+    return methods
 
 
 def get_owners(hparam: str, own_methods: Mapping[str, Method]) -> set[str]:

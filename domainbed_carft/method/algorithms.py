@@ -14,17 +14,10 @@ from domainbed_carft.method import hparams, own_methods
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 
-
-def _import_class(name: str, module: str) -> type[CLIPAlgorithm]:
-    algorithm: type[CLIPAlgorithm] = getattr(
-        importlib.import_module(f"domainbed_carft.method.{module}"), name
-    )
-    return algorithm
-
-
 # The user's methods are added at the end of this module.
 CLASSES: dict[str, type[CLIPAlgorithm]] = {
-    name: _import_class(name, Path(method.file).stem) for name, method in SHIPPED.items()
+    name: getattr(importlib.import_module(f"domainbed_carft.method.{Path(method.file).stem}"), name)
+    for name, method in SHIPPED.items()
 }
 
 

@@ -18,7 +18,7 @@ from domainbed_carft.arguments import TEXTS, check
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
-from domainbed_carft.jobs.algorithms import Method, find_own_method, get_owners
+from domainbed_carft.jobs.algorithms import Method, find_own_methods, get_owners
 from domainbed_carft.jobs.job import Candidate, Choice, Job
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning, RunsAndWarnings
@@ -174,9 +174,7 @@ def gather(
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
     runs = job_roles.assign_roles(runs, sweeps)
     last_stage = job_roles.select_last_stage(runs, sweeps)
-    own_methods = {
-        run.algorithm: method for run in runs if (method := find_own_method(run.recorded))
-    }
+    own_methods = find_own_methods({run.algorithm: run.recorded for run in runs})
     order = row_names.order_algorithms(
         (name for sweep in sweeps for name in sweep.algorithms), own_methods
     )
