@@ -62,7 +62,7 @@ class Group:
         planned: jobs of the sweeps' manifests that belong to the group, run or not.
         notes: remarks on settings that differ between rows and datasets.
         labels: dataset -> names of its environments, from the manifests.
-        order: names of rows and algorithms in the order of the tables.
+        order: names of rows and algorithms in the order of the tables, the same for all groups.
         source: the training environments if all others are held out together; otherwise empty.
     """
 
@@ -127,8 +127,7 @@ class Collection:
     @property
     def rows(self) -> list[str]:
         """The rows that have runs, in the order of the tables."""
-        order = (name for group in self.groups for name in group.order)
-        return row_names.sort_rows((run.row for run in self.runs), order)
+        return self.groups[0].order_rows(run.row for run in self.runs)
 
 
 # The sweeps that `collect`, `top`, `write_report` and `evaluate` take: folders, or their collection
