@@ -110,7 +110,7 @@ class CLIPAlgorithm(Algorithm):
 
     Attributes:
         HPARAMS: hyperparameters of the method. One with the name of a common one replaces it.
-        STYLE: colour, marker, dash and row of a user's method in figures and tables.
+        STYLE: colour, marker, dash and row of the method in figures and tables.
         EXTRA_HPARAMS: names that `--hparams` accepts in addition to the hyperparameters.
         RESOLVED_HPARAMS: hparams whose resolved value on the job's machine is in the records.
         trains_encoder: True if the image encoder is trained.

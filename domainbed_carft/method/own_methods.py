@@ -54,10 +54,11 @@ def load(used_names: Collection[str], files: Iterable[MethodFile]) -> OwnMethods
                 )
             else:
                 classes[name] = algorithm
-                hparam_problems = [*_hparam_problems(algorithm)]
-                problems += hparam_problems
-                if not hparam_problems:
-                    algorithm.method_declarations = get_declarations(algorithm)
+                problems += _hparam_problems(algorithm)
+
+    if not problems:  # otherwise no job starts
+        for algorithm in classes.values():
+            algorithm.method_declarations = get_declarations(algorithm)
     return OwnMethods(classes, problems)
 
 
