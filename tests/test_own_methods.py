@@ -19,13 +19,13 @@ import domainbed_carft
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError, CarftWarning
 from domainbed_carft.jobs import own_methods, records
-from domainbed_carft.jobs.algorithms import SHIPPED
+from domainbed_carft.jobs.algorithms import SHIPPED, Style, find_own_methods, get_owners
 from domainbed_carft.launchers.options import PoolOptions
 from domainbed_carft.launchers.pool import Pool
 from domainbed_carft.method import algorithms
-from domainbed_carft.method.own_methods import OwnMethods, load
+from domainbed_carft.method.own_methods import OwnMethods, get_declarations, load
 from domainbed_carft.report.plots import get_styles
-from domainbed_carft.results import rows
+from domainbed_carft.results.collection import gather
 from domainbed_carft.runs import wise_ft
 
 METHOD = '''
@@ -48,7 +48,7 @@ class _Base(CLIPFineTune):
 
 
 class CLIPAnchor(_Base):
-    STYLE = Style(row=2.5, colour="#123456", marker="p", dash="solid")
+    STYLE = Style(row=2.5, colour="#123456", marker="p", dash=(0, (5, 1)))
     HPARAMS = (nonnegative("anchor_weight", 0.1, draw=power_of_ten(-2, 0), meaning="a weight"),)
     uses_original = True
 
@@ -178,6 +178,7 @@ def test_harness_trains_an_own_method_and_resumes_only_with_the_same_file(folder
     assert record["hparams"]["anchor_weight"] == 0.5
     assert record["method_digest"] == digest(folder / "anchor.py")
     assert record["method_file"] == "anchor.py"
+    assert record["method_declarations"]["style"]["colour"] == "#123456"
     assert str(folder) not in json.dumps(record)
 
 
@@ -223,7 +224,7 @@ def test_pool_runs_a_declared_sweep_over_the_weight_of_an_own_method(folder: Pat
     assert refused.stderr.startswith(f"carft: {own_methods.VARIABLE} names {folder}/missing.py")
 
 
-def write_runs(pets: Path, folder: Path) -> None:
+def write_runs(pets: Path, folder: Path, **facts: object) -> None:
     """Runs with two weights, and of one weight a second seed, by another file."""
     for weight, seed in ((0.1, 0), (0.1, 1), (0.2, 0)):
         job = shutil.copytree(pets / "CARFT", folder / f"{weight} {seed}")
@@ -232,7 +233,7 @@ def write_runs(pets: Path, folder: Path) -> None:
             record["args"] |= {"algorithm": "CLIPAnchor", "trial_seed": seed}
             record["args"]["hparams"] = json.dumps({"anchor_weight": weight})
             record["hparams"]["anchor_weight"] = weight
-            record["method_digest"] = 64 * str(seed)
+            record |= {"method_digest": 64 * str(seed), "method_file": "anchor.py", **facts}
             lines.append(json.dumps(record) + "\n")
         (job / "results.jsonl").write_text("".join(lines))
 
@@ -328,22 +329,49 @@ def test_entry_point_of_a_package_names_a_module(folder: Path) -> None:
     done = run_python("-c", code, cwd=folder, path=[folder / "site"])
     weight, printed_digest, problem = done.stdout.splitlines()
     assert (weight, printed_digest) == ("0.25", digest(package / "anchor.py"))
-    assert "the entry point wrong = my_package.nothing of my-package: no source" in problem
+    assert (
+        "the entry point wrong = my_package.nothing of my-package: the module has no source"
+        in problem
+    )
 
 
-def test_styles_and_rows_are_read_from_source_that_is_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_styles_and_rows_of_own_methods_come_from_records(
+    pets: Path, tmp_path: Path, loaded: OwnMethods
 ) -> None:
-    file = tmp_path / "anchor.py"
-    file.write_text(f"raise SystemExit\n{METHOD}")
-    neutral = get_styles(["CLIPAnchor"])["CLIPAnchor"]
-    monkeypatch.setenv(own_methods.VARIABLE, f"{file}:{tmp_path / 'missing.py'}")
-    styles = get_styles(["CLIPAnchor", "CLIPPlain", "CARFT"])
-    assert styles["CLIPAnchor"].colour == "#123456" and styles["CLIPAnchor"].row == 2.5
-    assert styles["CLIPPlain"] == neutral
+    declarations = loaded.classes["CLIPAnchor"].method_declarations
+    write_runs(pets, tmp_path / "OUT", method_declarations=declarations)
+    collection = gather(tmp_path / "OUT", ignored=["method"])
+    styles = get_styles(["CLIPAnchor", "CLIPPlain", "CARFT"], collection.own_methods)
+    assert styles["CLIPAnchor"] == Style(2.5, "#123456", "p", dash=(0, (5, 1)))
+    assert styles["CLIPPlain"] == get_styles(["CLIPPlain"])["CLIPPlain"]
     assert styles["CARFT"] == SHIPPED["CARFT"].style
+
     expected = ["CLIPFineTune", "CLIPAnchor", "CLIPLinearProbe", "CLIPPlain"]
-    assert rows.sort_rows(sorted(expected)) == expected
+    assert collection.groups[0].order_rows(sorted(expected)) == expected
+    assert get_owners("anchor_weight", collection.own_methods) == {"CLIPAnchor"}
+
+
+@pytest.mark.parametrize(
+    "declarations",
+    [
+        {"style": {"row": 1, "colour": "no colour", "marker": "o", "dash": "solid"}, "hparams": []},
+        {"style": {"row": "first", "colour": "red", "marker": "o", "dash": ""}, "hparams": []},
+        {"style": {"row": 1, "colour": "red", "marker": "o", "dash": [0, [-1]]}, "hparams": []},
+        {"style": {"row": 1}, "hparams": []},
+        {"style": "red", "hparams": []},
+        {"style": None, "hparams": 1},
+        "CARFT",
+    ],
+)
+def test_damaged_style_in_a_record_is_replaced(declarations: object) -> None:
+    recorded = {"method_file": "anchor.py", "method_declarations": declarations}
+    methods = find_own_methods({"CLIPAnchor": recorded})
+    assert get_styles(["CLIPAnchor"], methods) == get_styles(["CLIPAnchor"])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_table_of_algorithms_has_the_hyperparameters_of_each_class(name: str) -> None:
+    assert [*SHIPPED[name].hparams] == get_declarations(algorithms.CLASSES[name])["hparams"]
 
 
 def test_launchers_give_jobs_absolute_paths(

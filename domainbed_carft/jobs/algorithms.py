@@ -1,23 +1,25 @@
-"""The package's algorithms and their styles in figures and tables, without torch.
+"""The package's algorithms, with their styles in figures and tables, for commands without torch.
 
-Each method declares its `STYLE` in its own file. Commands that only read records need names and
-styles, and importing a method would load torch, so the styles are read from the source text.
+A user's own method declares a `STYLE` in its class. The records of its jobs contain it, so commands
+that read records neither run nor parse a user's file.
 """
 
 from __future__ import annotations
 
-import ast
-import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from domainbed_carft.jobs.facts import DECLARATIONS
 
 INK = "#1b1f24"
 PAPER = "#ffffff"
-METHODS = Path(__file__).parents[1] / "method"
+_MAX_LETTERS = 10_000  # of an own method's description in a record
 
 
-class Style(NamedTuple):
+@dataclass(frozen=True)
+class Style:
     """Row of an algorithm in tables, and its colour, marker and dash in figures.
 
     Each algorithm has its own. Colour is never the only distinction.
@@ -33,7 +35,7 @@ class Style(NamedTuple):
     row: float
     colour: str
     marker: str
-    dash: Any
+    dash: str | tuple[float, tuple[float, ...]]
     hollow: bool = False
 
     @property
@@ -44,86 +46,83 @@ class Style(NamedTuple):
         return {"marker": self.marker, "mfc": self.colour, "mec": INK, "mew": 0.7}
 
 
-class DeclaredAlgorithm(NamedTuple):
-    """An algorithm as declared by the source text of its class."""
+@dataclass(frozen=True)
+class Method:
+    """Facts of an algorithm that can be read without its class.
 
-    file: Path
-    style: Style | None  # None if it cannot be read without running the file
-    bases: tuple[str, ...] = ()  # names of the base classes
-    hparams: frozenset[str] = frozenset()  # names declared by this class, without inherited ones
+    Attributes:
+        file: Name of the file with the class: in ``method/``, or the user's.
+        style: None for a user's class that declares none.
+        hparams: Hyperparameters that not every algorithm has, including inherited ones.
+    """
 
-
-def find_algorithms(file: Path) -> Iterator[tuple[str, DeclaredAlgorithm]]:
-    """Iterate over name and algorithm of each class with a STYLE in a file, without running it."""
-    source = file.read_bytes()
-    if b"STYLE" not in source:  # parsing is slow, and most files have no style
-        return
-
-    for node in find_public_classes(ast.parse(source)):
-        assigned: dict[str, ast.expr | None] = {}
-        for statement in node.body:
-            if isinstance(statement, ast.Assign):
-                assigned[ast.unparse(statement.targets[0])] = statement.value
-            elif (
-                isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == "HPARAMS"
-            ):
-                assigned["HPARAMS"] = statement.value
-        if "STYLE" in assigned:
-            bases = tuple(map(ast.unparse, node.bases))
-            hparams = frozenset(_declared_names(assigned.get("HPARAMS")))
-            yield (
-                node.name,
-                DeclaredAlgorithm(file, _parse_style(assigned["STYLE"]), bases, hparams),
-            )
+    file: str
+    style: Style | None
+    hparams: tuple[str, ...] = ()
 
 
-def _declared_names(declarations: ast.expr | None) -> Iterator[str]:
-    """Iterate over the names of hyperparameters such as ``positive("lr", ...)`` in source text."""
-    for declaration in getattr(declarations, "elts", ()):
-        first = next(iter(getattr(declaration, "args", ())), None)
-        if isinstance(first, ast.Constant) and isinstance(first.value, str):
-            yield first.value
-
-
-def get_owners(hparam: str, algorithms: Mapping[str, DeclaredAlgorithm]) -> set[str]:
-    """Return the algorithms that declare or inherit a hyperparameter; empty for a common one."""
-    owners = {name for name, declared in algorithms.items() if hparam in declared.hparams}
-    while heirs := {
-        name
-        for name, declared in algorithms.items()
-        if name not in owners and not owners.isdisjoint(declared.bases)
-    }:
-        owners |= heirs
-    return owners
-
-
-def find_public_classes(source: ast.Module) -> list[ast.ClassDef]:
-    """Return the class statements at the top level of a file, except private ones."""
-    classes = [node for node in source.body if isinstance(node, ast.ClassDef)]
-    return [node for node in classes if not node.name.startswith("_")]
-
-
-def _parse_style(call: ast.expr | None) -> Style | None:
-    """Evaluate ``Style(...)`` in source text; return None unless all arguments are literals."""
-    if not isinstance(call, ast.Call):
-        return None
-    try:
-        arguments = [ast.literal_eval(argument) for argument in call.args]
-        keywords = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
-        return Style(*arguments, **keywords)
-    except (ValueError, TypeError):
-        return None
-
-
-def sort_by_row(algorithms: Mapping[str, DeclaredAlgorithm]) -> dict[str, DeclaredAlgorithm]:
-    """Sort algorithms as rows of tables, with algorithms without a style last."""
-
-    def row(item: tuple[str, DeclaredAlgorithm]) -> float:
-        return item[1].style.row if item[1].style else math.inf
-
-    return dict(sorted(algorithms.items(), key=row))
-
-
-# Name -> algorithm, for the algorithms of this package in the order of table rows.
-SHIPPED = sort_by_row(dict(item for file in METHODS.glob("*.py") for item in find_algorithms(file)))
+# The algorithms of this package, in the order of table rows.
+SHIPPED = {
+    "CARFT": Method("carft.py", Style(1, "#D55E00", "o", "solid"), hparams=("kl_weight",)),
+    "CLIPFineTune": Method("baselines.py", Style(2, "#0072B2", "D", (0, (4, 1.5)))),
+    "CLIPLinearProbe": Method("baselines.py", Style(3, "#009E73", "^", (0, (6, 1.5, 1, 1.5)))),
+    "CLIPZeroShot": Method("baselines.py", Style(4, "#808080", "s", (0, (1, 1.2)))),
+    "CLIPood": Method("clipood.py", Style(5, "#3A9AB8", "*", (0, (6, 3))), hparams=("margin",)),
+    "CLIPWiSEFT": Method("baselines.py", Style(6, "#AA4499", "X", (0, (2, 1)))),
+    "CLIPLPFT": Method(
+        "baselines.py", Style(7, "#117733", "v", (0, (8, 2))), hparams=("lp_lr", "lp_steps")
+    ),
+    "CLIPL2SP": Method("baselines.py", Style(8, "#332288", "P", (0, (3, 1, 1, 1)))),
+    "CLIPFeatureDistillation": Method(
+        "baselines.py", Style(9, "#7A5C00", "<", (0, (5, 1, 1, 1, 1, 1)))
+    ),
+    "LDIFS": Method("baselines.py", Style(10, "#661100", ">", (0, (1, 2.5)))),
+    "LipsumFT": Method("baselines.py", Style(11, "#CC6677", "d", (0, (10, 1)))),
+    "CLIPMIRO": Method("baselines.py", Style(12, "#1b1f24", "p", (0, (2, 2)))),
+    "FLYP": Method(
+        "flyp.py",
+        Style(13, "#882255", "h", (0, (8, 1, 2, 1)), hollow=True),
+        hparams=("flyp_targets",),
+    ),
+    "CaRot": Method(
+        "flyp.py",
+        Style(14, "#B5468F", "H", (0, (1, 1, 4, 1)), hollow=True),
+        hparams=("carot_distillation", "carot_interval", "carot_orthogonality", "flyp_targets"),
+    ),
+    "CLIPLoRA": Method("baselines.py", Style(15, "#4B6A1B", "8", (0, (7, 1, 3, 1)))),
+    "FDAlign": Method(
+        "fd_align.py", Style(16, "#6A51A3", "h", (0, (6, 1, 1, 1, 1, 1))), hparams=("kl_weight",)
+    ),
+    "StarFT": Method(
+        "starft.py",
+        Style(17, "#1F6F78", "d", (0, (3, 1, 3, 1, 1, 1)), hollow=True),
+        hparams=("kl_weight", "starft_rows"),
+    ),
+}
 ALGORITHMS = tuple(SHIPPED)
+
+
+def find_own_methods(
+    recorded_by_algorithm: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Method]:
+    """Return the user's methods that are described by their records, by name.
+
+    Args:
+        recorded_by_algorithm: The hyperparameters and facts of a job of each algorithm.
+    """
+    methods: dict[str, Method] = {}
+    for name, recorded in recorded_by_algorithm.items():
+        declarations = recorded.get(DECLARATIONS)
+        if isinstance(declarations, Mapping) and len(str(declarations)) <= _MAX_LETTERS:
+            from pydantic import TypeAdapter, ValidationError
+
+            content = {"file": recorded.get("method_file"), **declarations}
+            with contextlib.suppress(ValidationError):
+                methods[name] = TypeAdapter(Method).validate_python(content)
+    return methods
+
+
+def get_owners(hparam: str, own_methods: Mapping[str, Method]) -> set[str]:
+    """Return the algorithms that have a hyperparameter; empty for one that all of them have."""
+    methods = {**own_methods, **SHIPPED}
+    return {name for name, method in methods.items() if hparam in method.hparams}

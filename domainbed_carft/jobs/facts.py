@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+DECLARATIONS = "method_declarations"
+
 NAMES = (
     "clip_digest",  # SHA-256 of the CLIP checkpoint
     "clip_revision",  # its revision on the hub
@@ -19,6 +21,7 @@ NAMES = (
     "amp",  # "bf16" or "off"
     "method_digest",  # SHA-256 of the file of a user's own method
     "method_file",  # name of this file
+    DECLARATIONS,  # style and hyperparameters of the method's class
 )
 
 FOREIGN = "facts"  # the hyperparameter with the facts in records of checkouts

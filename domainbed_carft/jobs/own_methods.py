@@ -1,4 +1,4 @@
-"""Files with a user's own methods, and the algorithms that their source text declares.
+"""Files with a user's own methods.
 
 A file is named by the process variable METHODS or by an entry point of an installed package, both
 of this process, and never by a sweep file, a manifest or a record. This module runs no file and
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from domainbed_carft import process_variables
-from domainbed_carft.jobs.algorithms import SHIPPED, DeclaredAlgorithm, find_algorithms, sort_by_row
 
 ENTRY_POINTS = "domainbed_carft.methods"  # the group
 VARIABLE = process_variables.METHODS.name
@@ -44,16 +43,6 @@ def get_variables() -> dict[str, str]:
     """Return the process variable that passes this process's methods to jobs (absolute paths)."""
     paths = _parse_variable()
     return {VARIABLE: os.pathsep.join(map(str, paths))} if paths else {}
-
-
-def list_algorithms() -> dict[str, DeclaredAlgorithm]:
-    """Return all algorithms by name, in the order of table rows, except from unreadable files."""
-    algorithms: dict[str, DeclaredAlgorithm] = {}
-    for file in find_files():
-        if file.path is not None:
-            with contextlib.suppress(OSError, SyntaxError, ValueError):
-                algorithms |= dict(find_algorithms(file.path))
-    return sort_by_row({**algorithms, **SHIPPED})
 
 
 def _parse_variable() -> list[Path]:

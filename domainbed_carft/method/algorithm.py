@@ -121,6 +121,7 @@ class CLIPAlgorithm(Algorithm):
         is_constant: True if training never changes the predictions.
         method_digest: SHA-256 of the user's file with the method, "" for this package's methods.
         method_file: name of that file, "" for this package's methods.
+        method_declarations: style and hyperparameters of a user's method, for its records.
         process_group: processes that share each batch, None for a single process.
         hparams: the complete hyperparameters.
         facts: facts found about the job, as stored in the records.
@@ -152,6 +153,7 @@ class CLIPAlgorithm(Algorithm):
     RESOLVED_HPARAMS = ("amp",)
     method_digest = ""
     method_file = ""
+    method_declarations: ClassVar[Mapping[str, Any]] = {}
     is_constant = False
     process_group: Any = None
 
@@ -189,10 +191,11 @@ class CLIPAlgorithm(Algorithm):
             hparams=complete,
             **host_arguments,
         )
-        self.facts = facts.as_record()
+        self.facts: dict[str, Any] = dict(facts.as_record())
         if self.method_digest:
             self.facts["method_digest"] = self.method_digest
             self.facts["method_file"] = self.method_file
+            self.facts["method_declarations"] = self.method_declarations
         self.bf16 = facts.amp == "bf16"
         environments = facts.data.environments
         normalisation = dataset_facts.common_normalisation(environments) or IMAGENET

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS, SHIPPED
@@ -13,18 +14,10 @@ from domainbed_carft.method import hparams, own_methods
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 
-
-def _import_class(name: str, module: str) -> type[CLIPAlgorithm]:
-    algorithm: type[CLIPAlgorithm] = getattr(
-        importlib.import_module(f"domainbed_carft.method.{module}"), name
-    )
-    return algorithm
-
-
-# This package's algorithms are the classes with a STYLE in its files. The user's methods are added
-# at the end of this module.
+# The user's methods are added at the end of this module.
 CLASSES: dict[str, type[CLIPAlgorithm]] = {
-    name: _import_class(name, algorithm.file.stem) for name, algorithm in SHIPPED.items()
+    name: getattr(importlib.import_module(f"domainbed_carft.method.{Path(method.file).stem}"), name)
+    for name, method in SHIPPED.items()
 }
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from domainbed_carft.method import lora, penalties
-from domainbed_carft.method.algorithm import CLIPAlgorithm, Style
+from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.batch import MicroBatch, all_reduce_gradients
 from domainbed_carft.method.hparams import (
     by_size,
@@ -29,14 +29,12 @@ from domainbed_carft.method.hparams import (
 class CLIPFineTune(CLIPAlgorithm):
     """Plain fine-tuning of image encoder and zero-shot head: CARFT without the KL term."""
 
-    STYLE = Style(row=2, colour="#0072B2", marker="D", dash=(0, (4, 1.5)))
     uses_original = False
 
 
 class CLIPLinearProbe(CLIPAlgorithm):
     """Training of the head alone, starting from W_cls, on features of the original encoder."""
 
-    STYLE = Style(row=3, colour="#009E73", marker="^", dash=(0, (6, 1.5, 1, 1.5)))
     HPARAMS = (
         learning_rate(
             factor=10, source="this package, ten times the learning rate of the other methods"
@@ -48,7 +46,6 @@ class CLIPLinearProbe(CLIPAlgorithm):
 class CLIPZeroShot(CLIPAlgorithm):
     """No training: the original encoder under W_cls. ``update`` only measures the loss."""
 
-    STYLE = Style(row=4, colour="#808080", marker="s", dash=(0, (1, 1.2)))
     trains_encoder = False
     trains_head = False
     is_constant = True  # the harness evaluates it only once
@@ -60,7 +57,6 @@ class CLIPZeroShot(CLIPAlgorithm):
 class CLIPWiSEFT(CLIPFineTune):
     """Fine-tuning with weights interpolated half-way to the original: WiSE-FT, arXiv 2109.01903."""
 
-    STYLE = Style(row=6, colour="#AA4499", marker="X", dash=(0, (2, 1)))
     HPARAMS = (
         fraction(
             "wise_alpha",
@@ -81,7 +77,6 @@ class CLIPLPFT(CLIPFineTune):
     is a logistic regression over cached features; here it uses augmentation.
     """
 
-    STYLE = Style(row=7, colour="#117733", marker="v", dash=(0, (8, 2)))
     HPARAMS = (
         count(
             "lp_steps",
@@ -141,7 +136,6 @@ class CLIPL2SP(CLIPFineTune):
     The head is not penalised, as in the official code.
     """
 
-    STYLE = Style(row=8, colour="#332288", marker="P", dash=(0, (3, 1, 1, 1)))
     HPARAMS = (
         penalties.L2SPPenalty.weight,
         weight_decay(
@@ -155,7 +149,6 @@ class CLIPL2SP(CLIPFineTune):
 class CLIPFeatureDistillation(CLIPFineTune):
     """Fine-tuning with a penalty on the distance to the original image features."""
 
-    STYLE = Style(row=9, colour="#7A5C00", marker="<", dash=(0, (5, 1, 1, 1, 1, 1)))
     HPARAMS = (penalties.FeatureDistillationPenalty.weight,)
 
 
@@ -165,14 +158,12 @@ class LDIFS(CLIPFineTune):
     LDIFS, arXiv 2308.13320.
     """
 
-    STYLE = Style(row=10, colour="#661100", marker=">", dash=(0, (1, 2.5)))
     HPARAMS = (penalties.LDIFSPenalty.weight,)
 
 
 class LipsumFT(CLIPFineTune):
     """Fine-tuning with a penalty on changes of the logits of random texts: arXiv 2404.00860."""
 
-    STYLE = Style(row=11, colour="#CC6677", marker="d", dash=(0, (10, 1)))
     HPARAMS = (
         penalties.LipsumPenalty.weight,
         weight_decay(0.0, is_drawn=False, source="cs-giung/lipsum-ft, scripts/Lipsum-FT.py"),
@@ -182,7 +173,6 @@ class LipsumFT(CLIPFineTune):
 class CLIPMIRO(CLIPFineTune):
     """MIRO, arXiv 2203.10789, on the zero-shot head; the authors' head is random."""
 
-    STYLE = Style(row=12, colour="#1b1f24", marker="p", dash=(0, (2, 2)))
     HPARAMS = (
         penalties.MIROPenalty.weight,
         weight_decay(0.0, is_drawn=False, source="khanrc/miro, issue 10"),
@@ -192,7 +182,6 @@ class CLIPMIRO(CLIPFineTune):
 class CLIPLoRA(CLIPFineTune):
     """CLIP-LoRA, arXiv 2405.18541: low-rank factors of the image encoder, with a frozen head."""
 
-    STYLE = Style(row=15, colour="#4B6A1B", marker="8", dash=(0, (7, 1, 3, 1)))
     HPARAMS = lora.PUBLISHED
     trains_head = False
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from domainbed_carft.method.algorithm import CLIPAlgorithm, Style
+from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.batch import Batch
 from domainbed_carft.method.hparams import Hparam, nonnegative, power_of_ten
 from domainbed_carft.method.objective import context_kl
@@ -29,7 +29,6 @@ class CARFT(CLIPAlgorithm):
     features of the classes, averaged over contexts.
     """
 
-    STYLE = Style(row=1, colour="#D55E00", marker="o", dash="solid")
     HPARAMS: ClassVar[tuple[Hparam, ...]] = (
         nonnegative(
             "kl_weight",

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from domainbed_carft.clips.backbone import Backbone
-from domainbed_carft.method.algorithm import CLIPAlgorithm, Style
+from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.averages import average
 from domainbed_carft.method.batch import Batch
 from domainbed_carft.method.hparams import nonnegative, power_of_ten
@@ -24,7 +24,6 @@ class CLIPood(CLIPAlgorithm):
     precision after every step; this implementation trains and averages in float32.
     """
 
-    STYLE = Style(row=5, colour="#3A9AB8", marker="*", dash=(0, (6, 3)))
     HPARAMS = (
         nonnegative(
             "margin",

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.errors import CarftError, get_module
-from domainbed_carft.method.algorithm import Style
 from domainbed_carft.method.batch import Batch
 from domainbed_carft.method.carft import CARFT
 from domainbed_carft.method.objective import context_kl
@@ -25,7 +24,6 @@ class FDAlign(CARFT):
     over images. Needs scikit-learn. Raises CarftError for fewer than 27 contexts.
     """
 
-    STYLE = Style(row=16, colour="#6A51A3", marker="h", dash=(0, (6, 1, 1, 1, 1, 1)))
     HPARAMS = (
         replace(
             CARFT.HPARAMS[0],

@@ -19,7 +19,7 @@ from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.machine.devices import copy_to_device
 from domainbed_carft.method import text_encoder
-from domainbed_carft.method.algorithm import GIVE_STEPS, CLIPAlgorithm, Style
+from domainbed_carft.method.algorithm import GIVE_STEPS, CLIPAlgorithm
 from domainbed_carft.method.batch import Batch
 from domainbed_carft.method.encoders import encode
 from domainbed_carft.method.hparams import (
@@ -75,7 +75,6 @@ class FLYP(CLIPAlgorithm):
     zero-shot head of the current text encoder predicts.
     """
 
-    STYLE = Style(row=13, colour="#882255", marker="h", dash=(0, (8, 1, 2, 1)), hollow=True)
     HPARAMS: ClassVar[tuple[Hparam, ...]] = (
         choice(
             "flyp_targets",
@@ -213,7 +212,6 @@ class CaRot(FLYP):
         + carot_orthogonality * `orthogonality`
     """
 
-    STYLE = Style(row=14, colour="#B5468F", marker="H", dash=(0, (1, 1, 4, 1)), hollow=True)
     HPARAMS = (
         learning_rate(published=1e-5, source="MLAI-Yonsei/CaRot, README"),
         nonnegative(

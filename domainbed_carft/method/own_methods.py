@@ -5,18 +5,19 @@ Each public class at the top level of such a file that derives from `CLIPAlgorit
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import hashlib
 import importlib
+import json
 import sys
 import traceback
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError, brief
-from domainbed_carft.jobs.algorithms import find_public_classes
+from domainbed_carft.jobs.algorithms import Style
 from domainbed_carft.jobs.own_methods import MethodFile
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
@@ -54,7 +55,24 @@ def load(used_names: Collection[str], files: Iterable[MethodFile]) -> OwnMethods
             else:
                 classes[name] = algorithm
                 problems += _hparam_problems(algorithm)
+
+    if not problems:  # otherwise no job starts
+        for algorithm in classes.values():
+            algorithm.method_declarations = get_declarations(algorithm)
     return OwnMethods(classes, problems)
+
+
+def get_declarations(algorithm: type[CLIPAlgorithm]) -> dict[str, Any]:
+    """Return the style of an algorithm, and the hyperparameters that not all algorithms have.
+
+    The values are as in JSON, so that they are equal in records and weights.
+    """
+    style = vars(algorithm).get("STYLE")  # an inherited style belongs to another algorithm
+    hparams = algorithm.hparams_by_name().keys() - CLIPAlgorithm.hparams_by_name().keys()
+    plain_style = None
+    if isinstance(style, Style):
+        plain_style = json.loads(json.dumps(dataclasses.asdict(style)))
+    return {"style": plain_style, "hparams": sorted(hparams)}
 
 
 def format_name_conflict(algorithm: type[CLIPAlgorithm], owner: str) -> str:
@@ -83,11 +101,13 @@ def _load_classes(file: MethodFile) -> list[type[CLIPAlgorithm]]:
         ) from error
 
     module = _run(file, file.path, content)
-    names = [node.name for node in find_public_classes(ast.parse(content))]
     classes = [
         value
-        for value in map(vars(module).get, names)
-        if isinstance(value, type) and issubclass(value, CLIPAlgorithm)
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, CLIPAlgorithm)
+        and (value.__module__, value.__name__) == (module.__name__, name)  # not an import
+        and not name.startswith("_")
     ]
     if not classes:
         raise CarftError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.machine.devices import copy_to_device
-from domainbed_carft.method.algorithm import GIVE_STEPS, Style
+from domainbed_carft.method.algorithm import GIVE_STEPS
 from domainbed_carft.method.batch import Batch
 from domainbed_carft.method.carft import CARFT
 from domainbed_carft.method.hparams import choice, nonnegative, power_of_ten
@@ -31,7 +31,6 @@ class StarFT(CARFT):
     weight falls by epoch (here by step).
     """
 
-    STYLE = Style(row=17, colour="#1F6F78", marker="d", dash=(0, (3, 1, 3, 1, 1, 1)), hollow=True)
     HPARAMS = (
         nonnegative(
             "kl_weight",

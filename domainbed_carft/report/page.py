@@ -210,7 +210,7 @@ def _make_page(
     with plots.figure_style():
         maker = SectionMaker(
             results=results,
-            styles=plots.get_styles(collection.rows),
+            styles=plots.get_styles(collection.rows, collection.own_methods),
             make_name=unique_names(),
             find_examples=_example_finder(pair, n_examples, data_dir),
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from domainbed_carft.data.benchmarks import ASSETS
-from domainbed_carft.jobs import own_methods
-from domainbed_carft.jobs.algorithms import INK, PAPER, Style
+from domainbed_carft.jobs.algorithms import INK, PAPER, SHIPPED, Method, Style
 from domainbed_carft.jobs.job import Choice
 from domainbed_carft.report import frames
 from domainbed_carft.results.columns import DOMAINBED, PARTIAL, ErrorKind, format_accuracy
@@ -81,19 +81,27 @@ def figure_style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(fname=str(ASSETS / "report" / "figures.mplstyle"))
 
 
-def get_styles(algorithms: Sequence[str]) -> dict[str, Style]:
-    """Return algorithm -> its declared style, or the next fallback style."""
-    declarations = own_methods.list_algorithms()
-    styles = {}
-    number = 0
-    for name in algorithms:
-        declaration = declarations.get(name)
-        if declaration and declaration.style:
-            styles[name] = declaration.style
-        else:
-            styles[name] = _FALLBACK_STYLES[number % len(_FALLBACK_STYLES)]
-            number += 1
-    return styles
+def get_styles(
+    algorithms: Sequence[str], own_methods: Mapping[str, Method] = {}
+) -> dict[str, Style]:
+    """Return algorithm -> its style, or the next fallback style if it has none."""
+    styles = {
+        name: method.style
+        for name, method in own_methods.items()
+        if method.style and _can_draw(method.style)
+    }
+    styles |= {name: method.style for name, method in SHIPPED.items() if method.style}
+    fallbacks = itertools.cycle(_FALLBACK_STYLES)
+    return {name: styles.get(name) or next(fallbacks) for name in algorithms}
+
+
+def _can_draw(style: Style) -> bool:
+    """Return False for a style that matplotlib rejects, such as one in a damaged record."""
+    try:
+        draw_legend_keys({"": style})
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -214,7 +222,8 @@ def draw_legend(styles: Styles, name: str) -> Figure:
 
 
 def _legend_line(style: Style) -> Line2D:
-    return Line2D([], [], color=style.colour, lw=1.8, ms=6, linestyle=style.dash, **style.mark)
+    dash: Any = style.dash  # matplotlib's type lists the names
+    return Line2D([], [], color=style.colour, lw=1.8, ms=6, linestyle=dash, **style.mark)
 
 
 def _name_ticks(axes: Any, places: Sequence[float], names: Sequence[str]) -> None:
@@ -389,6 +398,7 @@ def draw_hparam_curves(
     title: str,
     make_name: Callable[..., str],
     error: ErrorKind = DOMAINBED,
+    own_methods: Mapping[str, Method] = {},
 ) -> list[Figure]:
     """Draw accuracy over the values of each hyperparameter in which the rows differ.
 
@@ -398,6 +408,7 @@ def draw_hparam_curves(
         title: beginning of the figures' titles.
         make_name: function that makes a unique file name from words.
         error: kind of the error bands.
+        own_methods: the user's methods.
     """
     drawn_rows = {name: row for name, row in rows.items() if name in set(means["algorithm"])}
     figures = []
@@ -416,7 +427,7 @@ def draw_hparam_curves(
             f"{title}, over {hparam}",
             make_name(title, "over", hparam),
             frames.average_over_trials_by_step(placed, frames.ACCURACIES, error),
-            get_styles(list(dict.fromkeys(line_names.values()))),
+            get_styles(list(dict.fromkeys(line_names.values())), own_methods),
             over=_hparam_axis(hparam, values),
             has_legend=True,
         )

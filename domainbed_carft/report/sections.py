@@ -185,6 +185,7 @@ class SectionMaker:
             title=table.dataset_title,
             make_name=self.make_name,
             error=table.error,
+            own_methods=self.results.collection.own_methods,
         )
         marked = [replace(figure, title=_mark_title(figure.title, table)) for figure in figures]
         return [Part("hparams", marked)] if marked else []

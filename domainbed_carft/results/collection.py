@@ -17,8 +17,8 @@ from domainbed_carft import text
 from domainbed_carft.arguments import TEXTS, check
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import manifest, own_methods, records
-from domainbed_carft.jobs.algorithms import get_owners
+from domainbed_carft.jobs import manifest, records
+from domainbed_carft.jobs.algorithms import Method, find_own_methods, get_owners
 from domainbed_carft.jobs.job import Candidate, Choice, Job
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning, RunsAndWarnings
@@ -62,7 +62,7 @@ class Group:
         planned: jobs of the sweeps' manifests that belong to the group, run or not.
         notes: remarks on settings that differ between rows and datasets.
         labels: dataset -> names of its environments, from the manifests.
-        declared: rows in the order in which the manifests declare them.
+        order: names of rows and algorithms in the order of the tables, the same for all groups.
         source: the training environments if all others are held out together; otherwise empty.
     """
 
@@ -71,7 +71,7 @@ class Group:
     planned: Sequence[Job]
     notes: Sequence[str]
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    declared: Sequence[str] = ()
+    order: Sequence[str] = ()
     source: str = ""
     _selections: dict[str, list[SelectedRun]] = field(default_factory=dict, init=False, repr=False)
 
@@ -88,7 +88,7 @@ class Group:
 
     def order_rows(self, rows: Iterable[str]) -> list[str]:
         """Return distinct names of rows in the order of the tables."""
-        return row_names.sort_rows(rows, self.declared)
+        return row_names.sort_rows(rows, self.order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +103,7 @@ class Collection:
         first_stages: runs of the first stage of searches; the groups have the second stage.
         joint_rows: row made by ``by`` -> its algorithm and values.
         folders: the folders that were read.
+        own_methods: the user's methods, as described by their records.
     """
 
     groups: Sequence[Group]
@@ -112,6 +113,7 @@ class Collection:
     first_stages: Sequence[RecordedRun] = ()
     joint_rows: Mapping[str, JointRow] = field(default_factory=dict)
     folders: Sequence[Path] = ()
+    own_methods: Mapping[str, Method] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[RecordedRun]:
@@ -125,8 +127,7 @@ class Collection:
     @property
     def rows(self) -> list[str]:
         """The rows that have runs, in the order of the tables."""
-        declared = dict.fromkeys(name for group in self.groups for name in group.declared)
-        return row_names.sort_rows((run.row for run in self.runs), declared)
+        return self.groups[0].order_rows(run.row for run in self.runs)
 
 
 # The sweeps that `collect`, `top`, `write_report` and `evaluate` take: folders, or their collection
@@ -172,12 +173,15 @@ def gather(
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
     runs = job_roles.assign_roles(runs, sweeps)
     last_stage = job_roles.select_last_stage(runs, sweeps)
-    declared = dict.fromkeys(name for sweep in sweeps for name in sweep.algorithms)
+    own_methods = find_own_methods({run.algorithm: run.recorded for run in runs})
+    order = row_names.order_algorithms(
+        (name for sweep in sweeps for name in sweep.algorithms), own_methods
+    )
     rows = row_names.label_rows(
-        last_stage.runs, last_stage.planned, by=by, folders=folders, declared=declared
+        last_stage.runs, last_stage.planned, by=by, folders=folders, order=order
     )
     labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
-    groups = _groups(rows, labels, ignored, warnings)
+    groups = _groups(rows, labels, ignored, warnings, own_methods)
     if not groups:
         raise CarftError(
             f"no job in {', '.join(map(str, folders))} counts for tables: according to sweep.json "
@@ -197,6 +201,7 @@ def gather(
         first_stages=last_stage.first_stages,
         joint_rows=rows.rows,
         folders=folders,
+        own_methods=own_methods,
     )
 
 
@@ -263,6 +268,7 @@ def _groups(
     labels: Mapping[str, Sequence[str]],
     ignored: Sequence[str],
     warnings: list[RecordWarning],
+    own_methods: Mapping[str, Method],
 ) -> list[Group]:
     """Group the runs, so that no row on a dataset mixes runs with several settings.
 
@@ -289,14 +295,14 @@ def _groups(
         group_runs = members.get(key, [])
         distinct_runs, duplicates = _distinct(group_runs)
         warnings += duplicates
-        differences = _differences(group_runs, environments, rows.parts)
+        differences = _differences(group_runs, environments, rows.parts, own_methods)
         group = Group(
             title=title,
             runs=distinct_runs,
             planned=planned_by_group.get(key, []),
             notes=[f"{title}: {note}" if title else note for note in differences],
             labels=labels,
-            declared=tuple(rows.names),
+            order=rows.order,
             source="" if source == ALL_OTHERS else source,
         )
         groups.append(group)
@@ -465,7 +471,10 @@ def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
 
 
 def _differences(
-    runs: Sequence[RecordedRun], environments: Mapping[str, Sequence[str]], row_parts: Sequence[str]
+    runs: Sequence[RecordedRun],
+    environments: Mapping[str, Sequence[str]],
+    row_parts: Sequence[str],
+    own_methods: Mapping[str, Method],
 ) -> Iterator[str]:
     """Describe the settings that differ between a group's rows and datasets, a sentence each.
 
@@ -476,10 +485,9 @@ def _differences(
     )
     titles = benchmarks.dataset_titles(dataset for dataset, _ in settings_by_row)
     algorithm_by_row = {run.row: run.algorithm for run in runs}
-    algorithms = own_methods.list_algorithms()
     for part in _parts(settings_by_row):
         owners = (
-            get_owners(part.removeprefix(HPARAM), algorithms) if part.startswith(HPARAM) else ()
+            get_owners(part.removeprefix(HPARAM), own_methods) if part.startswith(HPARAM) else ()
         )
         rows_by_value: dict[str, dict[str, None]] = {}
         for (dataset, row), settings in settings_by_row.items():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import raise_for
-from domainbed_carft.jobs import own_methods
+from domainbed_carft.jobs.algorithms import SHIPPED, Method
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM
@@ -77,15 +77,26 @@ def environment_labels(
     return labels_by_dataset
 
 
-def sort_rows(names: Iterable[str], declared: Iterable[str] = ()) -> list[str]:
-    """Sort distinct names in the order of rows, legends and bars.
+def order_algorithms(
+    declared: Iterable[str], own_methods: Mapping[str, Method] = {}
+) -> tuple[str, ...]:
+    """Return the order of algorithms in tables, legends and bars.
 
-    First come the rows that a sweep ``declared``, then the methods of this package and of the
-    user's files in the order of their styles, then all others by name.
+    First come the algorithms that sweeps ``declared``, then the methods of this package and
+    the user's ``own_methods`` in the order of their styles.
     """
+    rows = {
+        name: method.style.row
+        for name, method in {**own_methods, **SHIPPED}.items()
+        if method.style
+    }
+    return tuple(dict.fromkeys((*declared, *sorted(rows, key=rows.__getitem__))))
+
+
+def sort_rows(names: Iterable[str], order: Iterable[str]) -> list[str]:
+    """Sort distinct names by their places in ``order``, then all others by name."""
     distinct = set(names)
-    order = dict.fromkeys((*declared, *own_methods.list_algorithms(), *sorted(distinct)))
-    return [name for name in order if name in distinct]
+    return [name for name in dict.fromkeys((*order, *sorted(distinct))) if name in distinct]
 
 
 class _JobFacts(NamedTuple):
@@ -137,14 +148,14 @@ class JointRows:
     Attributes:
         runs: the runs.
         planned: the planned jobs.
-        names: the names of all rows, in their order.
+        order: the names of rows and algorithms in the order of the tables.
         parts: the parts of a setting that the names show.
         rows: name -> its algorithm and values.
     """
 
     runs: list[RecordedRun]
     planned: list[Job]
-    names: list[str]
+    order: Sequence[str]
     parts: list[str]
     rows: Mapping[str, JointRow]
 
@@ -155,7 +166,7 @@ def label_rows(
     *,
     by: Sequence[str],
     folders: Sequence[Path | str],
-    declared: Iterable[str],
+    order: Sequence[str],
 ) -> JointRows:
     """Give each algorithm a row for each of its values of the names ``by``.
 
@@ -168,10 +179,10 @@ def label_rows(
         planned: jobs of the manifests.
         by: the names.
         folders: the collected folders, in which each variant has a folder of its own.
-        declared: algorithms in the order of the tables.
+        order: algorithms in the order of the tables.
     """
     if not by:
-        return JointRows(list(runs), list(planned), names=list(declared), parts=[], rows={})
+        return JointRows(list(runs), list(planned), order=order, parts=[], rows={})
 
     facts = [
         *(_JobFacts(job, setting_of(job.args), _variant(job, folders)) for job in planned),
@@ -185,7 +196,7 @@ def label_rows(
     defaults = _recorded_defaults(by, runs)
     names: dict[tuple[str, _Words], str] = {}
     rows = {}
-    for algorithm in sort_rows(words_by_algorithm, declared):
+    for algorithm in sort_rows(words_by_algorithm, order):
         row_values = _sort_values(algorithm, by, words_by_algorithm[algorithm], defaults)
         varying = [len({words[number] for words in row_values}) > 1 for number in range(len(by))]
         for words, values in row_values.items():
@@ -202,7 +213,7 @@ def label_rows(
     return JointRows(
         runs=[replace(run, job=job) for run, job in zip(runs, jobs[len(planned) :])],
         planned=jobs[: len(planned)],
-        names=list(names.values()),
+        order=(*names.values(), *order),
         parts=[_part(name) for name in by if name != VARIANT],
         rows=rows,
     )

@@ -26,6 +26,7 @@ RECORDED_FACTS = (
     "data_edition",
     "method_digest",
     "method_file",
+    "method_declarations",
 )
 
 

@@ -32,6 +32,7 @@ from domainbed_carft import machine, text
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import rng, transforms
 from domainbed_carft.jobs import splits
+from domainbed_carft.jobs.facts import DECLARATIONS
 from domainbed_carft.jobs.folder import WEIGHTS_FORMAT, JobFolder, Lock
 from domainbed_carft.machine import devices
 
@@ -245,7 +246,7 @@ class Trainer:
         return {
             "arguments": arguments,
             "hyperparameters": {name: misc.plain(value) for name, value in self.hparams.items()},
-            "facts": self.facts,
+            "facts": {name: fact for name, fact in self.facts.items() if name != DECLARATIONS},
             "data": {name: len(split) for name, split in self.splits.items()},
         }
 
