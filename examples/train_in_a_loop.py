@@ -10,9 +10,9 @@ from domainbed_carft.data import emoji
 STEPS = 20
 TRAINING_STYLES = ("fluent3d", "line", "noto")
 
-folder = emoji.environment_folder("EmojiStyles")  # style/class/image, as your own data may be
+folder = emoji.environment_folder("EmojiStyles")  # style/class/image, like your own data
 class_names = ImageFolder(str(folder / "line")).classes
-hparams = {"clip_backbone": "tiny", "contexts": "emoji"}  # without them OpenAI's ViT-B/16
+hparams = {"clip_backbone": "tiny", "contexts": "emoji"}  # without these, OpenAI's ViT-B/16
 algorithm = domainbed_carft.build("CARFT", class_names, hparams=hparams, steps=STEPS, num_domains=3)
 
 torch.manual_seed(0)

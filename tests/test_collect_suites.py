@@ -90,7 +90,7 @@ def test_suite_rows_are_means_over_trials_next_to_published_figures(sweep):
     assert rows["CLIPZeroShot"][6].endswith(" (1)")
 
     published = grids["Suite imagenet, with published numbers"]
-    assert published.rows[0] == ["CARFT, ours", "ViT-B/16", *rows["CARFT"]]
+    assert published.rows[0] == ["CARFT, yours", "ViT-B/16", *rows["CARFT"]]
     published_rows = {(row[0], row[1]): row[2:] for row in published.rows[2:]}
     values = [82.72, 72.76, 71.32, 48.49, 49.87, 54.83]  # FLYP by TRACER's table 1
     values += [np.mean(values[1:]), np.mean(values[1:5])]

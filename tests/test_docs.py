@@ -186,8 +186,8 @@ def test_python_example_of_readme_runs(tmp_path, monkeypatch, capsys):
         Image.new("RGB", (48, 48), "white").save(name)
 
     names = {}
-    assert "steps=26\n" in example
-    exec(example.replace("steps=26\n", "steps=1, skip_training_in_splits=True\n"), names)
+    assert "steps=26)" in example
+    exec(example.replace("steps=26)", "steps=1, skip_training_in_splits=True)"), names)
     probabilities = names["run"].predict(["cat.png", "dog.png"]).class_probabilities
     assert probabilities.shape == (2, 10)
     assert capsys.readouterr().out.endswith(f"\n{probabilities}\n")

@@ -93,7 +93,7 @@ def test_two_steps_report_output_of_host_train(tmp_path, monkeypatch, code, stat
     [
         (NOTE, ["--train"], 0, ["a step", "can start.", "first line second \\x1b[31m -> do this"]),
         (PROBLEM, ["--train"], 1, ["cannot start: 1 problem, see the arrows"]),
-        (OK, [], 0, ["carft doctor --train takes two steps"]),
+        (OK, [], 0, ["test two training steps: carft doctor --train"]),
     ],
 )
 def test_doctor_trains_only_on_request_and_without_problems(

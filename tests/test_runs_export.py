@@ -138,7 +138,7 @@ def test_unpublished_original_must_be_passed(
 
     assert cli.main([*command, "--original", str(random_tiny)]) == 1
     error = capsys.readouterr().err
-    assert "is not the CLIP that" in error and f"expected {sha256('mine.pt')}" in error
+    assert "is not the CLIP model that" in error and f"expected {sha256('mine.pt')}" in error
 
     assert not list(tmp_path.glob("out*"))
     assert cli.main([*command, "--original", "mine.pt"]) == 0

@@ -178,7 +178,7 @@ def test_invalid_description_of_a_soup_is_an_error(uniform, tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    ("indices", "message"), [([0], "has 1 run, expected at least two"), ([0, 1, 0], "given twice")]
+    ("indices", "message"), [([0], "has 1 run, expected at least two"), ([0, 1, 0], "listed twice")]
 )
 def test_soup_needs_two_different_runs(runs, tmp_path, capsys, indices, message):
     carft("soup", *(runs[index] for index in indices), "-o", tmp_path / "out", status=1)

@@ -89,7 +89,7 @@ def test_wise_ft_draws_the_curve_and_saves_no_weights_by_default(pets, tmp_path,
     names = [wise_ft.WISE_FT_TABLE, *wise_ft.CURVE_FILES]
     assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
     assert Image.open(tmp_path / "out" / "wise_ft.png").format == "PNG"
-    assert "0 (original CLIP)" in (tmp_path / "out" / "wise_ft.svg").read_text()
+    assert "0 (original CLIP model)" in (tmp_path / "out" / "wise_ft.svg").read_text()
 
 
 @pytest.mark.parametrize(

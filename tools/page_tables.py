@@ -227,7 +227,7 @@ def all_tables(records: Path) -> list[tuple[str, str, Rows]]:
         ("docs/peers.md", "| method | out of domain | difference |", swad_rows(peers)),
         ("docs/reproduce.md", "| PACS | VLCS |", published_rows()),
         ("docs/reproduce.md", "| GPU (Tflop/s) |", gpu_hour_rows()),
-        ("docs/reproduce.md", "| CLIP | 24 GB", batch_rows()),
+        ("docs/reproduce.md", "| CLIP model | 24 GB", batch_rows()),
     ]
 
 

@@ -175,6 +175,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
     elif arguments.train:
         conclusion = "A training job can start."
     else:
-        conclusion = "No problem found. carft doctor --train takes two steps as a test."
+        conclusion = "No problem found. To also test two training steps: carft doctor --train"
     print(f"\n{conclusion}")
     return 1 if problems else 0

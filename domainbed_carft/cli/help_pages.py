@@ -37,7 +37,7 @@ PAGES = {
     "carft demo": HelpPage(
         "[options]",
         {
-            "carft demo": "one trial, about two minutes on two cores",
+            "carft demo": "one trial, two to four minutes on two cores",
             "carft demo --trials 10": "as many trials as were recorded, ten times as long",
         },
     ),
@@ -98,7 +98,7 @@ PAGES = {
     "carft evaluate": HelpPage(
         "[RUN] [options]",
         {
-            "carft evaluate OUT/JOB": "a run on its own data",
+            "carft evaluate OUT/JOB": "a run, on the splits of its dataset",
             "carft evaluate OUT": "all chosen runs of a sweep",
             "carft evaluate OUT/JOB --suite imagenet --data_dir DATA": "on ImageNet's test sets",
             "carft evaluate --clip ViT-B/16 --suite imagenet --data_dir DATA": (
@@ -109,7 +109,7 @@ PAGES = {
     "carft predict": HelpPage(
         "RUN IMAGE_OR_FOLDER... [options]",
         {
-            "carft predict OUT/JOB IMAGES": "the likeliest classes and contexts of each image",
+            "carft predict OUT/JOB IMAGES": "the most likely classes and contexts of each image",
             "carft predict OUT/JOB IMAGES --format jsonl -o predictions.jsonl": "for scripts",
         },
     ),
@@ -117,7 +117,9 @@ PAGES = {
         "RUN -o FOLDER [options]",
         {
             "carft wise-ft OUT/JOB -o CURVE": "the curve from CLIP to the run",
-            "carft wise-ft OUT/JOB -o MIX --alphas 0.5 --save 0.5": "the weights half way",
+            "carft wise-ft OUT/JOB -o MIX --alphas 0.5 --save 0.5": (
+                "the weights halfway between CLIP and the run"
+            ),
         },
     ),
     "carft soup": HelpPage(

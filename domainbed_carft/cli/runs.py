@@ -107,7 +107,7 @@ def _add_wise_ft(commands: Any) -> None:
     parser = commands.add_parser(
         "wise-ft",
         help="interpolate between the weights of the original CLIP model and a saved run; evaluate "
-        "the mixtures, and save them if wanted",
+        "the mixtures, and optionally save them",
     )
     parser.set_defaults(run=functools.partial(_run, "wise-ft"))
 

@@ -284,7 +284,7 @@ def read_published_rows(suite: Suite) -> list[dict[str, Any]]:
 
 
 def published_grids(rows: Sequence[Scores]) -> list[Grid]:
-    """Make a table for each suite with published rows and ours, without WiSE-FT's curves."""
+    """Make a table of published rows and runs for each suite, without WiSE-FT's curves."""
     grids = []
     for name in dict.fromkeys(row.suite for row in rows):
         suite = catalogue.get(name)
@@ -294,7 +294,7 @@ def published_grids(rows: Sequence[Scores]) -> list[Grid]:
             continue
 
         cells = [
-            [f"{row.label}, ours", row.backbone, *row.cell_texts]
+            [f"{row.label}, yours", row.backbone, *row.cell_texts]
             for row in rows
             if row.suite == name and row.alpha is None
         ]

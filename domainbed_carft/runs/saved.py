@@ -310,8 +310,8 @@ def require_clip_with_head(run: Run) -> None:
     if additions:
         raise CarftError(
             f"{run.path} is a run of {method.__name__}, which needs more than CLIP's image encoder "
-            f"and a head to predict: it has {', '.join(additions)}. The original CLIP has no "
-            "counterpart to that, and an exported CLIP has no place for it"
+            f"and a head to predict: it has {', '.join(additions)}. The original CLIP "
+            "model has no such part, and an exported CLIP model cannot contain it"
         )
 
 
@@ -330,21 +330,22 @@ def load_original_clip(run: Run, file: str | None = None) -> backbone.Backbone:
     name = file or run.hparams["clip_backbone"]
     if not file and name not in openai.PUBLISHED:
         raise CarftError(
-            f"{run.path} started from the CLIP {name!r}. Paths named in a run are not opened, and "
-            "nothing is downloaded; pass that CLIP as --original FILE or --original open_clip:..."
+            f"{run.path} started from the CLIP model {name!r}. Paths named in a run are not "
+            "opened, and nothing is downloaded; pass the model as --original FILE or --original "
+            "open_clip:..."
         )
 
     clip = backbone.load(name)
     expected_digest = run.hparams["clip_digest"]
     if clip.digest != expected_digest:
         raise CarftError(
-            f"{clip.path} is not the CLIP that {run.path} started from: its SHA-256 is "
-            f"{clip.digest}, expected {expected_digest}. Give the right file with --original FILE"
+            f"{clip.path} is not the CLIP model that {run.path} started from: its SHA-256 is "
+            f"{clip.digest}, expected {expected_digest}. Pass the right file as --original FILE"
         )
     if clip.architecture != get_architecture(run):
         raise CarftError(
-            f"{name} has the weights but not the configuration of the CLIP that {run.path} started "
-            "from; pass the same name as in training, or its export"
+            f"{name} has the weights but not the configuration of the CLIP model that {run.path} "
+            "started from; pass the same name as in training, or its export"
         )
     if _get_shapes(clip.model.visual) != _get_shapes(run.algorithm.encoder):
         raise CarftError(f"the image encoders of {run.path} and {clip.path} differ in shape")

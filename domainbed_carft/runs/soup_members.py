@@ -101,7 +101,7 @@ def require_compatible(runs: Sequence[Run]) -> None:
                 "expected runs that start from the same head"
             )
     if len({run.path.resolve() for run in runs}) < len(runs):
-        raise CarftError("a run is given twice; expected different runs")
+        raise CarftError("a run is listed twice; expected different runs")
 
     first = runs[0]
     for run in runs[1:]:
@@ -109,8 +109,8 @@ def require_compatible(runs: Sequence[Run]) -> None:
         if differences:
             raise CarftError(
                 f"{run.path} and {first.path} differ in {', '.join(differences)}; expected runs "
-                "that share the initial CLIP, the prompts, and the division of the data into "
-                "training and validation images"
+                "that share the initial CLIP model, the prompts, and the division of the data "
+                "into training and validation images"
             )
 
 
@@ -127,7 +127,7 @@ def _find_differences(run: Run, first: Run) -> list[str]:
     ):
         differences.append("the images' normalisation")
     if saved.get_architecture(run) != saved.get_architecture(first):
-        differences.append("the CLIP's architecture")
+        differences.append("the architecture of the CLIP model")
     return differences
 
 

@@ -38,7 +38,7 @@ DEFAULT_ALPHAS = tuple(n / 10 for n in range(11))
 
 WISE_FT_TABLE = "wise_ft.json"
 CURVE_FILES = ("wise_ft.png", "wise_ft.svg")
-END_LABELS = {0.0: " (original CLIP)", 1.0: " (the run)"}  # by alpha
+END_LABELS = {0.0: " (original CLIP model)", 1.0: " (the run)"}  # by alpha
 
 LINE_COLOR = "#0072B2"
 LABEL_OFFSET = 6  # points between an end of the curve and its label
