@@ -46,10 +46,17 @@ UPSTREAM_NAMES = {
 }
 
 DATASETS = (
-    *("PACS", "Debug28 VLCS", "DomainNet", "SVIRO", "PACS OfficeHome", "Debug28 Debug28"),
+    *("PACS", "Debug28 VLCS", "DomainNet", "SVIRO", "PACS OfficeHome", "Debug28 Debug224"),
     *("own/three", "own/one PACS", "TerraIncognita Debug28 own/three"),
 )
-ALGORITHMS = ("ERM", "CARFT", "CARFT ERM", "CLIPFineTune CARFT", "ERM ERM", "CLIPZeroShot")
+ALGORITHMS = (
+    "ERM",
+    "CARFT",
+    "CARFT ERM",
+    "CLIPFineTune CARFT",
+    "ERM CLIPLinearProbe",
+    "CLIPZeroShot",
+)
 # Flags that are only sometimes passed.
 OPTIONAL = {
     "--hparams": ['{"batch_size": 8}', '{"lr":1e-05,  "batch_size":4}', "{}"],
@@ -167,9 +174,13 @@ def list_files(output: Path) -> dict[str, Any]:
     for name in ("results.txt", "results.tex", "sweep.json"):
         if (output / name).is_file():
             result[str(output / name)] = (output / name).read_text()
-    if sweep := result.get(str(output / "sweep.json")):
+    if text := result.get(str(output / "sweep.json")):
+        sweep = json.loads(text)
+        for facts in sweep["datasets"].values():
+            # Before version 0.4 only `carft sweep` wrote these two facts.
+            facts.pop("images"), facts.pop("held_out")
         # The order of keys has no meaning in this file.
-        result[str(output / "sweep.json")] = json.dumps(json.loads(sweep), sort_keys=True, indent=1)
+        result[str(output / "sweep.json")] = json.dumps(sweep, sort_keys=True, indent=1)
     return result
 
 
@@ -248,10 +259,8 @@ def call_functions() -> Iterator[dict[str, Any]]:
     for count in range(3, 7):
         yield {"combinations": list(sweep.all_test_env_combinations(count))}
 
-    means = [[], [0.25], [0.1, 0.2, 0.3], [0.5] * 3, [i / 7 for i in range(8)]]
-    yield {
-        "means": [repr(collect_results.format_mean(m, latex)) for m in means for latex in (0, 1)]
-    }
+    for values in ([], [0.25], [0.1, 0.2, 0.3], [0.5] * 3, [i / 7 for i in range(8)]):
+        yield {"means": [collect_results.format_mean(values, latex) for latex in (False, True)]}
 
     class Last(modules["model_selection"].SelectionMethod):  # type: ignore[name-defined,misc]
         name = "a user's method"
@@ -314,7 +323,10 @@ def run_tree(tree: Path, n_sweeps: int, folder: Path) -> dict[str, Any]:
 
 def differences(base: Any, new: Any) -> list[str]:
     """Return the differences between two results as lines."""
-    texts = [json.dumps(item, indent=1).replace("\\n", "\n").splitlines() for item in (base, new)]
+    texts = [
+        json.dumps(item, indent=1, sort_keys=True).replace("\\n", "\n").splitlines()
+        for item in (base, new)
+    ]
     return list(difflib.unified_diff(*texts, "base", "new", lineterm="", n=2))
 
 
