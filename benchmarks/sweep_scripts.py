@@ -1,15 +1,15 @@
 """Compare DomainBed's scripts on the included harness between two source trees, byte for byte.
 
-    python benchmarks/sweep_scripts.py BASE [NEW] [--sweeps 55]
+    python benchmarks/sweep_scripts.py BASE [NEW] [--sweeps 55] [--upstream CHECKOUT]
 
 BASE and NEW (default: this tree) are checkouts of this repository. One process per tree runs
 `sweep`, `collect_results` and `list_top_hparams` on the same drawn command lines. A sweep is
 launched with the launcher `dummy`, gets synthetic records, is launched again, collected as text
 and as LaTeX, ranked, and cleaned by `delete_incomplete`. Then follow a few jobs of the launcher
-`local`, the records of `tests/harness/synthetic_records.py`, which have upstream's format, and
-calls of functions that users' code imports. Compared are exit statuses, both output streams, the
-names of all files and folders, and the contents of the tables and of `sweep.json`. The exit status
-is 1 if anything differs.
+`local`, the records of `tests/harness/synthetic_records.py`, which have upstream's format, the
+sweep that upstream recorded in CHECKOUT, and calls of functions that users' code imports. Compared
+are exit statuses, both output streams, the names of all files and folders, and the contents of the
+tables and of `sweep.json`. The exit status is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from unittest import mock
 
 REPO = Path(__file__).resolve().parents[1]
 WORKER = "--worker"
+RECORDED_SWEEP = "domainbed/misc/test_sweep_data"  # in a checkout of DomainBed
 
 # Names that code written for upstream imports.
 UPSTREAM_NAMES = {
@@ -177,8 +179,7 @@ def list_files(output: Path) -> dict[str, Any]:
     if text := result.get(str(output / "sweep.json")):
         sweep = json.loads(text)
         for facts in sweep["datasets"].values():
-            # Before version 0.4 only `carft sweep` wrote these two facts.
-            facts.pop("images"), facts.pop("held_out")
+            facts |= {"images": None, "held_out": False}  # older trees left these facts out
         # The order of keys has no meaning in this file.
         result[str(output / "sweep.json")] = json.dumps(sweep, sort_keys=True, indent=1)
     return result
@@ -232,8 +233,8 @@ def run_local_sweeps() -> Iterator[dict[str, Any]]:
     yield list_files(Path("local"))
 
 
-def run_upstream_records() -> Iterator[dict[str, Any]]:
-    """Yield tables and rankings of records in upstream's format."""
+def run_upstream_records(upstream: Path | None) -> Iterator[dict[str, Any]]:
+    """Yield tables and rankings of records in upstream's format, and recorded by upstream."""
     from harness import synthetic_records
 
     for kind in synthetic_records.KINDS:
@@ -242,6 +243,12 @@ def run_upstream_records() -> Iterator[dict[str, Any]]:
         for dataset, count in synthetic_records.ENVIRONMENTS.items():
             for algorithm in synthetic_records.ALGORITHMS:
                 yield from (rank(Path(kind), dataset, algorithm, env) for env in range(count + 1))
+
+    if upstream:
+        recorded = Path("recorded")
+        shutil.copytree(upstream / RECORDED_SWEEP, recorded)
+        yield from collect(recorded)
+        yield from (rank(recorded, "VLCS", "ERM", env) for env in range(4))
 
 
 def call_functions() -> Iterator[dict[str, Any]]:
@@ -279,7 +286,7 @@ def call_functions() -> Iterator[dict[str, Any]]:
     yield {"printed": out.getvalue()}
 
 
-def work(tree: Path, n_sweeps: int) -> None:
+def work(tree: Path, n_sweeps: int, upstream: Path | None) -> None:
     """Run everything in the current folder, and save the results in `results.json`."""
     import domainbed
 
@@ -288,7 +295,7 @@ def work(tree: Path, n_sweeps: int) -> None:
     make_own_datasets()
     results = {f"sweep {number}": [*run_drawn_sweep(number)] for number in range(n_sweeps)}
     results["local"] = [*run_local_sweeps()]
-    results["upstream's records"] = [*run_upstream_records()]
+    results["upstream's records"] = [*run_upstream_records(upstream)]
     results["functions"] = [*call_functions()]
     Path("results.json").write_text(json.dumps(results))
 
@@ -305,12 +312,12 @@ def make_own_datasets() -> None:
                 Image.new("RGB", (8, 8)).save(folder / "1.png")
 
 
-def run_tree(tree: Path, n_sweeps: int, folder: Path) -> dict[str, Any]:
+def run_tree(tree: Path, options: Sequence[str], folder: Path) -> dict[str, Any]:
     """Run everything with the code of a tree, in a process, and return the results."""
     folder.mkdir()
     path = [tree, tree / "third_party", REPO / "tests"]
     done = subprocess.run(
-        [sys.executable, __file__, WORKER, str(tree), "--sweeps", str(n_sweeps)],
+        [sys.executable, __file__, WORKER, str(tree), *options],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))},
         capture_output=True,
@@ -336,20 +343,24 @@ def main() -> int:
     parser.add_argument("base", type=Path, help="checkout of this repository")
     parser.add_argument("new", type=Path, nargs="?", default=REPO, help="default: this tree")
     parser.add_argument("--sweeps", type=int, default=55, help="number of drawn sweeps")
+    parser.add_argument("--upstream", type=Path, help="checkout of facebookresearch/DomainBed")
     parser.add_argument(WORKER, action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments.base, arguments.sweeps)
+        work(arguments.base, arguments.sweeps, arguments.upstream)
         return 0
 
     trees = {"base": arguments.base.resolve(), "new": arguments.new.resolve()}
     for tree in trees.values():
         if not (tree / "third_party" / "domainbed" / "scripts").is_dir():
             parser.error(f"expected a checkout of this repository in {tree}")
+    options = ["--sweeps", str(arguments.sweeps)]
+    if upstream := arguments.upstream and arguments.upstream.resolve():
+        if not (upstream / RECORDED_SWEEP).is_dir():
+            parser.error(f"expected a checkout of DomainBed in {upstream}")
+        options += ["--upstream", str(upstream)]
     with tempfile.TemporaryDirectory() as folder:
-        base, new = (
-            run_tree(tree, arguments.sweeps, Path(folder, name)) for name, tree in trees.items()
-        )
+        base, new = (run_tree(tree, options, Path(folder, name)) for name, tree in trees.items())
 
     different = [name for name in base if base[name] != new[name]]
     for name in different:
