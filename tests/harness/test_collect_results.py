@@ -8,8 +8,8 @@ import pytest
 from domainbed import algorithms
 from domainbed.lib import reporting
 from domainbed.lib.query import Q
+from domainbed.model_selection import SELECTION_METHODS
 from domainbed.scripts import collect_results, list_top_hparams
-from domainbed.scripts.collect_results import SELECTION_METHODS
 
 from . import synthetic_records
 

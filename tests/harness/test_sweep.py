@@ -12,6 +12,7 @@ from domainbed.scripts.sweep import Job
 from test_launchers import python
 
 from domainbed_carft import cli
+from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import JobFolder
 
 pytestmark = pytest.mark.usefixtures("registered")
@@ -130,6 +131,19 @@ def test_running_job_is_not_deleted(tmp_path, capsys):
         assert run(tmp_path, "--single_test_envs", command="delete_incomplete") == 0
         assert f"sweep: not deleted: {running} is being run by" in capsys.readouterr().err
         assert folders(tmp_path) == [running]
+
+
+def test_repeated_dataset_is_listed_and_deleted_once(tmp_path):
+    flags = ["--datasets", "PACS", "PACS", "--single_test_envs"]
+    assert run(tmp_path, *flags) == 0
+    listed = manifest.read(tmp_path)
+    assert {job.folder for job in listed.jobs} == set(folders(tmp_path))
+    assert len(listed.jobs) == 4
+    assert listed.datasets["PACS"].images == (2048, 2344, 1670, 3929)
+
+    assert run(tmp_path, *flags, command="delete_incomplete") == 0
+    assert folders(tmp_path) == []
+    assert manifest.read(tmp_path).jobs == ()
 
 
 def test_sweep_defaults_to_all_registered_algorithms_and_datasets():

@@ -120,6 +120,14 @@ class LeaveOneOutSelectionMethod(SelectionMethod):
         return _outcome(method_names.LEAVE_ONE_OUT, singles, pairs)
 
 
+# In the order of the tables.
+SELECTION_METHODS: tuple[type[SelectionMethod], ...] = (
+    IIDAccuracySelectionMethod,
+    LeaveOneOutSelectionMethod,
+    OracleSelectionMethod,
+)
+
+
 def _outcome(
     rule: str, singles: Q, pairs: Mapping[frozenset[int], Q] | None = None
 ) -> dict[str, float] | None:

@@ -8,24 +8,21 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from domainbed import algorithms, datasets, model_selection
+from domainbed import algorithms
 from domainbed.lib import checks, misc, reporting
 from domainbed.lib.command_line import exit_status, printed_at_once
 from domainbed.lib.query import Q
+from domainbed.model_selection import SELECTION_METHODS, SelectionMethod
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError
+from domainbed_carft.results import columns
 
-SELECTION_METHODS: tuple[type[model_selection.SelectionMethod], ...] = (
-    model_selection.IIDAccuracySelectionMethod,
-    model_selection.LeaveOneOutSelectionMethod,
-    model_selection.OracleSelectionMethod,
-)
+# The accuracies in the cells of a row.
+Cells = Sequence[Sequence[float]]
 
 
 def format_mean(data: Iterable[float], latex: bool) -> tuple[Any, Any, str]:
@@ -38,16 +35,13 @@ def format_mean(data: Iterable[float], latex: bool) -> tuple[Any, Any, str]:
     Returns:
         Mean and standard error (ddof 0) in percent, and the text; (None, None, "X") without data.
     """
-    accuracies = np.fromiter(data, dtype=float)
-    if accuracies.size == 0:
+    cell = columns.mean_cell(dict(enumerate(data)))
+    if cell.mean is None:
         return None, None, "X"
 
-    # Divide before std(), as upstream does: the last bit decides how a half is rounded.
-    shares = accuracies / accuracies.size**0.5
-    mean = 100 * accuracies.mean()
-    error = 100 * shares.std()
+    error = cell.standard_error or 0.0  # upstream prints an error of a single trial
     sign = "$\\pm$" if latex else "+/-"
-    return mean, error, f"{mean:.1f} {sign} {error:.1f}"
+    return cell.mean, error, f"{cell.mean:.1f} {sign} {error:.1f}"
 
 
 def print_table(
@@ -86,77 +80,49 @@ def print_table(
     print("\\bottomrule\n\\end{tabular}}\n\\end{center}")
 
 
-def labels_by_dataset(records: Q) -> dict[str, list[str]]:
-    """Map each dataset that has tables to its environments' names, in the order of the tables.
-
-    Datasets in DATASETS come first. Users' own datasets follow, whose names are in the records.
-
-    Raises:
-        CarftError: Jobs of one dataset have different environments, which need separate tables.
-    """
-    recorded = records.select("args.dataset").unique()
-    result = {
-        name: list(datasets.get_dataset_class(name).ENVIRONMENTS)
-        for name in datasets.DATASETS
-        if name in recorded and not checks.dataset_problems(name)
-    }
-
-    for record in records:
-        name = record["args"]["dataset"]
-        labels = record.get("environments")
-        if name in datasets.DATASETS or not labels:
-            continue
-        if result.setdefault(name, labels) != labels:
-            raise CarftError(
-                f"the jobs of {name} have different environments: {', '.join(result[name])}; "
-                f"{', '.join(labels)}. Use `carft collect`, which prints separate tables"
-            )
-    return result
-
-
-def print_results_tables(
-    records: Q, selection_method: type[model_selection.SelectionMethod], latex: bool
-) -> None:
+def print_results_tables(records: Q, selection_method: type[SelectionMethod], latex: bool) -> None:
     """Print a table for each dataset, then one of the averages over environments."""
-    tested = reporting.get_grouped_records(records).map(
-        lambda group: group | {"sweep_acc": selection_method.sweep_acc(group["records"])}
-    )
-    groups = tested.filter(lambda group: group["sweep_acc"] is not None)
+    # (algorithm, dataset) -> test environment, trial and accuracy
+    selected: dict[tuple[str, str], list[tuple[int, int, float]]] = defaultdict(list)
+    for group in reporting.get_grouped_records(records):
+        accuracy = selection_method.sweep_acc(group["records"])
+        if accuracy is not None:
+            row = selected[group["algorithm"], group["dataset"]]
+            row.append((group["test_env"], group["trial_seed"], accuracy))
 
     # Upstream's algorithms in the order of upstream's list, then all others in order of appearance.
     recorded = records.select("args.algorithm").unique()
     order = dict.fromkeys(["ERM", *algorithms.NOT_INCLUDED, *algorithms.ALGORITHMS, *recorded])
-    algorithm_names = [name for name in order if name in recorded]
-    columns = labels_by_dataset(records)
+    names = [name for name in order if name in recorded]
+    labels_by_dataset = checks.get_environment_labels(records)
     method = f"model selection method: {selection_method.name}"
 
-    def accuracies(algorithm: str, dataset: str, test_env: int) -> Q:
-        cell = (dataset, algorithm, test_env)
-        return groups.filter_equals("dataset,algorithm,test_env", cell).select("sweep_acc")
-
-    for dataset, labels in columns.items():
-        envs = range(len(labels))
-        trials = {name: [accuracies(name, dataset, i) for i in envs] for name in algorithm_names}
+    for dataset, labels in labels_by_dataset.items():
+        rows: dict[str, Cells] = {
+            name: [
+                [accuracy for env, _, accuracy in selected[name, dataset] if env == test_env]
+                for test_env in range(len(labels))
+            ]
+            for name in names
+        }
         if latex:
             print(f"\n\\subsubsection{{{dataset}}}")
-        _print_means(trials, f"Dataset: {dataset}, {method}", labels, 20, latex)
+        _print_means(rows, f"Dataset: {dataset}, {method}", labels, 20, latex)
 
-    trials = {
-        name: [_trial_means(groups, dataset, name) for dataset in columns]
-        for name in algorithm_names
+    averages: dict[str, Cells] = {
+        name: [
+            [*columns.trial_means(item[1:] for item in selected[name, dataset]).values()]
+            for dataset in labels_by_dataset
+        ]
+        for name in names
     }
     if latex:
         print("\n\\subsubsection{Averages}")
-    _print_means(trials, f"Averages, {method}", list(columns), 25, latex)
-
-
-def _trial_means(groups: Q, dataset: str, algorithm: str) -> Q:
-    trials = groups.filter_equals("dataset,algorithm", (dataset, algorithm)).group("trial_seed")
-    return trials.map(lambda _, group: group.select("sweep_acc").mean())
+    _print_means(averages, f"Averages, {method}", list(labels_by_dataset), 25, latex)
 
 
 def _print_means(
-    rows: Mapping[str, Sequence[Q]], header: str, columns: Sequence[str], width: int, latex: bool
+    rows: Mapping[str, Cells], header: str, labels: Sequence[str], width: int, latex: bool
 ) -> None:
     """Print mean and standard error of each cell's accuracies, and the average of each row."""
     table = []
@@ -167,7 +133,7 @@ def _print_means(
         average = f"{sum(means) / len(means):.1f}" if is_complete else "X"
         table.append([*(text for _, _, text in cells), average])
 
-    print_table(table, header, list(rows), ["Algorithm", *columns, "Avg"], width, latex)
+    print_table(table, header, list(rows), ["Algorithm", *labels, "Avg"], width, latex)
 
 
 def print_report(records: Q, latex: bool) -> None:
@@ -189,15 +155,14 @@ def print_report(records: Q, latex: bool) -> None:
 def run(folder: str, latex: bool) -> None:
     """Read the records, print the report, and write it to a file in the folder."""
     records = reporting.load_records(folder)
-    labels_by_dataset(records)
     command = f"carft collect {shlex.quote(folder)}"
-    print(
-        f"To see missing jobs, and jobs without a test environment, run `{command}`",
-        file=sys.stderr,
-    )
 
     with printed_at_once() as printed:
         print_report(records, latex)
+        print(
+            f"To see missing jobs, and jobs without a test environment, run `{command}`",
+            file=sys.stderr,
+        )
         path = Path(folder, "results.tex" if latex else "results.txt")
         files.save_text(path, printed.getvalue())
 

@@ -10,16 +10,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from domainbed import model_selection
-from domainbed.lib import reporting
+from domainbed.lib import checks, reporting
 from domainbed.lib.command_line import exit_status, printed_at_once
 from domainbed.lib.query import Q
-from domainbed.scripts.collect_results import SELECTION_METHODS, labels_by_dataset
+from domainbed.model_selection import SELECTION_METHODS, SelectionMethod
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError
 
 
-def print_ranking(group: Q, method: type[model_selection.SelectionMethod]) -> None:
+def print_ranking(group: Q, method: type[SelectionMethod]) -> None:
     """Print the outcomes of a trial, best first, with their hyperparameters and folders."""
     for outcome, records in method.hparams_accs(group):
         print(f"\t{outcome}")
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     names = "dataset,algorithm,test_env"
     cell = (args.dataset, args.algorithm, args.test_env)
     records = reporting.load_records(args.input_dir)
-    labels_by_dataset(records.filter_equals("args.dataset", args.dataset))
+    checks.get_environment_labels(records.filter_equals("args.dataset", args.dataset))
 
     groups = reporting.get_grouped_records(records)
     chosen = groups.filter_equals(names, cell).sorted(key=lambda group: group["trial_seed"])

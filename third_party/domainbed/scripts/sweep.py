@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import os
 import shlex
 import sys
@@ -17,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from domainbed import command_launchers, datasets
-from domainbed.lib import checks, misc, scalar_logs
+from domainbed import command_launchers
+from domainbed.lib import checks, scalar_logs
 from domainbed.lib.command_line import exit_status
 from domainbed.lib.sweep_arguments import DATASETS as DATASETS
 from domainbed.lib.sweep_arguments import build_parser, check
@@ -27,6 +26,8 @@ from domainbed_carft.errors import CarftError, TransientError
 from domainbed_carft.jobs import job as job_module
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import HeldError, JobFolder, delete_claimed
+from domainbed_carft.sweep import host
+from domainbed_carft.sweep.declaration import LEAVE_ONE_OUT, Declaration, Seeds
 
 
 class Job:
@@ -53,12 +54,9 @@ class Job:
         self.train_args = {**copy.deepcopy(train_args), "output_dir": self.output_dir}
         self.command_str = shlex.join(job_module.command(self.train_args))
         self.listed = job_module.Job(train_args, Path(self.output_dir))
-        if JobFolder(self.output_dir).done:
-            self.state = Job.DONE
-        elif os.path.exists(self.output_dir):
-            self.state = Job.INCOMPLETE
-        else:
-            self.state = Job.NOT_LAUNCHED
+        self.state = Job.NOT_LAUNCHED
+        if os.path.exists(self.output_dir):
+            self.state = Job.DONE if JobFolder(self.output_dir).done else Job.INCOMPLETE
 
     def __str__(self) -> str:
         names = ("dataset", "algorithm", "test_envs", "hparams_seed")
@@ -89,8 +87,8 @@ class Job:
         """Delete the jobs' folders, except the folders of running jobs."""
         print("Deleting...")
         deleted = 0
-        for job in jobs:
-            folder = JobFolder(job.output_dir)
+        for output_dir in dict.fromkeys(job.output_dir for job in jobs):
+            folder = JobFolder(output_dir)
             try:
                 with folder.claim():
                     delete_claimed(folder)
@@ -103,8 +101,8 @@ class Job:
 def all_test_env_combinations(n: int) -> Iterator[list[int]]:
     """Yield all choices of one or two of `n` environments: [0], [0, 1], ..., [1], [1, 2], ..."""
     assert n >= 3, "with two test environments, fewer than three leave none to train on"
-    choices = [itertools.combinations(range(n), size) for size in (1, 2)]
-    yield from map(list, sorted(itertools.chain(*choices)))
+    declaration = Declaration.model_construct(selection=[LEAVE_ONE_OUT])
+    yield from declaration.targets("", [""] * n)
 
 
 def make_args_list(
@@ -121,42 +119,24 @@ def make_args_list(
     hparams: str | None,
 ) -> list[dict[str, Any]]:
     """Return the arguments of `train` for every job of the sweep, ordered by trial."""
-    common: dict[str, Any] = {
-        "data_dir": data_dir,
-        "task": task,
-        "holdout_fraction": holdout_fraction,
-    }
-    if steps is not None:
-        common["steps"] = steps
-    if hparams is not None:
-        common["hparams"] = hparams
-
-    return [
-        {
-            **common,
-            "dataset": dataset,
-            "algorithm": algorithm,
-            "test_envs": test_envs,
-            "hparams_seed": hparams_seed,
-            "trial_seed": trial_seed,
-            "seed": misc.seed_hash(dataset, algorithm, test_envs, hparams_seed, trial_seed),
-        }
-        for trial_seed in range(n_trials)
-        for dataset in dataset_names
-        for algorithm in algorithms
-        for test_envs in _test_env_choices(dataset, single_test_envs)
-        for hparams_seed in range(n_hparams_from, n_hparams)
-    ]
+    declaration = Declaration.model_construct(
+        datasets=dataset_names,
+        algorithms=algorithms,
+        trials=n_trials,
+        hparams_seeds=Seeds.model_construct(first=n_hparams_from, n=n_hparams - n_hparams_from),
+        holdout_fraction=holdout_fraction,
+        selection=[] if single_test_envs else [LEAVE_ONE_OUT],
+        facts=_get_facts(dataset_names),
+    )
+    # The folder's name depends on these values as they were passed, such as 0 steps, or the blanks
+    # in --hparams.
+    passed = {"task": task, "steps": steps, "hparams": hparams}
+    passed = {name: value for name, value in passed.items() if value is not None}
+    return [{**job.args, **passed} for job in declaration.jobs(data_dir, Path())]
 
 
-def _test_env_choices(dataset: str, single: bool) -> list[list[int]]:
-    """Return the values of --test_envs for a dataset's jobs, without pairs if `single`."""
-    n = datasets.num_environments(dataset)
-    if n == 1:  # a user's own data, without an environment to hold out
-        return [[]]
-    if single:
-        return [[index] for index in range(n)]
-    return list(all_test_env_combinations(n))
+def _get_facts(dataset_names: Sequence[str]) -> dict[str, manifest.Dataset]:
+    return {name: host.get_dataset_facts(name) for name in dataset_names}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -226,18 +206,12 @@ def _list_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     """Add the jobs to the manifest, which `carft sweep status` and `carft collect` read."""
     output = Path(args.output_dir)
     stored = manifest.read(output) if output.is_dir() else None
-    facts = {}
-    for name in args.datasets:
-        dataset_class = datasets.get_dataset_class(name)
-        facts[name] = manifest.Dataset(
-            labels=tuple(dataset_class.ENVIRONMENTS),
-            images=None,
-            steps=dataset_class.N_STEPS,
-            checkpoint_freq=dataset_class.CHECKPOINT_FREQ,
-        )
-    sweep = stored or manifest.Sweep(())
-    jobs_listed = tuple(job.listed for job in jobs)
-    manifest.add(output, replace(sweep, jobs=jobs_listed, datasets=facts))
+    sweep = replace(
+        stored or manifest.Sweep(()),
+        jobs=tuple(job.listed for job in jobs),
+        datasets=_get_facts(args.datasets),
+    )
+    manifest.add(output, sweep)
 
 
 def _change_manifest(change: Callable[..., object], *arguments: Any) -> None:
