@@ -115,7 +115,16 @@ def _launch(arguments: argparse.Namespace) -> int:
     """Launch the jobs that are not done; return 1 if some are not done at the end."""
     from domainbed_carft.sweep import launch, printing, states
 
-    launch_plan = plan(arguments)
+    launch_plan = launch.plan(
+        arguments.sweep,
+        arguments.data_dir,
+        arguments.output_dir,
+        arguments.launcher,
+        options={name: getattr(arguments, name) for name in FIELDS},
+        keep_weights=arguments.keep_weights,
+        log=arguments.log,
+        skip_training_in_splits=arguments.skip_training_in_splits,
+    )
     if arguments.dry_run:
         return _dry_run(launch_plan)
 
@@ -145,25 +154,6 @@ def _launch(arguments: argparse.Namespace) -> int:
     return int(bool(unfinished))
 
 
-def plan(arguments: argparse.Namespace) -> LaunchPlan:
-    """Plan a launch with these arguments. Raises CarftError, like `sweep.launch.plan`."""
-    from domainbed_carft.sweep import launch
-    from domainbed_carft.sweep.launch import JobSettings
-
-    return launch.plan(
-        arguments.sweep,
-        arguments.data_dir,
-        arguments.output_dir,
-        arguments.launcher,
-        options={name: getattr(arguments, name) for name in FIELDS},
-        settings=JobSettings(
-            keep_weights=arguments.keep_weights,
-            log=arguments.log,
-        ),
-        skip_training_in_splits=arguments.skip_training_in_splits,
-    )
-
-
 def _dry_run(plan: LaunchPlan) -> int:
     """Print the plan and its costs, then refuse broken data."""
     from domainbed_carft.sweep import costs
@@ -187,9 +177,9 @@ def _print_plan(plan: LaunchPlan) -> None:
     from domainbed_carft.sweep import printing
 
     jobs = quantity(len(plan.statuses) + len(plan.waiting_jobs), "job")
-    if plan.declaration.has_stages:
+    if plan.search:
         print(f"{plan.declaration.name}: {jobs} in two stages.")
-        _print_stages(plan)
+        print(*printing.stage_lines(plan.search, plan.statuses), sep="\n")
     else:
         print(f"{plan.declaration.name}: {jobs}: {printing.counts_phrase(plan.statuses)}.")
     for check in plan.data_checks:
@@ -221,22 +211,6 @@ def _read_current_preflight(plan: LaunchPlan) -> Preflight | None:
         if preflight and preflight.declaration == preflight_file.digest(plan.declaration.text):
             return preflight
     return None
-
-
-def _print_stages(plan: LaunchPlan) -> None:
-    """Print the number of jobs and the trials of each stage of a search."""
-    from domainbed_carft.jobs.job import CHOOSE, REPEAT
-    from domainbed_carft.sweep import printing
-
-    by_stage = plan.statuses_by_stage
-    lines = printing.stage_lines(
-        plan.declaration.choosing_trials,
-        first=by_stage.get(CHOOSE, ()),
-        repeat_on=plan.declaration.trial_seeds,
-        second=by_stage.get(REPEAT, ()),
-        n_waiting=len(plan.waiting_jobs),
-    )
-    print(*lines, sep="\n")
 
 
 def _print_waiting(statuses: Sequence[Status]) -> None:

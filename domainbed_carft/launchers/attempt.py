@@ -42,8 +42,6 @@ CANNOT_START = 127  # the exit status of shells for a missing command
 MIN_FREE_SPACE = 2**20
 
 Result = Literal["done", "failed", "again", "interrupted", "held", "no space"]
-# Returns the environment variables to set for a job.
-GetVariables = Callable[[Job], Mapping[str, str]] | None
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,8 @@ class JobOutcome:
         return f"{self.folder}: {result}, {describe_end(self.status, self.last_words)}"
 
 
-# Called with jobs and optionally GetVariables. Returns the outcomes of all jobs that are not done,
-# or None if the launcher does not wait for jobs.
-Launcher = Callable[..., list[JobOutcome] | None]
+# Returns the outcomes of all jobs that are not done, or None if it does not wait for jobs.
+Launcher = Callable[[Sequence[Job]], list[JobOutcome] | None]
 
 
 @dataclass(frozen=True)
@@ -94,16 +91,14 @@ def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[JobOutcome
         CarftError: If a command has no --output_dir.
     """
     jobs = []
-    variables: dict[Path, dict[str, str]] = {}
     for command in commands:
-        words, assigned = _split_assignments(shlex.split(command))
+        words, variables = _split_assignments(shlex.split(command))
         if "--output_dir" not in words[:-1]:
             raise CarftError(f"the command has no --output_dir: {command!r}")
 
         folder = Path(words[words.index("--output_dir") + 1])
-        jobs.append(Command({}, folder, words=tuple(words)))
-        variables[folder] = assigned
-    return launcher(jobs, lambda job: variables[job.folder])
+        jobs.append(Command({}, folder, variables=variables, words=tuple(words)))
+    return launcher(jobs)
 
 
 def _split_assignments(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:

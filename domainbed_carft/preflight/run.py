@@ -186,7 +186,7 @@ class _Measurements:
         yield hours_row("of the sweep", self.hours)
 
     def _prepare(self, job: Job, targets: Sequence[int] | None = None) -> Trainer:
-        return steps.prepare(job, self.plan.variables(job), self.folder, targets)
+        return steps.prepare(job, job.variables, self.folder, targets)
 
 
 def guard_rows(

@@ -260,15 +260,9 @@ def read_state(output: AnyPath) -> SweepState:
     return SweepState(
         output=output,
         queue=queue,
-        statuses=get_statuses(jobs, datasets, queue),
+        statuses=[get_status(job, datasets, queue) for job in jobs],
         search=sweep.search if sweep else None,
     )
-
-
-def get_statuses(
-    jobs: Iterable[Job], datasets: Mapping[str, Dataset], queue: Queue
-) -> list[Status]:
-    return [get_status(job, datasets, queue) for job in jobs]
 
 
 def get_status(job: Job, datasets: Mapping[str, Dataset], queue: Queue | None = None) -> Status:
