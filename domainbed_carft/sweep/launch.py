@@ -13,6 +13,7 @@ from typing import Any
 from domainbed_carft import files, launchers, process_variables
 from domainbed_carft.errors import CarftError, collect_problems, invalid, raise_for
 from domainbed_carft.jobs import manifest, own_methods
+from domainbed_carft.jobs.cost import Cost
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Search
 from domainbed_carft.launchers import Launcher
@@ -27,7 +28,7 @@ from domainbed_carft.sweep import (
     search,
     states,
 )
-from domainbed_carft.sweep.costs import CostGroup, JobsCost
+from domainbed_carft.sweep.costs import CostRow
 from domainbed_carft.sweep.data_checks import DataCheck
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.preflight_file import Preflight
@@ -137,7 +138,7 @@ class LaunchPlan:
                 problems.append(check.missing)
         return problems
 
-    def estimate_costs(self, preflight: Preflight | None = None) -> dict[CostGroup, JobsCost]:
+    def estimate_costs(self, preflight: Preflight | None = None) -> dict[CostRow, Cost]:
         """Estimate jobs, steps, images and hours by variant, dataset and algorithm, and in total.
 
         Args:
