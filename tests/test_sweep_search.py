@@ -143,7 +143,7 @@ def test_second_stage_follows_the_first_and_keeps_its_choice_on_resume(tmp_path)
 
 def test_status_requests_a_launch_if_the_second_stage_does_not_start(tmp_path):
     plan = launch.plan(parse(STAGES), "D", tmp_path, "pool")
-    launch.write_manifest(plan.declaration, tmp_path, plan.jobs, search=plan.search)
+    launch.write_manifest(plan.declaration, tmp_path, plan.jobs, search=plan.state.search)
     assert [job.role for job in manifest.read(tmp_path).jobs] == [job.role for job in plan.jobs]
     assert not states.read_state(tmp_path).as_dict()["search"]["needs_launch"]
 

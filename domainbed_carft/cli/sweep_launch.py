@@ -131,7 +131,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     raise_for(launch_plan.problems)
     _print_plan(launch_plan)
     _print_failed(launch_plan)
-    _print_waiting(launch_plan.statuses)
+    _print_waiting(launch_plan.state.statuses)
     if launch_plan.launcher_name != "dummy":
         count = len(launch_plan.jobs_to_run)
         if count:
@@ -176,12 +176,12 @@ def _dry_run(plan: LaunchPlan) -> int:
 def _print_plan(plan: LaunchPlan) -> None:
     from domainbed_carft.sweep import printing
 
-    jobs = quantity(len(plan.statuses) + len(plan.waiting_jobs), "job")
-    if plan.search:
+    jobs = quantity(len(plan.state.statuses) + len(plan.waiting_jobs), "job")
+    if plan.state.search:
         print(f"{plan.declaration.name}: {jobs} in two stages.")
-        print(*printing.stage_lines(plan.search, plan.statuses), sep="\n")
+        print(*printing.stage_lines(plan.state.search, plan.state), sep="\n")
     else:
-        print(f"{plan.declaration.name}: {jobs}: {printing.counts_phrase(plan.statuses)}.")
+        print(f"{plan.declaration.name}: {jobs}: {printing.counts_phrase(plan.state.statuses)}.")
     for check in plan.data_checks:
         print(printable(f"Data: {check.description}."))
     if plan.skips_training_in_splits is not None:
@@ -225,7 +225,7 @@ def _print_failed(plan: LaunchPlan) -> None:
     """Print the number of jobs that failed earlier, and how to retry them."""
     from domainbed_carft.sweep import printing, states
 
-    failed = sum(status.state == states.FAILED for status in plan.statuses)
+    failed = len(plan.state.in_state(states.FAILED))
     if failed:
         jobs = quantity(failed, "failed job is", "failed jobs are")
         status = printing.command_line("status", plan.output)

@@ -32,7 +32,7 @@ from domainbed_carft.sweep.costs import CostRow
 from domainbed_carft.sweep.data_checks import DataCheck
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.preflight_file import Preflight
-from domainbed_carft.sweep.states import Status
+from domainbed_carft.sweep.states import Status, SweepState
 
 SKIP_VARIABLE = process_variables.SKIP_TRAINING_IN_SPLITS.name
 
@@ -73,15 +73,13 @@ class LaunchPlan:
 
     Attributes:
         declaration: the declared sweep.
-        output: output folder of the sweep.
+        state: output folder, jobs and search of the sweep when the plan was made. Jobs of a second
+            stage are included once the first stage is done.
+        waiting_jobs: placeholders for the jobs of a second stage whose values are not chosen yet.
         launcher: the launcher, a function of jobs.
         launcher_name: name of the launcher, such as ``pool``.
         skips_training_in_splits: True if the jobs do not evaluate the training environments'
             in-splits; None if the train of the domainbed in use cannot skip them.
-        statuses: state of each job when the plan was made. Jobs of a second stage are included once
-            the first stage is done.
-        waiting_jobs: placeholders for the jobs of a second stage whose values are not chosen yet.
-        search: the search of a sweep with stages, with the chosen values if there are any.
         data_checks: results of checking the datasets.
         launcher_problems: reasons why the launcher cannot run.
         log_problems: reasons why the jobs cannot log.
@@ -89,22 +87,25 @@ class LaunchPlan:
     """
 
     declaration: Declaration
-    output: Path
+    state: SweepState
+    waiting_jobs: Sequence[Job]
     launcher: Launcher
     launcher_name: str
     skips_training_in_splits: bool | None
-    statuses: Sequence[Status]
-    waiting_jobs: Sequence[Job]
-    search: Search | None
     data_checks: Sequence[DataCheck]
     launcher_problems: Sequence[str]
     log_problems: Sequence[str]
     plan_again: Callable[[], LaunchPlan]
 
     @property
+    def output(self) -> Path:
+        """Output folder of the sweep."""
+        return self.state.output
+
+    @property
     def jobs(self) -> list[Job]:
         """All jobs of the sweep, each in its folder."""
-        return [status.job for status in self.statuses]
+        return [status.job for status in self.state.statuses]
 
     @property
     def jobs_to_run(self) -> list[Job]:
@@ -115,7 +116,7 @@ class LaunchPlan:
         launchable = [states.NOT_LAUNCHED, states.INTERRUPTED]
         if self.runs_here:
             launchable.append(states.QUEUED)
-        return [status.job for status in _in_states(self.statuses, *launchable)]
+        return [status.job for status in self.state.in_state(*launchable)]
 
     @property
     def runs_here(self) -> bool:
@@ -147,7 +148,7 @@ class LaunchPlan:
         facts = self.declaration.facts
         waiting = [states.get_status(job, facts) for job in self.waiting_jobs]
         skips = bool(self.skips_training_in_splits)
-        return costs.estimate([*self.statuses, *waiting], facts, skips, preflight)
+        return costs.estimate([*self.state.statuses, *waiting], facts, skips, preflight)
 
 
 def plan(
@@ -201,16 +202,13 @@ def plan(
     is_waiting = entry is not None and not entry.chosen
     jobs = all_jobs[: len(first)] if is_waiting else all_jobs
 
-    queue = states.read_queue(output)
     return LaunchPlan(
         declaration=declaration,
-        output=output,
+        state=states.get_state(output, jobs, declaration.facts, entry),
+        waiting_jobs=all_jobs[len(jobs) :],
         launcher=run_jobs,
         launcher_name=launcher if isinstance(launcher, str) else OWN_LAUNCHER,
         skips_training_in_splits=skips,
-        statuses=[states.get_status(job, declaration.facts, queue) for job in jobs],
-        waiting_jobs=all_jobs[len(jobs) :],
-        search=entry,
         data_checks=data_checks.check_datasets(declaration.datasets, all_jobs, data_dir),
         launcher_problems=launchers.problems(run_jobs, [output]),
         # Each job would refuse a train that cannot log, or a missing library.
@@ -272,7 +270,7 @@ def run_plan(launch_plan: LaunchPlan) -> list[Status]:
         launch_plan.output,
         launch_plan.jobs,
         launch_plan.skips_training_in_splits,
-        launch_plan.search,
+        launch_plan.state.search,
     )
     if launch_plan.launcher_name == "slurm":
         launcher(jobs)
@@ -281,7 +279,7 @@ def run_plan(launch_plan: LaunchPlan) -> list[Status]:
                 launch_second_stage, launch_plan.plan_again, own_methods.get_variables()
             )
             search.submit(launcher, launch_plan.output, again)
-        return [] if jobs else _in_states(launch_plan.statuses, states.FAILED)
+        return [] if jobs else launch_plan.state.in_state(states.FAILED)
 
     unfinished = _run_here(launch_plan)
     if launch_plan.waiting_jobs and not unfinished:
@@ -301,7 +299,7 @@ def launch_second_stage(
 
     launch_plan = plan_again()
     if launch_plan.waiting_jobs:
-        counts = printing.counts_phrase(launch_plan.statuses)
+        counts = printing.counts_phrase(launch_plan.state.statuses)
         raise CarftError(f"the first stage is not done: {counts}; launch the sweep again")
     raise_for(launch_plan.problems)
     run_plan(launch_plan)
@@ -310,35 +308,30 @@ def launch_second_stage(
 def _run_here(launch_plan: LaunchPlan) -> list[Status]:
     """Run the jobs on this machine, and wait for other launches; return the same as `run_plan`."""
     jobs = launch_plan.jobs_to_run
-    statuses = launch_plan.statuses
+    state = launch_plan.state
     last_words: dict[Path, str] = {}
-    if jobs or _in_states(statuses, states.RUNNING):
-        with printing.show_progress(statuses, launch_plan.declaration.facts):
+    if jobs or state.in_state(states.RUNNING):
+        with printing.show_progress(state.statuses, launch_plan.declaration.facts):
             outcomes = launch_plan.launcher(jobs) if jobs else None
-            statuses = _wait_for_other_launches(launch_plan)
+            state = _wait_for_other_launches(launch_plan)
         # If no attempt could be noted, such as on a full disk, only the launcher has the reason.
         last_words = {Path(outcome.folder): outcome.last_words for outcome in outcomes or ()}
 
-    unfinished = [status for status in statuses if status.state != states.DONE]
     return [
         replace(status, detail=status.detail or last_words.get(status.job.folder, ""))
-        for status in unfinished
+        for status in state.statuses
+        if status.state != states.DONE
     ]
 
 
-def _wait_for_other_launches(launch_plan: LaunchPlan) -> list[Status]:
+def _wait_for_other_launches(launch_plan: LaunchPlan) -> SweepState:
     """Wait until no other live launch runs a job of the plan; return the states of its jobs."""
-    facts = launch_plan.declaration.facts
     while True:
-        queue = states.read_queue(launch_plan.output)
-        statuses = [states.get_status(job, facts, queue) for job in launch_plan.jobs]
-        if not queue.live_launches or not _in_states(statuses, states.RUNNING):
-            return statuses
+        facts = launch_plan.declaration.facts
+        state = states.get_state(launch_plan.output, launch_plan.jobs, facts)
+        if not state.queue.live_launches or not state.in_state(states.RUNNING):
+            return state
         time.sleep(OTHER_LAUNCH_POLL_SECONDS)
-
-
-def _in_states(statuses: Sequence[Status], *names: str) -> list[Status]:
-    return [status for status in statuses if status.state in names]
 
 
 def write_manifest(

@@ -90,20 +90,20 @@ def search_lines(state: SweepState) -> list[str]:
     if search is None:
         return []
 
-    lines = stage_lines(search, state.statuses)
+    lines = stage_lines(search, state)
     lines += limit_lines([f"  chosen: {_chosen_phrase(chosen)}" for chosen in search.chosen])
     if state.needs_second_launch:
         lines.append("The first stage is done. To launch the second, launch the sweep again.")
     return lines
 
 
-def stage_lines(search: Search, statuses: Sequence[Status]) -> list[str]:
+def stage_lines(search: Search, state: SweepState) -> list[str]:
     """Return the states of both stages of a search on their trials."""
-    first = [status for status in statuses if status.job.role.stage == CHOOSE]
+    first = state.get_stage(CHOOSE)
     counts = f"{quantity(len(first), 'job')}: {counts_phrase(first)}."
     lines = [f"First stage, {format_trials(search.choose_on)}: {counts}"]
 
-    second = [status for status in statuses if status.job.role.stage == REPEAT]
+    second = state.get_stage(REPEAT)
     counts = f"{quantity(len(second), 'job')}: {counts_phrase(second)}."
     if not search.chosen:
         counts = f"{quantity(search.repeats, 'job')} when the first is done."
