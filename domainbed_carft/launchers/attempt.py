@@ -261,7 +261,25 @@ class Children:
         self, words: Sequence[str], variables: Mapping[str, str], lock: int, stderr: IO[bytes]
     ) -> int:
         """Run a child, which shares the lock, in a new session; return its exit status."""
-        process = self._start(words, variables, lock, stderr)
+        process: Process | subprocess.Popen[Any] | None = None
+        # SLURM sends submitit's signal to every process of a job. It would kill all processes but
+        # submitit's; a child inherits the blocked signal.
+        signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        try:
+            if self._fork_server:
+                process = self._fork_server.start(words, variables, lock, stderr.fileno())
+            process = process or subprocess.Popen(
+                words,
+                env=variables,
+                pass_fds=(lock,),
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
+
         with self.running(process):
             return process.wait()
 
@@ -275,29 +293,6 @@ class Children:
             yield
         finally:
             self._running.pop(process.pid, None)
-
-    def _start(
-        self, words: Sequence[str], variables: Mapping[str, str], lock: int, stderr: IO[bytes]
-    ) -> Process | subprocess.Popen[bytes]:
-        """Start a child with SLURM's signal blocked."""
-        # SLURM sends submitit's signal to every process of a job. It would kill all processes but
-        # submitit's; a child inherits the blocked signal.
-        signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
-        try:
-            process: Process | None = None
-            if self._fork_server:
-                process = self._fork_server.start(words, variables, lock, stderr.fileno())
-            return process or subprocess.Popen(
-                words,
-                env=variables,
-                pass_fds=(lock,),
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
 
     def stop(self, stopped_by: int | None, signal_number: int = signal.SIGTERM) -> None:
         """Send a signal to all children, and to children that are being started.
