@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ from domainbed_carft.text import printable, quantity
 if TYPE_CHECKING:
     from domainbed_carft.sweep.launch import LaunchPlan
     from domainbed_carft.sweep.preflight_file import Preflight
-    from domainbed_carft.sweep.states import Status
 
 # The last line after Ctrl-C, when the jobs have saved their states.
 INTERRUPTED = "interrupted; to resume, run the same command again"
@@ -131,7 +129,8 @@ def _launch(arguments: argparse.Namespace) -> int:
     raise_for(launch_plan.problems)
     _print_plan(launch_plan)
     _print_failed(launch_plan)
-    _print_waiting(launch_plan.state.statuses)
+    for line in printing.waiting_lines(launch_plan.state.statuses):
+        print(line)
     if launch_plan.launcher_name != "dummy":
         count = len(launch_plan.jobs_to_run)
         if count:
@@ -150,7 +149,8 @@ def _launch(arguments: argparse.Namespace) -> int:
     elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
         watch = printing.command_line("status", launch_plan.output)
         print(f"Submitted. To watch the jobs: {watch}")
-        _print_waiting(states.read_state(launch_plan.output).statuses)
+        for line in printing.waiting_lines(states.read_state(launch_plan.output).statuses):
+            print(line)
     return int(bool(unfinished))
 
 
@@ -161,19 +161,19 @@ def _dry_run(plan: LaunchPlan) -> int:
     for problem in plan.log_problems:
         warning = f"Warning: a launch would fail: {problem}"
         print(printable(warning), file=sys.stderr)
-    _print_plan(plan)
+    preflight = _print_plan(plan)
 
     print(f"Selection: {', '.join(plan.declaration.selection)}. Nothing is launched.\n")
     if plan.waiting_jobs:
         print("The costs of the second stage assume the last member of each search.\n")
-    preflight = _read_current_preflight(plan)
     estimate = plan.estimate_costs(preflight)
     print(costs.format_table(estimate, bool(plan.skips_training_in_splits), preflight))
     raise_for(plan.data_problems)
     return 0
 
 
-def _print_plan(plan: LaunchPlan) -> None:
+def _print_plan(plan: LaunchPlan) -> Preflight | None:
+    """Print jobs, data and evaluation; return the last preflight if it is of this declaration."""
     from domainbed_carft.sweep import printing
 
     jobs = quantity(len(plan.state.statuses) + len(plan.waiting_jobs), "job")
@@ -186,39 +186,26 @@ def _print_plan(plan: LaunchPlan) -> None:
         print(printable(f"Data: {check.description}."))
     if plan.skips_training_in_splits is not None:
         print(printing.evaluation_line(plan.skips_training_in_splits))
-    _print_preflight(plan)
+    return _print_preflight(plan)
 
 
-def _print_preflight(plan: LaunchPlan) -> None:
-    """Print the status and age of the sweep's last preflight, if there was one."""
+def _print_preflight(plan: LaunchPlan) -> Preflight | None:
+    """Print the status and age of the sweep's last preflight, if there was one.
+
+    Returns the preflight if it is of the same declaration.
+    """
     from domainbed_carft.sweep import preflight_file
 
     try:
         preflight = preflight_file.read(plan.output)
     except CarftError as error:
         print(printable(f"Preflight: {error}."))
-        return
-    if preflight:
-        print(f"Preflight: {preflight.describe(plan.declaration.text)}.")
-
-
-def _read_current_preflight(plan: LaunchPlan) -> Preflight | None:
-    """Read the last preflight; return None if it is missing, damaged or outdated."""
-    from domainbed_carft.sweep import preflight_file
-
-    with contextlib.suppress(CarftError):
-        preflight = preflight_file.read(plan.output)
-        if preflight and preflight.declaration == preflight_file.digest(plan.declaration.text):
-            return preflight
-    return None
-
-
-def _print_waiting(statuses: Sequence[Status]) -> None:
-    """Print SLURM's reasons for not starting jobs."""
-    from domainbed_carft.sweep import printing
-
-    for line in printing.waiting_lines(statuses):
-        print(line)
+        return None
+    if not preflight:
+        return None
+    print(f"Preflight: {preflight.describe(plan.declaration.text)}.")
+    is_current = preflight.declaration == preflight_file.digest(plan.declaration.text)
+    return preflight if is_current else None
 
 
 def _print_failed(plan: LaunchPlan) -> None:

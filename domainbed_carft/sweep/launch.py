@@ -44,11 +44,11 @@ OWN_LAUNCHER = "a launcher of your own"  # the name of a function that is passed
 OTHER_LAUNCH_POLL_SECONDS = 1.0
 
 
-def _resolve_skipping(output: Path, chosen: bool | None) -> bool | None:
+def _resolve_skipping(earlier: manifest.Sweep | None, chosen: bool | None) -> bool | None:
     """Return True if the jobs skip the accuracies on the training environments' in-splits.
 
-    The user's choice comes first, then the process variable, then the manifest; new sweeps skip
-    them. Returns None if the train of the domainbed in use cannot skip them.
+    The user's choice comes first, then the process variable, then the manifest of earlier launches;
+    new sweeps skip them. Returns None if the train of the domainbed in use cannot skip them.
     """
     if not host.can_skip_in_splits():
         return None
@@ -61,9 +61,8 @@ def _resolve_skipping(output: Path, chosen: bool | None) -> bool | None:
     if variable:
         return variable == "1"
 
-    sweep = manifest.read(output) if output.is_dir() else None
-    if sweep and sweep.skip_training_in_splits is not None:
-        return sweep.skip_training_in_splits
+    if earlier and earlier.skip_training_in_splits is not None:
+        return earlier.skip_training_in_splits
     return True
 
 
@@ -194,10 +193,11 @@ def plan(
     if data_dir is None:
         data_dir = data_checks.default_data_dir(declaration.datasets)
     data_dir = os.fspath(as_path(data_dir))
-    skips = _resolve_skipping(output, skip_training_in_splits)
+    earlier, known_jobs = manifest.read_jobs(output) if output.is_dir() else (None, [])
+    skips = _resolve_skipping(earlier, skip_training_in_splits)
     get_variables = functools.partial(_get_variables, output, keep_weights, log, skips)
 
-    first, second, entry = search.make_jobs(declaration, data_dir, output)
+    first, second, entry = search.make_jobs(declaration, data_dir, output, known_jobs)
     all_jobs = [replace(job, variables=get_variables(job)) for job in [*first, *second]]
     is_waiting = entry is not None and not entry.chosen
     jobs = all_jobs[: len(first)] if is_waiting else all_jobs

@@ -37,9 +37,15 @@ _Row = tuple[str, str, str, tuple[int, ...] | None]
 
 
 def make_jobs(
-    declaration: Declaration, data_dir: str, output: Path
+    declaration: Declaration, data_dir: str, output: Path, known_jobs: Sequence[Job] = ()
 ) -> tuple[list[Job], list[Job], Search | None]:
     """Make the jobs of both stages of a sweep, and choose values if the first stage is done.
+
+    Args:
+        declaration: the declared sweep.
+        data_dir: folder that contains the datasets' folders.
+        output: output folder of the sweep.
+        known_jobs: jobs of earlier launches, whose folders are used again.
 
     Returns:
         The jobs of the first stage, which are all jobs of a sweep without stages; the jobs of the
@@ -49,7 +55,7 @@ def make_jobs(
     Raises:
         CarftError: no values can be chosen, for example because all members diverged.
     """
-    first = manifest.reuse_folders(declaration.jobs(data_dir, output), output)
+    first = manifest.reuse_folders(declaration.jobs(data_dir, output), known_jobs)
     search = declaration.search
     if search is None or not declaration.has_stages:
         return first, [], None
@@ -67,7 +73,7 @@ def make_jobs(
         repeats=len(second),
         chosen=chosen,
     )
-    return first, manifest.reuse_folders(second, output), entry
+    return first, manifest.reuse_folders(second, known_jobs), entry
 
 
 def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenValues, ...]:
