@@ -380,7 +380,7 @@ class Declaration(Shape):
     def jobs(
         self, data_dir: str, output: Path, chosen: Sequence[ChosenValues] | None = None
     ) -> list[Job]:
-        """Return the jobs of a launch, variant by variant and trial by trial, without folders.
+        """Return the jobs of a launch, variant by variant and trial by trial.
 
         With stages, these are the jobs of the first stage, in which each member of the search has a
         folder, such as ``lr=0.1/``. With the values ``chosen`` by the first stage, they are the

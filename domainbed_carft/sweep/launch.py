@@ -195,10 +195,12 @@ def plan(
     data_dir = os.fspath(as_path(data_dir))
     earlier, known_jobs = manifest.read_jobs(output) if output.is_dir() else (None, [])
     skips = _resolve_skipping(earlier, skip_training_in_splits)
-    get_variables = functools.partial(_get_variables, output, keep_weights, log, skips)
 
     first, second, entry = search.make_jobs(declaration, data_dir, output, known_jobs)
-    all_jobs = [replace(job, variables=get_variables(job)) for job in [*first, *second]]
+    all_jobs = [
+        replace(job, variables=_get_variables(job, output, keep_weights, log, skips))
+        for job in [*first, *second]
+    ]
     is_waiting = entry is not None and not entry.chosen
     jobs = all_jobs[: len(first)] if is_waiting else all_jobs
 
@@ -228,9 +230,9 @@ def plan(
 
 
 def _get_variables(
-    output: Path, keep_weights: str | None, log: Sequence[str], skips: bool | None, job: Job
+    job: Job, output: Path, keep_weights: str | None, log: Sequence[str], skips: bool | None
 ) -> dict[str, str]:
-    """Return the process variables that pass settings outside of its identity to a job."""
+    """Return a job's process variables: settings that are not part of its identity."""
     variables = {
         process_variables.KEEP_WEIGHTS.name: keep_weights,
         process_variables.LOG.name: " ".join(log),
