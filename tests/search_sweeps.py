@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.sweep import declaration_file, search
+from domainbed_carft.sweep import declaration_file
 from domainbed_carft.sweep.declaration import Declaration
-from domainbed_carft.sweep.search import StagedJobs
 
 LABELS = ["art_painting", "cartoon", "photo", "sketch"]
 
@@ -71,7 +69,3 @@ def validation(job: Job) -> float:
         sum(record[f"env{env}_out_acc"] for env in sources) / len(sources)
         for record in read_records(job)
     )
-
-
-def make_stages(declaration: Declaration, out: Path) -> StagedJobs:
-    return search.make_staged_jobs(declaration, "D", out)

@@ -10,7 +10,6 @@ from search_sweeps import (
     LABELS,
     SEARCH,
     STAGES,
-    make_stages,
     parse,
     read_records,
     validation,
@@ -29,13 +28,14 @@ SOURCES = SEARCH.split("search:")[0] + "test_environments: single-source\n"
 def launched(text, out, records=write_results):
     """Write manifest and records of both stages of a sweep; return its jobs."""
     declaration = parse(text)
-    for stage in ("first", "second"):
-        jobs = make_stages(declaration, out)
-        for job in getattr(jobs, stage):
-            records(job)
-        entry = search.make_manifest_entry(declaration, jobs)
-        launch.write_manifest(declaration, out, jobs.launchable, search=entry)
-    return jobs
+    first, _, _ = search.make_jobs(declaration, "D", out)
+    for job in first:
+        records(job)
+    first, second, entry = search.make_jobs(declaration, "D", out)
+    for job in second:
+        records(job)
+    launch.write_manifest(declaration, out, [*first, *second], search=entry)
+    return first, second
 
 
 def get_lr(job):
@@ -57,7 +57,7 @@ def get_row(results, algorithm, setting=""):
 
 
 def test_members_of_a_search_are_choices_within_a_cell(tmp_path):
-    jobs = launched(SEARCH, tmp_path).first
+    jobs = launched(SEARCH, tmp_path)[0]
     columns = ["environments", "draws", "jobs"]
     results = collect(tmp_path, methods=["training-domain"], columns=columns)
     grid = next(grid for grid in results.grids if "chosen" in grid.title)
@@ -93,7 +93,7 @@ def test_last_of_equally_good_members_is_chosen_as_in_domainbed(tmp_path):
 
 
 def test_missing_member_is_listed_by_its_values(tmp_path):
-    jobs = launched(SEARCH, tmp_path).first
+    jobs = launched(SEARCH, tmp_path)[0]
     job = next(job for job in jobs if job.args["test_envs"] == [2] and get_lr(job) == 1e-4)
     (job.folder / "results.jsonl").unlink()
     row = get_row(collect(tmp_path, methods=["training-domain"]), job.args["algorithm"])
@@ -101,10 +101,10 @@ def test_missing_member_is_listed_by_its_values(tmp_path):
 
 
 def test_tables_show_the_second_stage_and_the_budget(tmp_path):
-    jobs = launched(STAGES, tmp_path)
+    _, jobs = launched(STAGES, tmp_path)
     results = collect(tmp_path, methods=["training-domain"])
-    assert results.summary["jobs"] == len(jobs.second) == 24 and not results.defects
-    for job in jobs.second:
+    assert results.summary["jobs"] == len(jobs) == 24 and not results.defects
+    for job in jobs:
         (target,) = job.args["test_envs"]
         cell = get_row(results, job.args["algorithm"]).cells[target]
         assert cell.accuracies[job.args["trial_seed"]] == selected_accuracy(job, target)
@@ -134,7 +134,7 @@ def test_tables_omit_jobs_of_an_earlier_choice(tmp_path):
             accuracy = 0.9 if get_lr(job) == value else 0.1
             write_results(job, accuracies=lambda step: [accuracy] * 8)
 
-        folders.append({job.folder for job in launched(STAGES, tmp_path, write).second})
+        folders.append({job.folder for job in launched(STAGES, tmp_path, write)[1]})
     earlier, later = folders
     assert {run.job.folder for run in collection.gather(tmp_path).runs} == later
     assert len(later & earlier) == 8  # jobs of CLIPZeroShot, which has no choice
@@ -142,7 +142,7 @@ def test_tables_omit_jobs_of_an_earlier_choice(tmp_path):
 
 @pytest.mark.parametrize("method", ["training-domain", "oracle"])
 def test_single_source_has_a_table_of_its_targets(tmp_path, method):
-    jobs = launched(SOURCES, tmp_path).first
+    jobs = launched(SOURCES, tmp_path)[0]
     results = collect(tmp_path, methods=[method])
     for source, label in enumerate(LABELS):
         row = get_row(results, "CARFT", f"trained on {label}")

@@ -280,8 +280,8 @@ def test_second_stage_job_depends_on_first_stage(
 def test_second_stage_job_launches_stage_after_first_is_done(tmp_path, cluster, monkeypatch):
     monkeypatch.setenv("DOMAINBED_CARFT_METHODS", "")
     cluster.queue.write_text("7_0|RUNNING|None\n")
-    settings = launch.JobSettings(keep_weights="none")
-    plan = launch.plan(parse(STAGES), "D", tmp_path, "slurm", {"setup": ["a b"]}, settings=settings)
+    options = {"setup": ["a b"]}
+    plan = launch.plan(parse(STAGES), "D", tmp_path, "slurm", options, keep_weights="none")
     assert launch.run_plan(plan) == []
     assert "--dependency=afterany:7\n" in cluster.scripts()[10]
 

@@ -228,7 +228,7 @@ def test_comment_of_a_shipped_sweep_states_its_cost(path):
 
     jobs = declaration.jobs("D", Path("/nowhere"))
     if declaration.has_stages:
-        jobs += declaration.repeated_jobs("D", Path("/nowhere"), chosen=())
+        jobs += declaration.jobs("D", Path("/nowhere"), chosen=())
     statuses = [states.get_status(job, declaration.facts) for job in jobs]
     *_, total = costs.estimate(statuses, declaration.facts, skips=True).values()
     lines = path.read_text().splitlines()

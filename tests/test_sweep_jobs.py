@@ -85,7 +85,8 @@ def test_jobs_keep_their_folders_after_the_data_has_moved(tmp_path, spelling, re
     else:  # hparams spelled as in a shell
         for job in before[:2]:
             record(job, 0, args={**job.args, "hparams": '{"lr":1e-4}'})
-    after = manifest.reuse_folders(declaration.jobs(spelling, tmp_path), tmp_path)
+    _, known_jobs = manifest.read_jobs(tmp_path)
+    after = manifest.reuse_folders(declaration.jobs(spelling, tmp_path), known_jobs)
     assert [job.folder for job in after[:2]] == [job.folder for job in before[:2]]
     assert all(job.args["data_dir"] == spelling for job in after)
     assert after[2].folder != before[2].folder and not after[2].folder.exists()
@@ -100,5 +101,6 @@ def test_job_gets_another_folder_if_an_argument_changes_its_results(tmp_path, ch
     declaration = parse("steps: 5\nhparams: {lr: 1e-4}")
     (job, *_) = declaration.jobs("/data", tmp_path)
     record(job, 0, args={**job.args, **change})
-    (after, *_) = manifest.reuse_folders(declaration.jobs("/elsewhere", tmp_path), tmp_path)
+    _, known_jobs = manifest.read_jobs(tmp_path)
+    (after, *_) = manifest.reuse_folders(declaration.jobs("/elsewhere", tmp_path), known_jobs)
     assert after.folder != job.folder

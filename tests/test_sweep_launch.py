@@ -35,14 +35,14 @@ def launch(out, monkeypatch):
     return start
 
 
-def finish_all(jobs, environment=None):
+def finish_all(jobs):
     for job in jobs:
         finish(job)
     return []
 
 
 def test_launch_reports_unfinished_jobs_and_skips_failed_ones_until_retry(launch, out):
-    def leave_unfinished(jobs, environment):
+    def leave_unfinished(jobs):
         failed, stopped, refused = jobs
         add_attempts(failed, 2)
         add_attempts(stopped, 75)
@@ -62,7 +62,7 @@ def test_launch_reports_unfinished_jobs_and_skips_failed_ones_until_retry(launch
 
 
 def test_launch_waits_for_jobs_of_another_live_launch(launch, foreign_processes):
-    def leave_first_to_another_launch(jobs, environment):
+    def leave_first_to_another_launch(jobs):
         first, *others = jobs
         foreign_processes.queue(first)
         foreign_processes.hold(first)
@@ -98,7 +98,7 @@ def test_jobs_queued_by_another_launcher_run_in_a_free_slot_of_this_machine(
 ):
     launched_folders = []
 
-    def note_folders(jobs, environment):
+    def note_folders(jobs):
         launched_folders.append([job.folder for job in jobs])
         if name != "slurm" and len(launched_folders) > 1:
             finish_all(jobs)
@@ -113,8 +113,8 @@ def test_jobs_queued_by_another_launcher_run_in_a_free_slot_of_this_machine(
 def test_log_and_keep_weights_reach_jobs_without_changing_identity(launch):
     launches = []
 
-    def note_jobs(jobs, environment):
-        launches.append([(job.line, environment(job)) for job in jobs])
+    def note_jobs(jobs):
+        launches.append([(job.line, job.variables) for job in jobs])
 
     launch(note_jobs)
     launch(note_jobs, "--log", "tensorboard", "--keep_weights", "none")
@@ -129,8 +129,8 @@ def test_jobs_skip_training_in_splits_until_a_flag_or_variable_changes_it(launch
     def launch_and_get_value(*flags):
         values = set()
 
-        def note_values(jobs, environment):
-            values.update(environment(job)[SKIP_VARIABLE] for job in jobs)
+        def note_values(jobs):
+            values.update(job.variables[SKIP_VARIABLE] for job in jobs)
 
         launch(note_values, *flags)
         return values

@@ -3,10 +3,9 @@
 import hashlib
 import json
 import re
-from dataclasses import replace
 
 import pytest
-from search_sweeps import SEARCH, STAGES, make_stages, parse, validation, write_results
+from search_sweeps import SEARCH, STAGES, parse, validation, write_results
 from sweep_jobs import carft
 
 from domainbed_carft.errors import CarftError
@@ -48,9 +47,9 @@ def test_second_stage_trains_the_member_with_the_highest_mean_validation(by_targ
     for job in first:
         write_results(job)
 
-    jobs = make_stages(declaration, tmp_path)
+    _, second_stage, _ = search.make_jobs(declaration, "D", tmp_path)
 
-    for second in jobs.second:
+    for second in second_stage:
         key = second.args
         rivals = [
             job
@@ -63,7 +62,7 @@ def test_second_stage_trains_the_member_with_the_highest_mean_validation(by_targ
             means.setdefault(get_rate(job), []).append(validation(job))
         best = max(reversed(means), key=lambda value: sum(means[value])) if means else None
         assert get_rate(second) == best and key["trial_seed"] in (0, 1)
-    assert len(jobs.second) == 2 * 4 * 3
+    assert len(second_stage) == 2 * 4 * 3
 
 
 @pytest.mark.parametrize(
@@ -74,7 +73,7 @@ def test_search_chooses_the_last_of_equally_good_members(tmp_path, last_accuracy
     for job in declaration.jobs("D", tmp_path):
         accuracy = last_accuracy if get_rate(job) == 1e-3 else 0.5
         write_results(job, accuracies=lambda step, accuracy=accuracy: [accuracy] * 8)
-    chosen = make_stages(declaration, tmp_path).chosen
+    chosen = search.make_jobs(declaration, "D", tmp_path)[-1].chosen
     assert [choice.values for choice in chosen] == [{"lr": best}] * 2
     assert {choice.members for choice in chosen} == {3}
 
@@ -84,7 +83,17 @@ def test_search_without_validation_accuracies_fails(tmp_path):
     for job in declaration.jobs("D", tmp_path):
         write_results(job, accuracies=lambda step: [float("nan")] * 8)
     with pytest.raises(CarftError, match="CARFT on PACS.*search other values"):
-        make_stages(declaration, tmp_path)
+        search.make_jobs(declaration, "D", tmp_path)
+
+
+def test_search_fails_if_all_records_of_an_algorithm_are_missing(tmp_path):
+    declaration = parse(STAGES)
+    for job in declaration.jobs("D", tmp_path):
+        write_results(job)
+        if job.args["algorithm"] == "CARFT":
+            (job.folder / "results.jsonl").unlink()
+    with pytest.raises(CarftError, match="no member of the search .* runs: CARFT on PACS"):
+        search.make_jobs(declaration, "D", tmp_path)
 
 
 def run_launch(out, max_finished=1000):
@@ -94,12 +103,12 @@ def run_launch(out, max_finished=1000):
     """
     counts = []
 
-    def finish(jobs, get_variables):
+    def finish(jobs):
         counts.append(len(jobs))
         for job in jobs[:max_finished]:
             write_results(job)
 
-    unfinished = launch.run_plan(replace(launch.plan(parse(STAGES), "D", out), launcher=finish))
+    unfinished = launch.run_plan(launch.plan(parse(STAGES), "D", out, finish))
     return counts, len(unfinished)
 
 
@@ -134,8 +143,7 @@ def test_second_stage_follows_the_first_and_keeps_its_choice_on_resume(tmp_path)
 
 def test_status_requests_a_launch_if_the_second_stage_does_not_start(tmp_path):
     plan = launch.plan(parse(STAGES), "D", tmp_path, "pool")
-    entry = search.make_manifest_entry(plan.declaration, plan.staged_jobs)
-    launch.write_manifest(plan.declaration, tmp_path, plan.jobs, search=entry)
+    launch.write_manifest(plan.declaration, tmp_path, plan.jobs, search=plan.state.search)
     assert [job.role for job in manifest.read(tmp_path).jobs] == [job.role for job in plan.jobs]
     assert not states.read_state(tmp_path).as_dict()["search"]["needs_launch"]
 

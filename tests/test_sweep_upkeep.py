@@ -75,7 +75,7 @@ def test_clean_keeps_jobs_that_are_done_running_or_queued(sweep, foreign_process
     assert [status.job for status in incomplete] == [failed, died, new, *later]
     foreign_processes.queue(later[0])
     foreign_processes.hold(later[1])
-    assert len(upkeep.delete_jobs(folder, incomplete).jobs) == 3
+    assert len(upkeep.delete_jobs(folder, incomplete)) == 3
     assert all((job.folder / "out.txt").exists() for job in (done, running, *later))
     assert not any(job.folder.exists() for job in (died, failed, new))
     assert read_folders(folder) == {job.folder for job in (done, running, queued, *later)}

@@ -98,8 +98,7 @@ def _clean(arguments: argparse.Namespace) -> None:
     from domainbed_carft.sweep import printing, states, upkeep
 
     state = states.read_state(arguments.output_dir)
-    leftovers = upkeep.clean(state)
-    print(f"{quantity(len(leftovers.files), 'leftover file')} deleted.")
+    print(f"{quantity(len(upkeep.clean(state)), 'leftover file')} deleted.")
     if not arguments.incomplete:
         return
 
@@ -110,5 +109,5 @@ def _clean(arguments: argparse.Namespace) -> None:
     counts = printing.counts_phrase(incomplete)
     print(f"About to delete {quantity(len(incomplete), 'job')}: {counts}.")
     confirm(arguments.yes)
-    report = upkeep.delete_jobs(state.output, incomplete)
-    print(f"{quantity(len(report.jobs), 'job')} deleted.")
+    deleted = upkeep.delete_jobs(state.output, incomplete)
+    print(f"{quantity(len(deleted), 'job')} deleted.")

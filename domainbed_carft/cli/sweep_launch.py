@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ from domainbed_carft.text import printable, quantity
 if TYPE_CHECKING:
     from domainbed_carft.sweep.launch import LaunchPlan
     from domainbed_carft.sweep.preflight_file import Preflight
-    from domainbed_carft.sweep.states import Status
 
 # The last line after Ctrl-C, when the jobs have saved their states.
 INTERRUPTED = "interrupted; to resume, run the same command again"
@@ -115,14 +113,24 @@ def _launch(arguments: argparse.Namespace) -> int:
     """Launch the jobs that are not done; return 1 if some are not done at the end."""
     from domainbed_carft.sweep import launch, printing, states
 
-    launch_plan = plan(arguments)
+    launch_plan = launch.plan(
+        arguments.sweep,
+        arguments.data_dir,
+        arguments.output_dir,
+        arguments.launcher,
+        options={name: getattr(arguments, name) for name in FIELDS},
+        keep_weights=arguments.keep_weights,
+        log=arguments.log,
+        skip_training_in_splits=arguments.skip_training_in_splits,
+    )
     if arguments.dry_run:
         return _dry_run(launch_plan)
 
     raise_for(launch_plan.problems)
     _print_plan(launch_plan)
     _print_failed(launch_plan)
-    _print_waiting(launch_plan.statuses)
+    for line in printing.waiting_lines(launch_plan.state.statuses):
+        print(line)
     if launch_plan.launcher_name != "dummy":
         count = len(launch_plan.jobs_to_run)
         if count:
@@ -141,27 +149,9 @@ def _launch(arguments: argparse.Namespace) -> int:
     elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
         watch = printing.command_line("status", launch_plan.output)
         print(f"Submitted. To watch the jobs: {watch}")
-        _print_waiting(states.read_state(launch_plan.output).statuses)
+        for line in printing.waiting_lines(states.read_state(launch_plan.output).statuses):
+            print(line)
     return int(bool(unfinished))
-
-
-def plan(arguments: argparse.Namespace) -> LaunchPlan:
-    """Plan a launch with these arguments. Raises CarftError, like `sweep.launch.plan`."""
-    from domainbed_carft.sweep import launch
-    from domainbed_carft.sweep.launch import JobSettings
-
-    return launch.plan(
-        arguments.sweep,
-        arguments.data_dir,
-        arguments.output_dir,
-        arguments.launcher,
-        options={name: getattr(arguments, name) for name in FIELDS},
-        settings=JobSettings(
-            keep_weights=arguments.keep_weights,
-            log=arguments.log,
-        ),
-        skip_training_in_splits=arguments.skip_training_in_splits,
-    )
 
 
 def _dry_run(plan: LaunchPlan) -> int:
@@ -171,87 +161,58 @@ def _dry_run(plan: LaunchPlan) -> int:
     for problem in plan.log_problems:
         warning = f"Warning: a launch would fail: {problem}"
         print(printable(warning), file=sys.stderr)
-    _print_plan(plan)
+    preflight = _print_plan(plan)
 
     print(f"Selection: {', '.join(plan.declaration.selection)}. Nothing is launched.\n")
     if plan.waiting_jobs:
         print("The costs of the second stage assume the last member of each search.\n")
-    preflight = _read_current_preflight(plan)
     estimate = plan.estimate_costs(preflight)
     print(costs.format_table(estimate, bool(plan.skips_training_in_splits), preflight))
     raise_for(plan.data_problems)
     return 0
 
 
-def _print_plan(plan: LaunchPlan) -> None:
+def _print_plan(plan: LaunchPlan) -> Preflight | None:
+    """Print jobs, data and evaluation; return the last preflight if it is of this declaration."""
     from domainbed_carft.sweep import printing
 
-    jobs = quantity(len(plan.statuses) + len(plan.waiting_jobs), "job")
-    if plan.declaration.has_stages:
+    jobs = quantity(len(plan.state.statuses) + len(plan.waiting_jobs), "job")
+    if plan.state.search:
         print(f"{plan.declaration.name}: {jobs} in two stages.")
-        _print_stages(plan)
+        print(*printing.stage_lines(plan.state.search, plan.state), sep="\n")
     else:
-        print(f"{plan.declaration.name}: {jobs}: {printing.counts_phrase(plan.statuses)}.")
+        print(f"{plan.declaration.name}: {jobs}: {printing.counts_phrase(plan.state.statuses)}.")
     for check in plan.data_checks:
         print(printable(f"Data: {check.description}."))
     if plan.skips_training_in_splits is not None:
         print(printing.evaluation_line(plan.skips_training_in_splits))
-    _print_preflight(plan)
+    return _print_preflight(plan)
 
 
-def _print_preflight(plan: LaunchPlan) -> None:
-    """Print the status and age of the sweep's last preflight, if there was one."""
+def _print_preflight(plan: LaunchPlan) -> Preflight | None:
+    """Print the status and age of the sweep's last preflight, if there was one.
+
+    Returns the preflight if it is of the same declaration.
+    """
     from domainbed_carft.sweep import preflight_file
 
     try:
         preflight = preflight_file.read(plan.output)
     except CarftError as error:
         print(printable(f"Preflight: {error}."))
-        return
-    if preflight:
-        print(f"Preflight: {preflight.describe(plan.declaration.text)}.")
-
-
-def _read_current_preflight(plan: LaunchPlan) -> Preflight | None:
-    """Read the last preflight; return None if it is missing, damaged or outdated."""
-    from domainbed_carft.sweep import preflight_file
-
-    with contextlib.suppress(CarftError):
-        preflight = preflight_file.read(plan.output)
-        if preflight and preflight.declaration == preflight_file.digest(plan.declaration.text):
-            return preflight
-    return None
-
-
-def _print_stages(plan: LaunchPlan) -> None:
-    """Print the number of jobs and the trials of each stage of a search."""
-    from domainbed_carft.jobs.job import CHOOSE, REPEAT
-    from domainbed_carft.sweep import printing
-
-    by_stage = plan.statuses_by_stage
-    lines = printing.stage_lines(
-        plan.declaration.choosing_trials,
-        first=by_stage.get(CHOOSE, ()),
-        repeat_on=plan.declaration.trial_seeds,
-        second=by_stage.get(REPEAT, ()),
-        n_waiting=len(plan.waiting_jobs),
-    )
-    print(*lines, sep="\n")
-
-
-def _print_waiting(statuses: Sequence[Status]) -> None:
-    """Print SLURM's reasons for not starting jobs."""
-    from domainbed_carft.sweep import printing
-
-    for line in printing.waiting_lines(statuses):
-        print(line)
+        return None
+    if not preflight:
+        return None
+    print(f"Preflight: {preflight.describe(plan.declaration.text)}.")
+    is_current = preflight.declaration == preflight_file.digest(plan.declaration.text)
+    return preflight if is_current else None
 
 
 def _print_failed(plan: LaunchPlan) -> None:
     """Print the number of jobs that failed earlier, and how to retry them."""
     from domainbed_carft.sweep import printing, states
 
-    failed = sum(status.state == states.FAILED for status in plan.statuses)
+    failed = len(plan.state.in_state(states.FAILED))
     if failed:
         jobs = quantity(failed, "failed job is", "failed jobs are")
         status = printing.command_line("status", plan.output)

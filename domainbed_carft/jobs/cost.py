@@ -1,4 +1,4 @@
-"""The cost of a job according to its records: time, memory, trained parameters, device."""
+"""The cost of jobs: images, time, memory, trained parameters, device."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ _SECONDS_PER_HOUR = 3600
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one run. Values that its records lack are None."""
+    """The cost of one job or of several, recorded or estimated. Values that records lack are None.
 
+    Counts follow from the arguments of jobs, so recorded costs have none. Estimated numbers are nan
+    if they are unknown.
+    """
+
+    jobs: int = 1
+    done: int = 0
+    steps: int = 0
+    trained: int = 0  # images
+    evaluated: float = 0  # images
     # Equal for runs whose costs can be compared; UNNAMED_GPU, UNNAMED_CPU or UNKNOWN_DEVICE if the
     # records have no name.
     device: str = UNKNOWN_DEVICE
     # Mean without the steps of the first record, which are slower, unless it is the only record.
     step_seconds: float | None = None
-    training_hours: float | None = None
+    training_hours: float | None = None  # estimated: hours that are left
     evaluation_hours: float | None = None
     memory_gb: float | None = None  # peak memory of one GPU, in GiB
     trained_parameters: float | None = None

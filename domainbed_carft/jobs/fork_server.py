@@ -29,7 +29,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any
 
 from domainbed_carft import process_variables
 from domainbed_carft.jobs.folder import LOCK_VARIABLE
@@ -45,23 +45,9 @@ JOB_VARIABLES = ("CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", LOCK_VARIABLE)
 # Files that are open once the driver of a GPU has been started, which does not survive a fork.
 GPU_DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/dxg")
 
-_STREAMS = {"stdout": 1, "stderr": 2}
-
 _MAX_REQUEST = 1 << 20  # bytes
-_MAX_DESCRIPTORS = 4  # the pipe for the answers, and three for the process
+_MAX_DESCRIPTORS = 3  # the pipe for the answers, the lock, and the standard error
 _MAX_THREAD_WAIT = 3.0  # seconds
-
-
-class Request(NamedTuple):
-    """A process to fork, which runs a module as `python -m` does."""
-
-    module: str
-    arguments: list[str]
-    variables: dict[str, str]  # added to the server's
-    is_detached: bool  # run in a new session
-    # One for each descriptor sent with the request: "stdout", "stderr", or the name of the
-    # variable that gets its number.
-    descriptors: list[str]
 
 
 class Process:
@@ -115,7 +101,7 @@ class ForkServer:
         self._detached = detached
         self._module = module
         self._starting = threading.Lock()  # held while a process is started
-        self._process: subprocess.Popen[bytes] | Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> ForkServer:
         return self
@@ -140,76 +126,42 @@ class ForkServer:
         if list(command[:3]) != [sys.executable, "-m", self._module]:
             return None
 
-        request = Request(
-            module=self._module,
-            arguments=list(command[3:]),
-            variables={name: variables[name] for name in JOB_VARIABLES if name in variables},
-            is_detached=self._detached,
-            descriptors=[LOCK_VARIABLE, "stderr"] if self._detached else [],
-        )
+        request = {
+            "arguments": list(command[3:]),
+            "variables": {name: variables[name] for name in JOB_VARIABLES if name in variables},
+        }
         server_variables = {
             name: value for name, value in variables.items() if name not in JOB_VARIABLES
         }
         with self._starting, contextlib.suppress(OSError):
-            self._start_server(server_variables)
+            if self._process is None:
+                self._start_server(server_variables)
             if self._started_with != (server_variables, os.getcwd()):
                 return None
-            return self._send(request, descriptors)
+
+            read_end, write_end = os.pipe()
+            answers = os.fdopen(read_end, "rb", buffering=0)  # a buffer would hide bytes from poll
+            with os.fdopen(write_end, "wb"):
+                message = json.dumps(request).encode()
+                socket.send_fds(self._control, [message], [write_end, *descriptors])
+            if pid := answers.readline():
+                return Process(int(pid), answers)
         return None
 
-    def fork(
-        self, request: Request, server_variables: Mapping[str, str], *descriptors: int
-    ) -> Process | None:
-        """Start the requested process, or return None if it cannot be forked.
-
-        Args:
-            request: The process to start.
-            server_variables: All process variables of the server, if it does not run yet.
-            descriptors: One for each name in ``request.descriptors``.
-
-        Raises:
-            OSError: If the server has died, or the request is too long.
-        """
-        with self._starting:
-            self._start_server(server_variables)
-            return self._send(request, descriptors)
-
     def _start_server(self, variables: Mapping[str, str]) -> None:
-        """Start the server, unless it has been started."""
-        if self._process is not None:
-            return
-
         self._started_with = (dict(variables), os.getcwd())
         self._control, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stream = subprocess.DEVNULL if self._detached else None
         with child_end:
-            self._process = run_server(child_end, self._module, variables, self._detached)
-
-    def _send(self, request: Request, descriptors: Sequence[int]) -> Process | None:
-        """Send a request to the server; return None if it does not answer."""
-        read_end, write_end = os.pipe()
-        answers = os.fdopen(read_end, "rb", buffering=0)  # a buffer would hide bytes from poll
-        with os.fdopen(write_end, "wb"):
-            message = json.dumps(request._asdict()).encode()
-            socket.send_fds(self._control, [message], [write_end, *descriptors])
-
-        pid = answers.readline()
-        return Process(int(pid), answers) if pid else None
-
-
-def run_server(
-    control: socket.socket, module: str, variables: Mapping[str, str], is_detached: bool
-) -> subprocess.Popen[bytes] | Process:
-    """Start a server process that receives its requests from ``control``."""
-    stream = subprocess.DEVNULL if is_detached else None
-    return subprocess.Popen(
-        [sys.executable, "-m", MODULE, str(control.fileno()), module],
-        env=variables,
-        pass_fds=(control.fileno(),),
-        start_new_session=is_detached,
-        stdin=stream,
-        stdout=stream,
-        stderr=stream,
-    )
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", MODULE, str(child_end.fileno()), self._module],
+                env=variables,
+                pass_fds=(child_end.fileno(),),
+                start_new_session=self._detached,
+                stdin=stream,
+                stdout=stream,
+                stderr=stream,
+            )
 
 
 def _main() -> None:
@@ -235,7 +187,7 @@ def _main() -> None:
     request, descriptors = _receive_request(control)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    _run_request(request, *descriptors)
+    _run_request(sys.argv[2], request, *descriptors)
 
 
 def _run_import_statements(module: str) -> None:
@@ -267,7 +219,7 @@ def _end_threads() -> None:
         time.sleep(0.05)
 
 
-def _receive_request(control: socket.socket) -> tuple[Request, list[int]]:
+def _receive_request(control: socket.socket) -> tuple[Any, list[int]]:
     """Return the request and its descriptors in each forked process.
 
     The server itself stays in this function, and ends here when the launcher has gone.
@@ -281,7 +233,7 @@ def _receive_request(control: socket.socket) -> tuple[Request, list[int]]:
         if _can_fork() and os.fork() == 0:
             control.close()
             if _guard(*descriptors):
-                return Request(**json.loads(message)), descriptors
+                return json.loads(message), descriptors
 
         # Otherwise the next job would hold the lock of this one.
         for descriptor in descriptors:
@@ -326,32 +278,28 @@ def _guard(answers: int, *process_descriptors: int) -> bool:
     return False
 
 
-def _run_request(request: Request, answers: int, *process_descriptors: int) -> None:
+def _run_request(module: str, request: Any, answers: int, *job_descriptors: int) -> None:
     """Run the module as `python -m` does.
 
-    The pipe for the answers stays open, so that it closes with the process if the guard is killed.
+    Args:
+        module: The module.
+        request: Its ``arguments``, and ``variables`` to add to the server's.
+        answers: The pipe for the answers. It stays open, so that it closes with the process if the
+            guard is killed.
+        job_descriptors: For a detached job, its lock and its standard error.
     """
     os.set_inheritable(answers, False)
-    if request.is_detached:
+    os.environ.update(request["variables"])
+    if job_descriptors:
         os.setsid()
+        lock, stderr = job_descriptors
+        os.set_inheritable(lock, True)
+        os.environ[LOCK_VARIABLE] = str(lock)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
-    os.environ.update(request.variables)
-    os.environ.update(_apply_descriptors(request.descriptors, process_descriptors))
-    sys.argv = [request.module, *request.arguments]
-    runpy.run_module(request.module, run_name="__main__", alter_sys=True)
-
-
-def _apply_descriptors(names: Sequence[str], descriptors: Sequence[int]) -> dict[str, str]:
-    """Use descriptors as the streams they are named after; return the numbers of all others."""
-    numbers = {}
-    for name, descriptor in zip(names, descriptors):
-        if name in _STREAMS:
-            os.dup2(descriptor, _STREAMS[name])
-            os.close(descriptor)
-        else:
-            os.set_inheritable(descriptor, True)
-            numbers[name] = str(descriptor)
-    return numbers
+    sys.argv = [module, *request["arguments"]]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,8 @@ class Job:
     variant: str = ""  # subfolder of the sweep that contains the job's folder, or empty
     role: Role = Role()
     row_name: str = ""  # name of the row with ``--by``, empty for the algorithm's name
+    # Process variables: settings that are not part of the job's identity.
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def key(self) -> Key:

@@ -175,20 +175,24 @@ def drop(output: Path, folders: Iterable[Path]) -> None:
             _write(output, replace(sweep, jobs=jobs))
 
 
-def reuse_folders(jobs: Sequence[Job], output: Path) -> list[Job]:
+def reuse_folders(jobs: Sequence[Job], known_jobs: Sequence[Job]) -> list[Job]:
     """Return the jobs with the folders in which they were started before, if there are any.
 
     A job whose own folder is missing is looked up by its arguments without the data folder, because
     moved data, or another spelling of its path, does not make a different job.
+
+    Args:
+        jobs: The jobs.
+        known_jobs: The jobs that `read_jobs` finds in the output folder.
     """
-    if not output.is_dir() or all(job.folder.is_dir() for job in jobs):
+    if not known_jobs or all(job.folder.is_dir() for job in jobs):
         return list(jobs)
 
     # If a job has several folders, prefer one that is done, then one that has begun.
-    _, listed = read_jobs(output)
-    listed.reverse()
-    listed.sort(key=lambda job: JobFolder(job.folder).done + job.folder.is_dir())
-    folders = {(job.variant, get_data_independent_key(job.args)): job.folder for job in listed}
+    ordered = sorted(
+        reversed(known_jobs), key=lambda job: JobFolder(job.folder).done + job.folder.is_dir()
+    )
+    folders = {(job.variant, get_data_independent_key(job.args)): job.folder for job in ordered}
 
     def find_folder(job: Job) -> Path:
         if job.folder.is_dir():

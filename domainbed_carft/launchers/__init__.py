@@ -21,16 +21,18 @@ _KINDS: dict[str, Callable[[Any], Launcher]] = {
 }
 
 
-def make(name: str, caller_options: Mapping[str, Any] | None = None) -> Launcher:
+def make(name: str | Launcher, caller_options: Mapping[str, Any] | None = None) -> Launcher:
     """Make a launcher.
 
     Args:
-        name: A launcher of `OPTIONS`.
+        name: A launcher of `OPTIONS`. A function that runs jobs is returned as it is.
         caller_options: Values or their text by option; None stands for the default.
 
     Raises:
         CarftError: If the name or options are invalid. Lists all problems.
     """
+    if not isinstance(name, str):
+        return name
     resolved = options.resolve(name, caller_options or {})  # raises for unknown names
     return _KINDS[name](resolved)
 

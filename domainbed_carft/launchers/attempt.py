@@ -42,8 +42,6 @@ CANNOT_START = 127  # the exit status of shells for a missing command
 MIN_FREE_SPACE = 2**20
 
 Result = Literal["done", "failed", "again", "interrupted", "held", "no space"]
-# Returns the environment variables to set for a job.
-GetVariables = Callable[[Job], Mapping[str, str]] | None
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,8 @@ class JobOutcome:
         return f"{self.folder}: {result}, {describe_end(self.status, self.last_words)}"
 
 
-# Called with jobs and optionally GetVariables. Returns the outcomes of all jobs that are not done,
-# or None if the launcher does not wait for jobs.
-Launcher = Callable[..., list[JobOutcome] | None]
+# Returns the outcomes of all jobs that are not done, or None if it does not wait for jobs.
+Launcher = Callable[[Sequence[Job]], list[JobOutcome] | None]
 
 
 @dataclass(frozen=True)
@@ -94,16 +91,14 @@ def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[JobOutcome
         CarftError: If a command has no --output_dir.
     """
     jobs = []
-    variables: dict[Path, dict[str, str]] = {}
     for command in commands:
-        words, assigned = _split_assignments(shlex.split(command))
+        words, variables = _split_assignments(shlex.split(command))
         if "--output_dir" not in words[:-1]:
             raise CarftError(f"the command has no --output_dir: {command!r}")
 
         folder = Path(words[words.index("--output_dir") + 1])
-        jobs.append(Command({}, folder, words=tuple(words)))
-        variables[folder] = assigned
-    return launcher(jobs, lambda job: variables[job.folder])
+        jobs.append(Command({}, folder, variables=variables, words=tuple(words)))
+    return launcher(jobs)
 
 
 def _split_assignments(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -266,7 +261,25 @@ class Children:
         self, words: Sequence[str], variables: Mapping[str, str], lock: int, stderr: IO[bytes]
     ) -> int:
         """Run a child, which shares the lock, in a new session; return its exit status."""
-        process = self._start(words, variables, lock, stderr)
+        process: Process | subprocess.Popen[Any] | None = None
+        # SLURM sends submitit's signal to every process of a job. It would kill all processes but
+        # submitit's; a child inherits the blocked signal.
+        signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        try:
+            if self._fork_server:
+                process = self._fork_server.start(words, variables, lock, stderr.fileno())
+            process = process or subprocess.Popen(
+                words,
+                env=variables,
+                pass_fds=(lock,),
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
+
         with self.running(process):
             return process.wait()
 
@@ -280,29 +293,6 @@ class Children:
             yield
         finally:
             self._running.pop(process.pid, None)
-
-    def _start(
-        self, words: Sequence[str], variables: Mapping[str, str], lock: int, stderr: IO[bytes]
-    ) -> Process | subprocess.Popen[bytes]:
-        """Start a child with SLURM's signal blocked."""
-        # SLURM sends submitit's signal to every process of a job. It would kill all processes but
-        # submitit's; a child inherits the blocked signal.
-        signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
-        try:
-            process: Process | None = None
-            if self._fork_server:
-                process = self._fork_server.start(words, variables, lock, stderr.fileno())
-            return process or subprocess.Popen(
-                words,
-                env=variables,
-                pass_fds=(lock,),
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
 
     def stop(self, stopped_by: int | None, signal_number: int = signal.SIGTERM) -> None:
         """Send a signal to all children, and to children that are being started.

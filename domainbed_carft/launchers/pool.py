@@ -18,16 +18,15 @@ from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt
-from domainbed_carft.launchers.attempt import Children, GetVariables, JobOutcome, stop_on_signals
+from domainbed_carft.launchers.attempt import Children, JobOutcome, stop_on_signals
 from domainbed_carft.launchers.launch_file import announce
 from domainbed_carft.launchers.options import PoolOptions
 
 
-def dummy(jobs: Sequence[Job], get_variables: GetVariables = None) -> None:
+def dummy(jobs: Sequence[Job]) -> None:
     """Print the commands without running them."""
     for job in jobs:
-        variables = get_variables(job) if get_variables else {}
-        words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+        words = [f"{name}={shlex.quote(value)}" for name, value in job.variables.items()]
         print("Dummy launcher:", *words, job.line)
 
 
@@ -41,12 +40,11 @@ class Pool:
     options: PoolOptions
     name: str = "pool"
 
-    def __call__(self, jobs: Sequence[Job], get_variables: GetVariables = None) -> list[JobOutcome]:
+    def __call__(self, jobs: Sequence[Job]) -> list[JobOutcome]:
         """Run all jobs, one at a time in each slot, and retry failed ones after all others.
 
         Args:
-            jobs: The jobs.
-            get_variables: Returns variables of a job, which replace variables of its slot.
+            jobs: The jobs, whose variables replace variables of their slots.
 
         Returns:
             The outcomes of jobs that are not done. They are also printed.
@@ -71,8 +69,7 @@ class Pool:
                 except IndexError:  # no job is waiting
                     return
 
-                variables = get_variables(job) if get_variables else {}
-                outcome = attempt.run(job, {**slot, **variables}, children)
+                outcome = attempt.run(job, {**slot, **job.variables}, children)
                 # A restart can be intended, but a job must not be restarted forever.
                 interruptions[job.folder] += outcome.result == "interrupted"
                 may_retry = outcome.result in ("again", "interrupted")

@@ -23,7 +23,7 @@ from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, get_slurm_id
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt, launch_file
-from domainbed_carft.launchers.attempt import Children, GetVariables
+from domainbed_carft.launchers.attempt import Children
 from domainbed_carft.launchers.options import SlurmOptions
 
 PENDING = "PENDING"
@@ -139,12 +139,11 @@ class Slurm:
 
     options: SlurmOptions
 
-    def __call__(self, jobs: Sequence[Job], get_variables: GetVariables = None) -> None:
+    def __call__(self, jobs: Sequence[Job]) -> None:
         """Submit the jobs that are not done, held or failed.
 
         Args:
             jobs: The jobs.
-            get_variables: Returns variables to set for a job.
 
         Raises:
             CarftError: If SLURM is missing or refuses a submission.
@@ -161,8 +160,7 @@ class Slurm:
         for job in jobs:
             folder = JobFolder(job.folder)
             if not (folder.done or folder.is_held() or folder.get_final_failure()):
-                variables = get_variables(job) if get_variables else {}
-                element = _Element(job, {**common_variables, **variables}, patience)
+                element = _Element(job, {**common_variables, **job.variables}, patience)
                 sweeps.setdefault(job.folder.parent.absolute(), []).append(element)
 
         raise_for(self.problems(sweeps))

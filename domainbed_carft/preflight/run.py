@@ -30,7 +30,7 @@ from domainbed_carft.preflight.recipes import Recipe, get_clip, group_into_recip
 from domainbed_carft.sweep import costs, host, preflight_file
 from domainbed_carft.sweep.data_checks import DataCheck
 from domainbed_carft.sweep.launch import LaunchPlan
-from domainbed_carft.sweep.preflight_file import JobCost, Preflight, PreflightRow
+from domainbed_carft.sweep.preflight_file import ImageCost, Preflight, PreflightRow
 from domainbed_carft.text import quantity
 from domainbed_carft.version import __version__
 
@@ -92,7 +92,7 @@ class _Measurements:
     jobs: Sequence[Job]
     folder: Path  # for the files that jobs would write
     loading: dict[str, float] = field(default_factory=dict)  # dataset -> its loaders' images/s
-    job_costs: list[JobCost] = field(default_factory=list)
+    job_costs: list[ImageCost] = field(default_factory=list)
     hours: list[float] = field(default_factory=list)  # of each job
 
     def __post_init__(self) -> None:
@@ -165,7 +165,7 @@ class _Measurements:
         reference_loading = self.loading[recipe.job.key.dataset]
         for variant, dataset, algorithm in recipe.rows:
             loading = self.loading.get(dataset, reference_loading)
-            cost = JobCost(
+            cost = ImageCost(
                 variant=variant,
                 dataset=dataset,
                 algorithm=algorithm,
@@ -186,7 +186,7 @@ class _Measurements:
         yield hours_row("of the sweep", self.hours)
 
     def _prepare(self, job: Job, targets: Sequence[int] | None = None) -> Trainer:
-        return steps.prepare(job, self.plan.variables(job), self.folder, targets)
+        return steps.prepare(job, job.variables, self.folder, targets)
 
 
 def guard_rows(
@@ -240,7 +240,7 @@ def weights_rows(clip: str) -> Iterator[PreflightRow]:
 
 def estimate_hours(
     jobs: Sequence[Job],
-    measured: Sequence[JobCost],
+    measured: Sequence[ImageCost],
     datasets: dict[str, Dataset],
     skips_training_in_splits: bool,
 ) -> list[float]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import replace
 
 from domainbed_carft.jobs import records
+from domainbed_carft.jobs.cost import Cost
 from domainbed_carft.jobs.job import Job, parse_overrides
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.sweep import host, preflight_file
@@ -30,39 +30,10 @@ _HEAD = (
 )
 
 
-class CostGroup(NamedTuple):
-    """The key of a row of the costs: all jobs of a variant, dataset and algorithm."""
+# A row of the costs: all jobs of a variant, dataset and algorithm.
+CostRow = tuple[str, str, str]
 
-    variant: str
-    dataset: str
-    algorithm: str
-
-
-TOTAL = CostGroup("all", "", "")
-
-
-@dataclass(frozen=True)
-class JobsCost:
-    """The cost of a group of jobs; nan means unknown."""
-
-    jobs: int = 0
-    done: int = 0
-    steps: int = 0
-    trained: int = 0  # images
-    evaluated: float = 0  # images
-    hours: float = 0.0  # of training that are left
-    memory_gb: float = 0.0  # device memory of the largest step; 0 if unknown
-
-    def __add__(self, other: JobsCost) -> JobsCost:
-        return JobsCost(
-            jobs=self.jobs + other.jobs,
-            done=self.done + other.done,
-            steps=self.steps + other.steps,
-            trained=self.trained + other.trained,
-            evaluated=self.evaluated + other.evaluated,
-            hours=self.hours + other.hours,
-            memory_gb=max(self.memory_gb, other.memory_gb),
-        )
+TOTAL: CostRow = ("all", "", "")
 
 
 def estimate(
@@ -70,8 +41,8 @@ def estimate(
     datasets: Mapping[str, Dataset],
     skips: bool = False,
     preflight: Preflight | None = None,
-) -> dict[CostGroup, JobsCost]:
-    """Estimate the cost of each group of jobs, and of all jobs as TOTAL.
+) -> dict[CostRow, Cost]:
+    """Estimate the cost of each row of jobs, and of all jobs as TOTAL.
 
     Hours follow from the step times in the records of jobs with the same dataset and algorithm. If
     there are no such records, they follow from the step times of the sweep's preflight.
@@ -82,41 +53,58 @@ def estimate(
     ]
     paces = _read_paces(statuses, job_costs)
 
-    sums: dict[CostGroup, JobsCost] = {}
+    costs_by_row: dict[CostRow, list[Cost]] = {}
     for status, cost in zip(statuses, job_costs):
         key = status.job.key
-        group = CostGroup(status.job.variant, key.dataset, key.algorithm)
-        measured = preflight.get_cost(*group) if preflight else None
+        row = (status.job.variant, key.dataset, key.algorithm)
+        measured = preflight.get_cost(*row) if preflight else None
         if status.state == DONE:
-            remaining = JobsCost(done=1)
+            cost = replace(cost, done=1, training_hours=0.0)
         else:
             preflight_pace = measured.training_seconds if measured else math.nan
             pace = statistics.mean(paces.get((key.dataset, key.algorithm), [preflight_pace]))
-            memory_gb = (measured.memory_gb if measured else None) or 0.0
             remaining_share = max(0, cost.steps - status.step) / cost.steps
-            hours = pace * cost.trained * remaining_share / 3600
-            remaining = JobsCost(hours=hours, memory_gb=memory_gb)
+            cost = replace(
+                cost,
+                training_hours=pace * cost.trained * remaining_share / 3600,
+                memory_gb=measured.memory_gb if measured else None,
+            )
+        costs_by_row.setdefault(row, []).append(cost)
 
-        sums[group] = sums.get(group, JobsCost()) + cost + remaining
-    return {**sums, TOTAL: sum(sums.values(), JobsCost())}
+    sums = {row: _add(row_costs) for row, row_costs in costs_by_row.items()}
+    return {**sums, TOTAL: _add(list(sums.values()))}
+
+
+def _add(job_costs: Sequence[Cost]) -> Cost:
+    """Add estimated costs; the memory is that of the largest step."""
+    memory_gb = [cost.memory_gb for cost in job_costs if cost.memory_gb]
+    return Cost(
+        jobs=sum(cost.jobs for cost in job_costs),
+        done=sum(cost.done for cost in job_costs),
+        steps=sum(cost.steps for cost in job_costs),
+        trained=sum(cost.trained for cost in job_costs),
+        evaluated=sum(cost.evaluated for cost in job_costs),
+        training_hours=sum(cost.training_hours or 0.0 for cost in job_costs),
+        memory_gb=max(memory_gb, default=None),
+    )
 
 
 def format_table(
-    costs_by_group: Mapping[CostGroup, JobsCost], skips: bool, preflight: Preflight | None = None
+    costs_by_row: Mapping[CostRow, Cost], skips: bool, preflight: Preflight | None = None
 ) -> str:
     """Return the table of costs that ``--dry-run`` prints, and its explanation."""
     rows = []
-    for group, cost in costs_by_group.items():
+    for row, cost in costs_by_row.items():
         counts = (cost.jobs, cost.done, cost.steps, cost.trained, cost.evaluated)
         memory = _format_number(cost.memory_gb, 1) if cost.memory_gb else "?"
-        hours = _format_number(cost.hours, 2)
+        hours = _format_number(cost.training_hours or 0.0, 2)
         numbers = [*(_format_number(count, 0) for count in counts), hours, memory]
-        rows.append([*group, *numbers])
+        rows.append([*row, *numbers])
 
     splits = "both splits of every environment"
     if skips:
         splits = "both splits of test environments, out-splits of the others"
-    elif any(group.dataset == "ImageNet" for group in costs_by_group):
+    elif any(dataset == "ImageNet" for _, dataset, _ in costs_by_row):
         splits += "; for ImageNet only the out-split"
     source = "from step_time in the records"
     if preflight:
@@ -133,7 +121,7 @@ def format_table(
     return text
 
 
-def estimate_job_cost(job: Job, facts: Dataset, skips: bool = False) -> JobsCost:
+def estimate_job_cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
     """Count the steps and images of a job; ``skips`` omits the training environments' in-splits."""
     target_count = len(job.key.test_envs)
     steps = int(job.args.get("steps") or facts.steps)
@@ -159,7 +147,7 @@ def estimate_job_cost(job: Job, facts: Dataset, skips: bool = False) -> JobsCost
             )
         checkpoint_freq = int(job.args.get("checkpoint_freq") or facts.checkpoint_freq)
         evaluated = _count_checkpoints(steps, checkpoint_freq) * per_checkpoint
-    return JobsCost(jobs=1, steps=steps, trained=trained, evaluated=evaluated)
+    return Cost(steps=steps, trained=trained, evaluated=evaluated)
 
 
 def _count_checkpoints(steps: int, checkpoint_freq: int) -> int:
@@ -169,7 +157,7 @@ def _count_checkpoints(steps: int, checkpoint_freq: int) -> int:
 
 
 def _read_paces(
-    statuses: Sequence[Status], job_costs: Sequence[JobsCost]
+    statuses: Sequence[Status], job_costs: Sequence[Cost]
 ) -> dict[tuple[str, str], list[float]]:
     """Return recorded training seconds per image, by dataset and algorithm."""
     paces: dict[tuple[str, str], list[float]] = {}

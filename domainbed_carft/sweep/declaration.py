@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -360,10 +360,6 @@ def _find_indices(environments: Any, labels: Sequence[str]) -> set[int]:
     return {index for index in indices if index is not None}
 
 
-# Returns the roles that the jobs of a cell with these test environments have.
-_GetRoles = Callable[[SweepCell, Sequence[int]], list[Role]]
-
-
 class Declaration(Shape):
     """A sweep file whose names and values were checked."""
 
@@ -377,60 +373,24 @@ class Declaration(Shape):
                 return layer.checkpoint_freq
         return 0
 
-    def jobs(self, data_dir: str, output: Path) -> list[Job]:
-        """Return all jobs, variant by variant and trial by trial, even if they have no folders.
-
-        With stages, these are the jobs of the first stage; `repeated_jobs` returns the second.
-        Each member of a search has a folder, such as ``lr=0.1/``.
-        """
-        # Arguments, seeds and folder names equal upstream file domainbed/scripts/sweep.py at
-        # b93c22a, so that either tool can resume a sweep of the other.
-        stage = CHOOSE if self.has_stages else ""
-        trials = self.choosing_trials if self.has_stages else self.trial_seeds
-
-        def get_member_roles(cell: SweepCell, test_envs: Sequence[int]) -> list[Role]:
-            members = self.members(cell.dataset, cell.algorithm)
-            if self.has_stages and len(members) < 2:  # there is nothing to choose
-                return []
-            return [Role(cell.name, values, number, stage) for number, values in enumerate(members)]
-
-        return self._make_jobs(trials, get_member_roles, data_dir, output)
-
-    def repeated_jobs(
-        self, data_dir: str, output: Path, chosen: Iterable[ChosenValues]
-    ) -> list[Job]:
-        """Return the jobs of a search's second stage, which train the ``chosen`` values.
-
-        Cells without a choice train the last member, so that their jobs can be counted in advance.
-        """
-        chosen_by_cell: dict[tuple[str, str, str], list[ChosenValues]] = {}
-        for choice in chosen:
-            row = (choice.cell, choice.dataset, choice.algorithm)
-            chosen_by_cell.setdefault(row, []).append(choice)
-
-        def get_chosen_roles(cell: SweepCell, test_envs: Sequence[int]) -> list[Role]:
-            members = self.members(cell.dataset, cell.algorithm)
-            values = [
-                choice.values
-                for choice in chosen_by_cell.get((cell.name, cell.dataset, cell.algorithm), ())
-                if choice.test_envs is None or {*choice.test_envs} <= {*test_envs}
-            ]
-            numbers = [members.index(dict(item)) for item in values] or [len(members) - 1]
-            return [
-                Role(cell.name, members[number], number, REPEAT, members=len(members))
-                for number in dict.fromkeys(numbers)
-            ]
-
-        return self._make_jobs(self.trial_seeds, get_chosen_roles, data_dir, output)
-
     def targets(self, dataset: str, labels: Sequence[str] | None = None) -> list[list[int]]:
         """Same as `Shape.targets`; ``labels`` default to the dataset's environments."""
         return super().targets(dataset, labels or self.facts[dataset].labels)
 
-    def _make_jobs(
-        self, trials: Iterable[int], get_roles: _GetRoles, data_dir: str, output: Path
+    def jobs(
+        self, data_dir: str, output: Path, chosen: Sequence[ChosenValues] | None = None
     ) -> list[Job]:
-        """Make the jobs of all cells: one for each role, test environments, draw and trial."""
+        """Return the jobs of a launch, variant by variant and trial by trial.
+
+        With stages, these are the jobs of the first stage, in which each member of the search has a
+        folder, such as ``lr=0.1/``. With the values ``chosen`` by the first stage, they are the
+        jobs of the second stage. There, cells without a choice train the last member, so that their
+        jobs can be counted in advance.
+        """
+        # Arguments, seeds and folder names equal upstream file domainbed/scripts/sweep.py at
+        # b93c22a, so that either tool can resume a sweep of the other.
+        is_first_stage = self.has_stages and chosen is None
+        trials = self.choosing_trials if is_first_stage else self.trial_seeds
         jobs = []
         for (name, variant), trial, dataset, algorithm in itertools.product(
             self.settings.items(), trials, self.datasets, self.algorithms
@@ -441,18 +401,54 @@ class Declaration(Shape):
             cell = SweepCell(name, variant, dataset, algorithm)
             for test_envs, choice in itertools.product(self.targets(dataset), self.choices):
                 seed = seed_hash(dataset, algorithm, test_envs, choice, trial)
-                for role in get_roles(cell, test_envs):
+                for role in self._get_roles(cell, test_envs, chosen):
                     # The command lines keep this order.
                     args = {
-                        **self._common_arguments(cell, role.values, data_dir, trial),
+                        **self._get_arguments(cell, role.values, data_dir, trial),
                         "test_envs": test_envs,
                         "hparams_seed": choice,
                         "seed": seed,
                     }
-                    jobs.append(self._make_job(args, cell, role, output))
+                    folder = folder_name(name, {} if role.stage == REPEAT else role.values)
+                    jobs.append(Job(args, output / folder / get_folder_name(args), folder, role))
         return jobs
 
-    def _common_arguments(
+    def _get_roles(
+        self, cell: SweepCell, test_envs: Sequence[int], chosen: Sequence[ChosenValues] | None
+    ) -> list[Role]:
+        """Return the roles of a cell's jobs: one for each member that they train."""
+        members = self.members(cell.dataset, cell.algorithm)
+        numbers = list(range(len(members)))
+        stage = CHOOSE if self.has_stages else ""
+        if stage and len(members) < 2:  # there is nothing to choose
+            numbers = []
+        if chosen is not None:
+            stage = REPEAT
+            row = (cell.name, cell.dataset, cell.algorithm)
+            numbers = [
+                members.index(dict(choice.values))
+                for choice in chosen
+                if (choice.cell, choice.dataset, choice.algorithm) == row
+                and (choice.test_envs is None or {*choice.test_envs} <= {*test_envs})
+            ] or [len(members) - 1]
+
+        has_joint_targets = self.holds_out_together(cell.dataset) and len(test_envs) > 1
+        return [
+            Role(
+                cell=cell.name,
+                values=members[number],
+                member=number,
+                stage=stage,
+                members=len(members) if stage == REPEAT else 0,
+                holds_out_together=has_joint_targets,
+            )
+            # A role that adds nothing to the arguments is empty.
+            if has_joint_targets or members[number] or stage
+            else Role()
+            for number in dict.fromkeys(numbers)
+        ]
+
+    def _get_arguments(
         self, cell: SweepCell, values: Mapping[str, Any], data_dir: str, trial: int
     ) -> dict[str, Any]:
         """Return the arguments that a cell's jobs of one trial and member share."""
@@ -473,13 +469,3 @@ class Declaration(Shape):
         if hparams:
             arguments["hparams"] = json.dumps(hparams, sort_keys=True)
         return arguments
-
-    def _make_job(self, args: Mapping[str, Any], cell: SweepCell, role: Role, output: Path) -> Job:
-        """Make a job in its folder; its role is empty if it adds nothing to the arguments."""
-        folder = cell.name if role.stage == REPEAT else folder_name(cell.name, role.values)
-        has_joint_targets = self.holds_out_together(cell.dataset) and len(args["test_envs"]) > 1
-        if has_joint_targets or role.values or role.stage:
-            role = replace(role, holds_out_together=has_joint_targets)
-        else:
-            role = Role()
-        return Job(args, output / folder / get_folder_name(args), folder, role)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 from domainbed_carft import files, launchers, process_variables
 from domainbed_carft.errors import CarftError, collect_problems, invalid, raise_for
 from domainbed_carft.jobs import manifest, own_methods
+from domainbed_carft.jobs.cost import Cost
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Search
 from domainbed_carft.launchers import Launcher
-from domainbed_carft.launchers.attempt import JobOutcome
 from domainbed_carft.launchers.slurm import Slurm, clear_job_variables
 from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import (
@@ -27,44 +28,27 @@ from domainbed_carft.sweep import (
     search,
     states,
 )
-from domainbed_carft.sweep.costs import CostGroup, JobsCost
+from domainbed_carft.sweep.costs import CostRow
 from domainbed_carft.sweep.data_checks import DataCheck
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.preflight_file import Preflight
-from domainbed_carft.sweep.search import StagedJobs
-from domainbed_carft.sweep.states import Status, read_queue
+from domainbed_carft.sweep.states import Status, SweepState
 
 SKIP_VARIABLE = process_variables.SKIP_TRAINING_IN_SPLITS.name
 
-RUN_HERE = ("local", "pool")
+# The launchers whose jobs do not run on this machine; all others do.
+RUN_ELSEWHERE = ("dummy", "slurm")
+OWN_LAUNCHER = "a launcher of your own"  # the name of a function that is passed as the launcher
 
 # The interval at which a launch without further jobs checks the jobs of other launches.
 OTHER_LAUNCH_POLL_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class JobSettings:
-    """Settings of all jobs that are not part of their identity."""
-
-    keep_weights: str | None = None  # None is the job's default
-    log: Sequence[str] = ()  # scalar logs: tensorboard, wandb
-
-    def variables(self, job: Job, sweep_name: str) -> dict[str, str]:
-        """Return the process variables that pass these settings to a job of the sweep."""
-        variables = {
-            process_variables.KEEP_WEIGHTS.name: self.keep_weights,
-            process_variables.LOG.name: " ".join(self.log),
-        }
-        if "wandb" in self.log and "WANDB_RUN_GROUP" not in os.environ:
-            variables["WANDB_RUN_GROUP"] = f"{sweep_name}/{job.variant}".rstrip("/")
-        return {name: value for name, value in variables.items() if value}
-
-
-def _resolve_skipping(output: Path, chosen: bool | None) -> bool | None:
+def _resolve_skipping(earlier: manifest.Sweep | None, chosen: bool | None) -> bool | None:
     """Return True if the jobs skip the accuracies on the training environments' in-splits.
 
-    The user's choice comes first, then the process variable, then the manifest; new sweeps skip
-    them. Returns None if the train of the domainbed in use cannot skip them.
+    The user's choice comes first, then the process variable, then the manifest of earlier launches;
+    new sweeps skip them. Returns None if the train of the domainbed in use cannot skip them.
     """
     if not host.can_skip_in_splits():
         return None
@@ -77,9 +61,8 @@ def _resolve_skipping(output: Path, chosen: bool | None) -> bool | None:
     if variable:
         return variable == "1"
 
-    sweep = manifest.read(output) if output.is_dir() else None
-    if sweep and sweep.skip_training_in_splits is not None:
-        return sweep.skip_training_in_splits
+    if earlier and earlier.skip_training_in_splits is not None:
+        return earlier.skip_training_in_splits
     return True
 
 
@@ -89,45 +72,39 @@ class LaunchPlan:
 
     Attributes:
         declaration: the declared sweep.
-        data_dir: folder that contains the datasets' folders.
-        output: output folder of the sweep.
-        launcher: the launcher, a function of jobs and of a function that returns their variables.
+        state: output folder, jobs and search of the sweep when the plan was made. Jobs of a second
+            stage are included once the first stage is done.
+        waiting_jobs: placeholders for the jobs of a second stage whose values are not chosen yet.
+        launcher: the launcher, a function of jobs.
         launcher_name: name of the launcher, such as ``pool``.
-        options: the launcher's options by name.
-        settings: settings of all jobs.
         skips_training_in_splits: True if the jobs do not evaluate the training environments'
             in-splits; None if the train of the domainbed in use cannot skip them.
-        staged_jobs: jobs by stage; without a search in stages all are in the first.
-        statuses: state of each job when the plan was made. Jobs of a second stage are included once
-            the first stage is done.
         data_checks: results of checking the datasets.
         launcher_problems: reasons why the launcher cannot run.
         log_problems: reasons why the jobs cannot log.
+        plan_again: plans the next launch of the same sweep, such as the second stage's.
     """
 
     declaration: Declaration
-    data_dir: str
-    output: Path
+    state: SweepState
+    waiting_jobs: Sequence[Job]
     launcher: Launcher
     launcher_name: str
-    options: Mapping[str, Any]
-    settings: JobSettings
     skips_training_in_splits: bool | None
-    staged_jobs: StagedJobs
-    statuses: Sequence[Status]
     data_checks: Sequence[DataCheck]
     launcher_problems: Sequence[str]
     log_problems: Sequence[str]
+    plan_again: Callable[[], LaunchPlan]
 
     @property
-    def waiting_jobs(self) -> Sequence[Job]:
-        """Placeholders for the jobs of a second stage whose values are not chosen yet."""
-        return self.staged_jobs.waiting
+    def output(self) -> Path:
+        """Output folder of the sweep."""
+        return self.state.output
 
     @property
     def jobs(self) -> list[Job]:
         """All jobs of the sweep, each in its folder."""
-        return [status.job for status in self.statuses]
+        return [status.job for status in self.state.statuses]
 
     @property
     def jobs_to_run(self) -> list[Job]:
@@ -138,20 +115,12 @@ class LaunchPlan:
         launchable = [states.NOT_LAUNCHED, states.INTERRUPTED]
         if self.runs_here:
             launchable.append(states.QUEUED)
-        return [status.job for status in self.statuses if status.state in launchable]
+        return [status.job for status in self.state.in_state(*launchable)]
 
     @property
     def runs_here(self) -> bool:
         """True if the jobs run on this machine, which then needs their data."""
-        return self.launcher_name in RUN_HERE
-
-    @property
-    def statuses_by_stage(self) -> dict[str, list[Status]]:
-        """Stage -> the states of its jobs; the key is "" for a sweep without stages."""
-        by_stage: dict[str, list[Status]] = {}
-        for status in self.statuses:
-            by_stage.setdefault(status.job.role.stage, []).append(status)
-        return by_stage
+        return self.launcher_name not in RUN_ELSEWHERE
 
     @property
     def data_problems(self) -> list[str]:
@@ -169,14 +138,7 @@ class LaunchPlan:
                 problems.append(check.missing)
         return problems
 
-    def variables(self, job: Job) -> dict[str, str]:
-        """Return the process variables of a job: its settings, and the splits that it evaluates."""
-        variables = self.settings.variables(job, self.output.absolute().name)
-        if self.skips_training_in_splits is not None:
-            variables[SKIP_VARIABLE] = "1" if self.skips_training_in_splits else "0"
-        return variables
-
-    def estimate_costs(self, preflight: Preflight | None = None) -> dict[CostGroup, JobsCost]:
+    def estimate_costs(self, preflight: Preflight | None = None) -> dict[CostRow, Cost]:
         """Estimate jobs, steps, images and hours by variant, dataset and algorithm, and in total.
 
         Args:
@@ -185,17 +147,18 @@ class LaunchPlan:
         facts = self.declaration.facts
         waiting = [states.get_status(job, facts) for job in self.waiting_jobs]
         skips = bool(self.skips_training_in_splits)
-        return costs.estimate([*self.statuses, *waiting], facts, skips, preflight)
+        return costs.estimate([*self.state.statuses, *waiting], facts, skips, preflight)
 
 
 def plan(
     sweep: AnyPath | Declaration,
     data_dir: AnyPath | None,
     output: AnyPath,
-    launcher: str = "pool",
+    launcher: str | Launcher = "pool",
     options: Mapping[str, Any] | None = None,
     *,
-    settings: JobSettings | None = None,
+    keep_weights: str | None = None,
+    log: Sequence[str] = (),
     skip_training_in_splits: bool | None = None,
 ) -> LaunchPlan:
     """Plan the launch of a sweep, without writing or starting anything.
@@ -204,9 +167,11 @@ def plan(
         sweep: a sweep file, the name of an included sweep, or a declaration.
         data_dir: folder that contains the datasets' folders; None if no dataset needs one.
         output: output folder of the sweep.
-        launcher: ``local``, ``pool``, ``slurm`` or ``dummy``.
+        launcher: ``local``, ``pool``, ``slurm``, ``dummy``, or a function that runs jobs.
         options: the launcher's options, such as ``{"jobs": 2}``.
-        settings: settings of all jobs that are not part of their identity.
+        keep_weights: weights that each job keeps: ``both``, ``last``, ``best`` or ``none``; None
+            for the jobs' default.
+        log: scalar logs of the jobs: ``tensorboard``, ``wandb`` or both.
         skip_training_in_splits: False to also evaluate the training environments' in-splits; None
             for the process variable, the sweep's earlier launches, or True.
 
@@ -218,34 +183,65 @@ def plan(
         CarftError: all problems of the declaration, the launcher and its options.
     """
     output = as_path(output)
-    declaration, launcher_object = _load(sweep, launcher, options or {})
-    settings = settings or JobSettings()
+    try:
+        declaration = sweep if isinstance(sweep, Declaration) else declaration_file.load(sweep)
+    except CarftError as error:
+        launcher_problems = collect_problems(launchers.make, launcher, options)
+        raise CarftError(*error.problems, *launcher_problems) from error
+    run_jobs = launchers.make(launcher, options)
+
     if data_dir is None:
         data_dir = data_checks.default_data_dir(declaration.datasets)
     data_dir = os.fspath(as_path(data_dir))
+    earlier, known_jobs = manifest.read_jobs(output) if output.is_dir() else (None, [])
+    skips = _resolve_skipping(earlier, skip_training_in_splits)
 
-    jobs = search.make_staged_jobs(declaration, data_dir, output)
-    log_problems: Sequence[str] = ()
-    if settings.log:  # each job would refuse a train that cannot log, or a missing library
-        log_problems = host.import_module("lib.scalar_logs").problems(settings.log)
+    first, second, entry = search.make_jobs(declaration, data_dir, output, known_jobs)
+    all_jobs = [
+        replace(job, variables=_get_variables(job, output, keep_weights, log, skips))
+        for job in [*first, *second]
+    ]
+    is_waiting = entry is not None and not entry.chosen
+    jobs = all_jobs[: len(first)] if is_waiting else all_jobs
 
     return LaunchPlan(
         declaration=declaration,
-        data_dir=data_dir,
-        output=output,
-        launcher=launcher_object,
-        launcher_name=launcher,
-        options=options or {},
-        settings=settings,
-        skips_training_in_splits=_resolve_skipping(output, skip_training_in_splits),
-        staged_jobs=jobs,
-        statuses=states.get_statuses(jobs.launchable, declaration.facts, read_queue(output)),
-        data_checks=data_checks.check_datasets(
-            declaration.datasets, [*jobs.first, *jobs.second], data_dir
+        state=states.get_state(output, jobs, declaration.facts, entry),
+        waiting_jobs=all_jobs[len(jobs) :],
+        launcher=run_jobs,
+        launcher_name=launcher if isinstance(launcher, str) else OWN_LAUNCHER,
+        skips_training_in_splits=skips,
+        data_checks=data_checks.check_datasets(declaration.datasets, all_jobs, data_dir),
+        launcher_problems=launchers.problems(run_jobs, [output]),
+        # Each job would refuse a train that cannot log, or a missing library.
+        log_problems=host.import_module("lib.scalar_logs").problems(log) if log else (),
+        plan_again=functools.partial(
+            plan,
+            declaration,
+            data_dir,
+            output,
+            launcher,
+            options,
+            keep_weights=keep_weights,
+            log=log,
+            skip_training_in_splits=skips,
         ),
-        launcher_problems=launchers.problems(launcher_object, [output]),
-        log_problems=log_problems,
     )
+
+
+def _get_variables(
+    job: Job, output: Path, keep_weights: str | None, log: Sequence[str], skips: bool | None
+) -> dict[str, str]:
+    """Return a job's process variables: settings that are not part of its identity."""
+    variables = {
+        process_variables.KEEP_WEIGHTS.name: keep_weights,
+        process_variables.LOG.name: " ".join(log),
+    }
+    if "wandb" in log and "WANDB_RUN_GROUP" not in os.environ:
+        variables["WANDB_RUN_GROUP"] = f"{output.absolute().name}/{job.variant}".rstrip("/")
+    if skips is not None:
+        variables[SKIP_VARIABLE] = str(int(skips))
+    return {name: value for name, value in variables.items() if value}
 
 
 def run_plan(launch_plan: LaunchPlan) -> list[Status]:
@@ -262,9 +258,13 @@ def run_plan(launch_plan: LaunchPlan) -> list[Status]:
     Returns:
         The jobs that are not done at the end, each with the reason as its ``detail``. Under SLURM,
         the jobs that failed earlier if there was no job to submit.
+
+    Raises:
+        CarftError: the jobs could not be started, or the second stage could not be planned.
     """
+    launcher, jobs = launch_plan.launcher, launch_plan.jobs_to_run
     if launch_plan.launcher_name == "dummy":
-        launch_plan.launcher(launch_plan.jobs_to_run, launch_plan.variables)
+        launcher(jobs)
         return []
 
     write_manifest(
@@ -272,112 +272,68 @@ def run_plan(launch_plan: LaunchPlan) -> list[Status]:
         launch_plan.output,
         launch_plan.jobs,
         launch_plan.skips_training_in_splits,
-        search.make_manifest_entry(launch_plan.declaration, launch_plan.staged_jobs),
+        launch_plan.state.search,
     )
     if launch_plan.launcher_name == "slurm":
-        return _submit(launch_plan)
+        launcher(jobs)
+        if launch_plan.waiting_jobs and isinstance(launcher, Slurm):
+            again = functools.partial(
+                launch_second_stage, launch_plan.plan_again, own_methods.get_variables()
+            )
+            search.submit(launcher, launch_plan.output, again)
+        return [] if jobs else launch_plan.state.in_state(states.FAILED)
 
     unfinished = _run_here(launch_plan)
     if launch_plan.waiting_jobs and not unfinished:
-        return run_plan(_plan_second_stage(launch_plan))
+        return run_plan(launch_plan.plan_again())
     return unfinished
 
 
-def _submit(launch_plan: LaunchPlan) -> list[Status]:
-    """Submit the jobs, and a small job for a second stage; return the same as `run_plan`."""
-    launcher = launch_plan.launcher
-    launcher(launch_plan.jobs_to_run, launch_plan.variables)
-    if launch_plan.waiting_jobs and isinstance(launcher, Slurm):
-        second_stage = SecondStage(
-            output=launch_plan.output.absolute(),
-            data_dir=launch_plan.data_dir,
-            options=launch_plan.options,
-            settings=launch_plan.settings,
-            skips_training_in_splits=launch_plan.skips_training_in_splits,
-            method_variables=own_methods.get_variables(),
-        )
-        search.submit(launcher, launch_plan.output, second_stage)
+def launch_second_stage(
+    plan_again: Callable[[], LaunchPlan], method_variables: Mapping[str, str]
+) -> None:
+    """Submit the jobs of a second stage, in the small SLURM job after the first stage.
 
-    if launch_plan.jobs_to_run:
-        return []
-    return [status for status in launch_plan.statuses if status.state == states.FAILED]
+    Raises CarftError, shown in SLURM's log, if the first stage is not done or SLURM refuses.
+    """
+    clear_job_variables()
+    os.environ.update(method_variables)
+
+    launch_plan = plan_again()
+    if launch_plan.waiting_jobs:
+        counts = printing.counts_phrase(launch_plan.state.statuses)
+        raise CarftError(f"the first stage is not done: {counts}; launch the sweep again")
+    raise_for(launch_plan.problems)
+    run_plan(launch_plan)
 
 
 def _run_here(launch_plan: LaunchPlan) -> list[Status]:
     """Run the jobs on this machine, and wait for other launches; return the same as `run_plan`."""
-    statuses = launch_plan.statuses
-    outcomes: Sequence[JobOutcome] = ()
-    if launch_plan.jobs_to_run or any(status.state == states.RUNNING for status in statuses):
-        with printing.show_progress(statuses, launch_plan.declaration.facts):
-            if launch_plan.jobs_to_run:
-                outcomes = (
-                    launch_plan.launcher(launch_plan.jobs_to_run, launch_plan.variables) or ()
-                )
-            statuses = _wait_for_other_launches(launch_plan)
+    jobs = launch_plan.jobs_to_run
+    state = launch_plan.state
+    last_words: dict[Path, str] = {}
+    if jobs or state.in_state(states.RUNNING):
+        with printing.show_progress(state.statuses, launch_plan.declaration.facts):
+            outcomes = launch_plan.launcher(jobs) if jobs else None
+            state = _wait_for_other_launches(launch_plan)
+        # If no attempt could be noted, such as on a full disk, only the launcher has the reason.
+        last_words = {Path(outcome.folder): outcome.last_words for outcome in outcomes or ()}
 
-    # If no attempt could be noted, such as on a full disk, only the launcher has the reason.
-    last_words = {Path(outcome.folder): outcome.last_words for outcome in outcomes}
-    unfinished = [status for status in statuses if status.state != states.DONE]
     return [
         replace(status, detail=status.detail or last_words.get(status.job.folder, ""))
-        for status in unfinished
+        for status in state.statuses
+        if status.state != states.DONE
     ]
 
 
-def _wait_for_other_launches(launch_plan: LaunchPlan) -> list[Status]:
+def _wait_for_other_launches(launch_plan: LaunchPlan) -> SweepState:
     """Wait until no other live launch runs a job of the plan; return the states of its jobs."""
-    facts = launch_plan.declaration.facts
     while True:
-        queue = read_queue(launch_plan.output)
-        statuses = states.get_statuses(launch_plan.jobs, facts, queue)
-        if not queue.live_launches or all(status.state != states.RUNNING for status in statuses):
-            return statuses
+        facts = launch_plan.declaration.facts
+        state = states.get_state(launch_plan.output, launch_plan.jobs, facts)
+        if not state.queue.live_launches or not state.in_state(states.RUNNING):
+            return state
         time.sleep(OTHER_LAUNCH_POLL_SECONDS)
-
-
-def _plan_second_stage(launch_plan: LaunchPlan) -> LaunchPlan:
-    """Return the plan with the chosen jobs of the second stage, after the first is done."""
-    declaration = launch_plan.declaration
-    output = launch_plan.output
-    jobs = search.make_staged_jobs(declaration, launch_plan.data_dir, output)
-    statuses = states.get_statuses(jobs.launchable, declaration.facts, read_queue(output))
-    return replace(launch_plan, staged_jobs=jobs, statuses=statuses)
-
-
-@dataclass(frozen=True)
-class SecondStage:
-    """The function that a small SLURM job calls when the first stage of a search has ended."""
-
-    output: Path  # contains the copy of the declaration to launch
-    data_dir: str
-    options: Mapping[str, Any]
-    settings: JobSettings
-    skips_training_in_splits: bool | None
-    method_variables: Mapping[str, str]  # process variables that locate the user's own methods
-
-    def __call__(self) -> None:
-        """Submit the jobs of the second stage.
-
-        Raises CarftError, shown in SLURM's log, if the first stage is not done or SLURM refuses.
-        """
-        clear_job_variables()
-        os.environ.update(self.method_variables)
-
-        launch_plan = plan(
-            self.output / manifest.DECLARATION_FILE,
-            self.data_dir,
-            self.output,
-            "slurm",
-            self.options,
-            settings=self.settings,
-            skip_training_in_splits=self.skips_training_in_splits,
-        )
-        if launch_plan.waiting_jobs:
-            counts = printing.counts_phrase(launch_plan.statuses)
-            raise CarftError(f"the first stage is not done: {counts}; launch the sweep again")
-
-        raise_for(launch_plan.problems)
-        run_plan(launch_plan)
 
 
 def write_manifest(
@@ -402,18 +358,3 @@ def write_manifest(
     )
     manifest.add(output, sweep)
     files.save_text(output / manifest.DECLARATION_FILE, declaration.text)
-
-
-def _load(
-    sweep: AnyPath | Declaration, launcher: str, options: Mapping[str, Any]
-) -> tuple[Declaration, Launcher]:
-    """Load the declaration and make the launcher; raise the problems of both together."""
-    if isinstance(sweep, Declaration):
-        return sweep, launchers.make(launcher, options)
-
-    try:
-        declaration = declaration_file.load(sweep)
-    except CarftError as error:
-        raise_for([*error.problems, *collect_problems(launchers.make, launcher, options)])
-        raise
-    return declaration, launchers.make(launcher, options)

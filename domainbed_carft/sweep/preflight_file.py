@@ -39,15 +39,15 @@ class PreflightRow:
 
 
 @dataclass(frozen=True)
-class JobCost:
-    """The measured cost of the jobs of a variant, dataset and algorithm."""
+class ImageCost:
+    """The measured cost per image in the jobs of a variant, dataset and algorithm."""
 
     variant: str
     dataset: str
     algorithm: str
-    training_seconds: float  # per image
-    evaluation_seconds: float  # per image
-    memory_gb: float
+    training_seconds: float
+    evaluation_seconds: float
+    memory_gb: float  # of the largest step
 
 
 class Preflight(BaseModel):
@@ -64,7 +64,7 @@ class Preflight(BaseModel):
     device: str
     hours: float | None  # for all jobs one after another, with their evaluations
     rows: list[PreflightRow]
-    costs: list[JobCost]
+    costs: list[ImageCost]
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -82,8 +82,8 @@ class Preflight(BaseModel):
             parts.append("but of another declaration")
         return printable(", ".join(parts))
 
-    def get_cost(self, variant: str, dataset: str, algorithm: str) -> JobCost | None:
-        """Return the measured cost of a group of jobs, or None if it was not measured."""
+    def get_cost(self, variant: str, dataset: str, algorithm: str) -> ImageCost | None:
+        """Return the measured cost per image in these jobs, or None if it was not measured."""
         key = (variant, dataset, algorithm)
         return next((c for c in self.costs if (c.variant, c.dataset, c.algorithm) == key), None)
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from domainbed_carft import process_variables
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import CHOOSE, REPEAT
-from domainbed_carft.jobs.manifest import ChosenValues, format_trials
+from domainbed_carft.jobs.manifest import ChosenValues, Search, format_trials
 from domainbed_carft.launchers import slurm
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status, SweepState
@@ -90,37 +90,24 @@ def search_lines(state: SweepState) -> list[str]:
     if search is None:
         return []
 
-    lines = stage_lines(
-        search.choose_on,
-        first=state.get_stage(CHOOSE),
-        repeat_on=search.repeat_on,
-        second=state.get_stage(REPEAT),
-        n_waiting=0 if search.chosen else search.repeats,
-    )
+    lines = stage_lines(search, state)
     lines += limit_lines([f"  chosen: {_chosen_phrase(chosen)}" for chosen in search.chosen])
     if state.needs_second_launch:
         lines.append("The first stage is done. To launch the second, launch the sweep again.")
     return lines
 
 
-def stage_lines(
-    choose_on: Sequence[int],
-    first: Sequence[Status],
-    repeat_on: Sequence[int],
-    second: Sequence[Status],
-    n_waiting: int,
-) -> list[str]:
-    """Return the states of both stages on their trials.
-
-    ``n_waiting`` is the number of jobs of the second stage that wait for the first.
-    """
+def stage_lines(search: Search, state: SweepState) -> list[str]:
+    """Return the states of both stages of a search on their trials."""
+    first = state.get_stage(CHOOSE)
     counts = f"{quantity(len(first), 'job')}: {counts_phrase(first)}."
-    lines = [f"First stage, {format_trials(choose_on)}: {counts}"]
+    lines = [f"First stage, {format_trials(search.choose_on)}: {counts}"]
 
+    second = state.get_stage(REPEAT)
     counts = f"{quantity(len(second), 'job')}: {counts_phrase(second)}."
-    if n_waiting:
-        counts = f"{quantity(n_waiting, 'job')} when the first is done."
-    return [*lines, f"Second stage, {format_trials(repeat_on)}: {counts}"]
+    if not search.chosen:
+        counts = f"{quantity(search.repeats, 'job')} when the first is done."
+    return [*lines, f"Second stage, {format_trials(search.repeat_on)}: {counts}"]
 
 
 def _chosen_phrase(chosen: ChosenValues) -> str:

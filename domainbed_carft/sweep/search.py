@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from domainbed_carft.errors import raise_for
@@ -31,73 +31,49 @@ from domainbed_carft.sweep.states import read_queue
 NAME = "second-stage"
 
 
-@dataclass(frozen=True)
-class StagedJobs:
-    """The jobs of a sweep by stage, each in its folder; without stages all jobs are first ones."""
-
-    first: Sequence[Job]
-    second: Sequence[Job] = ()  # placeholders until values are chosen
-    chosen: Sequence[ChosenValues] | None = None  # None until the first stage is done
-
-    @property
-    def launchable(self) -> list[Job]:
-        """The jobs that can be launched now."""
-        return [*self.first, *(self.second if self.chosen is not None else ())]
-
-    @property
-    def waiting(self) -> Sequence[Job]:
-        """Placeholders for the jobs of a second stage whose values are not chosen yet."""
-        return self.second if self.chosen is None else ()
+# The jobs among which one choice is made: of a variant, dataset and algorithm, and of a target
+# (None for all targets).
+_Row = tuple[str, str, str, tuple[int, ...] | None]
 
 
-def make_staged_jobs(declaration: Declaration, data_dir: str, output: Path) -> StagedJobs:
-    """Make all jobs of a sweep, and choose values if the first stage of a search is done.
+def make_jobs(
+    declaration: Declaration, data_dir: str, output: Path, known_jobs: Sequence[Job] = ()
+) -> tuple[list[Job], list[Job], Search | None]:
+    """Make the jobs of both stages of a sweep, and choose values if the first stage is done.
 
-    Raises CarftError if no values can be chosen, for example because all members diverged.
+    Args:
+        declaration: the declared sweep.
+        data_dir: folder that contains the datasets' folders.
+        output: output folder of the sweep.
+        known_jobs: jobs of earlier launches, whose folders are used again.
+
+    Returns:
+        The jobs of the first stage, which are all jobs of a sweep without stages; the jobs of the
+        second stage; and the manifest's entry for a search with stages. Until the entry has chosen
+        values, the second stage consists of placeholders.
+
+    Raises:
+        CarftError: no values can be chosen, for example because all members diverged.
     """
-    first = manifest.reuse_folders(declaration.jobs(data_dir, output), output)
-    if not declaration.has_stages:
-        return StagedJobs(first)
-
-    if not all(JobFolder(job.folder).done for job in first):
-        return StagedJobs(first, declaration.repeated_jobs(data_dir, output, chosen=()))
-
-    by_target = declaration.search is not None and declaration.search.choose_by == "target"
-    chosen = choose(first, str(declaration.choosing_method), by_target)
-    second = declaration.repeated_jobs(data_dir, output, chosen)
-    return StagedJobs(first, manifest.reuse_folders(second, output), chosen)
-
-
-def make_manifest_entry(declaration: Declaration, jobs: StagedJobs) -> Search | None:
-    """Make the manifest's entry for a search with stages; None for a sweep without stages."""
+    first = manifest.reuse_folders(declaration.jobs(data_dir, output), known_jobs)
     search = declaration.search
     if search is None or not declaration.has_stages:
-        return None
-    return Search(
-        method=str(declaration.choosing_method),
+        return first, [], None
+
+    method = str(declaration.choosing_method)
+    chosen: tuple[ChosenValues, ...] = ()
+    if all(JobFolder(job.folder).done for job in first):
+        chosen = choose(first, method, by_target=search.choose_by == "target")
+    second = declaration.jobs(data_dir, output, chosen)
+    entry = Search(
+        method=method,
         choose_by=search.choose_by,
         choose_on=tuple(declaration.choosing_trials),
         repeat_on=tuple(declaration.trial_seeds),
-        repeats=len(jobs.second),
-        chosen=tuple(jobs.chosen or ()),
+        repeats=len(second),
+        chosen=chosen,
     )
-
-
-@dataclass(frozen=True)
-class _Row:
-    """The jobs among which one choice is made: of a variant, dataset and algorithm."""
-
-    cell: str
-    dataset: str
-    algorithm: str
-    test_envs: tuple[int, ...] | None  # None for a choice over all targets
-
-    def __str__(self) -> str:
-        name = " ".join(filter(None, [self.cell, self.algorithm]))
-        held_out = ""
-        if self.test_envs is not None:
-            held_out = f", test environments {' '.join(map(str, self.test_envs))}"
-        return f"{name} on {self.dataset}{held_out}"
+    return first, manifest.reuse_folders(second, known_jobs), entry
 
 
 def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenValues, ...]:
@@ -116,6 +92,11 @@ def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenVal
     for row, choice, accuracy in _validation_accuracies(_read_runs(jobs), method, by_target):
         accuracies_by_row.setdefault(row, {}).setdefault(choice, []).append(accuracy)
 
+    rows_without_runs = {
+        (job.role.cell, job.key.dataset, job.key.algorithm, None) for job in jobs
+    } - {(*row[:3], None) for row in accuracies_by_row}
+    accuracies_by_row.update((row, {}) for row in sorted(rows_without_runs))
+
     chosen = []
     problems = []
     for row, accuracies_by_choice in accuracies_by_row.items():
@@ -123,18 +104,20 @@ def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenVal
         complete = [choice for choice in sorted(means) if not math.isnan(means[choice])]
         if not complete:
             problems.append(
-                f"no member of the search has validation accuracies in all of its runs: {row}; "
+                f"no member of the search has validation accuracies in all of its runs: "
+                f"{_describe_row(*row)}; "
                 "see carft collect for runs that diverged, and search other values"
             )
             continue
 
+        cell, dataset, algorithm, test_envs = row
         best = max(reversed(complete), key=means.__getitem__)  # the last of equally good members
         chosen.append(
             ChosenValues(
-                cell=row.cell,
-                dataset=row.dataset,
-                algorithm=row.algorithm,
-                test_envs=row.test_envs,
+                cell=cell,
+                dataset=dataset,
+                algorithm=algorithm,
+                test_envs=test_envs,
                 values=best.searched_values,
                 members=len(means),
                 validation=means[best],
@@ -142,6 +125,16 @@ def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenVal
         )
     raise_for(problems)
     return tuple(chosen)
+
+
+def _describe_row(
+    cell: str, dataset: str, algorithm: str, test_envs: tuple[int, ...] | None
+) -> str:
+    name = " ".join(filter(None, [cell, algorithm]))
+    held_out = ""
+    if test_envs is not None:
+        held_out = f", test environments {' '.join(map(str, test_envs))}"
+    return f"{name} on {dataset}{held_out}"
 
 
 def _read_runs(jobs: Sequence[Job]) -> list[RecordedRun]:
@@ -166,13 +159,13 @@ def _validation_accuracies(
     for cell, cell_runs in runs_by_cell.items():
         for run in cell_runs:
             if not run.test_envs:
-                row = _Row(cell, run.dataset, run.algorithm, test_envs=None)
+                row: _Row = (cell, run.dataset, run.algorithm, None)
                 yield row, run.job.choice, selection.final_out_accuracy(run)
 
         for candidates in selection.candidates_by_target(cell_runs):
             for choice, run in candidates.singles.items():
                 test_envs = tuple(sorted(run.test_envs)) if by_target else None
-                row = _Row(cell, run.dataset, run.algorithm, test_envs)
+                row = (cell, run.dataset, run.algorithm, test_envs)
                 outcome = selection.METHODS[method].outcome(candidates, choice)
                 yield row, choice, outcome.validation if outcome else math.nan
 

@@ -179,7 +179,7 @@ class SweepState:
         output: output folder of the sweep.
         queue: launchers and queued jobs.
         statuses: state of each job, launched or not.
-        search: search with stages of the last launch, if any.
+        search: search with stages, if any, with the chosen values once they are chosen.
         at: time of reading, in seconds since 1970.
     """
 
@@ -255,20 +255,18 @@ def read_state(output: AnyPath) -> SweepState:
     """
     output = as_path(output)
     sweep, jobs = manifest.read_jobs(output)
+    if sweep is None:
+        return get_state(output, jobs, {})
+    return get_state(output, jobs, sweep.datasets, sweep.search)
+
+
+def get_state(
+    output: Path, jobs: Iterable[Job], datasets: Mapping[str, Dataset], search: Search | None = None
+) -> SweepState:
+    """Read the states of these jobs; ``datasets`` are the facts of their manifest."""
     queue = read_queue(output)
-    datasets = sweep.datasets if sweep else {}
-    return SweepState(
-        output=output,
-        queue=queue,
-        statuses=get_statuses(jobs, datasets, queue),
-        search=sweep.search if sweep else None,
-    )
-
-
-def get_statuses(
-    jobs: Iterable[Job], datasets: Mapping[str, Dataset], queue: Queue
-) -> list[Status]:
-    return [get_status(job, datasets, queue) for job in jobs]
+    statuses = [get_status(job, datasets, queue) for job in jobs]
+    return SweepState(output, queue, statuses, search)
 
 
 def get_status(job: Job, datasets: Mapping[str, Dataset], queue: Queue | None = None) -> Status:

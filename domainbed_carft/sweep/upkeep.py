@@ -58,14 +58,6 @@ class CancelReport:
     unreachable: Sequence[str]  # descriptions of processes that can still be running
 
 
-@dataclass(frozen=True)
-class CleanReport:
-    """The leftover files and the folders of jobs that were deleted."""
-
-    files: Sequence[Path] = ()
-    jobs: Sequence[Path] = ()
-
-
 def retry(output: AnyPath, pattern: str = "") -> RetryReport:
     """Allow failed jobs to run again at the next launch.
 
@@ -135,8 +127,11 @@ def cancel(state: SweepState) -> CancelReport:
     )
 
 
-def clean(state: SweepState) -> CleanReport:
-    """Delete leftover files of finished jobs and ended launches, and complete cut-off deletions."""
+def clean(state: SweepState) -> list[Path]:
+    """Delete leftover files of finished jobs and ended launches, and complete cut-off deletions.
+
+    Returns the deleted files.
+    """
     done_folders = [status.job.folder for status in state.in_state(states.DONE)]
     files = [path for folder in done_folders for name in LEFTOVERS for path in folder.glob(name)]
     files += state.queue.ended_files
@@ -144,13 +139,21 @@ def clean(state: SweepState) -> CleanReport:
         path.unlink(missing_ok=True)  # the job or another clean can be faster
 
     delete_remains(state.output)
-    return CleanReport(files=files)
+    return files
 
 
-def delete_jobs(output: AnyPath, jobs: Iterable[Status]) -> CleanReport:
+def delete_jobs(output: AnyPath, jobs: Iterable[Status]) -> list[Path]:
     """Delete the folders of these jobs, except jobs that are done, running or queued by now.
 
-    Raises CarftError, and deletes nothing, if SLURM does not report which jobs are queued.
+    Args:
+        output: output folder of the sweep.
+        jobs: the jobs to delete.
+
+    Returns:
+        The deleted folders.
+
+    Raises:
+        CarftError: SLURM does not report which jobs are queued, so nothing is deleted.
     """
     output = as_path(output)
     queue = read_queue(output)  # another launch can have started meanwhile
@@ -160,7 +163,7 @@ def delete_jobs(output: AnyPath, jobs: Iterable[Status]) -> CleanReport:
     folders = [status.job.folder for status in jobs]
     deleted = [folder for folder in folders if _delete_job(folder, queue)]
     manifest.drop(output, deleted)
-    return CleanReport(jobs=deleted)
+    return deleted
 
 
 def _wait_for(folders: Sequence[JobFolder]) -> list[JobFolder]:
