@@ -107,7 +107,14 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate",
+        "wise-ft",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("predict", "soup")),
+    ],
+)
 def test_command_on_device_equals_command_on_cpu(
     device, pets, tmp_path, monkeypatch, capsys, command
 ):

@@ -158,12 +158,25 @@ def test_state_dict_with_other_attention_heads_is_rejected(tmp_path):
 
 # Methods that use the encoders in different ways
 METHODS = ("CARFT", "LDIFS", "LipsumFT", "CLIPMIRO", "FLYP", "CaRot", "CLIPLoRA")
+QUICK = {
+    *(("gelu", name) for name in METHODS),
+    ("pe-core", "LDIFS"),
+    ("pe-core", "CaRot"),
+    ("siglip-2", "LipsumFT"),
+    ("siglip-2", "CaRot"),
+}
 OTHER_VOCABULARY = "CLIP's words, but the text encoder of .* has another vocabulary"
 NO_PROJECTION = "ends in a linear projection; .* Set carot_orthogonality to 0"
 
 
-@pytest.mark.parametrize("kind", ["gelu", "pe-core", "siglip-2"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, marks=() if (kind, name) in QUICK else pytest.mark.slow)
+        for kind in ("gelu", "pe-core", "siglip-2")
+        for name in METHODS
+    ],
+)
 def test_method_changes_all_trained_parameters_or_is_rejected(kind, name, folders, tmp_path):
     hparams = {}
     if (kind, name) == ("siglip-2", "LipsumFT"):
@@ -312,6 +325,7 @@ def test_commands_accept_a_job_with_an_open_clip_checkpoint(kind, folders, tmp_p
         torch.testing.assert_close(model.encode_text(tokens), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_export_contains_the_text_encoder_trained_by_flyp(folders, tmp_path):
     images = runs_jobs.write_images(tmp_path / "pets", 4)
     folder = runs_jobs.train_job(tmp_path / "job", images, "FLYP", clip_backbone=folders["gelu"])

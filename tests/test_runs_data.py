@@ -156,6 +156,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_splits_of_a_foreign_checkout_are_reproduced(tmp_path):
     text = module_text("datasets", "classic")
     text = text.replace("transforms.Resize((32, 32))", "transforms.RandomResizedCrop(32)")
