@@ -102,7 +102,7 @@ def assert_same_weights(folder, reference_folder, name="model.pkl"):
 COMMANDS = {
     "evaluate": ["evaluate", "CARFT", "--json"],
     "predict": ["predict", "CARFT", "my pets/art", "--format", "jsonl"],
-    "wise-ft": ["wise-ft", "CARFT", "--alphas", "0", "0.5", "--save", "all", "-o", "{folder}"],
+    "wise-ft": ["wise-ft", "CARFT", "--alphas", "0.5", "--save", "all", "-o", "{folder}"],
     "soup": ["soup", "CARFT/model.pkl", "CARFT/model_best.pkl", "-o", "{folder}"],
 }
 

@@ -47,6 +47,7 @@ def test_launch_trains_a_sweep_whose_tables_are_complete(pets, tmp_path, capsys)
     assert "There is nothing to launch." in carft(*words).stdout
 
 
+@pytest.mark.slow
 def test_cancel_stops_a_running_job_after_it_has_saved(tmp_path):
     out = tmp_path / "out"
     sweep = write_declaration(tmp_path, steps=1000000, hparams={"batch_size": 4})
