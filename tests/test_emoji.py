@@ -86,7 +86,8 @@ def test_embedded_datasets_meet_domainbeds_interface_and_augment_only_training(n
         assert torch.equal(environment[5][0], environment[5][0]) == (number == 1)
     unaugmented = getattr(datasets, name)("", [1], {**hparams, "data_augmentation": False})
     assert all(torch.equal(environment[5][0], environment[5][0]) for environment in unaugmented)
-    assert verify.verify(name).status == "verified"
+    report = verify.verify(name)
+    assert (report.status, report.images) == ("verified", sum(sizes))
 
 
 def test_other_hosts_receive_224_pixels_or_untransformed_images():

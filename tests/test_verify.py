@@ -151,9 +151,6 @@ def test_verify_decodes_images_and_prints_json(tmp_path):
 
 
 def test_list_contains_all_datasets():
-    report = verify.verify("EmojiStyles")
-    assert (report.status, report.images) == ("verified", 1716)
-
     lines = [line.split() for line in carft("list").stdout.splitlines()]
     row = "DomainNet domain_net clip, info, paint, quick, real, sketch 345 586,575 5,001"
     assert row.split() in lines
