@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections import Counter
 
@@ -195,14 +194,10 @@ def test_damaged_suite_record_is_skipped_with_a_warning(tmp_path, changes):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Create a data folder with a training and a validation image per class, as links."""
+    """Create a data folder with a training and a validation image per class."""
     data = tmp_path_factory.mktemp("data")
-    (data / "image").write_bytes(IMAGE)
-    for part in ("train", "val"):
-        for name in IDS:
-            folder = data / "imagenet" / part / name
-            folder.mkdir(parents=True)
-            os.link(data / "image", folder / "0.jpg")
+    classes = dict.fromkeys(IDS, 1)
+    grow(data / "imagenet", {"train": classes, "val": classes}, IMAGE)
     return data
 
 

@@ -49,8 +49,8 @@ def prepare(
     from domainbed.lib import preparation, stopping, train_arguments, training
 
     os.environ.update(variables)
-    words = Job(job.args, folder).command[3:]  # after python -m domainbed.scripts.train
-    args, flags = train_arguments.parse(words)
+    # The words after python -m domainbed.scripts.train
+    args, flags = train_arguments.parse(Job(job.args, folder).command[3:])
     with quiet():
         hparams = preparation.choose_hparams(args, train_arguments.check(args, flags))
         args.steps = args.checkpoint_freq = _NEVER
