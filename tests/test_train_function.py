@@ -68,43 +68,25 @@ def test_defaults_equal_defaults_of_command():
             assert parameter.default == command_defaults[name]
 
 
-SIGNALS = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )
+def test_signal_lets_the_command_save_before_process_ends(cwd, replace_interpreter, number, error):
+    wait = "while true; do sleep 0.05; done"
+    replace_interpreter(f"trap 'touch saved; exit 75' TERM; touch started; {wait}")
 
-
-def train_until_signal(file, number, error, **options):
-    """Send a signal to this process when a file exists, and expect an error."""
-
-    def send():
-        while not file.exists():
+    def send_after_start():
+        while not (cwd / "started").exists():
             time.sleep(0.05)
         os.kill(os.getpid(), number)
 
     handler = signal.getsignal(number)
-    threading.Thread(target=send, daemon=True).start()
+    threading.Thread(target=send_after_start, daemon=True).start()
     with pytest.raises(error):
-        train(**options)
+        train()
+
     assert signal.getsignal(number) == handler
-
-
-@SIGNALS
-def test_signal_is_passed_to_the_command_before_process_ends(
-    cwd, replace_interpreter, number, error
-):
-    script = "trap 'touch saved; exit 75' TERM; touch started; while true; do sleep 0.05; done"
-    replace_interpreter(script)
-    train_until_signal(cwd / "started", number, error)
     assert (cwd / "saved").exists()
-
-
-@pytest.mark.slow
-@SIGNALS
-def test_signal_lets_training_save_before_process_ends(cwd, number, error):
-    out = cwd / "out"
-    train_until_signal(out / "results.jsonl", number, error, steps=1_000, checkpoint_freq=1_000)
-    assert (out / "state.pt").exists() and not (out / "done").exists()
-    assert "stopped by SIGTERM; to resume" in (out / "err.txt").read_text()
 
 
 @pytest.mark.parametrize(
