@@ -15,19 +15,20 @@ from domainbed_carft.results.top import top
 LOADED = """
 import sys
 from domainbed_carft import cli
-sweep, report = sys.argv[1:]
+sweep, job, report = sys.argv[1:]
 heavy = {"torch", "matplotlib", "pandas", "jinja2", "domainbed", "clip"}
 words = "--compare published --against ERM --columns all".split()
 assert cli.main(["collect", sweep, *words]) == cli.main(["top", sweep]) == 0
 assert not heavy & {*sys.modules}
-assert cli.main(["report", sweep, "-o", report]) == 0
+assert cli.main(["report", job, "-o", report]) == 0
 assert not {"torch", "domainbed", "clip"} & {*sys.modules}
 """
 
 
 def test_commands_on_records_do_not_import_torch_nor_tables_pandas(tmp_path):
     collect_sweeps.write_sweep(tmp_path / "sweep", trials=1, choices=1)
-    words = [sys.executable, "-c", LOADED, tmp_path / "sweep", tmp_path / "report"]
+    job = collect_sweeps.write_job(tmp_path, test_envs=[])
+    words = [sys.executable, "-c", LOADED, tmp_path / "sweep", job, tmp_path / "report"]
     subprocess.run(words, check=True)
 
 

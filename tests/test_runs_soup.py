@@ -99,8 +99,8 @@ def test_greedy_soup_adds_only_runs_that_strictly_improve_it():
 
 
 def test_order_of_the_runs_does_not_change_the_soups(runs, tmp_path):
-    carft("soup", *runs[:3], "-o", tmp_path / "1")
-    carft("soup", *reversed(runs[:3]), "-o", tmp_path / "2")
+    carft("soup", *runs[:2], "-o", tmp_path / "1")
+    carft("soup", *reversed(runs[:2]), "-o", tmp_path / "2")
     first_document, first_contents = read_soups(tmp_path / "1")
     document, contents = read_soups(tmp_path / "2")
     assert document == first_document
