@@ -59,9 +59,7 @@ def write_images(root: Path, count: int) -> None:
 
 def evaluate(words: list[str], way: str) -> tuple[float, float, dict[str, float]]:
     """Return wall-clock seconds, CPU seconds, and the accuracies of an evaluation."""
-    args = train.build_parser().parse_args(words)
-    for name in train.UNRECORDED_FLAGS:
-        del vars(args)[name]
+    args = train.parse(words)[0]
     hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
     with contextlib.redirect_stdout(io.StringIO()):
         job = preparation.prepare(args, hparams, MEMORY if way == IN_MEMORY else 0)

@@ -104,13 +104,6 @@ def test_build_without_steps_trains_otherwise(algorithm, hparams):
     assert build(algorithm, hparams={**TINY, **hparams}).update([batch()])["loss"] > 0
 
 
-def test_schedule_ends_after_steps():
-    algorithm = build(steps=2, hparams={**TINY, "warmup_steps": 0})
-    for _ in range(2):
-        algorithm.update([batch()])
-    assert algorithm.optimizer.param_groups[0]["lr"] == 0
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -156,6 +149,7 @@ def test_build_accepts_hparams_of_the_registry():
     assert build(hparams=hparams).hparams["total_steps"] == hparams["total_steps"]
 
 
+@pytest.mark.slow
 def test_example_trains_predicts_and_saves(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = (REPO / "examples" / "train_in_a_loop.py").read_text(encoding="utf-8")

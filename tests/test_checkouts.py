@@ -10,11 +10,13 @@ from functools import partial
 
 import pytest
 import torch
-from fake_checkout import REPO, run_python, write_checkout
+from fake_checkout import REPO, write_checkout
 from torchvision.transforms.functional import to_pil_image
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import prompts
+
+pytestmark = pytest.mark.slow
 
 SHAPES = ("classic", "clip", "tables", "packages", "parts")
 
@@ -99,15 +101,7 @@ def check_parts(first, last):
     assert first["gap_to_average"] < 1e-5 < last["gap_to_average"]
 
 
-def test_checkout_with_parts_trains_carft(train_in_shape):
-    """This uses the hook of the environment that runs the tests."""
-    first, last, _ = train_in_shape(run_python, "parts")
-    assert first["loss_kl"] == 0.0 < last["loss_kl"]
-    check_parts(first, last)
-
-
 # An editable install only differs in how the package is found, so one shape is enough.
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "shape"), [("editable", "classic"), *(("wheel", shape) for shape in SHAPES[1:])]
 )
@@ -125,7 +119,6 @@ def test_checkout_of_each_shape_trains_carft(installations, train_in_shape, kind
         assert "lr is 5e-05 (by default 5e-06)" in printed
 
 
-@pytest.mark.slow
 def test_sweep_of_checkout_trains_algorithms(installations, data, random_tiny, tmp_path):
     root = write_checkout(tmp_path / "a user's checkout", "classic")
     files_before = read_files(root)
@@ -143,14 +136,12 @@ def test_sweep_of_checkout_trains_algorithms(installations, data, random_tiny, t
     assert read_files(root) == files_before
 
 
-@pytest.mark.slow
 def test_checkout_with_parts_trains_algorithm_without_optimizer(installations, train_in_shape):
     _, last, _ = train_in_shape(installations["editable"].run, "parts", "CLIPZeroShot")
     assert last["accuracy"] == pytest.approx(last["measured_accuracy"])
     assert last["rate"] == last["hparams"]["lr"]
 
 
-@pytest.mark.slow
 def test_checkout_trains_every_algorithm(installations, tmp_path):
     root = write_checkout(tmp_path / "a user's checkout", "classic")
     script = str(REPO / "benchmarks" / "checkout_methods.py")
@@ -194,7 +185,6 @@ print(*[key for key in {**first, **second} if first.get(key) != second.get(key)]
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["classic", "tables", "packages"])
 def test_second_registration_changes_nothing(installations, shape, tmp_path):
     root = write_checkout(tmp_path / "a user's checkout", shape)
@@ -222,7 +212,6 @@ for call in calls:
 """
 
 
-@pytest.mark.slow
 def test_calls_of_host_return_same_values_with_package(installations, tmp_path):
     root = write_checkout(tmp_path / "a user's checkout", "tables")
     python = partial(run, installations["wheel"].run, root, "-c", HOST_CALLS)

@@ -53,8 +53,8 @@ def test_archives_have_known_bytes_and_licences():
 
 def test_concurrent_jobs_share_one_unpacked_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
-    with ThreadPoolExecutor(4) as pool:
-        (folder,) = set(pool.map(lambda _: emoji.style_folders(), range(4)))
+    with ThreadPoolExecutor(2) as pool:
+        (folder,) = set(pool.map(lambda _: emoji.style_folders(), range(2)))
     with zipfile.ZipFile(io.BytesIO((ASSETS / emoji.ARCHIVE).read_bytes())) as archive:
         assert files(folder) == sorted(archive.namelist())
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # no temporary folders
@@ -86,7 +86,8 @@ def test_embedded_datasets_meet_domainbeds_interface_and_augment_only_training(n
         assert torch.equal(environment[5][0], environment[5][0]) == (number == 1)
     unaugmented = getattr(datasets, name)("", [1], {**hparams, "data_augmentation": False})
     assert all(torch.equal(environment[5][0], environment[5][0]) for environment in unaugmented)
-    assert verify.verify(name).status == "verified"
+    report = verify.verify(name)
+    assert (report.status, report.images) == ("verified", sum(sizes))
 
 
 def test_other_hosts_receive_224_pixels_or_untransformed_images():
@@ -120,7 +121,7 @@ def test_emoji_shift_has_different_class_lists_and_group_means(tmp_path):
     assert suite.means(accuracies)["mean_never_seen"] is None
 
 
-@pytest.mark.parametrize("protocol", ["domainbed", "clip"])
+@pytest.mark.parametrize("protocol", [pytest.param("domainbed", marks=pytest.mark.slow), "clip"])
 def test_suite_and_dataset_produce_the_same_input(protocol):
     # Both resize with Pillow; torch's bicubic, in `clip`, would sometimes differ by a grey level.
     styles = emoji_styles.names(NEVER_SEEN)

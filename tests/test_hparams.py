@@ -90,7 +90,7 @@ def choose(dataset, algorithm="CARFT", seeds=(0, 0), **overrides):
     """Return the hparams of a job in the harness."""
     words = ["--algorithm", algorithm, "--dataset", dataset, "--hparams", json.dumps(overrides)]
     words += ["--hparams_seed", str(seeds[0]), "--trial_seed", str(seeds[1])]
-    return preparation.choose_hparams(train.build_parser().parse_args(words), overrides)
+    return preparation.choose_hparams(train.parse(words)[0], overrides)
 
 
 @pytest.mark.parametrize("dataset", ["./pets", "PACS"])
@@ -139,7 +139,7 @@ def test_other_clip_models_and_algorithms_imply_no_hparams():
 )
 def test_unused_hparams_of_an_algorithm_are_listed(algorithm, unused):
     words = ["--algorithm", algorithm, "--dataset", "PACS"]
-    args = train.build_parser().parse_args(words)
+    args = train.parse(words)[0]
     names = ["kl_weight", "sp_weight", "kl_direction", "lr", "batch_size", "clip_digest"]
     names += ["data_augmentation", "shots"]
     assert preparation.unused_hparams(args, dict.fromkeys(names)) == unused

@@ -102,12 +102,19 @@ def assert_same_weights(folder, reference_folder, name="model.pkl"):
 COMMANDS = {
     "evaluate": ["evaluate", "CARFT", "--json"],
     "predict": ["predict", "CARFT", "my pets/art", "--format", "jsonl"],
-    "wise-ft": ["wise-ft", "CARFT", "--alphas", "0", "0.5", "--save", "all", "-o", "{folder}"],
+    "wise-ft": ["wise-ft", "CARFT", "--alphas", "0.5", "--save", "all", "-o", "{folder}"],
     "soup": ["soup", "CARFT/model.pkl", "CARFT/model_best.pkl", "-o", "{folder}"],
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate",
+        "wise-ft",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("predict", "soup")),
+    ],
+)
 def test_command_on_device_equals_command_on_cpu(
     device, pets, tmp_path, monkeypatch, capsys, command
 ):

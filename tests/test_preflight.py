@@ -277,24 +277,27 @@ def test_preflight_of_a_declared_sweep_passes_and_writes_its_file(
     assert printed["hours"] == pytest.approx(seconds / 3600) and seconds > 0
 
 
-@pytest.mark.parametrize(
-    ("measured", "finding", "hint"),
-    [
-        (RuntimeError("CUDA out of memory"), "does not fit into ", "micro_batch"),
-        (RuntimeError("shapes differ"), "RuntimeError: shapes differ (", "report this error"),
-        ([StepMeasures(math.nan, 10**9, 1.0, 1.0, 1.0)], "loss nan, peak memory 1.00", "lower lr"),
-    ],
-)
-def test_step_that_fails_or_diverges_is_a_failure_without_hours(
-    tmp_path, declaration_path, monkeypatch, measured, finding, hint
+def test_steps_that_fail_or_diverge_are_failures_without_hours(
+    tmp_path, declaration_path, monkeypatch
 ):
+    algorithms = "CLIPFineTune, CARFT, CLIPLinearProbe"
+    declaration_path.write_text(SMALL_SWEEP.replace("CLIPFineTune", algorithms))
+    measured = [
+        RuntimeError("CUDA out of memory"),
+        RuntimeError("shapes differ"),
+        StepMeasures(math.nan, 10**9, 1.0, 1.0, 1.0),
+    ]
     monkeypatch.setattr(steps, "measure_steps", mock.Mock(side_effect=measured))
     assert cli.main(["preflight", str(declaration_path), "--output_dir", str(tmp_path)]) == 1
 
     preflight = preflight_file.read(tmp_path)
     assert preflight.hours is None and preflight.costs == []
-    (row,) = [row for row in preflight.rows if row.state == "failure"]
-    assert row.name == "CLIPFineTune" and finding in row.found and hint in row.hint
+    memory, error, divergence = [row for row in preflight.rows if row.state == "failure"]
+    assert "does not fit into " in memory.found and "micro_batch" in memory.hint
+    assert "RuntimeError: shapes differ (" in error.found and "report this error" in error.hint
+    assert "loss nan, peak memory 1.00" in divergence.found and "lower lr" in divergence.hint
+    names = [memory.name, error.name, divergence.name]
+    assert ", ".join(names) == algorithms
 
 
 def test_missing_data_is_a_failure_and_its_rows_are_skipped(tmp_path, capsys):

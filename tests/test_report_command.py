@@ -114,7 +114,7 @@ def test_commands_on_the_page_have_the_recorded_arguments(sweep, page):
     for line in html.unescape(re.sub("</?span[^>]*>", "", block)).splitlines():
         python, m, module, *words = shlex.split(line)
         assert (python, m, module) == ("python", "-m", "domainbed.scripts.train")
-        arguments = train.build_parser().parse_args([*words, "--data_dir", "D"])
+        arguments = train.parse([*words, "--data_dir", "D"])[0]
         parsed[Path(arguments.output_dir).name] = vars(arguments)
 
     jobs = sorted(sweep.glob("*/results.jsonl"))

@@ -36,7 +36,7 @@ def test_image_does_not_depend_on_how_it_is_loaded(trained):
     assert not torch.equal(items_at_best_step[50][0], images[50])
 
 
-@pytest.mark.parametrize("which", ["best", "last"])
+@pytest.mark.parametrize("which", ["best", pytest.param("last", marks=pytest.mark.slow)])
 def test_splits_give_the_recorded_accuracies(trained, which):
     run = saved.open_run(trained, which)
     (record,) = (record for record in records(trained) if record["step"] == splits.get_step(run))
@@ -156,6 +156,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_splits_of_a_foreign_checkout_are_reproduced(tmp_path):
     text = module_text("datasets", "classic")
     text = text.replace("transforms.Resize((32, 32))", "transforms.RandomResizedCrop(32)")

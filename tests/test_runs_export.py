@@ -124,7 +124,10 @@ def test_names_and_shapes_of_published_sizes_equal_open_clips(name):
     assert export.open_clip_config(model) == config
 
 
-@pytest.mark.parametrize("command", [("wise-ft", "--alphas", "0.5"), ("export",)])
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(("wise-ft", "--alphas", "0.5"), marks=pytest.mark.slow), ("export",)],
+)
 def test_unpublished_original_must_be_passed(
     command, pets, random_tiny, tmp_path, monkeypatch, capsys
 ):

@@ -3,6 +3,7 @@
 import inspect
 import os
 import pathlib
+import shlex
 import signal
 import sys
 import threading
@@ -11,7 +12,6 @@ import time
 import domainbed
 import pytest
 from domainbed.lib import train_arguments
-from runs_jobs import write_images
 
 import domainbed_carft
 from domainbed_carft.errors import CarftError
@@ -31,24 +31,33 @@ def cwd(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_train_prints_output_of_command_and_returns_run(cwd, capsys):
-    write_images(cwd / "pets", count=4)
-    hparams = {"clip_backbone": "tiny", "batch_size": 2, "contexts": "emoji"}
+@pytest.fixture
+def replace_interpreter(cwd, monkeypatch):
+    """Function that lets train run a shell script instead of Python."""
 
-    run = train(pathlib.Path("out"), dataset=pathlib.Path("pets"), test_envs=1, hparams=hparams)
+    def replace(script):
+        (cwd / "python").write_text(f"#!/bin/sh\n{script}\n")
+        (cwd / "python").chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(cwd / "python"))
 
+    return replace
+
+
+def test_train_prints_output_of_command_and_returns_run(pets, cwd, replace_interpreter, capsys):
+    replace_interpreter(f"cp -r {shlex.quote(str(pets / 'CARFT'))} out; echo $*")
+    run = train(pathlib.Path("out"), dataset=pathlib.Path("pets"), test_envs=1)
     assert run.path == pathlib.Path("out/model_best.pkl") and run.classes == ["cat", "wild dog"]
-    assert (run.args["test_envs"], run.args["dataset"]) == ([1], "pets")
-    assert (cwd / "out" / "done").exists()
-    printed = capsys.readouterr().out
-    assert printed.startswith("Environment:\n")
-    assert printed == (cwd / "out" / "out.txt").read_text()
+    command = "-m domainbed.scripts.train --algorithm CARFT --dataset pets "
+    assert capsys.readouterr().out.startswith(command)
 
 
 @pytest.mark.slow
-def test_train_without_weights_returns_none(cwd):
+def test_train_without_weights_returns_none(cwd, capsys):
     assert train(keep_weights="none") is None
     assert (cwd / "out" / "done").exists() and not (cwd / "out" / "model.pkl").exists()
+    printed = capsys.readouterr().out
+    assert printed.startswith("Environment:\n")
+    assert printed == (cwd / "out" / "out.txt").read_text()
 
 
 def test_defaults_equal_defaults_of_command():
@@ -60,47 +69,42 @@ def test_defaults_equal_defaults_of_command():
 
 
 @pytest.mark.parametrize(
-    ("number", "error"),
-    [
-        (signal.SIGINT, KeyboardInterrupt),
-        pytest.param(signal.SIGTERM, SystemExit, marks=pytest.mark.slow),
-    ],
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )
-def test_signal_lets_training_save_before_process_ends(cwd, number, error):
-    def send_after_first_record():
-        while not (cwd / "out" / "results.jsonl").exists():
+def test_signal_lets_the_command_save_before_process_ends(cwd, replace_interpreter, number, error):
+    wait = "while true; do sleep 0.05; done"
+    replace_interpreter(f"trap 'touch saved; exit 75' TERM; touch started; {wait}")
+
+    def send_after_start():
+        while not (cwd / "started").exists():
             time.sleep(0.05)
         os.kill(os.getpid(), number)
 
     handler = signal.getsignal(number)
-    threading.Thread(target=send_after_first_record, daemon=True).start()
+    threading.Thread(target=send_after_start, daemon=True).start()
     with pytest.raises(error):
-        train(steps=1_000, checkpoint_freq=1_000)
+        train()
 
     assert signal.getsignal(number) == handler
-    assert (cwd / "out" / "state.pt").exists() and not (cwd / "out" / "done").exists()
-    assert "stopped by SIGTERM; to resume" in (cwd / "out" / "err.txt").read_text()
+    assert (cwd / "saved").exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("script", "message"),
     [
-        ({"algorithm": "CARFTT"}, "no algorithm is called 'CARFTT'; did you mean CARFT"),
-        ({"hparams": {"lr": {1}}}, "hparams has a value that JSON cannot hold"),
+        ("echo 'no algorithm' >&2; exit 2", "^no algorithm$"),
+        ("kill -9 $$", r"killed by SIGKILL \(often: out of memory\)"),
     ],
 )
-def test_errors_of_command_are_raised(cwd, changes, message):
+def test_failed_command_raises_its_error(replace_interpreter, script, message):
+    replace_interpreter(script)
     with pytest.raises(CarftError, match=message):
-        train(**changes)
-
-
-def test_killed_training_raises_error(cwd, monkeypatch):
-    killed = cwd / "python"
-    killed.write_text("#!/bin/sh\nkill -9 $$\n")
-    killed.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(killed))
-    with pytest.raises(CarftError, match=r"killed by SIGKILL \(often: out of memory\)"):
         train()
+
+
+def test_hparams_that_json_cannot_hold_raise_error(cwd):
+    with pytest.raises(CarftError, match="hparams has a value that JSON cannot hold"):
+        train(hparams={"lr": {1}})
 
 
 def test_train_in_checkout_raises_error(cwd, monkeypatch):

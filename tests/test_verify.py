@@ -115,14 +115,15 @@ def test_missing_data_is_refused_with_a_hint(tmp_path, monkeypatch, name, folder
 
 
 def test_verify_exits_with_1_for_broken_data(tmp_path):
-    root = grow(tmp_path / "own", even(["cat", "dog"], images=600))
+    counts = {"art": {"cat": 1000, "dog": 1}, "photo": {"cat": 1, "dog": 1}}
+    root = grow(tmp_path / "own", counts)
     done = carft("verify", root)
     assert (done.returncode, done.stderr) == (0, "")
 
     lines = done.stdout.splitlines()
     assert lines[0] == f"{root} in {root}"
-    assert lines[2].split() == ["art", "1,200", "2"]
-    assert lines[-1].startswith("consistent: 2,400 images")
+    assert lines[2].split() == ["art", "1,001", "2"]
+    assert lines[-1].startswith("consistent: 1,003 images")
 
     (root / "a\nb").mkdir()
     done = carft("verify", root)
@@ -150,9 +151,6 @@ def test_verify_decodes_images_and_prints_json(tmp_path):
 
 
 def test_list_contains_all_datasets():
-    report = verify.verify("EmojiStyles")
-    assert (report.status, report.images) == ("verified", 1716)
-
     lines = [line.split() for line in carft("list").stdout.splitlines()]
     row = "DomainNet domain_net clip, info, paint, quick, real, sketch 345 586,575 5,001"
     assert row.split() in lines

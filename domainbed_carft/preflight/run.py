@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import os
 import socket
@@ -11,7 +13,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -54,103 +55,131 @@ def run_preflight(plan: LaunchPlan, report: Callable[[PreflightRow], None]) -> P
 
     Meanwhile this process has the environment variables of a job.
     """
-    rows: list[PreflightRow] = []
     plan.output.mkdir(parents=True, exist_ok=True)
     with (
         mock.patch.dict(os.environ),  # restored at the end
         tempfile.TemporaryDirectory(dir=plan.output, prefix=".preflight-") as folder,
     ):
-        measurements = _Measurements(plan, [*plan.jobs, *plan.waiting_jobs], Path(folder))
-        take_slot(plan, len(measurements.jobs))
-        for row in measurements.rows():
-            rows.append(row)
-            report(row)
+        run = _Run(plan, [*plan.jobs, *plan.waiting_jobs], Path(folder), report)
+        take_slot(plan, len(run.jobs))
+        run.add_all_rows()
 
-    hours = math.fsum(measurements.hours)
-    if devices.is_gpu(devices.default_device()):
-        device = devices.gpu_facts().name
-    else:
-        device = machine.get_cpu_name()
+    on_gpu = devices.is_gpu(devices.default_device())
     return Preflight(
         carft=__version__,
         sweep=plan.declaration.name,
         declaration=preflight_file.digest(plan.declaration.text),
         written=time.time(),
         host=socket.gethostname(),
-        device=device,
-        hours=hours if measurements.hours and math.isfinite(hours) else None,
-        rows=rows,
-        costs=measurements.job_costs,
+        device=devices.gpu_facts().name if on_gpu else machine.get_cpu_name(),
+        hours=run.hours,
+        rows=run.rows,
+        costs=run.job_costs,
     )
 
 
 @dataclass
-class _Measurements:
-    """The measurements of a sweep so far."""
+class _Run:
+    """The rows and measurements of a preflight so far."""
 
     plan: LaunchPlan
     jobs: Sequence[Job]
     folder: Path  # for the files that jobs would write
+    report: Callable[[PreflightRow], None]
+    rows: list[PreflightRow] = field(default_factory=list)
     loading: dict[str, float] = field(default_factory=dict)  # dataset -> its loaders' images/s
     job_costs: list[ImageCost] = field(default_factory=list)
-    hours: list[float] = field(default_factory=list)  # of each job
+    hours: float | None = None  # of all jobs, if all were measured
 
     def __post_init__(self) -> None:
         self.datasets: dict[str, Dataset] = dict(self.plan.declaration.facts)
 
-    def rows(self) -> Iterator[PreflightRow]:
-        """Yield the rows in the order in which they are printed."""
-        yield from map(data_row, self.plan.data_checks)
+    def add(self, row: PreflightRow) -> None:
+        self.rows.append(row)
+        self.report(row)
+
+    @contextlib.contextmanager
+    def guard(self, section: str, name: str) -> Iterator[None]:
+        """Add a failed row if the block raises an error.
+
+        Warnings are not printed, since the rows have all that matters.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except CarftError as error:
+            finding = " ".join(str(error).split())
+            hint = "fix this; a job would stop here"
+            self.add(PreflightRow(section, name, "failure", finding, hint))
+        except (Exception, SystemExit) as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            finding = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+            hint = "a job would stop here as well; report this error"
+            self.add(PreflightRow(section, name, "failure", finding, hint))
+
+    def add_all_rows(self) -> None:
+        """Check and measure the sweep, and add the rows in the order in which they are printed."""
+        for check in self.plan.data_checks:
+            self.add(data_row(check))
         if not host.can_skip_in_splits():
             reason = "a checkout trains with its own code; run carft preflight outside of it"
-            yield PreflightRow(ONE_STEP, "all jobs", "skipped", reason)
+            self.add(PreflightRow(ONE_STEP, "all jobs", "skipped", reason))
             return
 
-        failed = {check.dataset for check in self.plan.data_checks if _get_problem(check)}
-        jobs_with_data = [job for job in self.jobs if not failed & {"", job.key.dataset}]
-        for clip in filter(None, dict.fromkeys(map(get_clip, jobs_with_data))):
-            for row in guard_rows(WEIGHTS_AND_DATA, f"CLIP {clip}", partial(weights_rows, clip)):
-                yield row
-                failed |= {clip} if row.state == "failure" else set()
+        jobs_by_dataset: dict[str, list[Job]] = {}
+        for job in self.jobs:
+            jobs_by_dataset.setdefault(job.key.dataset, []).append(job)
+        clips = {
+            name: [*filter(None, map(get_clip, jobs))] for name, jobs in jobs_by_dataset.items()
+        }
 
-        for name in dict.fromkeys(job.key.dataset for job in self.jobs):
-            jobs = [job for job in self.jobs if job.key.dataset == name]
-            if failed & {"", name, *map(get_clip, jobs)}:
+        failed = {check.dataset for check in self.plan.data_checks if _get_problem(check)}
+        needed_clips = [clips[name] for name in clips if not failed & {"", name}]
+        for clip in dict.fromkeys(itertools.chain(*needed_clips)):
+            with self.guard(WEIGHTS_AND_DATA, f"CLIP {clip}"):
+                self.add(weights_row(clip))
+            if self.rows[-1].state == "failure":
+                failed.add(clip)
+
+        for name, jobs in jobs_by_dataset.items():
+            if failed & {"", name, *clips[name]}:
                 reason = "a check of its data or its CLIP model failed above"
-                yield PreflightRow(zero_shot_gate.SECTION, name, "skipped", reason)
+                self.add(PreflightRow(zero_shot_gate.SECTION, name, "skipped", reason))
             else:
-                part = partial(self._dataset_rows, name, jobs)
-                yield from guard_rows(zero_shot_gate.SECTION, name, part)
+                with self.guard(zero_shot_gate.SECTION, name):
+                    self.test_dataset(name, jobs)
 
         for recipe in group_into_recipes(self.jobs, self.datasets):
             if recipe.job.key.dataset in self.loading:
-                yield from guard_rows(ONE_STEP, recipe.label, partial(self._recipe_rows, recipe))
+                with self.guard(ONE_STEP, recipe.label):
+                    self.test_steps(recipe)
             else:
                 reason = f"a check of {recipe.job.key.dataset} failed above"
-                yield PreflightRow(ONE_STEP, recipe.label, "skipped", reason)
-        yield from self._hours_rows()
+                self.add(PreflightRow(ONE_STEP, recipe.label, "skipped", reason))
+        self.add_hours()
 
-    def _dataset_rows(self, name: str, jobs: Sequence[Job]) -> Iterator[PreflightRow]:
-        """Yield the rows of the zero-shot accuracies on a dataset, then measure its loaders."""
+    def test_dataset(self, name: str, jobs: Sequence[Job]) -> None:
+        """Add the rows of the zero-shot accuracies on a dataset, then measure its loaders."""
         targets = range(len(self.datasets[name].labels))
         for job in zero_shot_jobs(jobs):
-            yield zero_shot_gate.gate_row(self._prepare(job, targets))
+            self.add(zero_shot_gate.gate_row(self.prepare(job, targets)))
 
-        trainer = self._prepare(jobs[0])
+        trainer = self.prepare(jobs[0])
         sizes = tuple(map(len, trainer.dataset))
         self.datasets[name] = replace(self.datasets[name], images=sizes)
         self.loading[name] = steps.measure_loading(trainer)
 
-    def _recipe_rows(self, recipe: Recipe) -> Iterator[PreflightRow]:
-        """Yield the row of a step of a recipe, and record the costs of its jobs."""
+    def test_steps(self, recipe: Recipe) -> None:
+        """Add the row of a step of a recipe, and record the costs of its jobs."""
         total = steps.total_memory()
         try:
-            measures = steps.measure_steps(self._prepare(recipe.job))
+            measures = steps.measure_steps(self.prepare(recipe.job))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             finding = f"a step does not fit into {total / 1e9:.1f} GB of memory"
-            yield PreflightRow(ONE_STEP, recipe.label, "failure", finding, _NEED_LESS_MEMORY)
+            self.add(PreflightRow(ONE_STEP, recipe.label, "failure", finding, _NEED_LESS_MEMORY))
             return
 
         finding = (
@@ -158,9 +187,9 @@ class _Measurements:
             f"{total / 1e9:.1f} GB"
         )
         if not math.isfinite(measures.loss):
-            yield PreflightRow(ONE_STEP, recipe.label, "failure", finding, _FIX_LOSS)
+            self.add(PreflightRow(ONE_STEP, recipe.label, "failure", finding, _FIX_LOSS))
             return
-        yield PreflightRow(ONE_STEP, recipe.label, "pass", finding)
+        self.add(PreflightRow(ONE_STEP, recipe.label, "pass", finding))
 
         reference_loading = self.loading[recipe.job.key.dataset]
         for variant, dataset, algorithm in recipe.rows:
@@ -175,39 +204,20 @@ class _Measurements:
             )
             self.job_costs.append(cost)
 
-    def _hours_rows(self) -> Iterator[PreflightRow]:
+    def add_hours(self) -> None:
+        """Add the rows of the hours of each dataset's jobs and of the sweep."""
         skips = bool(self.plan.skips_training_in_splits)
-        self.hours = estimate_hours(self.jobs, self.job_costs, self.datasets, skips)
-        for dataset in dict.fromkeys(job.key.dataset for job in self.jobs):
-            hours = [
-                value for job, value in zip(self.jobs, self.hours) if job.key.dataset == dataset
-            ]
-            yield hours_row(f"on {dataset}", hours)
-        yield hours_row("of the sweep", self.hours)
+        all_hours = estimate_hours(self.jobs, self.job_costs, self.datasets, skips)
+        hours_by_name: dict[str, list[float]] = {}
+        for job, hours in zip(self.jobs, all_hours):
+            hours_by_name.setdefault(f"on {job.key.dataset}", []).append(hours)
+        for name, hours_of_jobs in {**hours_by_name, "of the sweep": all_hours}.items():
+            self.add(hours_row(name, hours_of_jobs))
+        if math.isfinite(math.fsum(all_hours)):
+            self.hours = math.fsum(all_hours)
 
-    def _prepare(self, job: Job, targets: Sequence[int] | None = None) -> Trainer:
+    def prepare(self, job: Job, targets: Sequence[int] | None = None) -> Trainer:
         return steps.prepare(job, job.variables, self.folder, targets)
-
-
-def guard_rows(
-    section: str, name: str, part: Callable[[], Iterator[PreflightRow]]
-) -> Iterator[PreflightRow]:
-    """Yield the rows of a part, and a failed row if it raises an error.
-
-    Warnings are not printed, since the rows have all that matters.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield from part()
-    except CarftError as error:
-        finding = " ".join(str(error).split())
-        yield PreflightRow(section, name, "failure", finding, "fix this; a job would stop here")
-    except (Exception, SystemExit) as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        finding = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-        hint = "a job would stop here as well; report this error"
-        yield PreflightRow(section, name, "failure", finding, hint)
 
 
 def _get_problem(check: DataCheck) -> str | None:
@@ -224,18 +234,19 @@ def data_row(check: DataCheck) -> PreflightRow:
     return PreflightRow(WEIGHTS_AND_DATA, name, "pass", description)
 
 
-def weights_rows(clip: str) -> Iterator[PreflightRow]:
-    """Yield the row of a CLIP checkpoint with its digest, after downloading it if necessary.
+def weights_row(clip: str) -> PreflightRow:
+    """Return the row of a CLIP checkpoint with its digest, after downloading it if necessary.
 
     Raises CarftError if the digest differs from the published one.
     """
     digest = backbone.find_clip_facts(clip, backbone.find_preprocessing(clip)).digest
-    if clip in openai.PUBLISHED:
-        comparison = "equal to the published one"
-    else:
-        comparison = "no published one to compare with"
+    comparison = (
+        "equal to the published one"
+        if clip in openai.PUBLISHED
+        else "no published one to compare with"
+    )
     finding = f"SHA-256 {digest}, {comparison}"
-    yield PreflightRow(WEIGHTS_AND_DATA, f"CLIP {clip}", "pass", finding)
+    return PreflightRow(WEIGHTS_AND_DATA, f"CLIP {clip}", "pass", finding)
 
 
 def estimate_hours(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import itertools
@@ -19,7 +18,6 @@ import torch
 from domainbed_carft import machine
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.machine import devices
-from domainbed_carft.sweep import host
 
 if TYPE_CHECKING:
     from domainbed.lib.job_batches import JobBatches
@@ -48,24 +46,18 @@ def prepare(
         folder: folder to use instead of the job's own.
         targets: environments to use instead of the job's test environments.
     """
+    from domainbed.lib import preparation, stopping, train_arguments, training
+
     os.environ.update(variables)
-    train_arguments = host.import_module("lib.train_arguments")
-    preparation = host.import_module("lib.preparation")
-    words = Job({**job.args}, folder).command[3:]  # after python -m domainbed.scripts.train
-    args = train_arguments.build_parser().parse_args(words)
-    unrecorded = {name: vars(args).pop(name) for name in train_arguments.UNRECORDED_FLAGS}
+    # The words after python -m domainbed.scripts.train
+    args, flags = train_arguments.parse(Job(job.args, folder).command[3:])
     with quiet():
-        overrides = train_arguments.check(args, argparse.Namespace(**unrecorded))
-        hparams = preparation.choose_hparams(args, overrides)
+        hparams = preparation.choose_hparams(args, train_arguments.check(args, flags))
         args.steps = args.checkpoint_freq = _NEVER
         if targets is not None:
             args.test_envs = [*targets]
         prepared = preparation.prepare(args, hparams, memory_limit=0)
-        stop = host.import_module("lib.stopping").StopSignals()
-        trainer: Trainer = host.import_module("lib.training").Trainer(
-            prepared, None, stop, lock=None
-        )
-    return trainer
+        return training.Trainer(prepared, None, stopping.StopSignals(), lock=None)
 
 
 @contextlib.contextmanager
@@ -126,10 +118,11 @@ def measure_loading(trainer: Trainer) -> float:
 
 def measure_steps(trainer: Trainer) -> StepMeasures:
     """Measure steps of a job with its batch size, model and precision."""
+    from domainbed.lib.step_meters import step
+
     algorithm: Any = trainer.algorithm
     if hasattr(algorithm, "lp_steps"):  # the second phase of LP-FT costs more
         algorithm.steps_taken = algorithm.lp_steps
-    step: Callable[..., Mapping[str, torch.Tensor]] = host.import_module("lib.step_meters").step
     images_per_step = _images_per_step(trainer)
 
     with loaded_batches(trainer) as batches:

@@ -18,7 +18,6 @@ import scipy
 from domainbed_carft.method import job
 from domainbed_carft.preflight.steps import loaded_batches
 from domainbed_carft.results import published
-from domainbed_carft.sweep import host
 from domainbed_carft.sweep.preflight_file import PreflightRow
 
 if TYPE_CHECKING:
@@ -117,7 +116,8 @@ def compare_with_published(
 
 def measure(trainer: Trainer) -> ZeroShot:
     """Measure the zero-shot accuracy with a job's evaluator, on at most MAX_IMAGES images."""
-    misc = host.import_module("lib.misc")
+    from domainbed.lib import misc
+
     max_images = MAX_IMAGES
     if sum(map(len, trainer.dataset)) > MAX_IMAGES:
         max_images = MAX_IMAGES // len(trainer.dataset)

@@ -41,35 +41,30 @@ def decoded(monkeypatch):
     return counts
 
 
-def test_images_in_memory_change_no_record(images, tmp_path, capsys):
-    expected = train_job(images, tmp_path / "each time", "--image_memory", "0")
-    assert "evaluation images are read each time" in capsys.readouterr().out
-    for workers in ("0", "2"):
-        assert train_job(images, tmp_path / workers, "--workers", workers) == expected
-        assert "evaluation images are kept in memory" in capsys.readouterr().out
-
-
-def test_target_is_decoded_once_and_augmented_images_at_each_checkpoint(images, tmp_path, decoded):
+def test_images_in_memory_change_no_record_and_are_decoded_once(images, tmp_path, decoded, capsys):
     target, *sources = sorted(path.name for path in images.iterdir())
-    train_job(images, tmp_path / "augmented")
+    expected = train_job(images, tmp_path / "augmented")
     assert decoded[target] == 10
     # At four checkpoints, and in seven steps.
     assert {decoded[source] for source in sources} == {4 * 10 + 7 * 4}
 
+    assert train_job(images, tmp_path / "in loaders", "--workers", "2") == expected
+    assert capsys.readouterr().out.count("evaluation images are kept in memory") == 2
+
     decoded.clear()
-    train_job(images, tmp_path / "plain", hparams={"data_augmentation": False})
-    assert {decoded[source] for source in sources} == {10 + 7 * 4}
+    assert train_job(images, tmp_path / "each time", "--image_memory", "0") == expected
+    assert "evaluation images are read each time" in capsys.readouterr().out
+    assert decoded[target] == 4 * 10
 
-
-def test_split_above_the_memory_limit_is_decoded_each_time(images, tmp_path, decoded):
-    target = min(path.name for path in images.iterdir())
-    expected = train_job(images, tmp_path / "all")
     decoded.clear()
-
     # The target has an in-split of 8 images and an out-split of 2.
     limit = str(5 * IMAGE_BYTES)
     assert train_job(images, tmp_path / "two", "--image_memory", limit) == expected
     assert decoded[target] == 4 * 8 + 2
+
+    decoded.clear()
+    train_job(images, tmp_path / "plain", hparams={"data_augmentation": False})
+    assert {decoded[source] for source in sources} == {10 + 7 * 4}
 
 
 def test_batch_of_loader_process_is_copied_out_of_shared_memory():

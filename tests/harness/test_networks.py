@@ -60,7 +60,10 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if "resnet50" in n else ()) for n in NETWORKS],
+)
 def test_network_has_upstreams_parameters_and_outputs(golden, requested_urls, capsys, name):
     algorithm, expected = build(golden, name)
     next_random_number = torch.rand(1).item()
@@ -87,7 +90,14 @@ def test_network_has_upstreams_parameters_and_outputs(golden, requested_urls, ca
     assert torch.allclose(logits, torch.tensor(expected["logits"]), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["mnist, 1 channel", "mnist, 2 channels, nonlinear", "resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mnist, 1 channel",
+        "mnist, 2 channels, nonlinear",
+        pytest.param("resnet18", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.usefixtures("requested_urls")
 def test_erm_steps_equal_upstream(golden, name):
     expected = golden("erm_steps.json")[name]

@@ -125,7 +125,7 @@ def test_hparams_seed_and_trial_seed_draw_upstreams_values(golden):
     hparams_seed, trial_seed = map(str, draw["seeds"])
 
     arguments = [*QUICK, "--hparams_seed", hparams_seed, "--trial_seed", trial_seed]
-    args = train.build_parser().parse_args(arguments)
+    args = train.parse(arguments)[0]
     assert preparation.choose_hparams(args, {"lr": 7}) == {**draw["hparams"], "lr": 7}
 
 

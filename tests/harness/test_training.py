@@ -106,7 +106,7 @@ def calls(monkeypatch):
 
 def validation_loss(folder, weight, bias):
     """Compute the mean loss on the out-splits of the training environments 1 and 2, in float64."""
-    args = train.build_parser().parse_args(fakes.quick_arguments(folder))
+    args = train.parse(fakes.quick_arguments(folder))[0]
     hparams = preparation.choose_hparams(args, {"batch_size": 4})
     preparation.seed_everything(0)  # Debug28 draws its images
     _, environments = preparation.load_environments(args, hparams)

@@ -8,6 +8,7 @@ The others are additions.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from domainbed.lib import checkpoints, checks, image_memory, scalar_logs
@@ -127,6 +128,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     scalar_logs.add_flag(parser)
     return parser
+
+
+def parse(command_line: Sequence[str]) -> tuple[argparse.Namespace, argparse.Namespace]:
+    """Parse a command line into the recorded arguments and UNRECORDED_FLAGS."""
+    args = build_parser().parse_args(command_line)
+    flags = argparse.Namespace()
+    for name in UNRECORDED_FLAGS:
+        setattr(flags, name, vars(args).pop(name))
+    return args, flags
 
 
 def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]:

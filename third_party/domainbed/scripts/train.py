@@ -29,7 +29,7 @@ from domainbed.lib import (
 from domainbed.lib.command_line import print_error
 from domainbed.lib.process_group import ProcessGroup
 from domainbed.lib.process_start import is_first, join_process_group
-from domainbed.lib.train_arguments import UNRECORDED_FLAGS, build_parser, check
+from domainbed.lib.train_arguments import check, parse
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError, is_disk_full
 from domainbed_carft.jobs import folder as job_folder
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         start or twice.
     """
     command_line = sys.argv[1:] if argv is None else argv
-    args, flags = _parse(command_line)
+    args, flags = parse(command_line)
 
     try:
         with _open_folder(args) as lock:
@@ -123,15 +123,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"train: {_unusable_folder(args, error)}", file=sys.stderr)
         return job_folder.NO_SPACE if is_disk_full(error) else 1
     return 0
-
-
-def _parse(command_line: Sequence[str]) -> tuple[argparse.Namespace, argparse.Namespace]:
-    """Parse the command line into the recorded arguments and UNRECORDED_FLAGS."""
-    args = build_parser().parse_args(command_line)
-    flags = argparse.Namespace()
-    for name in UNRECORDED_FLAGS:
-        setattr(flags, name, vars(args).pop(name))
-    return args, flags
 
 
 @contextlib.contextmanager
