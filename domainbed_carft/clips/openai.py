@@ -151,18 +151,13 @@ def _build(state: Any) -> Any:
             )
 
     state = {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
-    # Built without memory, since the values that build_model draws and rounds to half precision
-    # would be replaced. This also checks the shapes.
-    with torch.device("meta"), warnings.catch_warnings():
+    with torch.device("meta"), warnings.catch_warnings():  # checks the shapes without memory
         warnings.simplefilter("ignore")
-        model = build_model(dict(state)).float()
+        build_model(dict(state))
 
+    model = build_model(dict(state)).float()  # build_model rounds to half precision
     names = model.state_dict().keys()
-    parameters = {name: value for name, value in state.items() if name in names}
-    model.load_state_dict(parameters, assign=True)
-    mask = model.build_attention_mask()  # not part of the state dict
-    for block in model.transformer.resblocks:
-        block.attn_mask = mask
+    model.load_state_dict({name: value for name, value in state.items() if name in names})
     return model
 
 
