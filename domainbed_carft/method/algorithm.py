@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -26,13 +25,13 @@ from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.jobs.algorithms import Style as Style
-from domainbed_carft.machine import devices
 from domainbed_carft.method import (
     averages,
     dataset_facts,
     hparam_checks,
     job,
     objective,
+    optim,
     penalties,
 )
 from domainbed_carft.method import (
@@ -70,16 +69,6 @@ TRAINING_HPARAMS = {
     *(hparam.name for hparam in (*averages.HPARAMS, *LORA_HPARAMS)),
 }
 GIVE_STEPS = "pass steps=..., the number of updates that you will take"
-MIRO_RATE_FACTOR = 10  # of MIRO's variances (khanrc/miro, domainbed/algorithms/miro.py)
-# Names of parameters without weight decay. The last one is timm's.
-EMBEDDINGS = {
-    "class_embedding",
-    "positional_embedding",
-    "token_embedding",
-    "cls_token",
-    "pos_embed",
-    "latent",
-}
 
 
 class CLIPAlgorithm(Algorithm):
@@ -455,8 +444,8 @@ class CLIPAlgorithm(Algorithm):
         if not parameters:
             return
         hparams = {**self.hparams, "lp_steps": self.lp_steps}
-        self.optimizer = build_adamw(parameters.items(), hparams)
-        self.scheduler = build_schedule(self.optimizer, hparams)
+        self.optimizer = optim.build_adamw(parameters.items(), hparams)
+        self.scheduler = optim.build_schedule(self.optimizer, hparams)
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
             average_class = (
                 averages.SWAD if hparams["average"] == "swad" else averages.PredictionWeights
@@ -745,7 +734,7 @@ class CLIPAlgorithm(Algorithm):
         if self.original is not None:
             self.original.apply(fn)
         if getattr(self, "optimizer", None):  # some hosts set it to None
-            fuse(self.optimizer)
+            optim.fuse(self.optimizer)
         if self.predicting is not None:
             self.predicting.apply(fn)
         return self
@@ -758,70 +747,3 @@ class CLIPAlgorithm(Algorithm):
         if name in PARTS and name not in self._modules:
             return PARTS[name](self)
         return super().__getattr__(name)
-
-
-def build_adamw(
-    parameters: Iterable[tuple[str, nn.Parameter]], hparams: Mapping[str, Any]
-) -> torch.optim.AdamW:
-    """Return AdamW over the named parameters, all of which are trained.
-
-    Weight decay is applied to matrices and convolutions. Biases, norms and embeddings are in a
-    group without weight decay unless ``weight_decay_all`` is true: decay would make them forget,
-    and they cannot overfit. MIRO's variances have ten times the learning rate and no decay.
-    """
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
-    miro_variances: list[nn.Parameter] = []
-    for name, parameter in parameters:
-        if name.startswith("terms."):
-            miro_variances.append(parameter)
-        elif hparams["weight_decay_all"] or (
-            parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
-        ):
-            decay.append(parameter)
-        else:
-            no_decay.append(parameter)
-
-    groups = [
-        {"params": decay, "weight_decay": hparams["weight_decay"]},
-        {"params": no_decay, "weight_decay": 0.0},
-        {"params": miro_variances, "weight_decay": 0.0, "lr": MIRO_RATE_FACTOR * hparams["lr"]},
-    ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=hparams["lr"])
-    optimizer.register_load_state_dict_post_hook(fuse)
-    return optimizer
-
-
-def fuse(optimizer: torch.optim.Optimizer) -> None:
-    """Make the optimizer update each parameter group in one kernel if the group is on a GPU.
-
-    Call it after moving weights. The optimizer's step counts must be on the GPU as well, which is
-    not the case for a run started on a CPU.
-    """
-    for group in optimizer.param_groups:
-        step_counts = [optimizer.state[p]["step"] for p in group["params"] if p in optimizer.state]
-        tensors = [*group["params"], *step_counts]
-        on_gpu = all(devices.is_gpu(tensor.device) for tensor in tensors)
-        group["fused"] = True if on_gpu else None
-
-
-def build_schedule(
-    optimizer: torch.optim.Optimizer, hparams: Mapping[str, Any]
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return the learning rate schedule of the steps after ``lp_steps``.
-
-    A linear warm-up, then by ``lr_schedule`` a cosine to 0 at ``total_steps``, or a constant.
-    """
-    warmup_steps = hparams["warmup_steps"]
-    total_steps = hparams["total_steps"] - hparams["lp_steps"]
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        if hparams["lr_schedule"] == "constant":
-            return 1.0
-
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
