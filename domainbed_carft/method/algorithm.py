@@ -444,7 +444,8 @@ class CLIPAlgorithm(Algorithm):
         if not parameters:
             return
         hparams = {**self.hparams, "lp_steps": self.lp_steps}
-        self.optimizer = optim.build_adamw(parameters.items(), hparams)
+        penalty_groups = self.terms.parameter_groups(hparams["lr"]) if self.terms else []
+        self.optimizer = optim.build_adamw(parameters, penalty_groups, hparams)
         self.scheduler = optim.build_schedule(self.optimizer, hparams)
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
             average_class = (
@@ -638,13 +639,10 @@ class CLIPAlgorithm(Algorithm):
         if "loss_kl" in measurements or (
             self.drift_every > 0 and self.steps_taken % self.drift_every == 0
         ):
-            measurements = {**measurements, **self._measure_drift(batch), **measurements}
+            measurements = self._add_drift(measurements, batch)
         if self.terms.active:
-            values = self.terms.measure(batch, self.encoder, self._get_original())
-            for name, value in values.items():
-                weighted = self.terms.weights[name] * value
-                measurements["loss"] = measurements["loss"] + weighted
-                measurements[f"loss_{name}"] = value
+            original = self._get_original()
+            measurements = self.terms.add_to(measurements, batch, self.encoder, original)
         return measurements
 
     def _get_original(self) -> FrozenOriginal:
@@ -656,15 +654,19 @@ class CLIPAlgorithm(Algorithm):
         return self.original
 
     @torch.no_grad()
-    def _measure_drift(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the KL and the agreement of the original and the tuned context distribution."""
+    def _add_drift(self, measurements: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Return the measurements with the agreement of both encoders' context distributions.
+
+        Their KL is also added if the loss does not have it.
+        """
         original_logits = self.context_logits(batch.original.features)
         tuned_logits = self.context_logits(batch.tuned.features)
-        direction = self.hparams["kl_direction"]
-        return {
-            "loss_kl": objective.context_kl(original_logits, tuned_logits, direction),
-            "context_agreement": objective.context_agreement(original_logits, tuned_logits),
-        }
+        drift = {"context_agreement": objective.context_agreement(original_logits, tuned_logits)}
+        if "loss_kl" not in measurements:
+            direction = self.hparams["kl_direction"]
+            kl = objective.context_kl(original_logits, tuned_logits, direction)
+            drift = {"loss_kl": kl, **drift}
+        return {**measurements, **drift}
 
     def _step_optimizer(self) -> None:
         """Update the weights by their gradients, and the learning rate by its schedule."""

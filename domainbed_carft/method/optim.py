@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import nn
 
 from domainbed_carft.machine import devices
 
-MIRO_RATE_FACTOR = 10  # of MIRO's variances (khanrc/miro, domainbed/algorithms/miro.py)
 # Names of parameters without weight decay. The last one is timm's.
 EMBEDDINGS = {
     "class_embedding",
@@ -24,21 +23,28 @@ EMBEDDINGS = {
 
 
 def build_adamw(
-    parameters: Iterable[tuple[str, nn.Parameter]], hparams: Mapping[str, Any]
+    trained: Mapping[str, nn.Parameter],
+    penalty_groups: Sequence[Mapping[str, Any]],
+    hparams: Mapping[str, Any],
 ) -> torch.optim.AdamW:
-    """Return AdamW over the named parameters, all of which are trained.
+    """Return AdamW over all trained parameters.
 
     Weight decay is applied to matrices and convolutions. Biases, norms and embeddings are in a
     group without weight decay unless ``weight_decay_all`` is true: decay would make them forget,
-    and they cannot overfit. MIRO's variances have ten times the learning rate and no decay.
+    and they cannot overfit.
+
+    Args:
+        trained: name -> parameter.
+        penalty_groups: parameter groups of penalties, whose parameters are in no other group.
+        hparams: ``lr``, ``weight_decay`` and ``weight_decay_all``.
     """
+    of_penalties = {parameter for group in penalty_groups for parameter in group["params"]}
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
-    miro_variances: list[nn.Parameter] = []
-    for name, parameter in parameters:
-        if name.startswith("terms."):
-            miro_variances.append(parameter)
-        elif hparams["weight_decay_all"] or (
+    for name, parameter in trained.items():
+        if parameter in of_penalties:
+            continue
+        if hparams["weight_decay_all"] or (
             parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
         ):
             decay.append(parameter)
@@ -48,7 +54,7 @@ def build_adamw(
     groups = [
         {"params": decay, "weight_decay": hparams["weight_decay"]},
         {"params": no_decay, "weight_decay": 0.0},
-        {"params": miro_variances, "weight_decay": 0.0, "lr": MIRO_RATE_FACTOR * hparams["lr"]},
+        *penalty_groups,
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=hparams["lr"])
     optimizer.register_load_state_dict_post_hook(fuse)
