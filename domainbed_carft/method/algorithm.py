@@ -7,14 +7,12 @@ Formulas shared by several methods are in `objective`, penalties that any method
 
 from __future__ import annotations
 
-import contextlib
-import inspect
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -52,14 +50,13 @@ from domainbed_carft.method.encoders import (
     configure_blocks,
     encode,
 )
+from domainbed_carft.method.hosted import HostedAlgorithm, Minibatches, pair_minibatches
 from domainbed_carft.method.hparams import Conditions, Hparam
 from domainbed_carft.method.lora import HPARAMS as LORA_HPARAMS
 from domainbed_carft.method.lora import LoRA, get_merged_weights, lora_scale
-from domainbed_carft.method.parts import PARTS
 from domainbed_carft.method.prompts import Prompts
 from domainbed_carft.text import printable
 
-Minibatches = Sequence[tuple[Tensor, Tensor]]
 # Prefixes of state dict names that prediction does not need.
 TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
 # Hyperparameters without an effect on an algorithm that trains nothing.
@@ -71,7 +68,7 @@ TRAINING_HPARAMS = {
 GIVE_STEPS = "pass steps=..., the number of updates that you will take"
 
 
-class CLIPAlgorithm(Algorithm):
+class CLIPAlgorithm(HostedAlgorithm):
     """An image encoder with a head over classes and one over contexts, in DomainBed's interface.
 
     The constructor takes DomainBed's four arguments and works in any host or without one. The facts
@@ -124,6 +121,8 @@ class CLIPAlgorithm(Algorithm):
         terms: the active penalties, None if the method takes no penalties.
         lora: low-rank factors trained instead of the encoder, None without LoRA.
         original: the frozen original image encoder, None if unused.
+        optimizer: AdamW over all trained parameters, None if there are none.
+        scheduler: the schedule of its learning rate.
         predicting: the average or interpolation that predicts, None if the trained weights do.
         normalisation: mean and std of the dataset's images, None if only the weights contain them.
         restored: True if loaded from a saved run, which can predict but not train.
@@ -154,6 +153,8 @@ class CLIPAlgorithm(Algorithm):
     lora: LoRA | None
     normalisation: Normalisation | None = None
     original: FrozenOriginal | None = None
+    optimizer: torch.optim.AdamW | None = None
+    scheduler: torch.optim.lr_scheduler.LambdaLR
     predicting: averages.PredictionWeights | None = None
     restored = False
     lp_steps = 0
@@ -171,7 +172,7 @@ class CLIPAlgorithm(Algorithm):
         facts = job.find_job_facts(complete, num_classes, self.has_kl(complete))
         print(*map(printable, facts.describe()), sep="\n")
 
-        self._initialize_host_class(
+        super().__init__(
             input_shape=input_shape,
             num_classes=num_classes,
             num_domains=num_domains,
@@ -193,17 +194,6 @@ class CLIPAlgorithm(Algorithm):
         with torch.random.fork_rng(devices=[]):
             self._build(input_shape[-1], facts.prompts, normalisation)
         self.train()
-
-    def _initialize_host_class(self, **arguments: Any) -> None:
-        """Call the host's `Algorithm` constructor with the ``arguments`` that it accepts."""
-        names = inspect.signature(Algorithm.__init__).parameters
-        super().__init__(**{name: arguments[name] for name in names if name in arguments})
-        self.hparams = arguments["hparams"]
-
-        # DomainBed-v2 sets the parts to None, for its subclasses to replace.
-        for name in PARTS:
-            with contextlib.suppress(AttributeError):
-                delattr(self, name)
 
     def _build(self, pixels: int, prompts: Prompts, normalisation: Normalisation) -> None:
         """Build all modules for images of ``pixels`` x ``pixels``."""
@@ -447,11 +437,7 @@ class CLIPAlgorithm(Algorithm):
         penalty_groups = self.terms.parameter_groups(hparams["lr"]) if self.terms else []
         self.optimizer = optim.build_adamw(parameters, penalty_groups, hparams)
         self.scheduler = optim.build_schedule(self.optimizer, hparams)
-        if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
-            average_class = (
-                averages.SWAD if hparams["average"] == "swad" else averages.PredictionWeights
-            )
-            self.predicting = average_class(self._find_averaged_weights(parameters), hparams)
+        self.predicting = averages.build(self._find_averaged_weights(parameters), hparams)
 
     def _find_averaged_weights(
         self, trained: Mapping[str, nn.Parameter]
@@ -534,9 +520,10 @@ class CLIPAlgorithm(Algorithm):
     def logits_over(self, features: Tensor, rows: Tensor) -> Tensor:
         """Return logits (N, M) of image features (N, D) over text ``rows`` (M, D).
 
-        The scale is the hparam ``context_scale``.
+        The scale is the hparam ``context_scale``: a number, or "logit_scale" for CLIP's.
         """
-        scale = objective.context_scale(self.hparams["context_scale"], self.logit_scale)
+        setting = self.hparams["context_scale"]
+        scale = self.logit_scale if isinstance(setting, str) else setting
         return objective.context_logits(features, rows, scale)
 
     # Training
@@ -577,13 +564,7 @@ class CLIPAlgorithm(Algorithm):
         Raises:
             CarftError: if the arguments of the first step are invalid, or in a restored run.
         """
-        if minibatches is None and not {"x", "y"} <= keywords.keys():
-            raise CarftError(
-                f"update was called with the keywords {sorted(keywords) or 'none'}; expected "
-                "update(minibatches) with a list of (x, y), or update(x=..., y=...) with two lists"
-            )
-
-        pairs = [*zip(keywords["x"], keywords["y"])] if minibatches is None else [*minibatches]
+        pairs = pair_minibatches(minibatches, keywords)
         if not (self.restored or self.steps_taken):
             require_minibatches(pairs, self.head.out_features)
         measurements = self.step_on_device(pairs)
@@ -629,7 +610,7 @@ class CLIPAlgorithm(Algorithm):
         batch = Batch(
             images=self.input(x),
             part=part,
-            encode=lambda images: encode(self.encoder, images, self.bf16, places),
+            encode=functools.partial(encode, self.encoder, bf16=self.bf16, places=places),
             encode_original=lambda images: self._get_original()(images, places),
         )
         measurements = self.loss(batch)
@@ -670,6 +651,8 @@ class CLIPAlgorithm(Algorithm):
 
     def _step_optimizer(self) -> None:
         """Update the weights by their gradients, and the learning rate by its schedule."""
+        if self.optimizer is None:
+            return
         if self.hparams["grad_clip"] > 0:
             parameters = [p for p in self.parameters() if p.requires_grad]
             nn.utils.clip_grad_norm_(parameters, self.hparams["grad_clip"])
@@ -735,17 +718,8 @@ class CLIPAlgorithm(Algorithm):
         super()._apply(fn, recurse)
         if self.original is not None:
             self.original.apply(fn)
-        if getattr(self, "optimizer", None):  # some hosts set it to None
+        if self.optimizer is not None:
             optim.fuse(self.optimizer)
         if self.predicting is not None:
             self.predicting.apply(fn)
         return self
-
-    def __getattr__(self, name: str) -> Any:
-        """Return a part that a host uses, unless the host has assigned an attribute of that name.
-
-        Parts are built on access, so that the state dict has no additional keys.
-        """
-        if name in PARTS and name not in self._modules:
-            return PARTS[name](self)
-        return super().__getattr__(name)

@@ -72,12 +72,6 @@ class MicroBatch:
         """The share of the batch in this micro-batch, in (0, 1]."""
         return len(self.labels) / self.batch_size
 
-    def draw_once(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
-        """Return the step's random numbers ``name``; only its first micro-batch calls ``draw``."""
-        if name not in self.random_draws:
-            self.random_draws[name] = draw()
-        return self.random_draws[name]
-
 
 class Batch:
     """A micro-batch with its images and their encodings by the tuned and the original encoder.
@@ -131,7 +125,10 @@ class Batch:
             name: key of the random numbers.
             draw: draws them, called by the first micro-batch.
         """
-        return self.part.draw_once(name, draw)
+        draws = self.part.random_draws
+        if name not in draws:
+            draws[name] = draw()
+        return draws[name]
 
 
 def split_batch(labels: Tensor, size: int, process_group: Any = None) -> Iterator[MicroBatch]:

@@ -24,7 +24,7 @@ EMBEDDINGS = {
 
 def build_adamw(
     trained: Mapping[str, nn.Parameter],
-    penalty_groups: Sequence[Mapping[str, Any]],
+    penalty_groups: Sequence[dict[str, Any]],
     hparams: Mapping[str, Any],
 ) -> torch.optim.AdamW:
     """Return AdamW over all trained parameters.
