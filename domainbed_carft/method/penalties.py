@@ -352,15 +352,18 @@ class Penalties(nn.Module):
             penalty(hparams, clip_model) for penalty in PENALTIES if hparams[penalty.weight.name]
         ]
         self.weights = {penalty.name: hparams[penalty.weight.name] for penalty in self.active}
-        # Name of a penalty -> function that returns the modules whose outputs it compares.
-        self.places = {
+        for penalty in self.active:
+            if penalty.trained is not None:
+                self.add_module(penalty.trained_name, penalty.trained)
+
+    @property
+    def places(self) -> dict[str, Places]:
+        """Name of a penalty -> function that returns the modules whose outputs it compares."""
+        return {
             penalty.name: places
             for penalty in self.active
             if (places := type(penalty).places) is not None
         }
-        for penalty in self.active:
-            if penalty.trained is not None:
-                self.add_module(penalty.trained_name, penalty.trained)
 
     def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
         """Return the optimizer's groups of the trained modules; ``rate`` is the learning rate."""
