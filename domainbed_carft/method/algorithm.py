@@ -437,7 +437,11 @@ class CLIPAlgorithm(HostedAlgorithm):
         penalty_groups = self.terms.parameter_groups(hparams["lr"]) if self.terms else []
         self.optimizer = optim.build_adamw(parameters, penalty_groups, hparams)
         self.scheduler = optim.build_schedule(self.optimizer, hparams)
-        self.predicting = averages.build(self._find_averaged_weights(parameters), hparams)
+        if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
+            average_class = (
+                averages.SWAD if hparams["average"] == "swad" else averages.PredictionWeights
+            )
+            self.predicting = average_class(self._find_averaged_weights(parameters), hparams)
 
     def _find_averaged_weights(
         self, trained: Mapping[str, nn.Parameter]
@@ -636,18 +640,18 @@ class CLIPAlgorithm(HostedAlgorithm):
 
     @torch.no_grad()
     def _add_drift(self, measurements: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Return the measurements with the agreement of both encoders' context distributions.
+        """Return the measurements with KL and agreement of both encoders' context distributions.
 
-        Their KL is also added if the loss does not have it.
+        A KL that the loss has already measured is kept.
         """
         original_logits = self.context_logits(batch.original.features)
         tuned_logits = self.context_logits(batch.tuned.features)
-        drift = {"context_agreement": objective.context_agreement(original_logits, tuned_logits)}
-        if "loss_kl" not in measurements:
+        added = dict(measurements)
+        if "loss_kl" not in added:
             direction = self.hparams["kl_direction"]
-            kl = objective.context_kl(original_logits, tuned_logits, direction)
-            drift = {"loss_kl": kl, **drift}
-        return {**measurements, **drift}
+            added["loss_kl"] = objective.context_kl(original_logits, tuned_logits, direction)
+        added["context_agreement"] = objective.context_agreement(original_logits, tuned_logits)
+        return added
 
     def _step_optimizer(self) -> None:
         """Update the weights by their gradients, and the learning rate by its schedule."""

@@ -188,17 +188,6 @@ class PredictionWeights:
             self._average[name].copy_(tensor)
 
 
-def build(
-    trained: Mapping[str, nn.Parameter], hparams: Mapping[str, Any]
-) -> PredictionWeights | None:
-    """Return the average or interpolation that predicts, None if the ``trained`` weights do."""
-    if hparams["average"] == "swad":
-        return SWAD(trained, hparams)
-    if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
-        return PredictionWeights(trained, hparams)
-    return None
-
-
 class Mean:
     """A running mean of named weights, equal to ``weights`` before the first `add`."""
 

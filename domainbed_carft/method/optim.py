@@ -39,21 +39,15 @@ def build_adamw(
         hparams: ``lr``, ``weight_decay`` and ``weight_decay_all``.
     """
     of_penalties = {parameter for group in penalty_groups for parameter in group["params"]}
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
-    for name, parameter in trained.items():
-        if parameter in of_penalties:
-            continue
-        if hparams["weight_decay_all"] or (
-            parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
-        ):
-            decay.append(parameter)
-        else:
-            no_decay.append(parameter)
-
+    has_decay = {
+        parameter: hparams["weight_decay_all"]
+        or (parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS)
+        for name, parameter in trained.items()
+        if parameter not in of_penalties
+    }
     groups = [
-        {"params": decay, "weight_decay": hparams["weight_decay"]},
-        {"params": no_decay, "weight_decay": 0.0},
+        {"params": [p for p in has_decay if has_decay[p]], "weight_decay": hparams["weight_decay"]},
+        {"params": [p for p in has_decay if not has_decay[p]], "weight_decay": 0.0},
         *penalty_groups,
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=hparams["lr"])
