@@ -22,7 +22,7 @@ from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method import encoders, flyp, penalties
-from domainbed_carft.method.algorithm import EMBEDDINGS
+from domainbed_carft.method.optim import EMBEDDINGS
 from domainbed_carft.runs import saved, soup_members
 
 open_clip = pytest.importorskip("open_clip")

@@ -7,15 +7,12 @@ Formulas shared by several methods are in `objective`, penalties that any method
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import math
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -26,13 +23,13 @@ from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.jobs.algorithms import Style as Style
-from domainbed_carft.machine import devices
 from domainbed_carft.method import (
     averages,
     dataset_facts,
     hparam_checks,
     job,
     objective,
+    optim,
     penalties,
 )
 from domainbed_carft.method import (
@@ -53,14 +50,13 @@ from domainbed_carft.method.encoders import (
     configure_blocks,
     encode,
 )
+from domainbed_carft.method.hosted import HostedAlgorithm, Minibatches, pair_minibatches
 from domainbed_carft.method.hparams import Conditions, Hparam
 from domainbed_carft.method.lora import HPARAMS as LORA_HPARAMS
 from domainbed_carft.method.lora import LoRA, get_merged_weights, lora_scale
-from domainbed_carft.method.parts import PARTS
 from domainbed_carft.method.prompts import Prompts
 from domainbed_carft.text import printable
 
-Minibatches = Sequence[tuple[Tensor, Tensor]]
 # Prefixes of state dict names that prediction does not need.
 TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
 # Hyperparameters without an effect on an algorithm that trains nothing.
@@ -70,19 +66,9 @@ TRAINING_HPARAMS = {
     *(hparam.name for hparam in (*averages.HPARAMS, *LORA_HPARAMS)),
 }
 GIVE_STEPS = "pass steps=..., the number of updates that you will take"
-MIRO_RATE_FACTOR = 10  # of MIRO's variances (khanrc/miro, domainbed/algorithms/miro.py)
-# Names of parameters without weight decay. The last one is timm's.
-EMBEDDINGS = {
-    "class_embedding",
-    "positional_embedding",
-    "token_embedding",
-    "cls_token",
-    "pos_embed",
-    "latent",
-}
 
 
-class CLIPAlgorithm(Algorithm):
+class CLIPAlgorithm(HostedAlgorithm):
     """An image encoder with a head over classes and one over contexts, in DomainBed's interface.
 
     The constructor takes DomainBed's four arguments and works in any host or without one. The facts
@@ -136,6 +122,8 @@ class CLIPAlgorithm(Algorithm):
         terms: the active penalties, None if the method takes no penalties.
         lora: low-rank factors trained instead of the encoder, None without LoRA.
         original: the frozen original image encoder, None if unused.
+        optimizer: AdamW over all trained parameters, None if there are none.
+        scheduler: the schedule of its learning rate.
         predicting: the average or interpolation that predicts, None if the trained weights do.
         normalisation: mean and std of the dataset's images, None if only the weights contain them.
         restored: True if loaded from a saved run, which can predict but not train.
@@ -167,6 +155,8 @@ class CLIPAlgorithm(Algorithm):
     lora: LoRA | None
     normalisation: Normalisation | None = None
     original: FrozenOriginal | None = None
+    optimizer: torch.optim.AdamW | None = None
+    scheduler: torch.optim.lr_scheduler.LambdaLR
     predicting: averages.PredictionWeights | None = None
     restored = False
     lp_steps = 0
@@ -184,7 +174,7 @@ class CLIPAlgorithm(Algorithm):
         facts = job.find_job_facts(complete, num_classes, self.has_kl(complete))
         print(*map(printable, facts.describe()), sep="\n")
 
-        self._initialize_host_class(
+        super().__init__(
             input_shape=input_shape,
             num_classes=num_classes,
             num_domains=num_domains,
@@ -207,17 +197,6 @@ class CLIPAlgorithm(Algorithm):
         with torch.random.fork_rng(devices=[]):
             self._build(input_shape[-1], facts.prompts, normalisation)
         self.train()
-
-    def _initialize_host_class(self, **arguments: Any) -> None:
-        """Call the host's `Algorithm` constructor with the ``arguments`` that it accepts."""
-        names = inspect.signature(Algorithm.__init__).parameters
-        super().__init__(**{name: arguments[name] for name in names if name in arguments})
-        self.hparams = arguments["hparams"]
-
-        # DomainBed-v2 sets the parts to None, for its subclasses to replace.
-        for name in PARTS:
-            with contextlib.suppress(AttributeError):
-                delattr(self, name)
 
     def _build(self, pixels: int, prompts: Prompts, normalisation: Normalisation) -> None:
         """Build all modules for images of ``pixels`` x ``pixels``."""
@@ -458,8 +437,9 @@ class CLIPAlgorithm(Algorithm):
         if not parameters:
             return
         hparams = {**self.hparams, "lp_steps": self.lp_steps}
-        self.optimizer = build_adamw(parameters.items(), hparams)
-        self.scheduler = build_schedule(self.optimizer, hparams)
+        penalty_groups = self.terms.parameter_groups(hparams["lr"]) if self.terms else []
+        self.optimizer = optim.build_adamw(parameters, penalty_groups, hparams)
+        self.scheduler = optim.build_schedule(self.optimizer, hparams)
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
             average_class = (
                 averages.SWAD if hparams["average"] == "swad" else averages.PredictionWeights
@@ -547,9 +527,10 @@ class CLIPAlgorithm(Algorithm):
     def logits_over(self, features: Tensor, rows: Tensor) -> Tensor:
         """Return logits (N, M) of image features (N, D) over text ``rows`` (M, D).
 
-        The scale is the hparam ``context_scale``.
+        The scale is the hparam ``context_scale``: a number, or "logit_scale" for CLIP's.
         """
-        scale = objective.context_scale(self.hparams["context_scale"], self.logit_scale)
+        setting = self.hparams["context_scale"]
+        scale = self.logit_scale if isinstance(setting, str) else setting
         return objective.context_logits(features, rows, scale)
 
     # Training
@@ -590,13 +571,7 @@ class CLIPAlgorithm(Algorithm):
         Raises:
             CarftError: if the arguments of the first step are invalid, or in a restored run.
         """
-        if minibatches is None and not {"x", "y"} <= keywords.keys():
-            raise CarftError(
-                f"update was called with the keywords {sorted(keywords) or 'none'}; expected "
-                "update(minibatches) with a list of (x, y), or update(x=..., y=...) with two lists"
-            )
-
-        pairs = [*zip(keywords["x"], keywords["y"])] if minibatches is None else [*minibatches]
+        pairs = pair_minibatches(minibatches, keywords)
         if not (self.restored or self.steps_taken):
             require_minibatches(pairs, self.head.out_features)
         measurements = self.step_on_device(pairs)
@@ -642,7 +617,7 @@ class CLIPAlgorithm(Algorithm):
         batch = Batch(
             images=self.input(x),
             part=part,
-            encode=lambda images: encode(self.encoder, images, self.bf16, places),
+            encode=functools.partial(encode, self.encoder, bf16=self.bf16, places=places),
             encode_original=lambda images: self._get_original()(images, places),
         )
         measurements = self.loss(batch)
@@ -652,13 +627,10 @@ class CLIPAlgorithm(Algorithm):
         if "loss_kl" in measurements or (
             self.drift_every > 0 and self.steps_taken % self.drift_every == 0
         ):
-            measurements = {**measurements, **self._measure_drift(batch), **measurements}
+            measurements = self._add_drift(measurements, batch)
         if self.terms.active:
-            values = self.terms.measure(batch, self.encoder, self._get_original())
-            for name, value in values.items():
-                weighted = self.terms.weights[name] * value
-                measurements["loss"] = measurements["loss"] + weighted
-                measurements[f"loss_{name}"] = value
+            original = self._get_original()
+            measurements = self.terms.add_to(measurements, batch, self.encoder, original)
         return measurements
 
     def _get_original(self) -> FrozenOriginal:
@@ -670,18 +642,24 @@ class CLIPAlgorithm(Algorithm):
         return self.original
 
     @torch.no_grad()
-    def _measure_drift(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the KL and the agreement of the original and the tuned context distribution."""
+    def _add_drift(self, measurements: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Return the measurements with KL and agreement of both encoders' context distributions.
+
+        A KL that the loss has already measured is kept.
+        """
         original_logits = self.context_logits(batch.original.features)
         tuned_logits = self.context_logits(batch.tuned.features)
-        direction = self.hparams["kl_direction"]
-        return {
-            "loss_kl": objective.context_kl(original_logits, tuned_logits, direction),
-            "context_agreement": objective.context_agreement(original_logits, tuned_logits),
-        }
+        added = dict(measurements)
+        if "loss_kl" not in added:
+            direction = self.hparams["kl_direction"]
+            added["loss_kl"] = objective.context_kl(original_logits, tuned_logits, direction)
+        added["context_agreement"] = objective.context_agreement(original_logits, tuned_logits)
+        return added
 
     def _step_optimizer(self) -> None:
         """Update the weights by their gradients, and the learning rate by its schedule."""
+        if self.optimizer is None:
+            return
         if self.hparams["grad_clip"] > 0:
             parameters = [p for p in self.parameters() if p.requires_grad]
             nn.utils.clip_grad_norm_(parameters, self.hparams["grad_clip"])
@@ -747,84 +725,8 @@ class CLIPAlgorithm(Algorithm):
         super()._apply(fn, recurse)
         if self.original is not None:
             self.original.apply(fn)
-        if getattr(self, "optimizer", None):  # some hosts set it to None
-            fuse(self.optimizer)
+        if self.optimizer is not None:
+            optim.fuse(self.optimizer)
         if self.predicting is not None:
             self.predicting.apply(fn)
         return self
-
-    def __getattr__(self, name: str) -> Any:
-        """Return a part that a host uses, unless the host has assigned an attribute of that name.
-
-        Parts are built on access, so that the state dict has no additional keys.
-        """
-        if name in PARTS and name not in self._modules:
-            return PARTS[name](self)
-        return super().__getattr__(name)
-
-
-def build_adamw(
-    parameters: Iterable[tuple[str, nn.Parameter]], hparams: Mapping[str, Any]
-) -> torch.optim.AdamW:
-    """Return AdamW over the named parameters, all of which are trained.
-
-    Weight decay is applied to matrices and convolutions. Biases, norms and embeddings are in a
-    group without weight decay unless ``weight_decay_all`` is true: decay would make them forget,
-    and they cannot overfit. MIRO's variances have ten times the learning rate and no decay.
-    """
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
-    miro_variances: list[nn.Parameter] = []
-    for name, parameter in parameters:
-        if name.startswith("terms."):
-            miro_variances.append(parameter)
-        elif hparams["weight_decay_all"] or (
-            parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
-        ):
-            decay.append(parameter)
-        else:
-            no_decay.append(parameter)
-
-    groups = [
-        {"params": decay, "weight_decay": hparams["weight_decay"]},
-        {"params": no_decay, "weight_decay": 0.0},
-        {"params": miro_variances, "weight_decay": 0.0, "lr": MIRO_RATE_FACTOR * hparams["lr"]},
-    ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=hparams["lr"])
-    optimizer.register_load_state_dict_post_hook(fuse)
-    return optimizer
-
-
-def fuse(optimizer: torch.optim.Optimizer) -> None:
-    """Make the optimizer update each parameter group in one kernel if the group is on a GPU.
-
-    Call it after moving weights. The optimizer's step counts must be on the GPU as well, which is
-    not the case for a run started on a CPU.
-    """
-    for group in optimizer.param_groups:
-        step_counts = [optimizer.state[p]["step"] for p in group["params"] if p in optimizer.state]
-        tensors = [*group["params"], *step_counts]
-        on_gpu = all(devices.is_gpu(tensor.device) for tensor in tensors)
-        group["fused"] = True if on_gpu else None
-
-
-def build_schedule(
-    optimizer: torch.optim.Optimizer, hparams: Mapping[str, Any]
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return the learning rate schedule of the steps after ``lp_steps``.
-
-    A linear warm-up, then by ``lr_schedule`` a cosine to 0 at ``total_steps``, or a constant.
-    """
-    warmup_steps = hparams["warmup_steps"]
-    total_steps = hparams["total_steps"] - hparams["lp_steps"]
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        if hparams["lr_schedule"] == "constant":
-            return 1.0
-
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -50,9 +50,6 @@ class CLIPZeroShot(CLIPAlgorithm):
     trains_head = False
     is_constant = True  # the harness evaluates it only once
 
-    def _step_optimizer(self) -> None:
-        pass
-
 
 class CLIPWiSEFT(CLIPFineTune):
     """Fine-tuning with weights interpolated half-way to the original: WiSE-FT, arXiv 2109.01903."""

@@ -55,6 +55,7 @@ def require_minibatches(minibatches: Sequence[Any], class_count: int) -> None:
 class MicroBatch:
     """Images of a batch that are computed at once."""
 
+    labels: Tensor  # (n,)
     batch_labels: Tensor  # (N,), of the batch or of this process's slice of it
     positions: slice  # of the micro-batch in batch_labels
     batch_size: int  # images in the batch, over all processes
@@ -62,57 +63,35 @@ class MicroBatch:
     # as an undivided batch.
     random_draws: dict[str, Tensor]
 
-    @property
-    def labels(self) -> Tensor:
-        """The labels (n,) of the micro-batch."""
-        return self.batch_labels[self.positions]
 
-    @property
-    def share(self) -> float:
-        """The share of the batch in this micro-batch, in (0, 1]."""
-        return len(self.labels) / self.batch_size
-
-    def draw_once(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
-        """Return the step's random numbers ``name``; only its first micro-batch calls ``draw``."""
-        if name not in self.random_draws:
-            self.random_draws[name] = draw()
-        return self.random_draws[name]
-
-
+@dataclass(eq=False)
 class Batch:
     """A micro-batch with its images and their encodings by the tuned and the original encoder.
 
     `tuned` and `original` are computed on first access, so that each encoder runs once for the
     loss, the penalties and the drift.
 
-    Args:
+    Attributes:
         images: (n, 3, R, R), preprocessed for CLIP.
         part: the micro-batch of these images.
         encode: encodes images with the trained encoder.
         encode_original: encodes images with the original encoder.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        part: MicroBatch,
-        encode: Callable[[Tensor], Encoding],
-        encode_original: Callable[[Tensor], Encoding],
-    ) -> None:
-        self.images = images
-        self.part = part
-        self._encode = encode
-        self._encode_original = encode_original
+    images: Tensor
+    part: MicroBatch
+    encode: Callable[[Tensor], Encoding]
+    encode_original: Callable[[Tensor], Encoding]
 
     @functools.cached_property
     def tuned(self) -> Encoding:
         """Features (n, D) and activations of the trained encoder."""
-        return self._encode(self.images)
+        return self.encode(self.images)
 
     @functools.cached_property
     def original(self) -> Encoding:
         """Features (n, D) and activations of the original encoder, without gradients."""
-        return self._encode_original(self.images)
+        return self.encode_original(self.images)
 
     @property
     def labels(self) -> Tensor:
@@ -131,7 +110,10 @@ class Batch:
             name: key of the random numbers.
             draw: draws them, called by the first micro-batch.
         """
-        return self.part.draw_once(name, draw)
+        draws = self.part.random_draws
+        if name not in draws:
+            draws[name] = draw()
+        return draws[name]
 
 
 def split_batch(labels: Tensor, size: int, process_group: Any = None) -> Iterator[MicroBatch]:
@@ -144,7 +126,8 @@ def split_batch(labels: Tensor, size: int, process_group: Any = None) -> Iterato
     stride = size or len(labels)
 
     for start in range(0, len(labels), stride):
-        yield MicroBatch(labels, slice(start, start + stride), batch_size, random_draws)
+        positions = slice(start, start + stride)
+        yield MicroBatch(labels[positions], labels, positions, batch_size, random_draws)
 
 
 def accumulate_gradients(
@@ -165,7 +148,7 @@ def accumulate_gradients(
     totals: dict[str, Tensor] = {}
     for micro_batch in micro_batches:
         measurements = measure(images[micro_batch.positions], micro_batch)
-        share = micro_batch.share
+        share = len(micro_batch.labels) / micro_batch.batch_size
         loss = measurements["loss"]
         if loss.requires_grad:
             (loss * share).backward()

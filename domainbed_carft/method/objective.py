@@ -54,11 +54,6 @@ def class_logits(
     return factor * F.linear(unit, weight) + bias
 
 
-def context_scale(setting: str | float, logit_scale: Tensor) -> Tensor | float:
-    """Return t by the hparam ``context_scale``: CLIP's logit scale, or a number."""
-    return logit_scale if isinstance(setting, str) else setting
-
-
 def context_logits(
     image_features: Tensor, context_weights: Tensor, scale: Tensor | float
 ) -> Tensor:

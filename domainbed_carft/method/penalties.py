@@ -26,6 +26,7 @@ from domainbed_carft.method.text_encoder import RandomTexts
 
 QUARTERS = 4
 MIRO_VARIANCE = 0.1  # initial value
+MIRO_RATE_FACTOR = 10  # khanrc/miro, domainbed/algorithms/miro.py
 _MIN_VARIANCE = 1e-5
 LIPSUM_TEXTS = 80  # cs-giung/lipsum-ft, scripts/Lipsum-FT.py
 LIPSUM_LENGTH = 8  # words per text, the same file
@@ -48,6 +49,7 @@ class Penalty:
             `Batch.original` then have these outputs in ``activations[name]``.
         trained: module trained by the optimizer for the penalty, None if there is none.
         trained_name: name of that module in the state dict.
+        rate_factor: factor of the learning rate for that module, which has no weight decay.
     """
 
     name: ClassVar[str]
@@ -56,6 +58,7 @@ class Penalty:
     places: ClassVar[Places | None] = None
     trained: nn.Module | None = None
     trained_name = ""
+    rate_factor: ClassVar[float] = 1
 
     def __init__(self, hparams: Mapping[str, Any], clip_model: Backbone) -> None:
         """Store the parts of ``hparams`` and ``clip_model`` that the penalty needs."""
@@ -284,7 +287,7 @@ def raw_variance(variance: float, channels: int) -> Tensor:
 class MIROPenalty(Penalty):
     """MIRO's bound on the mutual information with the original: `variational`.
 
-    Its variances, one per channel of each place, are trained at ten times the learning rate.
+    Its variances, one per channel of each place, are trained.
     """
 
     name = "miro"
@@ -298,6 +301,7 @@ class MIROPenalty(Penalty):
     )
     places = staticmethod(functools.partial(get_quarter_ends, first_in_vit="conv1", penalty="miro"))
     trained_name = "miro_variances"
+    rate_factor = MIRO_RATE_FACTOR
 
     def __init__(self, hparams: Mapping[str, Any], clip_model: Backbone) -> None:
         super().__init__(hparams, clip_model)
@@ -355,18 +359,38 @@ class Penalties(nn.Module):
     @property
     def places(self) -> dict[str, Places]:
         """Name of a penalty -> function that returns the modules whose outputs it compares."""
-        places_by_name = {}
-        for penalty in self.active:
-            places = type(penalty).places
-            if places is not None:
-                places_by_name[penalty.name] = places
-        return places_by_name
+        return {
+            penalty.name: places
+            for penalty in self.active
+            if (places := type(penalty).places) is not None
+        }
 
-    def measure(
-        self, batch: Batch, encoder: nn.Module, original: FrozenOriginal
+    def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
+        """Return the optimizer's groups of the trained modules; ``rate`` is the learning rate."""
+        return [
+            {
+                "params": [*penalty.trained.parameters()],
+                "weight_decay": 0.0,
+                "lr": penalty.rate_factor * rate,
+            }
+            for penalty in self.active
+            if penalty.trained is not None
+        ]
+
+    def add_to(
+        self,
+        measurements: Mapping[str, Tensor],
+        batch: Batch,
+        encoder: nn.Module,
+        original: FrozenOriginal,
     ) -> dict[str, Tensor]:
-        """Return the unweighted penalties of a micro-batch by name."""
-        return {penalty.name: penalty.measure(batch, encoder, original) for penalty in self.active}
+        """Return the measurements with the weighted penalties in ``loss``, and each unweighted."""
+        total = dict(measurements)
+        for penalty in self.active:
+            value = penalty.measure(batch, encoder, original)
+            total["loss"] = total["loss"] + self.weights[penalty.name] * value
+            total[f"loss_{penalty.name}"] = value
+        return total
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Penalties:
         super()._apply(fn, recurse)
