@@ -62,7 +62,8 @@ def evaluate(words: list[str], way: str) -> tuple[float, float, dict[str, float]
     args = train.build_parser().parse_args(words)
     for name in train.UNRECORDED_FLAGS:
         del vars(args)[name]
-    hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
+    given = checks.parse_hparams(args.hparams)
+    hparams = checks.resolve_hparams(args.algorithm, args.dataset, given, steps=args.steps).values
     with contextlib.redirect_stdout(io.StringIO()):
         job = preparation.prepare(args, hparams, MEMORY if way == IN_MEMORY else 0)
         if way == TRANSFORMS:

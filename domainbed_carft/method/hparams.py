@@ -90,15 +90,22 @@ class Hparam:
 def get_values(
     hparams: Mapping[str, Hparam], conditions: Conditions, random_seed: int | None = None
 ) -> dict[str, Any]:
-    """Return the default of each hyperparameter, or with a ``random_seed`` its draw, if it has one.
+    """Return the value of each hyperparameter: with a ``random_seed`` a draw, if it has one."""
+    values = {name: hparam.default_for(conditions) for name, hparam in hparams.items()}
+    if random_seed is not None:
+        values |= draw_values(hparams, conditions, random_seed)
+    return values
+
+
+def draw_values(
+    hparams: Mapping[str, Hparam], conditions: Conditions, random_seed: int
+) -> dict[str, Any]:
+    """Draw each hyperparameter that has a draw.
 
     As in DomainBed, each is drawn from a separate generator, so that adding one never changes
     another.
     """
-    values = {name: hparam.default_for(conditions) for name, hparam in hparams.items()}
-    if random_seed is None:
-        return values
-
+    values = {}
     generator = np.random.RandomState()  # seeding one is much faster than building many
     for name, hparam in hparams.items():
         if hparam.draw:

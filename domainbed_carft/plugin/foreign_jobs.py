@@ -201,17 +201,34 @@ def parse_user_hparams() -> dict[str, Any]:
     return {}
 
 
-def get_missing_hparams(algorithm: str, dataset: str, random_seed: int | None) -> str:
+def get_missing_hparams(
+    algorithm: str, dataset: str, random_seed: int | None, usual_values: Mapping[str, Any]
+) -> str:
     """Return ``--hparams`` of this process completed for its CLIP model, as JSON.
 
     The defaults of a checkout do not depend on ``--hparams``, so that they do not fit another CLIP
     model. Returns an empty string if nothing is missing.
-    """
-    from domainbed_carft.method import algorithms
 
-    overrides = parse_user_hparams()
-    missing = algorithms.CLASSES[algorithm].implied_hparams(dataset, overrides, random_seed)
-    return json.dumps({**overrides, **missing}) if missing else ""
+    Args:
+        algorithm: Name of the algorithm.
+        dataset: Name of the dataset.
+        random_seed: Seed of random draws, or None for the defaults.
+        usual_values: The hyperparameters for the dataset's default CLIP model.
+    """
+    from domainbed_carft.method.algorithms import hparam_values
+
+    given = parse_user_hparams()
+    clip_backbone = str(given.get("clip_backbone", ""))
+    if not clip_backbone:
+        return ""
+    steps = get_planned_steps()
+    values = hparam_values(algorithm, dataset, random_seed, clip_backbone, steps)
+    missing = {
+        name: value
+        for name, value in values.items()
+        if value != usual_values[name] and name not in given
+    }
+    return json.dumps({**given, **missing}) if missing else ""
 
 
 def get_planned_steps() -> int | None:

@@ -55,12 +55,11 @@ def prepare(
     args = train_arguments.build_parser().parse_args(words)
     unrecorded = {name: vars(args).pop(name) for name in train_arguments.UNRECORDED_FLAGS}
     with quiet():
-        overrides = train_arguments.check(args, argparse.Namespace(**unrecorded))
-        hparams = preparation.choose_hparams(args, overrides)
+        hparams = train_arguments.check(args, argparse.Namespace(**unrecorded))
         args.steps = args.checkpoint_freq = _NEVER
         if targets is not None:
             args.test_envs = [*targets]
-        prepared = preparation.prepare(args, hparams, memory_limit=0)
+        prepared = preparation.prepare(args, hparams.values, memory_limit=0)
         stop = host.import_module("lib.stopping").StopSignals()
         trainer: Trainer = host.import_module("lib.training").Trainer(
             prepared, None, stop, lock=None
