@@ -463,8 +463,10 @@ def require_valid(subject: Subject, dataset: str, random_seed: int | None) -> No
     """Raise unless the defaults (no seed) or a random draw are valid hyperparameters of a job."""
     hparams_by_name = get_hparams(subject.algorithm_class)
     conditions = hparams.Conditions(dataset)
+    defaults = hparams.get_defaults(hparams_by_name, conditions)
     values, repeated_values = (
-        hparams.get_values(hparams_by_name, conditions, random_seed) for _ in range(2)
+        {**defaults, **hparams.draw_values(hparams_by_name, conditions, random_seed)}
+        for _ in range(2)
     )
     kind = "default" if random_seed is None else f"draw of seed {random_seed}"
     for name, value in values.items():

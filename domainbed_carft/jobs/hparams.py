@@ -51,49 +51,21 @@ def get_draw_seed(args: Mapping[str, Any]) -> int | None:
     return seed_hash(args["hparams_seed"], args["trial_seed"])
 
 
-def override(
-    algorithm: str,
-    given: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    drawn: Mapping[str, Any] | None = None,
-    optional_names: Collection[str] = (),
-    pins: Collection[str] = (),
-) -> ResolvedHparams:
-    """Replace defaults, or random draws, by the values that a user has set.
-
-    The problems are unknown names, and invalid values that train itself reads.
-
-    Args:
-        algorithm: Name of the algorithm, for messages.
-        given: The values set by the user.
-        defaults: The default of each hyperparameter.
-        drawn: The value of each hyperparameter in a random search; None for the defaults.
-        optional_names: Names without a default that a user can set.
-        pins: Further such names, which messages do not list.
-    """
-    values = {**(defaults if drawn is None else drawn), **given}
-    valid_names = sorted({*defaults, *optional_names})
-    problems = find_invalid(given, READ_BY_TRAIN)
-    for name, value in given.items():
-        if name not in valid_names and name not in pins:
-            message = unknown(f"hyperparameter of {algorithm}", name, valid_names)
-            problems.append(HparamProblem(name, value, message=message, valid_names=valid_names))
-    changed = {
-        name: value
-        for name, value in values.items()
-        if name not in defaults or defaults[name] != value
-    }
-    return ResolvedHparams(values, changed, problems)
-
-
 def resolve_from_registry(
     registry: Any,
     algorithm: str,
     dataset: str,
     given: Mapping[str, Any],
     random_seed: int | None = None,
+    *,
+    own_defaults: Mapping[str, Any] = {},
+    own_draws: Mapping[str, Any] = {},
+    pins: Collection[str] = (),
+    registered_as: str = "",
 ) -> ResolvedHparams:
     """Resolve the hyperparameters of an algorithm as DomainBed does.
+
+    The problems are unknown names, and invalid values that train itself reads.
 
     Args:
         registry: The host's `hparams_registry`.
@@ -101,12 +73,31 @@ def resolve_from_registry(
         dataset: Name of the dataset.
         given: The values set by the user.
         random_seed: Seed of the registry's random draws; None for its defaults.
+        own_defaults: Defaults that the algorithm declares itself, which replace the registry's.
+        own_draws: Random draws of these hyperparameters; empty for the defaults.
+        pins: Names without a default that a user can set, and that messages do not list.
+        registered_as: Name of the algorithm in the registry, by default the same.
     """
-    drawn = None
+    registered_name = registered_as or algorithm
+    defaults = {**registry.default_hparams(registered_name, dataset), **own_defaults}
+    values = defaults
     if random_seed is not None:
-        drawn = registry.random_hparams(algorithm, dataset, random_seed)
-    defaults = registry.default_hparams(algorithm, dataset)
-    return override(algorithm, given, defaults, drawn, getattr(registry, "OPTIONAL_HPARAMS", ()))
+        drawn = registry.random_hparams(registered_name, dataset, random_seed)
+        values = {**drawn, **own_defaults, **own_draws}
+    values = {**values, **given}
+    changed = {
+        name: value
+        for name, value in values.items()
+        if name not in defaults or defaults[name] != value
+    }
+
+    valid_names = sorted({*defaults, *getattr(registry, "OPTIONAL_HPARAMS", ())})
+    problems = find_invalid(given, READ_BY_TRAIN)
+    for name, value in given.items():
+        if name not in valid_names and name not in pins:
+            message = unknown(f"hyperparameter of {algorithm}", name, valid_names)
+            problems.append(HparamProblem(name, value, message=message, valid_names=valid_names))
+    return ResolvedHparams(values, changed, problems)
 
 
 def find_invalid(

@@ -58,7 +58,9 @@ def hparam_values(
     training steps if known.
     """
     conditions = Conditions(dataset, clip_backbone, steps)
-    return hparams.get_values(recorded_hparams(algorithm), conditions, random_seed)
+    table = recorded_hparams(algorithm)
+    defaults = hparams.get_defaults(table, conditions)
+    return {**defaults, **hparams.draw_values(table, conditions, random_seed)}
 
 
 _add_other_methods()

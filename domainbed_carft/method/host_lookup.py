@@ -15,25 +15,6 @@ def is_carft_harness() -> bool:
     return getattr(domainbed, "IS_CARFT_HARNESS", False)
 
 
-def get_host_hparams(
-    algorithm: str, dataset: str, random_seed: int | None = None
-) -> tuple[dict[str, Any], Sequence[str]]:
-    """Return the host's hyperparameters of a job, and names that are valid without a default.
-
-    With a ``random_seed``, they are drawn.
-    """
-    from domainbed import hparams_registry
-
-    # The harness has the same ones for all algorithms. For those of this package, its registry adds
-    # theirs, which the caller knows already.
-    name = "ERM" if is_carft_harness() else algorithm
-    if random_seed is None:
-        hparams = hparams_registry.default_hparams(name, dataset)
-    else:
-        hparams = hparams_registry.random_hparams(name, dataset, random_seed)
-    return hparams, getattr(hparams_registry, "OPTIONAL_HPARAMS", ())
-
-
 def find_dataset_class(name: str) -> Any:
     """Return the host's class for a dataset's name; in this package's harness, also for a path.
 

@@ -11,13 +11,7 @@ from domainbed_carft.method import prompts
 from domainbed_carft.method.dataset_facts import parse_dataset_name
 from domainbed_carft.method.host_lookup import is_carft_harness
 from domainbed_carft.method.hparam_tables import get_hparams
-from domainbed_carft.method.hparams import (
-    PINNABLE,
-    Conditions,
-    Hparam,
-    get_values,
-    is_preprocessing,
-)
+from domainbed_carft.method.hparams import PINNABLE, Conditions, Hparam, get_defaults
 
 # Hparams used by a single method, which other methods would silently ignore.
 _METHOD_HPARAMS = {"margin": "CLIPood has a margin", "lp_steps": "CLIPLPFT probes first"}
@@ -56,26 +50,25 @@ def find_problems(
     table: Mapping[str, Hparam],
     hparams: Mapping[str, Any],
     conditions: Conditions,
-) -> list[str | HparamProblem]:
+) -> list[HparamProblem]:
     """Return the problems of the hparams of a job, individually and in combination.
 
     Args:
         algorithm: the class of the algorithm.
-        table: the hyperparameters whose values are checked, by name.
+        table: the hyperparameters whose values are checked, by name; pinned facts are as well.
         hparams: the complete hyperparameters.
         conditions: the conditions of the defaults, which replace invalid values when combinations
             are checked. Without a dataset, contexts from the names of its domains are not checked.
     """
     invalid = {
-        name: HparamProblem(name, hparams[name], hparam.expected)
-        for name, hparam in table.items()
-        if not hparam.valid(hparams[name])
+        name: hparam
+        for name, hparam in {**table, **PINNABLE}.items()
+        if name in hparams and not hparam.valid(hparams[name])
     }
-    invalid |= _pin_problems(hparams)
-    defaults = get_values({n: table[n] for n in invalid if n in table}, conditions)
-    usable = {**hparams, **defaults}
-
-    problems: list[str | HparamProblem] = [*invalid.values()]
+    problems = [
+        HparamProblem(name, hparams[name], hparam.expected) for name, hparam in invalid.items()
+    ]
+    usable = {**hparams, **get_defaults(invalid, conditions)}
     if "clip_backbone" not in invalid:
         spec = hparams["clip_backbone"]
         for message in collect_problems(_require_backbone, spec):
@@ -99,25 +92,6 @@ def _context_problems(spec: Any, dataset: str, min_contexts: int) -> list[Hparam
     else:
         messages = []
     return [HparamProblem("contexts", spec, message=message) for message in messages]
-
-
-def _pin_problems(hparams: Mapping[str, Any]) -> dict[str, HparamProblem]:
-    """Return by name the problems of pinned facts."""
-    problems = {}
-    for name in PINNABLE:
-        value = hparams.get(name, "")
-        if name == "preprocessing":
-            is_valid = value == "" or is_preprocessing(value)
-            expected = (
-                "the side in pixels, bicubic or bilinear, shortest or squash, such as "
-                "'224 bicubic shortest'"
-            )
-        else:
-            is_valid = isinstance(value, str)
-            expected = "the value in an earlier record"
-        if not is_valid:
-            problems[name] = HparamProblem(name, value, expected)
-    return problems
 
 
 def _conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> list[HparamProblem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,6 @@ from domainbed_carft.method.hparams import Conditions, Hparam
 OTHER_METHODS: dict[str, Hparam] = {}
 
 
-@functools.cache
 def get_hparams(algorithm: Any) -> Mapping[str, Hparam]:
     """Return by name all hyperparameters that the class ``algorithm`` reads.
 
@@ -50,4 +48,4 @@ def complete(algorithm: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     if not dataset:
         missing.pop("class_names", None)
     conditions = Conditions(dataset, str(given.get("clip_backbone", "")))
-    return {**hparams.get_values(missing, conditions), **given}
+    return {**hparams.get_defaults(missing, conditions), **given}

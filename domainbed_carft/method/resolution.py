@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from domainbed_carft.jobs.hparams import READ_BY_TRAIN, ResolvedHparams, override
+from domainbed_carft.jobs.hparams import (
+    READ_BY_TRAIN,
+    ResolvedHparams,
+    resolve_from_registry,
+)
 from domainbed_carft.method import averages, lora, penalties
-from domainbed_carft.method.host_lookup import get_host_hparams
+from domainbed_carft.method.host_lookup import is_carft_harness
 from domainbed_carft.method.hparam_checks import find_problems
 from domainbed_carft.method.hparam_tables import get_hparams, get_recorded_hparams
-from domainbed_carft.method.hparams import PINNABLE, Conditions, draw_values, get_values
+from domainbed_carft.method.hparams import PINNABLE, Conditions, draw_values, get_defaults
 
 # Hyperparameters without an effect on an algorithm that trains nothing.
 _TRAINING_HPARAMS = {
@@ -40,18 +44,23 @@ def resolve(
     Returns:
         The values of the host and of all methods, as recorded.
     """
+    from domainbed import hparams_registry
+
     table = get_recorded_hparams(algorithm)
     conditions = Conditions(dataset, str(given.get("clip_backbone", "")), steps)
-    own_defaults = get_values(table, conditions)
-    host_defaults, optional_names = get_host_hparams(algorithm.__name__, dataset)
-    defaults = {**host_defaults, **own_defaults}
-    drawn = None
-    if random_seed is not None:
-        host_drawn, _ = get_host_hparams(algorithm.__name__, dataset, random_seed)
-        draws = draw_values(table, conditions, random_seed)
-        drawn = {**host_drawn, **own_defaults, **draws}
-
-    resolved = override(algorithm.__name__, given, defaults, drawn, optional_names, PINNABLE)
+    resolved = resolve_from_registry(
+        hparams_registry,
+        algorithm.__name__,
+        dataset,
+        given,
+        random_seed,
+        own_defaults=get_defaults(table, conditions),
+        own_draws=draw_values(table, conditions, random_seed),
+        pins=PINNABLE,
+        # The harness has the same for all algorithms. For those of this package, its registry
+        # would compute their own values a second time.
+        registered_as="ERM" if is_carft_harness() else "",
+    )
     checked = {name: hparam for name, hparam in table.items() if name not in READ_BY_TRAIN}
     problems = find_problems(algorithm, checked, resolved.values, conditions)
     return replace(

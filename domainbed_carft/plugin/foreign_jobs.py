@@ -201,32 +201,21 @@ def parse_user_hparams() -> dict[str, Any]:
     return {}
 
 
-def get_missing_hparams(
-    algorithm: str, dataset: str, random_seed: int | None, usual_values: Mapping[str, Any]
-) -> str:
+def get_missing_hparams(algorithm: str, dataset: str, random_seed: int | None) -> str:
     """Return ``--hparams`` of this process completed for its CLIP model, as JSON.
 
     The defaults of a checkout do not depend on ``--hparams``, so that they do not fit another CLIP
     model. Returns an empty string if nothing is missing.
-
-    Args:
-        algorithm: Name of the algorithm.
-        dataset: Name of the dataset.
-        random_seed: Seed of random draws, or None for the defaults.
-        usual_values: The hyperparameters for the dataset's default CLIP model.
     """
     from domainbed_carft.method.algorithms import hparam_values
 
     given = parse_user_hparams()
-    clip_backbone = str(given.get("clip_backbone", ""))
-    if not clip_backbone:
-        return ""
-    steps = get_planned_steps()
-    values = hparam_values(algorithm, dataset, random_seed, clip_backbone, steps)
+    usual, fitting = (
+        hparam_values(algorithm, dataset, random_seed, clip_backbone)
+        for clip_backbone in ("", str(given.get("clip_backbone", "")))
+    )
     missing = {
-        name: value
-        for name, value in values.items()
-        if value != usual_values[name] and name not in given
+        name: value for name, value in fitting.items() if value != usual[name] and name not in given
     }
     return json.dumps({**given, **missing}) if missing else ""
 

@@ -95,15 +95,15 @@ def add_hparams(
     from domainbed_carft.plugin import foreign_jobs
 
     plain = {name: _to_python_number(value) for name, value in host_hparams.items()}
-    is_foreign = not host_lookup.is_carft_harness()
-    steps = foreign_jobs.get_planned_steps() if is_foreign else None
-    values = algorithms.hparam_values(algorithm, dataset, random_seed, steps=steps)
-    if is_foreign:
+    steps = None
+    if not host_lookup.is_carft_harness():
+        steps = foreign_jobs.get_planned_steps()
         foreign_jobs.allow_keys(plain.keys())
-        missing_hparams = foreign_jobs.get_missing_hparams(algorithm, dataset, random_seed, values)
+        missing_hparams = foreign_jobs.get_missing_hparams(algorithm, dataset, random_seed)
         if missing_hparams:
             warn_about_missing_hparams(missing_hparams)
-    return {**plain, **values}
+
+    return {**plain, **algorithms.hparam_values(algorithm, dataset, random_seed, steps=steps)}
 
 
 def _to_python_number(value: Any) -> Any:

@@ -107,9 +107,8 @@ def resolve_hparams(
     if algorithm_problems(algorithm) or dataset_problems(dataset):
         return ResolvedHparams(dict(given), given, find_invalid(given, READ_BY_TRAIN))
 
-    algorithm_class = algorithms.get_algorithm_class(algorithm)
-    resolved: ResolvedHparams = algorithm_class.resolve_hparams(dataset, given, random_seed, steps)
-    return resolved
+    algorithm_class: type[algorithms.Algorithm] = algorithms.get_algorithm_class(algorithm)
+    return algorithm_class.resolve_hparams(dataset, given, random_seed, steps)
 
 
 def range_problems(flag: str, value: float | None, minimum: int, below: float = 2**63) -> list[str]:
