@@ -36,7 +36,7 @@ class ResolvedHparams:
 
     values: dict[str, Any]
     changed: Mapping[str, Any]
-    problems: Sequence[str | HparamProblem]
+    problems: Sequence[HparamProblem]
     unread: Sequence[str] = ()
 
 

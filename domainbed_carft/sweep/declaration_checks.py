@@ -216,7 +216,7 @@ def _check_hparams(
         if cell.dataset not in datasets or cell.algorithm not in algorithms:
             continue
         for problem in _find_cell_problems(shape, cell, algorithms[cell.algorithm]):
-            if isinstance(problem, HparamProblem) and problem.valid_names:
+            if problem.valid_names:
                 valid_names[cell.algorithm, problem.name] = problem.valid_names
             else:
                 placed_problems.append(_place_problem(problem, settings))
@@ -229,7 +229,7 @@ def _check_hparams(
 
 def _find_cell_problems(
     shape: Shape, cell: SweepCell, algorithm_class: Any
-) -> Iterator[str | HparamProblem]:
+) -> Iterator[HparamProblem]:
     """Yield the problems of each combination of searched values.
 
     Of the random draws, the first and the last are checked. Files that this machine lacks can be on
@@ -247,18 +247,15 @@ def _find_cell_problems(
     for member, choice in itertools.product(members, sorted(choices)):
         seed = get_draw_seed({**args, "hparams_seed": choice})
         resolved = host.resolve_hparams(algorithm_class, args, {**fixed, **member}, seed)
-        for problem in resolved.problems:
-            if not (isinstance(problem, HparamProblem) and problem.is_local):
-                yield problem
+        yield from (problem for problem in resolved.problems if not problem.is_local)
 
 
-def _place_problem(problem: str | HparamProblem, settings: Sequence[_Setting]) -> _Problem:
+def _place_problem(problem: HparamProblem, settings: Sequence[_Setting]) -> _Problem:
     """Place a problem at the last setting of its value, or at ``hparams`` if it has no setting."""
-    if isinstance(problem, HparamProblem):
-        same_name = [setting for setting in settings if setting.name == problem.name]
-        same_value = [setting for setting in same_name if setting.value == problem.value]
-        if same_name:
-            return (same_value or same_name)[-1].path, problem.message_after_key()
+    same_name = [setting for setting in settings if setting.name == problem.name]
+    same_value = [setting for setting in same_name if setting.value == problem.value]
+    if same_name:
+        return (same_value or same_name)[-1].path, problem.message_after_key()
     return ("hparams",), str(problem)
 
 
