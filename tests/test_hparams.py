@@ -77,9 +77,11 @@ def test_defaults_and_draws_in_the_harness_equal_upstream():
     golden = Path(__file__).parent / "golden" / "upstream" / "hparams_carft.json"
     for dataset, expected in json.loads(golden.read_text()).items():
         assert hparams_registry.default_hparams("CARFT", dataset) == expected["default"]
+        assert algorithms.CARFT.resolve_hparams(dataset, {}).values == expected["default"]
         for draw in expected["random"]:
             seed = misc.seed_hash(*draw["seeds"])
             assert hparams_registry.random_hparams("CARFT", dataset, seed) == draw["hparams"]
+            assert algorithms.CARFT.resolve_hparams(dataset, {}, seed).values == draw["hparams"]
 
 
 # The embedded CLIP model on other datasets than its default
