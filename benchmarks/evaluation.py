@@ -60,7 +60,8 @@ def write_images(root: Path, count: int) -> None:
 def evaluate(words: list[str], way: str) -> tuple[float, float, dict[str, float]]:
     """Return wall-clock seconds, CPU seconds, and the accuracies of an evaluation."""
     args = train.parse(words)[0]
-    hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
+    given = checks.parse_hparams(args.hparams)
+    hparams = checks.resolve_hparams(args.algorithm, args.dataset, given, steps=args.steps).values
     with contextlib.redirect_stdout(io.StringIO()):
         job = preparation.prepare(args, hparams, MEMORY if way == IN_MEMORY else 0)
         if way == TRANSFORMS:

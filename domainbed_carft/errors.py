@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ class HparamProblem:
     value: Any
     expected: str = ""  # the valid values, such as "a number > 0"
     message: str = ""  # a complete sentence, used instead of ``expected``
+    valid_names: Sequence[str] = ()  # if there is no hyperparameter of this name
+    is_local: bool = False  # True if a file is missing that other machines can have
 
     def __str__(self) -> str:
         return self.message or invalid(self.name, self.value, self.expected)

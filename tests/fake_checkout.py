@@ -88,10 +88,7 @@ def is_carft_harness():
 from domainbed.algorithms import Algorithm
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 
-implies_nothing = classmethod(lambda cls, dataset, overrides, random_seed: {})
-CLASSES = {
-    name: type(name, (Algorithm,), {"implied_hparams": implies_nothing}) for name in ALGORITHMS
-}
+CLASSES = {name: type(name, (Algorithm,), {}) for name in ALGORITHMS}
 OWN_METHODS, OWN_PROBLEMS = {}, []
 globals().update(CLASSES)
 

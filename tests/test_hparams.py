@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import domainbed
 import pytest
 from domainbed import hparams_registry
-from domainbed.lib import checks, misc, preparation
-from domainbed.scripts import train
+from domainbed.lib import checks, misc
 from fake_checkout import run_python, write_checkout
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.jobs.hparams import get_draw_seed
 from domainbed_carft.method import algorithms
+from domainbed_carft.method.hparam_tables import get_hparams
 from domainbed_carft.method.hparams import Conditions
 
 # Defaults on a benchmark that differ from fine-tuning; most of them are published.
@@ -65,7 +66,7 @@ def test_hyperparameters_are_drawn_from_their_ranges(name):
         SimpleNamespace(uniform=lambda *ends, end=end: ends[end]) for end in (0, 1)
     )
     conditions = Conditions("PACS")
-    for hparam in getattr(algorithms, name).hparams_by_name().values():
+    for hparam in get_hparams(getattr(algorithms, name)).values():
         if hparam.draw:
             ends = [hparam.draw(drawn, conditions) for drawn in (smallest, largest)]
             factor = 10 if name in TEN_TIMES_THE_RATE and hparam.name == "lr" else 1
@@ -76,9 +77,11 @@ def test_defaults_and_draws_in_the_harness_equal_upstream():
     golden = Path(__file__).parent / "golden" / "upstream" / "hparams_carft.json"
     for dataset, expected in json.loads(golden.read_text()).items():
         assert hparams_registry.default_hparams("CARFT", dataset) == expected["default"]
+        assert algorithms.CARFT.resolve_hparams(dataset, {}).values == expected["default"]
         for draw in expected["random"]:
             seed = misc.seed_hash(*draw["seeds"])
             assert hparams_registry.random_hparams("CARFT", dataset, seed) == draw["hparams"]
+            assert algorithms.CARFT.resolve_hparams(dataset, {}, seed).values == draw["hparams"]
 
 
 # The embedded CLIP model on other datasets than its default
@@ -88,9 +91,9 @@ TINY = {"clip_backbone": "tiny"}
 
 def choose(dataset, algorithm="CARFT", seeds=(0, 0), **overrides):
     """Return the hparams of a job in the harness."""
-    words = ["--algorithm", algorithm, "--dataset", dataset, "--hparams", json.dumps(overrides)]
-    words += ["--hparams_seed", str(seeds[0]), "--trial_seed", str(seeds[1])]
-    return preparation.choose_hparams(train.parse(words)[0], overrides)
+    seed = get_draw_seed({"hparams_seed": seeds[0], "trial_seed": seeds[1]})
+    harness_class = domainbed.algorithms.get_algorithm_class(algorithm)
+    return harness_class.resolve_hparams(dataset, overrides, seed).values
 
 
 @pytest.mark.parametrize("dataset", ["./pets", "PACS"])
@@ -121,7 +124,7 @@ def test_other_clip_models_and_algorithms_imply_no_hparams():
     assert choose("./pets", clip_backbone="RN50")["lr"] == 5e-6
     usual = choose("EmojiStyles", clip_backbone="ViT-B/16")
     assert (usual["lr"], usual["batch_size"], usual["contexts"]) == (5e-6, 32, "emoji")
-    assert algorithms.CARFT.implied_hparams("EmojiStyles", TINY, None) == {}
+    assert choose("EmojiStyles", **TINY) == choose("EmojiStyles")
     assert choose("./pets", "ERM")["lr"] == 5e-5
 
 
@@ -138,11 +141,10 @@ def test_other_clip_models_and_algorithms_imply_no_hparams():
     ],
 )
 def test_unused_hparams_of_an_algorithm_are_listed(algorithm, unused):
-    words = ["--algorithm", algorithm, "--dataset", "PACS"]
-    args = train.parse(words)[0]
     names = ["kl_weight", "sp_weight", "kl_direction", "lr", "batch_size", "clip_digest"]
     names += ["data_augmentation", "shots"]
-    assert preparation.unused_hparams(args, dict.fromkeys(names)) == unused
+    resolved = checks.resolve_hparams(algorithm, "PACS", dict.fromkeys(names))
+    assert [*resolved.unread] == unused
 
 
 @pytest.mark.slow
@@ -163,7 +165,7 @@ for name in ("lr", "batch_size"):
 
 def test_swad_is_rejected_in_a_checkout(monkeypatch):
     monkeypatch.setattr(domainbed, "IS_CARFT_HARNESS", False)
-    (problem,) = algorithms.CARFT.hparam_problems("PACS", {"average": "swad"})
+    (problem,) = algorithms.CARFT.resolve_hparams("PACS", {"average": "swad"}).problems
     assert "average is 'swad', expected 'none', 'sma', 'ema' or 'beta' in this Dom" in str(problem)
 
 
@@ -171,7 +173,8 @@ def test_swad_is_rejected_in_a_checkout(monkeypatch):
 
 
 def problems(algorithm, hparams, steps=None):
-    return [*map(str, checks.hparams_problems(hparams, algorithm, "EmojiStyles", steps))]
+    resolved = checks.resolve_hparams(algorithm, "EmojiStyles", hparams, steps=steps)
+    return [*map(str, resolved.problems)]
 
 
 def test_facts_can_be_pinned_only_for_algorithms_of_this_package():
@@ -179,6 +182,13 @@ def test_facts_can_be_pinned_only_for_algorithms_of_this_package():
     assert problems("CARFT", pinned) == []
     (problem, _) = problems("ERM", pinned)
     assert "no hyperparameter of ERM is called 'data_edition'" in problem
+
+
+def test_values_of_other_methods_are_checked():
+    assert problems("CLIPFineTune", {"kl_weight": 2}) == []
+    assert problems("CLIPFineTune", {"kl_weight": -1}) == [
+        "kl_weight is -1, expected a number >= 0"
+    ]
 
 
 def test_warm_up_must_be_shorter_than_the_job():

@@ -163,6 +163,6 @@ def test_contexts_are_made_from_all_domains_or_without_the_target():
     ("dataset", "name"), [("TerraIncognita", "'location_38'"), ("VLCS", "'SUN09'")]
 )
 def test_domain_names_that_are_not_words_are_rejected_before_a_job(dataset, name):
-    (problem,) = algorithms.CARFT.hparam_problems(dataset, {"contexts": "domains"})
+    (problem,) = algorithms.CARFT.resolve_hparams(dataset, {"contexts": "domains"}).problems
     assert str(problem).startswith("contexts is 'domains', but ") and name in str(problem)
-    assert algorithms.CARFT.hparam_problems("DomainNet", {"contexts": "domains"}) == []
+    assert algorithms.CARFT.resolve_hparams("DomainNet", {"contexts": "domains"}).problems == []

@@ -149,7 +149,7 @@ def test_declaration_refuses_exactly_the_values_that_train_refuses(name, values)
     text = "name: x\ndatasets: [EmojiStyles]\nalgorithms: [CLIPFineTune]\nhparams: "
     for value in values:
         hparams = json.dumps({name: value})
-        if checks.hparams_problems({name: value}, "CLIPFineTune", "EmojiStyles", None):
+        if checks.resolve_hparams("CLIPFineTune", "EmojiStyles", {name: value}).problems:
             (problem,) = problems(text + hparams)
             assert problem.startswith(f"4: hparams.{name}: got {value!r}, expected ")
         else:

@@ -40,6 +40,7 @@ from domainbed_carft.machine import devices, stand_in_device
 from domainbed_carft.method import hparam_checks, hparams
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.host_lookup import is_carft_harness
+from domainbed_carft.method.hparam_tables import get_hparams
 
 TOLERANCE = 1e-7  # for float64; rounding errors are a million times smaller
 FLOAT32_TOLERANCE = 1e-4  # also for values that depend on text features, which are float32
@@ -460,10 +461,12 @@ def target(subject: Subject) -> None:
 
 def require_valid(subject: Subject, dataset: str, random_seed: int | None) -> None:
     """Raise unless the defaults (no seed) or a random draw are valid hyperparameters of a job."""
-    hparams_by_name = subject.algorithm_class.hparams_by_name()
+    hparams_by_name = get_hparams(subject.algorithm_class)
     conditions = hparams.Conditions(dataset)
+    defaults = hparams.get_defaults(hparams_by_name, conditions)
     values, repeated_values = (
-        hparams.get_values(hparams_by_name, conditions, random_seed) for _ in range(2)
+        {**defaults, **hparams.draw_values(hparams_by_name, conditions, random_seed)}
+        for _ in range(2)
     )
     kind = "default" if random_seed is None else f"draw of seed {random_seed}"
     for name, value in values.items():
@@ -489,11 +492,13 @@ def drawn_hparams(subject: Subject) -> None:
 
 def wrong_hparams(subject: Subject) -> None:
     """Each hyperparameter rejects invalid values with a message that names it."""
-    hparams_by_name = subject.algorithm_class.hparams_by_name()
+    hparams_by_name = get_hparams(subject.algorithm_class)
     for (name, hparam), value in itertools.product(hparams_by_name.items(), WRONG_VALUES):
         require(not hparam.valid(value), f"{name} = {value!r} is accepted; expected an error")
     for name in declared_hparams(subject.algorithm_class):
-        problems = [*map(str, subject.algorithm_class.hparam_problems(DATASET, {name: None}))]
+        problems = hparam_checks.job_problems(
+            subject.algorithm_class, SHAPE, {**subject.hparams, name: None}
+        )
         require(
             any(problem.startswith(f"{name} is None") for problem in problems),
             f"{name} = None gives {problems}; expected a message that begins with {name} is None",

@@ -20,6 +20,7 @@ from domainbed_carft.jobs.own_methods import MethodFile
 from domainbed_carft.method import own_methods
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.algorithms import CLASSES
+from domainbed_carft.method.hparam_tables import complete
 from domainbed_carft.text import unknown
 
 DATASET = "EmojiStyles"  # its defaults suit a few steps with the small CLIP model
@@ -113,7 +114,7 @@ class Subject:
         self.algorithm_class = algorithm_class
         self.name = algorithm_class.__name__
         self.given_hparams = dict(hparams)
-        defaults = algorithm_class.complete_hparams({"class_names": f"dataset:{DATASET}"})
+        defaults = complete(algorithm_class, {"class_names": f"dataset:{DATASET}"})
         defaults["lp_steps"] = min(LP_STEPS, defaults.get("lp_steps", 0))
         settings = {"class_names": CLASS_NAMES, "contexts": CONTEXTS, "amp": "off"}
         self.hparams: dict[str, Any] = {**defaults, **settings, **hparams}

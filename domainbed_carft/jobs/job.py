@@ -18,17 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
-# The expected values, for messages, and a check. Without it a text such as "no" would be true.
-SWITCH = ("true or false", lambda value: isinstance(value, int) and value in (0, 1))
-_SIZE = (
-    "a whole number of at least 1 and less than 2147483648",
-    lambda value: type(value) is int and 1 <= value < 2**31,
-)
-# Hyperparameters that train reads for all algorithms.
-READ_BY_TRAIN = {
-    **dict.fromkeys(("data_augmentation", "class_balanced"), SWITCH),
-    **dict.fromkeys(("batch_size", "shots"), _SIZE),
-}
 IDENTITY = {"dataset": str, "algorithm": str, "trial_seed": int, "hparams_seed": int}
 
 
@@ -197,36 +186,6 @@ def parse_overrides(args: Mapping[str, Any]) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
             hparams = json.loads(hparams)
     return dict(hparams) if isinstance(hparams, Mapping) else {"--hparams": hparams}
-
-
-def get_base_hparams(
-    registry: Any,
-    algorithm_class: Any,
-    args: Mapping[str, Any],
-    overrides: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the hyperparameters of a job before ``--hparams`` is applied.
-
-    Args:
-        registry: The host's `hparams_registry`. Its defaults are used for the hparams seed 0, its
-            random draws for other seeds.
-        algorithm_class: Its `implied_hparams` replace values of the registry. None for classes
-            without this function.
-        args: The arguments of train.
-        overrides: The parsed ``--hparams``.
-    """
-    algorithm, dataset = args["algorithm"], args["dataset"]
-    seed: int | None = None
-    if args["hparams_seed"]:
-        seed = seed_hash(args["hparams_seed"], args["trial_seed"])
-        values = registry.random_hparams(algorithm, dataset, seed)
-    else:
-        values = registry.default_hparams(algorithm, dataset)
-
-    implied: Mapping[str, Any] = {}
-    if algorithm_class is not None:
-        implied = algorithm_class.implied_hparams(dataset, overrides, seed, steps=args.get("steps"))
-    return {**values, **implied}
 
 
 def get_data_independent_key(args: Mapping[str, Any]) -> str:

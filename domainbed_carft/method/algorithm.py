@@ -17,23 +17,23 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.errors import CarftError, HparamProblem, raise_for
+from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.jobs.algorithms import Style as Style
+from domainbed_carft.jobs.hparams import ResolvedHparams
 from domainbed_carft.method import (
     averages,
     dataset_facts,
     hparam_checks,
+    hparam_tables,
     job,
     objective,
     optim,
     penalties,
-)
-from domainbed_carft.method import (
-    hparams as hparam_module,
+    resolution,
 )
 from domainbed_carft.method.batch import (
     Batch,
@@ -51,20 +51,13 @@ from domainbed_carft.method.encoders import (
     encode,
 )
 from domainbed_carft.method.hosted import HostedAlgorithm, Minibatches, pair_minibatches
-from domainbed_carft.method.hparams import Conditions, Hparam
-from domainbed_carft.method.lora import HPARAMS as LORA_HPARAMS
+from domainbed_carft.method.hparams import Hparam
 from domainbed_carft.method.lora import LoRA, get_merged_weights, lora_scale
 from domainbed_carft.method.prompts import Prompts
 from domainbed_carft.text import printable
 
 # Prefixes of state dict names that prediction does not need.
 TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
-# Hyperparameters without an effect on an algorithm that trains nothing.
-TRAINING_HPARAMS = {
-    *"head_init head_scale lr weight_decay weight_decay_all lr_schedule warmup_steps".split(),
-    *"total_steps grad_clip checkpoint_blocks compile_blocks".split(),
-    *(hparam.name for hparam in (*averages.HPARAMS, *LORA_HPARAMS)),
-}
 GIVE_STEPS = "pass steps=..., the number of updates that you will take"
 
 
@@ -97,8 +90,6 @@ class CLIPAlgorithm(HostedAlgorithm):
     Attributes:
         HPARAMS: hyperparameters of the method. One with the name of a common one replaces it.
         STYLE: colour, marker, dash and row of the method in figures and tables.
-        EXTRA_HPARAMS: names that `--hparams` accepts in addition to the hyperparameters.
-        RESOLVED_HPARAMS: hparams whose resolved value on the job's machine is in the records.
         trains_encoder: True if the image encoder is trained.
         trains_head: True if the class head is trained.
         trains_text: True if the text encoder is trained.
@@ -137,8 +128,6 @@ class CLIPAlgorithm(HostedAlgorithm):
     trains_text = False
     takes_penalties = True
     uses_original = True
-    EXTRA_HPARAMS = hparam_module.PINNABLE
-    RESOLVED_HPARAMS = ("amp",)
     method_digest = ""
     method_file = ""
     method_declarations: ClassVar[Mapping[str, Any]] = {}
@@ -169,7 +158,7 @@ class CLIPAlgorithm(HostedAlgorithm):
         hparams: Mapping[str, Any],
         **host_arguments: Any,
     ) -> None:
-        complete = self.complete_hparams(hparams)
+        complete = hparam_tables.complete(type(self), hparams)
         raise_for(hparam_checks.job_problems(type(self), input_shape, complete))
         facts = job.find_job_facts(complete, num_classes, self.has_kl(complete))
         print(*map(printable, facts.describe()), sep="\n")
@@ -224,47 +213,22 @@ class CLIPAlgorithm(HostedAlgorithm):
     # Hyperparameters
 
     @classmethod
-    def hparams_by_name(cls) -> dict[str, Hparam]:
-        """Return all hyperparameters of the algorithm by name, including the common ones."""
-        common = (
-            *hparam_module.COMMON,
-            *averages.HPARAMS,
-            *LORA_HPARAMS,
-            *penalties.HPARAMS,
-        )
-        declared = [
-            hparam for base in reversed(cls.__mro__) for hparam in vars(base).get("HPARAMS", ())
-        ]
-        return {hparam.name: hparam for hparam in (*common, *declared)}
-
-    @classmethod
-    def complete_hparams(cls, hparams: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a copy of ``hparams`` with the defaults of missing names.
-
-        Outside of a host, no registry provides the defaults.
-        """
-        values = dict(hparams)
-        dataset = dataset_facts.parse_dataset_name(values.get("class_names")) or ""
-        conditions = Conditions(dataset, str(values.get("clip_backbone", "")))
-        defaults = hparam_module.get_values(cls.hparams_by_name(), conditions)
-        if not dataset:
-            del defaults["class_names"]
-        return {**defaults, **values}
-
-    @classmethod
-    def hparam_problems(
-        cls, dataset: str, overrides: Mapping[str, Any]
-    ) -> list[str | HparamProblem]:
-        """Return the problems of ``--hparams``, for hosts that check before they load anything.
+    def resolve_hparams(
+        cls,
+        dataset: str,
+        given: Mapping[str, Any],
+        random_seed: int | None = None,
+        steps: int | None = None,
+    ) -> ResolvedHparams:
+        """Return the hyperparameters of a job in the harness (`resolution.resolve`).
 
         Args:
             dataset: name of the dataset.
-            overrides: the hparams set by the user.
-
-        Returns:
-            The problems, empty if the hparams are valid.
+            given: the values set by the user.
+            random_seed: seed of random draws, None for the defaults.
+            steps: number of training steps, None for the dataset's default.
         """
-        return hparam_checks.hparam_problems(cls, dataset, overrides)
+        return resolution.resolve(cls, dataset, given, random_seed, steps)
 
     @classmethod
     def conflicts(cls, hparams: Mapping[str, Any]) -> dict[str, str]:
@@ -301,47 +265,6 @@ class CLIPAlgorithm(HostedAlgorithm):
                 f"{GIVE_STEPS}, or set average to 'none', 'sma' or 'ema'"
             )
         return problems
-
-    @classmethod
-    def implied_hparams(
-        cls,
-        dataset: str,
-        overrides: Mapping[str, Any],
-        random_seed: int | None,
-        steps: int | None = None,
-    ) -> dict[str, Any]:
-        """Return the hparams that follow from the user's ``clip_backbone`` and number of steps.
-
-        Args:
-            dataset: name of the dataset.
-            overrides: the hparams set by the user, which are never replaced.
-            random_seed: seed of a random draw, None for the defaults.
-            steps: number of training steps, None for the dataset's default.
-
-        Returns:
-            Name -> value of each hparam that differs from its usual value.
-        """
-        clip_backbone = str(overrides.get("clip_backbone", ""))
-        conditions = Conditions(dataset, clip_backbone, steps)
-        hparams = cls.hparams_by_name()
-        usual_values = hparam_module.get_values(hparams, Conditions(dataset), random_seed)
-        values = hparam_module.get_values(hparams, conditions, random_seed)
-        return {
-            name: value
-            for name, value in values.items()
-            if value != usual_values[name] and name not in overrides
-        }
-
-    @classmethod
-    def unused_hparams(cls, names: Sequence[str]) -> list[str]:
-        """Return the ``names`` without an effect here, such as penalties that cannot be added."""
-        used = {*cls.hparams_by_name(), *cls.EXTRA_HPARAMS}
-        if not (cls.trains_encoder and cls.takes_penalties):
-            used -= {"drift_every", "kl_direction"}
-            used -= {hparam.name for hparam in penalties.HPARAMS}
-        if cls.is_constant:
-            used -= TRAINING_HPARAMS
-        return [name for name in names if name not in used]
 
     @classmethod
     def has_kl(cls, hparams: Mapping[str, Any]) -> bool:

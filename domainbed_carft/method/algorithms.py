@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS, SHIPPED
 from domainbed_carft.jobs.own_methods import find_files
-from domainbed_carft.method import hparams, own_methods
+from domainbed_carft.method import hparam_tables, hparams, own_methods
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 
@@ -29,24 +27,15 @@ def __getattr__(name: str) -> type[CLIPAlgorithm]:
 
 
 def recorded_hparams(algorithm: str) -> dict[str, Hparam]:
-    """Return by name all hyperparameters in the records of an algorithm.
-
-    These are the algorithm's and those of this package's other methods, so that one ``--hparams``
-    of a sweep can be passed to all of them, and their records can be compared. Hyperparameters of a
-    user's methods are only in the records of those methods, so that other records do not depend on
-    the files that a process has loaded.
-    """
-    return {**_other_method_hparams(), **CLASSES[algorithm].hparams_by_name()}
+    """Return by name all hyperparameters in the records of an algorithm."""
+    return hparam_tables.get_recorded_hparams(CLASSES[algorithm])
 
 
-@functools.cache
-def _other_method_hparams() -> Mapping[str, Hparam]:
-    """Return by name the hyperparameters of this package's methods as recorded by other methods."""
-    hparams_by_name: dict[str, Hparam] = {}
-    for algorithm in map(CLASSES.__getitem__, ALGORITHMS):
-        for name, hparam in algorithm.hparams_by_name().items():
-            hparams_by_name.setdefault(name, hparam.for_other_methods())
-    return hparams_by_name
+def _add_other_methods() -> None:
+    """Add the hyperparameters of this package's methods to those that other methods record."""
+    for name in ALGORITHMS:
+        for hparam in hparam_tables.get_hparams(CLASSES[name]).values():
+            hparam_tables.OTHER_METHODS.setdefault(hparam.name, hparam.for_other_methods())
 
 
 def hparam_values(
@@ -62,8 +51,12 @@ def hparam_values(
     training steps if known.
     """
     conditions = Conditions(dataset, clip_backbone, steps)
-    return hparams.get_values(recorded_hparams(algorithm), conditions, random_seed)
+    table = recorded_hparams(algorithm)
+    defaults = hparams.get_defaults(table, conditions)
+    return {**defaults, **hparams.draw_values(table, conditions, random_seed)}
 
+
+_add_other_methods()
 
 # No job starts if there are problems. The files are loaded last because they can import this
 # module.

@@ -11,6 +11,7 @@ from domainbed_carft.arguments import COUNT, MAPPING, TEXT, check
 from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.images.protocols import UPSTREAM_SIZE
 from domainbed_carft.jobs import facts
+from domainbed_carft.method import hparam_tables
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.algorithms import CLASSES, recorded_hparams
 from domainbed_carft.method.job import find_preprocessing
@@ -70,7 +71,7 @@ def build(
     values = {**hparams, "class_names": [*class_names]}
     if steps is not None:
         values["total_steps"] = steps
-    complete = algorithm_class.complete_hparams(values)
+    complete = hparam_tables.complete(algorithm_class, values)
     if "total_steps" not in values:
         raise_for(algorithm_class.total_steps_problems(complete))
 
@@ -78,7 +79,7 @@ def build(
     # Without preprocessing, the constructor raises the error.
     size = preprocessing.resolution if preprocessing else UPSTREAM_SIZE
     with contextlib.redirect_stdout(io.StringIO()):
-        return algorithm_class((3, size, size), len(class_names), num_domains, values)
+        return algorithm_class((3, size, size), len(class_names), num_domains, complete)
 
 
 def _class_name_problems(class_names: Any) -> list[str]:

@@ -10,7 +10,8 @@ from domainbed_carft.errors import HparamProblem, collect_problems
 from domainbed_carft.method import prompts
 from domainbed_carft.method.dataset_facts import parse_dataset_name
 from domainbed_carft.method.host_lookup import is_carft_harness
-from domainbed_carft.method.hparams import PINNABLE, is_preprocessing
+from domainbed_carft.method.hparam_tables import get_hparams
+from domainbed_carft.method.hparams import PINNABLE, Conditions, Hparam, get_defaults
 
 # Hparams used by a single method, which other methods would silently ignore.
 _METHOD_HPARAMS = {"margin": "CLIPood has a margin", "lp_steps": "CLIPLPFT probes first"}
@@ -30,7 +31,8 @@ def job_problems(
             "with one name per class in label order, or to 'dataset:PACS' for a dataset that this "
             "package supports"
         ]
-    return [*map(str, _value_problems(algorithm, hparams)), *_shape_problems(input_shape)]
+    problems = find_problems(algorithm, get_hparams(algorithm), hparams, Conditions(dataset=""))
+    return [*map(str, problems), *_shape_problems(input_shape)]
 
 
 def _shape_problems(input_shape: Sequence[int]) -> list[str]:
@@ -43,72 +45,53 @@ def _shape_problems(input_shape: Sequence[int]) -> list[str]:
     return [f"the dataset has images of shape {shape}, expected {expected}"]
 
 
-def hparam_problems(
-    algorithm: Any, dataset: str, overrides: Mapping[str, Any]
-) -> list[str | HparamProblem]:
-    """Return the problems of the hparams set by a user for a job of the class ``algorithm``.
+def find_problems(
+    algorithm: Any,
+    table: Mapping[str, Hparam],
+    hparams: Mapping[str, Any],
+    conditions: Conditions,
+) -> list[HparamProblem]:
+    """Return the problems of the hparams of a job, individually and in combination.
 
-    ``batch_size`` is not checked here, but by the harness.
+    Args:
+        algorithm: the class of the algorithm.
+        table: the hyperparameters whose values are checked, by name; pinned facts are as well.
+        hparams: the complete hyperparameters.
+        conditions: the conditions of the defaults, which replace invalid values when combinations
+            are checked. Without a dataset, contexts from the names of its domains are not checked.
     """
-    values = algorithm.complete_hparams({"class_names": f"dataset:{dataset}"})
-    values |= {name: value for name, value in overrides.items() if name != "batch_size"}
-    problems = _value_problems(algorithm, values)
-
-    spec = values["contexts"]
-    if spec in prompts.DOMAIN_LISTS and dataset in benchmarks.BENCHMARKS:
-        domains = [environment.folder for environment in benchmarks.get(dataset).environments]
-        min_contexts = _get_min_contexts(algorithm, values)
-        messages = collect_problems(prompts.make_domain_contexts, spec, domains, min_contexts)
-        problems += [HparamProblem("contexts", spec, message=message) for message in messages]
-    return problems
-
-
-def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[str | HparamProblem]:
-    """Return the problems of the hparams of a job, individually and in combination."""
     invalid = {
-        name: HparamProblem(name, hparams[name], hparam.expected)
-        for name, hparam in algorithm.hparams_by_name().items()
-        if not hparam.valid(hparams[name])
+        name: hparam
+        for name, hparam in {**table, **PINNABLE}.items()
+        if name in hparams and not hparam.valid(hparams[name])
     }
-    invalid |= _pin_problems(hparams)
-
-    problems: list[str | HparamProblem] = [*invalid.values()]
+    problems = [
+        HparamProblem(name, hparams[name], hparam.expected) for name, hparam in invalid.items()
+    ]
+    usable = {**hparams, **get_defaults(invalid, conditions)}
     if "clip_backbone" not in invalid:
-        problems += collect_problems(_require_backbone, hparams["clip_backbone"])
-    # Contexts made from the names of domains are only known with the dataset.
-    if "contexts" not in invalid and hparams["contexts"] not in prompts.DOMAIN_LISTS:
-        min_contexts = _get_min_contexts(algorithm, hparams) if "kl_weight" not in invalid else 1
-        spec = hparams["contexts"]
+        spec = hparams["clip_backbone"]
+        for message in collect_problems(_require_backbone, spec):
+            problems.append(HparamProblem("clip_backbone", spec, message=message, is_local=True))
+    if "contexts" not in invalid:
+        min_contexts = 2 if "kl_weight" not in invalid and algorithm.has_kl(usable) else 1
+        problems += _context_problems(hparams["contexts"], conditions.dataset, min_contexts)
+    return [*problems, *_conflicts(algorithm, usable)]
+
+
+def _context_problems(spec: Any, dataset: str, min_contexts: int) -> list[HparamProblem]:
+    """Return the problems of contexts, of which those of a dataset's domains can be unknown.
+
+    Over a single context, the KL would be zero.
+    """
+    if spec not in prompts.DOMAIN_LISTS:
         messages = collect_problems(prompts.parse_contexts, spec, min_contexts)
-        problems += [HparamProblem("contexts", spec, message=message) for message in messages]
-    defaults = algorithm.complete_hparams({"class_names": hparams["class_names"]})
-    usable = {**hparams, **{name: defaults[name] for name in invalid if name in defaults}}
-    problems += _conflicts(algorithm, usable)
-    return problems
-
-
-def _pin_problems(hparams: Mapping[str, Any]) -> dict[str, HparamProblem]:
-    """Return by name the problems of pinned facts."""
-    problems = {}
-    for name in PINNABLE:
-        value = hparams.get(name, "")
-        if name == "preprocessing":
-            is_valid = value == "" or is_preprocessing(value)
-            expected = (
-                "the side in pixels, bicubic or bilinear, shortest or squash, such as "
-                "'224 bicubic shortest'"
-            )
-        else:
-            is_valid = isinstance(value, str)
-            expected = "the value in an earlier record"
-        if not is_valid:
-            problems[name] = HparamProblem(name, value, expected)
-    return problems
-
-
-def _get_min_contexts(algorithm: Any, hparams: Mapping[str, Any]) -> int:
-    """Return the minimum number of contexts: over a single context, the KL would be zero."""
-    return 2 if algorithm.has_kl(hparams) else 1
+    elif dataset in benchmarks.BENCHMARKS:
+        domains = [environment.folder for environment in benchmarks.get(dataset).environments]
+        messages = collect_problems(prompts.make_domain_contexts, spec, domains, min_contexts)
+    else:
+        messages = []
+    return [HparamProblem("contexts", spec, message=message) for message in messages]
 
 
 def _conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> list[HparamProblem]:
@@ -130,7 +113,7 @@ def _step_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str
         return {}  # without training there is no schedule, and zero-shot CLIP has a single step
 
     total_steps = hparams["total_steps"]
-    lp_steps = hparams["lp_steps"] if "lp_steps" in algorithm.hparams_by_name() else 0
+    lp_steps = hparams["lp_steps"] if "lp_steps" in get_hparams(algorithm) else 0
     if lp_steps >= total_steps or hparams["warmup_steps"] < total_steps - lp_steps:
         return {}
 
@@ -194,7 +177,7 @@ def _other_method_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[
     return {
         name: f"0: only {owner}"
         for name, owner in _METHOD_HPARAMS.items()
-        if hparams.get(name) and name not in algorithm.hparams_by_name()
+        if hparams.get(name) and name not in get_hparams(algorithm)
     }
 
 

@@ -25,8 +25,6 @@ STEPS = dict.fromkeys(EMBEDDED, 101) | {"ImageNet": 25_030}  # other defaults
 KL_DIRECTIONS = ("original||fine-tuned", "fine-tuned||original")
 UNCHECKED = "unchecked"  # the value of data_edition that allows any data
 
-# Facts that a job finds itself, and that a user can pin in `--hparams`.
-PINNABLE = ("clip_digest", "clip_revision", "prompts_digest", "data_edition", "preprocessing")
 _PREPROCESSING = r"([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
 _SAME_DEFAULT = object()
 
@@ -87,15 +85,20 @@ class Hparam:
         return replace(self, default=self.elsewhere, draw=None)
 
 
-def get_values(
-    hparams: Mapping[str, Hparam], conditions: Conditions, random_seed: int | None = None
+def get_defaults(hparams: Mapping[str, Hparam], conditions: Conditions) -> dict[str, Any]:
+    """Return the default of each hyperparameter under these conditions."""
+    return {name: hparam.default_for(conditions) for name, hparam in hparams.items()}
+
+
+def draw_values(
+    hparams: Mapping[str, Hparam], conditions: Conditions, random_seed: int | None
 ) -> dict[str, Any]:
-    """Return the default of each hyperparameter, or with a ``random_seed`` its draw, if it has one.
+    """Draw each hyperparameter that has a draw; without a seed, none.
 
     As in DomainBed, each is drawn from a separate generator, so that adding one never changes
     another.
     """
-    values = {name: hparam.default_for(conditions) for name, hparam in hparams.items()}
+    values: dict[str, Any] = {}
     if random_seed is None:
         return values
 
@@ -267,6 +270,21 @@ def _default_total_steps(conditions: Conditions) -> int:
 def _draw_batch_size(random_state: np.random.RandomState, conditions: Conditions) -> int:
     return int(2 ** random_state.uniform(3, 5 if conditions.dataset == "DomainNet" else 5.5))
 
+
+# Facts that a job finds itself, and that a user can pin in `--hparams`, by name.
+PINNABLE: dict[str, Hparam] = {
+    **{
+        name: Hparam(name, "", lambda v: isinstance(v, str), "the value in an earlier record")
+        for name in ("clip_digest", "clip_revision", "prompts_digest", "data_edition")
+    },
+    "preprocessing": Hparam(
+        "preprocessing",
+        "",
+        lambda v: v == "" or is_preprocessing(v),
+        "the side in pixels, bicubic or bilinear, shortest or squash, such as '224 bicubic "
+        "shortest'",
+    ),
+}
 
 # The hyperparameters of all algorithms; `averages`, `lora` and `penalties` declare further ones.
 COMMON: tuple[Hparam, ...] = (

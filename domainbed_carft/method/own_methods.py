@@ -20,6 +20,7 @@ from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.jobs.algorithms import Style
 from domainbed_carft.jobs.own_methods import MethodFile
 from domainbed_carft.method.algorithm import CLIPAlgorithm
+from domainbed_carft.method.hparam_tables import get_hparams
 from domainbed_carft.method.hparams import Conditions, Hparam
 
 # A dataset for each kind of default.
@@ -68,7 +69,7 @@ def get_declarations(algorithm: type[CLIPAlgorithm]) -> dict[str, Any]:
     The values are as in JSON, so that they are equal in records and weights.
     """
     style = vars(algorithm).get("STYLE")  # an inherited style belongs to another algorithm
-    hparams = algorithm.hparams_by_name().keys() - CLIPAlgorithm.hparams_by_name().keys()
+    hparams = get_hparams(algorithm).keys() - get_hparams(CLIPAlgorithm).keys()
     plain_style = None
     if isinstance(style, Style):
         plain_style = json.loads(json.dumps(dataclasses.asdict(style)))

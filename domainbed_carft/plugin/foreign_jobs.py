@@ -207,11 +207,17 @@ def get_missing_hparams(algorithm: str, dataset: str, random_seed: int | None) -
     The defaults of a checkout do not depend on ``--hparams``, so that they do not fit another CLIP
     model. Returns an empty string if nothing is missing.
     """
-    from domainbed_carft.method import algorithms
+    from domainbed_carft.method.algorithms import hparam_values
 
-    overrides = parse_user_hparams()
-    missing = algorithms.CLASSES[algorithm].implied_hparams(dataset, overrides, random_seed)
-    return json.dumps({**overrides, **missing}) if missing else ""
+    given = parse_user_hparams()
+    usual, fitting = (
+        hparam_values(algorithm, dataset, random_seed, clip_backbone)
+        for clip_backbone in ("", str(given.get("clip_backbone", "")))
+    )
+    missing = {
+        name: value for name, value in fitting.items() if value != usual[name] and name not in given
+    }
+    return json.dumps({**given, **missing}) if missing else ""
 
 
 def get_planned_steps() -> int | None:

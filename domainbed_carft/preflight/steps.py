@@ -52,11 +52,11 @@ def prepare(
     # The words after python -m domainbed.scripts.train
     args, flags = train_arguments.parse(Job(job.args, folder).command[3:])
     with quiet():
-        hparams = preparation.choose_hparams(args, train_arguments.check(args, flags))
+        hparams = train_arguments.check(args, flags)
         args.steps = args.checkpoint_freq = _NEVER
         if targets is not None:
             args.test_envs = [*targets]
-        prepared = preparation.prepare(args, hparams, memory_limit=0)
+        prepared = preparation.prepare(args, hparams.values, memory_limit=0)
         return training.Trainer(prepared, None, stopping.StopSignals(), lock=None)
 
 

@@ -19,6 +19,7 @@ from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.facts import get_hparams_and_facts
 from domainbed_carft.jobs.folder import WEIGHTS_FORMAT
 from domainbed_carft.method.algorithms import CLASSES, OWN_PROBLEMS
+from domainbed_carft.method.hparam_tables import complete, get_hparams
 from domainbed_carft.method.hparams import is_preprocessing
 
 
@@ -99,7 +100,7 @@ def add_facts_to_hparams(content: Any) -> Any:
     with contextlib.suppress(Exception):  # unexpected content can raise any type
         algorithm = CLASSES[content["args"]["algorithm"]]
         stored = get_hparams_and_facts(content, content["model_hparams"])
-        return {**content, "model_hparams": algorithm.complete_hparams(stored)}
+        return {**content, "model_hparams": complete(algorithm, stored)}
     return content
 
 
@@ -110,9 +111,7 @@ def _are_hparams_valid(parts: Mapping[str, Any]) -> bool:
     """
     hparams = parts["model_hparams"]
     algorithm = CLASSES[parts["args"]["algorithm"]]
-    are_valid = all(
-        hparam.valid(hparams[name]) for name, hparam in algorithm.hparams_by_name().items()
-    )
+    are_valid = all(hparam.valid(hparams[name]) for name, hparam in get_hparams(algorithm).items())
     digests = ("clip_digest", "prompts_digest")
     return (
         are_valid

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_carft.errors import CarftError, HparamProblem, invalid
+from domainbed_carft.errors import CarftError, HparamProblem
 from domainbed_carft.files.parsing import YamlPath, YamlSource
-from domainbed_carft.jobs.job import READ_BY_TRAIN
+from domainbed_carft.jobs.hparams import get_draw_seed
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.results import published
 from domainbed_carft.sweep import host
@@ -20,6 +20,7 @@ from domainbed_carft.sweep.declaration import (
     Division,
     Override,
     Shape,
+    SweepCell,
     Variant,
     find_environment,
 )
@@ -207,70 +208,78 @@ def _is_searched(shape: Shape, name: str, value: Any, dataset: str, algorithm: s
 def _check_hparams(
     shape: Shape, datasets: Sequence[str], algorithms: Mapping[str, Any]
 ) -> Iterator[_Problem]:
-    """Check each setting by itself, then the settings of each algorithm together."""
-    registry = host.import_module("hparams_registry")
-    optional_names = getattr(registry, "OPTIONAL_HPARAMS", ())  # only in the harness
-    valid_names = functools.cache(
-        lambda algorithm, dataset: [
-            *registry.default_hparams(algorithm, dataset),
-            *optional_names,
-        ]
-    )
-
+    """Resolve the hyperparameters of each job as train does; yield the problems at their places."""
     settings = _get_settings(shape)
+    valid_names: dict[tuple[str, str], Sequence[str]] = {}  # by algorithm and name unknown to it
+    placed_problems: list[_Problem] = []
+    for cell in shape.cells():
+        if cell.dataset not in datasets or cell.algorithm not in algorithms:
+            continue
+        for problem in _find_cell_problems(shape, cell, algorithms[cell.algorithm]):
+            if problem.valid_names:
+                valid_names[cell.algorithm, problem.name] = problem.valid_names
+            else:
+                placed_problems.append(_place_problem(problem, settings))
+
     for setting in settings:
-        for message in _check_setting(setting, datasets, algorithms, valid_names):
+        for message in _find_unknown_name(setting, datasets, algorithms, valid_names):
             yield setting.path, message
-
-    # clip_backbone is not checked, because the weights can be on the nodes of a cluster only.
-    for variant in shape.settings.values():
-        for dataset in datasets:
-            for name, algorithm in algorithms.items():
-                if not variant.covers(dataset, name):
-                    continue
-
-                for member in shape.members(dataset, name):
-                    values = {**shape.get_hparams(dataset, name, variant), **member}
-                    values.pop("clip_backbone", None)
-                    steps = shape.get_steps(dataset, name)
-                    for problem in host.find_hparam_problems(algorithm, dataset, values, steps):
-                        yield _place_problem(problem, settings)
+    yield from placed_problems
 
 
-def _place_problem(problem: str | HparamProblem, settings: Sequence[_Setting]) -> _Problem:
+def _find_cell_problems(
+    shape: Shape, cell: SweepCell, algorithm_class: Any
+) -> Iterator[HparamProblem]:
+    """Yield the problems of each combination of searched values.
+
+    Of the random draws, the first and the last are checked. Files that this machine lacks can be on
+    the nodes of a cluster.
+    """
+    args = {
+        "algorithm": cell.algorithm,
+        "dataset": cell.dataset,
+        "steps": shape.get_steps(cell.dataset, cell.algorithm),
+        "trial_seed": shape.trial_seeds[0],
+    }
+    fixed = shape.get_hparams(cell.dataset, cell.algorithm, cell.variant)
+    members = shape.members(cell.dataset, cell.algorithm)
+    choices = {shape.choices[0], shape.choices[-1]}
+    for member, choice in itertools.product(members, sorted(choices)):
+        seed = get_draw_seed({**args, "hparams_seed": choice})
+        resolved = host.resolve_hparams(algorithm_class, args, {**fixed, **member}, seed)
+        yield from (problem for problem in resolved.problems if not problem.is_local)
+
+
+def _place_problem(problem: HparamProblem, settings: Sequence[_Setting]) -> _Problem:
     """Place a problem at the last setting of its value, or at ``hparams`` if it has no setting."""
-    if isinstance(problem, HparamProblem):
-        same_name = [setting for setting in settings if setting.name == problem.name]
-        same_value = [setting for setting in same_name if setting.value == problem.value]
-        if same_name:
-            return (same_value or same_name)[-1].path, problem.message_after_key()
+    same_name = [setting for setting in settings if setting.name == problem.name]
+    same_value = [setting for setting in same_name if setting.value == problem.value]
+    if same_name:
+        return (same_value or same_name)[-1].path, problem.message_after_key()
     return ("hparams",), str(problem)
 
 
-def _check_setting(
+def _find_unknown_name(
     setting: _Setting,
     datasets: Sequence[str],
-    algorithms: Mapping[str, Any],
-    valid_names: Callable[[str, str], list[str]],
+    algorithms: Iterable[str],
+    valid_names: Mapping[tuple[str, str], Sequence[str]],
 ) -> Iterator[str]:
-    """Yield values that train would misread, and algorithms that do not have the hyperparameter."""
-    names_by_algorithm: dict[str, list[str]] = {}  # valid names of algorithms without this one
-    algorithms_with_key: dict[str, None] = {}
-    for dataset in datasets:
-        for algorithm, algorithm_class in algorithms.items():
-            if not setting.covers(dataset, algorithm):
-                continue
+    """Yield a message if a setting covers algorithms that do not have the hyperparameter.
 
-            further_names = getattr(algorithm_class, "EXTRA_HPARAMS", ())
-            if setting.name not in (*valid_names(algorithm, dataset), *further_names):
-                names_by_algorithm.setdefault(algorithm, valid_names(algorithm, dataset))
-                continue
-
-            algorithms_with_key[algorithm] = None
-            expected, is_valid = READ_BY_TRAIN.get(setting.name, ("", bool))
-            if expected and not is_valid(setting.value):
-                yield invalid("", setting.value, expected)
-
+    ``valid_names`` has their names, by algorithm and unknown name.
+    """
+    covered = [
+        algorithm
+        for algorithm in algorithms
+        if any(setting.covers(dataset, algorithm) for dataset in datasets)
+    ]
+    names_by_algorithm = {
+        algorithm: valid_names[algorithm, setting.name]
+        for algorithm in covered
+        if (algorithm, setting.name) in valid_names
+    }
+    algorithms_with_key = [name for name in covered if name not in names_by_algorithm]
     if names_by_algorithm:
         kind = f"hyperparameter of {', '.join(names_by_algorithm)}"
         if algorithms_with_key and setting.path[0] == "hparams":

@@ -9,9 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.data import benchmarks, tasks
-from domainbed_carft.errors import CarftError, HparamProblem, raise_for
+from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.jobs.job import get_base_hparams, parse_overrides
+from domainbed_carft.jobs.hparams import (
+    ResolvedHparams,
+    get_draw_seed,
+    resolve_from_registry,
+)
+from domainbed_carft.jobs.job import parse_overrides
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.host_lookup import (
     find_dataset_class,
@@ -63,29 +68,34 @@ def find_algorithm_class(name: str) -> Any:
     return _find_class("algorithm", name, host.get_algorithm_class, valid_names)
 
 
+def resolve_hparams(
+    algorithm_class: Any,
+    args: Mapping[str, Any],
+    given: Mapping[str, Any],
+    random_seed: int | None = None,
+) -> ResolvedHparams:
+    """Return the hyperparameters of a job with these arguments of ``train``.
+
+    ``algorithm_class`` resolves those ``given`` by the user, if it is a class of the package or of
+    the harness. None and other classes leave it to the host's registry.
+    """
+    algorithm, dataset = args["algorithm"], args["dataset"]
+    if hasattr(algorithm_class, "resolve_hparams"):
+        resolved: ResolvedHparams = algorithm_class.resolve_hparams(
+            dataset, given, random_seed, args.get("steps")
+        )
+        return resolved
+    registry = import_module("hparams_registry")
+    return resolve_from_registry(registry, algorithm, dataset, given, random_seed)
+
+
 def get_job_hparams(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the hyperparameters that a job with these arguments of ``train`` would have."""
-    registry = import_module("hparams_registry")
-    hparams_set = parse_overrides(args)
     import_module("algorithms")
-    implying_class = find_algorithm_class(args["algorithm"]) if is_carft_harness() else None
-    return {**get_base_hparams(registry, implying_class, args, hparams_set), **hparams_set}
-
-
-def find_hparam_problems(
-    algorithm: Any, dataset: str, hparams_set: Mapping[str, Any], steps: int | None
-) -> Sequence[str | HparamProblem]:
-    """Return what is wrong with ``--hparams`` for an algorithm's class.
-
-    ``steps`` is the job's number of steps, or None for the dataset's default.
-    """
-    # Only classes of the package and of the harness have this hook.
-    find_problems = getattr(algorithm, "hparam_problems", None)
-    if not find_problems:
-        return []
-    implied = algorithm.implied_hparams(dataset, hparams_set, None, steps)
-    problems: Sequence[str | HparamProblem] = find_problems(dataset, {**implied, **hparams_set})
-    return problems
+    # A foreign train passes on what its registry returns.
+    resolving_class = find_algorithm_class(args["algorithm"]) if is_carft_harness() else None
+    given = parse_overrides(args)
+    return resolve_hparams(resolving_class, args, given, get_draw_seed(args)).values
 
 
 def get_dataset_facts(name: str) -> Dataset:

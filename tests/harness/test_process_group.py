@@ -103,7 +103,8 @@ def alone(images, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("size", [2, 3])
 def test_batch_slices_of_all_processes_add_up_to_the_batches_of_one(images, size):
     args = train.parse(train_arguments(images, Path("unused")))[0]
-    hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
+    given = checks.parse_hparams(args.hparams)
+    hparams = checks.resolve_hparams(args.algorithm, args.dataset, given, steps=args.steps).values
     _, environments = preparation.load_environments(args, hparams)
     splits = [environment.in_split for environment in environments]
     plan = dataclasses.replace(plan_for("domainbed", 224, augment=True), mode="fast")

@@ -35,20 +35,20 @@ NOT_INCLUDED = ("lars", "vit")
 @pytest.mark.parametrize("name", INVALID)
 def test_invalid_erm_hparams_are_problems_and_random_ones_are_not(name):
     for value in INVALID[name]:
-        (problem,) = algorithms.ERM.hparam_problems("PACS", {name: value})
+        (problem,) = algorithms.ERM.resolve_hparams("PACS", {name: value}).problems
         message = str(problem)
         if name in NOT_INCLUDED:
             assert "not included" in message
         else:
             assert f"{name} is {value!r}, expected " in message
-        assert not _Derived.hparam_problems("PACS", {name: value})
+        assert not _Derived.resolve_hparams("PACS", {name: value}).problems
 
     with pytest.raises(CarftError, match=name if name in NOT_INCLUDED else "shape"):
         algorithms.ERM((1,), 2, 3, {name: INVALID[name][-1]})
 
     for seed in range(20):
         random_hparams = hparams_registry.random_hparams("ERM", "PACS", seed)
-        assert not algorithms.ERM.hparam_problems("PACS", random_hparams)
+        assert not algorithms.ERM.resolve_hparams("PACS", random_hparams).problems
 
 
 @pytest.mark.parametrize("name", ["stil", "torch", "ALGORITHMS", "Any", "text", "_Still"])

@@ -144,7 +144,6 @@ def test_weights_before_a_nan_loss_are_not_saved_as_the_best(uninterrupted, tmp_
 class Resolving(fakes.LinearSGD):
     """Has a hyperparameter `mode` whose value "auto" is resolved on the machine."""
 
-    RESOLVED_HPARAMS = ("mode",)
     machine_mode = "first machine"
 
     def recorded_facts(self):

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from domainbed import datasets
-from domainbed.lib import preparation
+from domainbed.lib import checks, preparation
 from domainbed.scripts import train
 
 from domainbed_carft import machine
+from domainbed_carft.jobs.hparams import get_draw_seed
 
 from . import fakes
 
@@ -121,12 +122,13 @@ def test_loader_processes_end_after_a_failure(tmp_path, capsys):
 
 
 def test_hparams_seed_and_trial_seed_draw_upstreams_values(golden):
+    default = golden("hparams.json")["Debug28"]["default"]
     draw = golden("hparams.json")["Debug28"]["random"][1]
-    hparams_seed, trial_seed = map(str, draw["seeds"])
-
-    arguments = [*QUICK, "--hparams_seed", hparams_seed, "--trial_seed", trial_seed]
-    args = train.parse(arguments)[0]
-    assert preparation.choose_hparams(args, {"lr": 7}) == {**draw["hparams"], "lr": 7}
+    seed = get_draw_seed(dict(zip(("hparams_seed", "trial_seed"), draw["seeds"])))
+    hparams = checks.resolve_hparams("LinearSGD", "Debug28", {"lr": 7}, seed)
+    assert hparams.values == {**draw["hparams"], "lr": 7}
+    drawn = {name for name in draw["hparams"] if draw["hparams"][name] != default[name]}
+    assert hparams.changed.keys() == {*drawn, "lr"}
 
 
 @pytest.mark.parametrize(

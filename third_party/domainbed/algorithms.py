@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from domainbed import networks
+from domainbed import hparams_registry, networks
 from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
-from domainbed_carft.errors import HparamProblem
-from domainbed_carft.jobs.job import SWITCH
+from domainbed_carft.jobs.hparams import (
+    SWITCH,
+    ResolvedHparams,
+    find_invalid,
+    resolve_from_registry,
+)
 
 if TYPE_CHECKING:  # which imports this module
     from domainbed.lib.process_group import ProcessGroup
@@ -69,11 +74,6 @@ class Algorithm(torch.nn.Module):
             is enough.
         process_group: The processes that train the job together, each on its slice of every batch
             (`lib.process_group`); None if there is one.
-        RESOLVED_HPARAMS: Names of hyperparameters whose value "auto" is resolved on the machine
-            where the job begins. The resolved value is recorded by `recorded_facts` under the same
-            name, and a job that is resumed elsewhere keeps it.
-        EXTRA_HPARAMS: Names that --hparams accepts in addition to the hyperparameters, such as
-            facts to pin.
         uses_validation_loss: True if a validation loss decides which weights predict. `train` then
             evaluates the out-splits once more, through the test transform, and calls
             `at_checkpoint`. The newest weights count as the best ones.
@@ -81,8 +81,6 @@ class Algorithm(torch.nn.Module):
 
     is_constant = False
     process_group: ProcessGroup | None = None
-    RESOLVED_HPARAMS: tuple[str, ...] = ()
-    EXTRA_HPARAMS: tuple[str, ...] = ()
     uses_validation_loss: bool = False
 
     def __init__(
@@ -92,54 +90,34 @@ class Algorithm(torch.nn.Module):
         self.hparams = hparams
 
     @classmethod
-    def hparam_problems(
-        cls, dataset: str, overrides: Mapping[str, Any]
-    ) -> Sequence[str | HparamProblem]:
-        """Return the problems of a user's `--hparams`, before anything is loaded.
-
-        Args:
-            dataset: Name of the dataset.
-            overrides: Values of `--hparams`.
-
-        Returns:
-            The problems. If there are any, `train` and `sweep` refuse the job.
-        """
-        return []
-
-    @classmethod
-    def implied_hparams(
+    def resolve_hparams(
         cls,
         dataset: str,
-        overrides: Mapping[str, Any],
-        random_seed: int | None,
+        given: Mapping[str, Any],
+        random_seed: int | None = None,
         steps: int | None = None,
-    ) -> Hparams:
-        """Return hyperparameters that follow from a user's `--hparams` or the number of steps.
+    ) -> ResolvedHparams:
+        """Return the hyperparameters of a job, and their problems, before anything is loaded.
+
+        The default asks `hparams_registry`, as upstream does.
 
         Args:
             dataset: Name of the dataset.
-            overrides: Values of `--hparams`, which take precedence over the returned ones.
-            random_seed: Seed of the registry's random draws; None for its defaults.
+            given: Values of `--hparams`.
+            random_seed: Seed of random draws; None for the defaults.
             steps: Number of training steps; None for the dataset's default.
 
         Returns:
-            Values that replace the registry's.
+            The hyperparameters. If they have problems, `train` and `sweep` refuse the job.
         """
-        return {}
-
-    @classmethod
-    def unused_hparams(cls, names: Sequence[str]) -> Sequence[str]:
-        """Return the hyperparameters among `names` that only other algorithms read.
-
-        Args:
-            names: Names that `--hparams` sets.
-        """
-        return []
+        return resolve_from_registry(hparams_registry, cls.__name__, dataset, given, random_seed)
 
     def recorded_facts(self) -> Mapping[str, Any]:
         """Return facts about the job's data, device and files, which are added to each record.
 
-        A resumed job must find the same facts.
+        A resumed job must find the same facts. A hyperparameter with the value "auto" and a fact of
+        the same name is resolved on the machine where the job begins: if the job is resumed
+        elsewhere, its value is the recorded fact.
         """
         return {}
 
@@ -261,22 +239,6 @@ _VALID_VALUES = {
 }
 
 
-def value_problems(
-    hparams: Mapping[str, Any], valid_values: Mapping[str, tuple[str, Any]]
-) -> list[HparamProblem]:
-    """Return a problem for each hyperparameter whose value is invalid.
-
-    Args:
-        hparams: Name -> value.
-        valid_values: Name -> (expected value in words, function that checks a value).
-    """
-    return [
-        HparamProblem(name, hparams[name], expected)
-        for name, (expected, is_valid) in valid_values.items()
-        if name in hparams and not is_valid(hparams[name])
-    ]
-
-
 class ERM(Algorithm):
     """Empirical risk minimization: cross-entropy over the batches of all domains, with Adam.
 
@@ -288,18 +250,26 @@ class ERM(Algorithm):
     """
 
     @classmethod
-    def hparam_problems(
-        cls, dataset: str, overrides: Mapping[str, Any]
-    ) -> list[str | HparamProblem]:
-        """Return the problems of ERM's hyperparameters; none for subclasses, whose values differ.
+    def resolve_hparams(
+        cls,
+        dataset: str,
+        given: Mapping[str, Any],
+        random_seed: int | None = None,
+        steps: int | None = None,
+    ) -> ResolvedHparams:
+        """Return a job's hyperparameters, of which subclasses do not check ERM's own.
 
         Args:
-            dataset: Name of the dataset, which is not used.
-            overrides: Values of `--hparams`.
+            dataset: Name of the dataset.
+            given: Values of `--hparams`.
+            random_seed: Seed of random draws; None for the defaults.
+            steps: Number of training steps; None for the dataset's default.
         """
+        resolved = super().resolve_hparams(dataset, given, random_seed, steps)
         if cls is not ERM:
-            return []
-        return [*networks.find_missing_parts(overrides), *value_problems(overrides, _VALID_VALUES)]
+            return resolved
+        problems = [*networks.find_missing_parts(given), *find_invalid(given, _VALID_VALUES)]
+        return replace(resolved, problems=[*resolved.problems, *problems])
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: Hparams

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
-from domainbed_carft.errors import CarftError, TransientError, brief, raise_for
+from domainbed_carft.errors import CarftError, HparamProblem, TransientError, brief, raise_for
 from domainbed_carft.files import weights
 
 # Upstream's `pretrained=True` is V1 (`handle_legacy_interface` in torchvision/models/_utils.py),
@@ -46,7 +46,7 @@ def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN
         CarftError: There is no network for the shape, or the hyperparameters need a part that is
             not included.
     """
-    raise_for(find_missing_parts(hparams))
+    raise_for(map(str, find_missing_parts(hparams)))
     match tuple(input_shape):
         case (_, 28, 28):
             return MNIST_CNN(input_shape)
@@ -58,11 +58,13 @@ def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN
     )
 
 
-def find_missing_parts(hparams: Mapping[str, Any]) -> list[str]:
+def find_missing_parts(hparams: Mapping[str, Any]) -> list[HparamProblem]:
     """Return a problem for each hyperparameter that needs a part that is not included."""
+    advice = "set it to false, or use a checkout of facebookresearch/DomainBed"
     return [
-        f"hyperparameter {name}: {part} not included; set it to false, or use a checkout of "
-        "facebookresearch/DomainBed"
+        HparamProblem(
+            name, hparams[name], message=f"hyperparameter {name}: {part} not included; {advice}"
+        )
         for name, part in _NOT_INCLUDED.items()
         if hparams.get(name)
     ]

@@ -22,6 +22,7 @@ from domainbed_carft import cli, process_variables
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms
 from domainbed_carft.method.algorithm import CLIPAlgorithm
+from domainbed_carft.method.hparam_tables import get_hparams
 from domainbed_carft.method.hparams import Conditions, Hparam
 from domainbed_carft.sweep import declaration_file
 from domainbed_carft.sweep.declaration import Shape
@@ -104,7 +105,7 @@ def _cell(text: str) -> str:
 
 def hyperparameters() -> str:
     """Return a table for each group of hyperparameters, from their declarations."""
-    shared_names = [*CLIPAlgorithm.hparams_by_name()]
+    shared_names = [*get_hparams(CLIPAlgorithm)]
     groups = {first: title for title, first in _SHARED_GROUPS.items()}
     shared: dict[str, tuple[Sequence[str], list[str]]] = {}
     special: dict[str, tuple[Sequence[str], list[str]]] = {}
@@ -115,7 +116,7 @@ def hyperparameters() -> str:
 
     for name in algorithms.recorded_hparams("CARFT"):
         if name not in shared_names:
-            owners = tuple(a for a in ALGORITHMS if name in algorithms.CLASSES[a].hparams_by_name())
+            owners = tuple(a for a in ALGORITHMS if name in get_hparams(algorithms.CLASSES[a]))
             special.setdefault(f"Only {', '.join(owners)}", (owners, []))[1].append(name)
 
     # CAR-FT's hyperparameters come first, because most readers look for them.

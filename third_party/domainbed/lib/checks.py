@@ -10,14 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from domainbed import algorithms, datasets, hparams_registry
-from domainbed_carft import text
+from domainbed import algorithms, datasets
 from domainbed_carft.errors import CarftError
 from domainbed_carft.errors import (
     collect_problems as collect_problems,  # get_module by `train` as well
 )
 from domainbed_carft.files import parsing
-from domainbed_carft.jobs.job import READ_BY_TRAIN
+from domainbed_carft.jobs.hparams import READ_BY_TRAIN, ResolvedHparams, find_invalid
 
 TASKS = ("domain_generalization", "domain_adaptation")
 
@@ -116,31 +115,28 @@ def parse_hparams(hparams: str | None) -> dict[str, Any]:
     return overrides
 
 
-def hparams_problems(
-    overrides: Mapping[str, Any], algorithm: str, dataset: str, steps: int | None
-) -> list[str]:
-    """Return the problems of the names and values in --hparams.
+def resolve_hparams(
+    algorithm: str,
+    dataset: str,
+    given: Mapping[str, Any],
+    random_seed: int | None = None,
+    steps: int | None = None,
+) -> ResolvedHparams:
+    """Return the hyperparameters of a job, and the problems of their names and values.
 
     Args:
-        overrides: Values of --hparams.
-        algorithm: Name of the algorithm, whose class checks its hyperparameters.
+        algorithm: Name of the algorithm, whose class resolves its hyperparameters. For an unknown
+            one, or an unknown dataset, only values that all algorithms share are checked.
         dataset: Name of the dataset.
-        steps: Number of training steps; None for the dataset's default.
+        given: Values of --hparams.
+        random_seed: Seed of random draws; None for the defaults.
+        steps: Number of training steps; None or 0 for the dataset's default.
     """
-    problems = [*map(str, algorithms.value_problems(overrides, READ_BY_TRAIN))]
-    if not overrides or algorithm_problems(algorithm) or dataset_problems(dataset):
-        return problems
+    if algorithm_problems(algorithm) or dataset_problems(dataset):
+        return ResolvedHparams(dict(given), given, find_invalid(given, READ_BY_TRAIN))
 
-    defaults = hparams_registry.default_hparams(algorithm, dataset)
-    valid_names = sorted({*defaults, *hparams_registry.OPTIONAL_HPARAMS})
-    algorithm_class = algorithms.get_algorithm_class(algorithm)
-    for name in overrides:
-        if name not in valid_names and name not in algorithm_class.EXTRA_HPARAMS:
-            problems.append(text.unknown(f"hyperparameter of {algorithm}", name, valid_names))
-
-    implied = algorithm_class.implied_hparams(dataset, overrides, None, steps=steps)
-    problems += map(str, algorithm_class.hparam_problems(dataset, {**implied, **overrides}))
-    return problems
+    algorithm_class: type[algorithms.Algorithm] = algorithms.get_algorithm_class(algorithm)
+    return algorithm_class.resolve_hparams(dataset, given, random_seed, steps)
 
 
 def range_problems(flag: str, value: float | None, minimum: int, below: float = 2**63) -> list[str]:

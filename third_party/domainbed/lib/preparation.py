@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from domainbed import algorithms, datasets, hparams_registry
+from domainbed import algorithms, datasets
 from domainbed.lib import few_shots, image_batches, misc
 from domainbed.lib.image_batches import Images
 from domainbed.lib.job_batches import JobBatches
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.jobs.job import READ_BY_TRAIN, get_base_hparams
 from domainbed_carft.jobs.splits import (
     EnvironmentSplits,
     NamedSplit,
@@ -77,41 +76,6 @@ class PreparedJob:
             seed=self.args.seed,
             **options,
         )
-
-
-def choose_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the job's hyperparameters.
-
-    These are the defaults, or for an --hparams_seed other than 0 a random draw, replaced by the
-    values that the algorithm's class implies from --hparams, and those replaced by --hparams.
-
-    Args:
-        args: Arguments of the job.
-        overrides: Values of --hparams.
-    """
-    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-    unset = get_base_hparams(hparams_registry, algorithm_class, vars(args), overrides)
-    return {**unset, **overrides}
-
-
-def changed_hparams(
-    args: argparse.Namespace, overrides: Mapping[str, Any], hparams: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the hyperparameters that differ from the defaults of the algorithm and dataset."""
-    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-    undrawn = {**vars(args), "hparams_seed": 0}
-    defaults = get_base_hparams(hparams_registry, algorithm_class, undrawn, overrides)
-    return {
-        name: value
-        for name, value in hparams.items()
-        if name not in defaults or defaults[name] != value
-    }
-
-
-def unused_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> Sequence[str]:
-    """Return the names among `overrides` that do not affect the job's algorithm."""
-    names = [name for name in overrides if name not in READ_BY_TRAIN]
-    return algorithms.get_algorithm_class(args.algorithm).unused_hparams(names)
 
 
 def seed_everything(seed: int) -> None:
@@ -244,7 +208,7 @@ def prepare(args: argparse.Namespace, hparams: dict[str, Any], memory_limit: int
 
     Args:
         args: Arguments of the job.
-        hparams: Hyperparameters from `choose_hparams`.
+        hparams: All hyperparameters of the job.
         memory_limit: Largest size of evaluation images in memory, in bytes.
 
     Raises:

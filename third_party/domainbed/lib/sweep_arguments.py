@@ -115,12 +115,12 @@ def check(args: argparse.Namespace) -> None:
 def _hparams_problems(args: argparse.Namespace) -> list[str]:
     """Return the problems of --hparams for each algorithm on each dataset."""
     try:
-        overrides = checks.parse_hparams(args.hparams)
+        given = checks.parse_hparams(args.hparams)
     except CarftError as error:
         return [*error.problems]
 
     return [
-        problem
+        str(problem)
         for dataset, algorithm in itertools.product(args.datasets, args.algorithms)
-        for problem in checks.hparams_problems(overrides, algorithm, dataset, args.steps)
+        for problem in checks.resolve_hparams(algorithm, dataset, given, steps=args.steps).problems
     ]

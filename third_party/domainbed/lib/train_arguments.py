@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 from domainbed.lib import checkpoints, checks, image_memory, scalar_logs
 from domainbed_carft import process_variables
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.jobs.hparams import ResolvedHparams, get_draw_seed
 
 # Flags that do not change the results, so they are not recorded.
 UNRECORDED_FLAGS = ("log", "image_memory", "processes")
@@ -139,7 +139,7 @@ def parse(command_line: Sequence[str]) -> tuple[argparse.Namespace, argparse.Nam
     return args, flags
 
 
-def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]:
+def check(args: argparse.Namespace, flags: argparse.Namespace) -> ResolvedHparams:
     """Check a command line.
 
     Args:
@@ -147,12 +147,11 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
         flags: Values of UNRECORDED_FLAGS.
 
     Returns:
-        Values of --hparams.
+        The job's hyperparameters.
 
     Raises:
         CarftError: The command line has mistakes; the message lists all of them.
     """
-    overrides: dict[str, Any] = {}
     unknown_dataset = checks.dataset_problems(args.dataset)
     problems = [*checks.algorithm_problems(args.algorithm), *unknown_dataset]
     if not unknown_dataset:
@@ -160,8 +159,11 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
         problems += checks.data_problems(args.dataset, args.data_dir)
     problems += checks.task_problems(args.task)
     try:
-        overrides = checks.parse_hparams(args.hparams)
-        problems += checks.hparams_problems(overrides, args.algorithm, args.dataset, args.steps)
+        given = checks.parse_hparams(args.hparams)
+        hparams = checks.resolve_hparams(
+            args.algorithm, args.dataset, given, get_draw_seed(vars(args)), args.steps
+        )
+        problems += map(str, hparams.problems)
     except CarftError as error:
         problems += error.problems
     problems += checks.holdout_problems(args.holdout_fraction)
@@ -185,4 +187,4 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
     problems += checks.range_problems("--seed", args.seed, 0, 2**32)  # numpy's range
     problems += scalar_logs.problems(flags.log)
     raise_for(problems)
-    return overrides
+    return hparams

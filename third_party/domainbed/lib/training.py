@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from domainbed import algorithms
 from domainbed.lib import (
     algorithm_state,
     checkpoints,
@@ -132,12 +131,11 @@ class Trainer:
         )
 
     def _build_algorithm(self, state: Mapping[str, Any] | None) -> Any:
-        algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
-        hparams = dict(self.hparams)
         stored_facts = state["facts"] if state else {}
-        for name in algorithm_class.RESOLVED_HPARAMS:
-            if hparams.get(name) == "auto" and name in stored_facts:
-                hparams[name] = stored_facts[name]
+        hparams = {
+            name: stored_facts.get(name, value) if value == "auto" else value
+            for name, value in self.hparams.items()
+        }
 
         algorithm = self.job.build_algorithm(hparams)
         if self.process_group.size > 1:

@@ -47,20 +47,18 @@ def _run(
 ) -> None:
     """Check the command line, load the data, and train; `flags` are UNRECORDED_FLAGS."""
     with stopping.StopSignals(process_group) as stop:
-        overrides = check(args, flags)  # can take minutes for data on a network
+        hparams = check(args, flags)  # can take minutes for data on a network
         stop.check()
         _print("Environment:", _versions().items())
         _print("Args:", sorted(vars(args).items()))
         state = resume.load(args.output_dir)
-        hparams = preparation.choose_hparams(args, overrides)
-        changed_hparams = preparation.changed_hparams(args, overrides, hparams)
-        _print("HParams:", sorted(changed_hparams.items()))
-        print(f"\t{len(hparams) - len(changed_hparams)} others have their defaults")
-        for name in preparation.unused_hparams(args, overrides):
+        _print("HParams:", sorted(hparams.changed.items()))
+        print(f"\t{len(hparams.values) - len(hparams.changed)} others have their defaults")
+        for name in hparams.unread:
             print(f"\t{name} has no effect on {args.algorithm}")
 
         memory_limit = image_memory.memory_limit(flags.image_memory)
-        job = preparation.prepare(args, hparams, memory_limit)
+        job = preparation.prepare(args, hparams.values, memory_limit)
         if job.images.plan:
             print(f"Images: {job.images.description}; {image_memory.describe(memory_limit)}")
         if job.images.lacks_numba:
@@ -74,7 +72,7 @@ def _run(
 
         print(f"Workers: {trainer.n_workers}")
         log_kinds = flags.log if process_group.is_leader else ()
-        with scalar_logs.Logs(log_kinds, vars(args), hparams) as logs:
+        with scalar_logs.Logs(log_kinds, vars(args), hparams.values) as logs:
             trainer.files.log_to(logs)
             trainer.train()
 
