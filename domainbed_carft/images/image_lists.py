@@ -1,4 +1,4 @@
-"""Lists of an environment's images, and shuffled passes through them.
+"""Environments as lists of image files with a plan, and shuffled passes through them.
 
 Paths and labels are arrays, because each loader process would copy the objects of a list.
 """
@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 from torchvision.datasets import ImageFolder
 
+from domainbed_carft.data import image_files
 from domainbed_carft.data.image_files import ImageDataset
 from domainbed_carft.data.listing import IMAGE_EXTENSIONS
+from domainbed_carft.images.plan import ImagePlan
+from domainbed_carft.images.transforms import get_plan
 
 # Value of the hparam `sampling`; with any other, all images are shuffled for each pass.
 WITH_REPLACEMENT = "with-replacement"
@@ -46,6 +49,11 @@ class ImageList(ImageDataset):
         self.targets = samples.labels
 
 
+def load_image(path: str) -> Any:
+    """Decode an image; raise TransientError if it cannot be read."""
+    return image_files.read_image(image_files.open_image, path)
+
+
 class ListedFolder(ImageFolder):
     """torchvision's ImageFolder of images that are already listed; does not read folders.
 
@@ -60,7 +68,7 @@ class ListedFolder(ImageFolder):
 
     def __init__(self, root: str, images: Mapping[str, Sequence[str]], **options: Any) -> None:
         self._listed_images = images
-        super().__init__(root, **options)
+        super().__init__(root, **{"loader": load_image, **options})
         del self._listed_images
 
     def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
@@ -84,6 +92,19 @@ class ListedFolder(ImageFolder):
             for name, paths in self._listed_images.items()
             for path in paths
         ]
+
+
+def get_file_plan(environment: Any) -> ImagePlan | None:
+    """Return the plan by which `loading` can read an environment's files; None for others.
+
+    Others have a changed transform, or read their items in another way.
+    """
+    is_listed = type(environment) is ImageList or (
+        type(environment) is ListedFolder
+        and environment.loader is load_image
+        and environment.target_transform is None
+    )
+    return get_plan(environment.transform) if is_listed else None
 
 
 class Passes:

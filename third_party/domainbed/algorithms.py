@@ -16,6 +16,7 @@ from domainbed import networks
 from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
 from domainbed_carft.errors import HparamProblem
+from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.jobs.job import SWITCH
 
 if TYPE_CHECKING:  # which imports this module
@@ -144,17 +145,14 @@ class Algorithm(torch.nn.Module):
         return {}
 
     @classmethod
-    def image_format(
-        cls, hparams: Hparams
-    ) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
-        """Return the image size and normalisation that the model expects.
+    def image_format(cls, hparams: Hparams) -> Preprocessing | None:
+        """Return the images that the model expects, for an algorithm that takes `dataset_facts`.
 
         Args:
             hparams: The job's hyperparameters.
 
         Returns:
-            Height and width in pixels, then mean and standard deviation per channel, of values in
-            [0, 1]. None for the dataset's own size and normalisation.
+            Size, resizing and normalisation of the images; None for the dataset's own.
         """
         return None
 

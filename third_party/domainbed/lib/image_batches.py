@@ -7,7 +7,7 @@ to rounding.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,21 +15,11 @@ import torch
 from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 
-from domainbed.lib import image_folders
 from domainbed_carft.data import image_files
 from domainbed_carft.images import loading, rng, stages
+from domainbed_carft.images.image_lists import get_file_plan
 from domainbed_carft.images.plan import FAST, JITTERS, ImagePlan
-from domainbed_carft.images.protocols import UPSTREAM_SIZE
-from domainbed_carft.images.transforms import find_plan
 from domainbed_carft.machine import devices
-
-
-class ModelInput(NamedTuple):
-    """The image size and normalisation that a model expects, in place of upstream's."""
-
-    size: int  # height and width, px
-    mean: tuple[float, ...]  # per channel, of values in [0, 1]
-    std: tuple[float, ...]
 
 
 class UnfinishedBatch(NamedTuple):
@@ -109,61 +99,27 @@ class Images:
                 positions = [indices[position] for position in positions]
             environment = environment.dataset
 
-        source_plan = environment_plan(environment)
-        if self.plan is None or self.plan.mode != FAST or source_plan is None:
+        plan = get_file_plan(environment)
+        if self.plan is None or self.plan.mode != FAST or plan is None:
             return None
-        plan = replace(source_plan, mode=FAST, jitter=self.plan.jitter)
-        if self.plan.is_for_model:
-            plan = plan.for_model(self.plan.size, self.plan.mean, self.plan.std)
         return ImageSource(environment, positions, plan, self.finished_by_loader)
 
 
-def environment_plan(environment: Any) -> ImagePlan | None:
-    """Return the plan of an environment's transform, or None for other transforms."""
-    if not image_folders.is_image_folder(environment):
-        return None
-    return find_plan(environment.transform)
-
-
-def choose(
-    dataset: Any,
-    memory_limit: int,
-    get_image_format: Callable[[], Sequence[Any] | None] | None = None,
-) -> Images:
+def choose(dataset: Any, memory_limit: int) -> Images:
     """Choose the way to read the images of a dataset.
-
-    If the model expects another image size, the dataset's `input_shape` is changed.
 
     Args:
         dataset: The dataset.
         memory_limit: Largest size of evaluation images in memory, in bytes.
-        get_image_format: Function that returns the fields of a ModelInput, or None; it is called
-            only if all environments can be read in two stages.
     """
-    readable = [environment for environment in dataset if environment_plan(environment)]
-    if not readable:
+    plans = [plan for plan in map(get_file_plan, dataset) if plan]
+    if not plans:
         return Images()
 
     device = devices.default_device()
-    jitter = stages.jitter_backend(device)
-    plan = replace(_common_plan(readable), mode=FAST, jitter=jitter)
-    image_format = None
-    if get_image_format and len(readable) == len(dataset):
-        image_format = get_image_format()
-    if image_format:
-        model_input = ModelInput(*image_format)
-        # A size other than upstream's was chosen by the dataset.
-        size = model_input.size if plan.size == UPSTREAM_SIZE else plan.size
-        plan = plan.for_model(size, model_input.mean, model_input.std)
-        dataset.input_shape = (3, plan.size, plan.size)
+    common_plan = next((plan for plan in plans if plan.augmentation), plans[0])
+    plan = replace(common_plan, mode=FAST, jitter=stages.jitter_backend(device))
     return Images(plan, memory_limit, finished_by_loader=not devices.is_gpu(device))
-
-
-def _common_plan(environments: Sequence[Any]) -> ImagePlan:
-    """Return the plan of the first augmented environment, or of the first if none is augmented."""
-    plans = [*filter(None, map(environment_plan, environments))]
-    augmented = [plan for plan in plans if plan.augmentation]
-    return (augmented or plans)[0]
 
 
 @dataclass(frozen=True)

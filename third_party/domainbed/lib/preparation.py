@@ -6,7 +6,7 @@ Follows upstream file domainbed/scripts/train.py at b93c22a; the splits are iden
 from __future__ import annotations
 
 import argparse
-import functools
+import inspect
 import os
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -50,11 +50,15 @@ class PreparedJob:
     def build_algorithm(self, hparams: Mapping[str, Any]) -> Any:
         """Build the job's algorithm with these hyperparameters, on the CPU."""
         algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
+        options = {}
+        if takes_dataset_facts(algorithm_class):
+            options["dataset_facts"] = self.dataset.dataset_facts
         return algorithm_class(
             self.dataset.input_shape,
             self.dataset.num_classes,
             len(self.training_envs),
             dict(hparams),
+            **options,
         )
 
     def batches(self, evaluated: Mapping[str, Any], **options: Any) -> JobBatches:
@@ -77,6 +81,19 @@ class PreparedJob:
             seed=self.args.seed,
             **options,
         )
+
+
+def takes_dataset_facts(algorithm_class: type[Any]) -> bool:
+    """Return True if the constructor takes `dataset_facts`, beyond upstream's arguments."""
+    for base in algorithm_class.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters
+        if "dataset_facts" in parameters:
+            return True
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return False
+    return False
 
 
 def choose_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,7 +230,13 @@ def load_environments(
     Raises:
         CarftError: The data does not have the declared environments, or a split is empty.
     """
-    dataset = datasets.get_dataset_class(args.dataset)(args.data_dir, args.test_envs, hparams)
+    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+    model_input = None
+    if takes_dataset_facts(algorithm_class):
+        model_input = algorithm_class.image_format(hparams)
+    dataset = datasets.get_dataset_class(args.dataset).for_job(
+        args.data_dir, args.test_envs, hparams, model_input
+    )
     labels = dataset.ENVIRONMENTS
     if len(dataset) != len(labels):
         raise CarftError(
@@ -252,10 +275,5 @@ def prepare(args: argparse.Namespace, hparams: dict[str, Any], memory_limit: int
     """
     seed_everything(args.seed)
     dataset, environments = load_environments(args, hparams)
-    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-    images = image_batches.choose(
-        dataset,
-        memory_limit,
-        get_image_format=functools.partial(algorithm_class.image_format, hparams),
-    )
+    images = image_batches.choose(dataset, memory_limit)
     return PreparedJob(args, hparams, dataset, environments, images)
