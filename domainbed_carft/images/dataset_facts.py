@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from domainbed_carft.data.verify import DataReport
 from domainbed_carft.errors import CarftError
@@ -50,3 +51,16 @@ class DatasetFacts(NamedTuple):
 
 
 UNKNOWN = DatasetFacts()
+
+
+def takes_dataset_facts(algorithm_class: type[Any]) -> bool:
+    """Return True if the constructor takes `dataset_facts`, beyond upstream's arguments."""
+    for base in algorithm_class.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters
+        if "dataset_facts" in parameters:
+            return True
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return False
+    return False

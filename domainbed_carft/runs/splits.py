@@ -22,6 +22,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.images import rng
 from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
+from domainbed_carft.images.plan import FAST, ImagePlan
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.jobs.splits import (
     NamedSplit,
@@ -70,17 +71,17 @@ class RunData:
     Attributes:
         dataset: the host's dataset, a list of environments.
         splits: the splits that the records name.
-        images: reads the job's images in this package's harness; None on another host.
+        plan: plan of the job's images in this package's harness; None on another host.
     """
 
     dataset: Any
     splits: list[Split]
-    images: Any
+    plan: ImagePlan | None
 
     def select_items(self, number: int, positions: Sequence[int]) -> Dataset[Any]:
         """Return the images of an environment at ``positions``, read like those of the splits."""
         part = Subset(self.dataset[number], positions)
-        return _KeyedItems(part, (number,), self.images)
+        return _KeyedItems(part, (number,), self.plan)
 
 
 def read_splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
@@ -127,7 +128,7 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
             "data, the data folder itself"
         ) from error
 
-    images = _make_images(run)
+    plan = run.image_plan if host_lookup.is_carft_harness() else None
     facts = getattr(dataset, "dataset_facts", None) or UNKNOWN
     require_same_data(run, dataset, targets, facts)
     names = _get_environment_names(facts, len(dataset))
@@ -142,12 +143,12 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
             name=split.name,
             environment=names[split.environment],
             is_target=split.environment in targets,
-            items=_KeyedItems(split.items, (*key, numbers[split.name]), images),
+            items=_KeyedItems(split.items, (*key, numbers[split.name]), plan),
             number=split.environment,
         )
         for split in select_evaluated(job_splits, kinds)
     ]
-    return RunData(dataset, evaluated_splits, images)
+    return RunData(dataset, evaluated_splits, plan)
 
 
 def require_same_data(run: Run, dataset: Any, targets: Sequence[int], facts: DatasetFacts) -> None:
@@ -282,16 +283,6 @@ def _get_model_input(run: Run) -> Preprocessing | None:
     return Preprocessing(plan.size, plan.interpolation, plan.resize, plan.mean, plan.std)
 
 
-def _make_images(run: Run) -> Any:
-    """Return the reader of the job's images, or None if the host is not this package's harness."""
-    if not host_lookup.is_carft_harness():
-        return None
-
-    from domainbed.lib.image_batches import Images
-
-    return Images(run.image_plan)
-
-
 def get_environment_positions(split: Split) -> list[int]:
     """Return the positions in its environment of the images of a split from `read_data`."""
     items = split.items.host_items
@@ -345,10 +336,14 @@ def _describe_file(path: str, root: str) -> str:
 class _KeyedItems(Dataset[Any]):
     """Items whose random numbers depend only on ``key`` and on the item's position."""
 
-    def __init__(self, items: Any, key: tuple[int, ...], images: Any) -> None:
+    def __init__(self, items: Any, key: tuple[int, ...], plan: ImagePlan | None) -> None:
         self._items = items
         self._key = key
-        self._source = images and images.source(items)
+        self._source = None
+        if plan is not None and plan.mode == FAST:
+            from domainbed.lib.fast_data_loader import find_source
+
+            self._source = find_source(items)
 
     @property
     def host_items(self) -> Any:
@@ -369,10 +364,7 @@ class _KeyedItems(Dataset[Any]):
 
     def _read_by_plan(self, positions: Sequence[int]) -> list[Any]:
         requests = [(0, position, (*self._key, position)) for position in positions]
-        batch = self._source.batch(requests)
-        if hasattr(batch, "finish"):  # the second stage of the transform is pending
-            batch = batch.finish()
-        return list(zip(*batch))
+        return list(zip(*self._source.read(requests).finish()))
 
     def _read_host_item(self, position: int) -> Any:
         # The seed of the harness's `lib/fast_data_loader.py`; other hosts do not draw by a key.

@@ -6,7 +6,7 @@ Follows upstream file domainbed/scripts/train.py at b93c22a; the splits are iden
 from __future__ import annotations
 
 import argparse
-import inspect
+import dataclasses
 import os
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,11 +17,14 @@ import numpy as np
 import torch
 
 from domainbed import algorithms, datasets, hparams_registry
-from domainbed.lib import few_shots, image_batches, misc
-from domainbed.lib.image_batches import Images
+from domainbed.lib import few_shots, misc
 from domainbed.lib.job_batches import JobBatches
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.images import stages
+from domainbed_carft.images.dataset_facts import takes_dataset_facts
+from domainbed_carft.images.image_lists import get_file_plan
+from domainbed_carft.images.plan import FAST, ImagePlan
 from domainbed_carft.jobs.job import READ_BY_TRAIN, get_base_hparams
 from domainbed_carft.jobs.splits import (
     EnvironmentSplits,
@@ -40,7 +43,17 @@ class PreparedJob:
     hparams: dict[str, Any]  # the dataset was built with these
     dataset: Any
     environments: Sequence[EnvironmentSplits]
-    images: Images
+    # Of the first augmented environment, or of the first; None if no images are read by a plan.
+    plan: ImagePlan | None
+    memory_limit: int  # largest size of evaluation images in memory, bytes
+
+    @property
+    def lacks_numba(self) -> bool:
+        """True if a CPU does the colour jitter without numba, which makes it the slowest part."""
+        augmentation = self.plan.augmentation if self.plan else None
+        if augmentation is None or augmentation.jitter_ranges is None:
+            return False
+        return not devices.is_gpu(devices.default_device()) and not stages.has_numba()
 
     @property
     def training_envs(self) -> list[int]:
@@ -79,21 +92,10 @@ class PreparedJob:
             evaluated=evaluated,
             hparams=self.hparams,
             seed=self.args.seed,
+            by_plan=self.plan is not None,
+            memory_limit=self.memory_limit,
             **options,
         )
-
-
-def takes_dataset_facts(algorithm_class: type[Any]) -> bool:
-    """Return True if the constructor takes `dataset_facts`, beyond upstream's arguments."""
-    for base in algorithm_class.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = inspect.signature(base.__init__).parameters
-        if "dataset_facts" in parameters:
-            return True
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            return False
-    return False
 
 
 def choose_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,6 +209,11 @@ def recorded_facts(dataset: datasets.MultipleDomainDataset) -> dict[str, Any]:
     return facts
 
 
+def recorded_image_facts(plan: ImagePlan | None) -> dict[str, Any]:
+    """Return facts about the images for records and weights files."""
+    return {"images": plan.describe(), "image_plan": plan.as_json()} if plan else {}
+
+
 def cost_facts(
     algorithm: torch.nn.Module, device: torch.device, n_processes: int
 ) -> dict[str, str | int]:
@@ -275,5 +282,14 @@ def prepare(args: argparse.Namespace, hparams: dict[str, Any], memory_limit: int
     """
     seed_everything(args.seed)
     dataset, environments = load_environments(args, hparams)
-    images = image_batches.choose(dataset, memory_limit)
-    return PreparedJob(args, hparams, dataset, environments, images)
+    return PreparedJob(args, hparams, dataset, environments, find_job_plan(dataset), memory_limit)
+
+
+def find_job_plan(dataset: Iterable[Any]) -> ImagePlan | None:
+    """Return the plan of a dataset's training images, None if no images are read by a plan."""
+    plans = [plan for plan in map(get_file_plan, dataset) if plan]
+    if not plans:
+        return None
+    plan = next((plan for plan in plans if plan.augmentation), plans[0])
+    jitter = stages.jitter_backend(devices.default_device())
+    return dataclasses.replace(plan, mode=FAST, jitter=jitter)
