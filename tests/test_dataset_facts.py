@@ -4,12 +4,17 @@ import pytest
 import torch
 from data_trees import even, grow, jpeg, make_report
 from domainbed import datasets
+from domainbed.algorithms import ERM
 from test_algorithms import CLASSES, CONTEXTS, make, reopened, settings
 
 from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
+from domainbed_carft.images.dataset_facts import (
+    DatasetFacts,
+    EnvironmentFacts,
+    takes_dataset_facts,
+)
 from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
 from domainbed_carft.method import algorithms, prompts
 
@@ -122,3 +127,23 @@ def test_contexts_are_made_from_domain_names(random_tiny, tmp_path):
         expected = [f"a {name} of a {{}}." for name in names.split()]
         assert algorithm.facts["prompts_digest"] == prompts.digest(expected, ["cat", "dog"])
         assert algorithm.hparams["contexts"] == spec
+
+
+class WithFourArguments(algorithms.CARFT):
+    def __init__(self, input_shape, num_classes, num_domains, hparams):
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+
+
+class WithOptions(algorithms.CARFT):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+
+
+class OfTheHarness(ERM):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+
+
+def test_only_constructors_that_hand_on_the_facts_take_them():
+    classes = [algorithms.CARFT, WithOptions, WithFourArguments, OfTheHarness, ERM]
+    assert [takes_dataset_facts(cls) for cls in classes] == [True, True, False, False, False]

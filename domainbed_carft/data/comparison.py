@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -130,7 +130,7 @@ def _compare_with_imagenet(counts: Counts, findings: Findings) -> None:
             )
 
 
-def require_same_classes(classes: Mapping[str, Sequence[str]]) -> None:
+def require_same_classes(classes: Mapping[str, Collection[str]]) -> None:
     """Raise CarftError if an environment's classes differ from the first environment's."""
     first = next(iter(classes), "")
     for environment, names in classes.items():

@@ -58,7 +58,7 @@ def takes_dataset_facts(algorithm_class: type[Any]) -> bool:
     for base in algorithm_class.__mro__:
         if "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(base.__init__).parameters
+        parameters = inspect.signature(vars(base)["__init__"]).parameters
         if "dataset_facts" in parameters:
             return True
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

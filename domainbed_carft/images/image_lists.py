@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from torchvision.datasets import ImageFolder
 from domainbed_carft.data import image_files
 from domainbed_carft.data.image_files import ImageDataset
 from domainbed_carft.data.listing import IMAGE_EXTENSIONS
+from domainbed_carft.errors import CarftError
 from domainbed_carft.images.plan import ImagePlan
-from domainbed_carft.images.transforms import get_plan
+from domainbed_carft.images.transforms import PlanTransform, get_plan
 
 # Value of the hparam `sampling`; with any other, all images are shuffled for each pass.
 WITH_REPLACEMENT = "with-replacement"
@@ -60,33 +61,44 @@ class ListedFolder(ImageFolder):
     Args:
         root: The folder of the class folders.
         images: Paths of the images below ``root``, by class.
-        options: Keyword arguments of ImageFolder.
+        plan: The plan of the images, None for images without a transform.
+        loader: Function from a path to a Pillow image.
 
     Raises:
-        FileNotFoundError: if there are no classes, or a class has no images, as in ImageFolder.
+        CarftError: There are no classes, or a class has no images.
     """
 
-    def __init__(self, root: str, images: Mapping[str, Sequence[str]], **options: Any) -> None:
+    def __init__(
+        self,
+        root: str,
+        images: Mapping[str, Sequence[str]],
+        plan: ImagePlan | None = None,
+        loader: Callable[[str], Any] = load_image,
+    ) -> None:
+        fault = f"Couldn't find any class folder in {root}"
+        empty = [name for name, paths in images.items() if not paths]
+        if empty:
+            supported = ", ".join(IMAGE_EXTENSIONS)
+            fault = (
+                f"Found no valid file for the classes {', '.join(empty)}. Supported extensions "
+                f"are: {supported}"
+            )
+        if empty or not images:
+            raise CarftError(
+                f"{root} has classes without images; expected one sub-folder of images per class "
+                f"({fault})"
+            )
         self._listed_images = images
-        super().__init__(root, **{"loader": load_image, **options})
+        super().__init__(root, PlanTransform(plan) if plan else None, loader=loader)
         del self._listed_images
 
     def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
         """Return the listed classes and their labels."""
         classes = list(self._listed_images)
-        if not classes:
-            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
         return classes, {name: label for label, name in enumerate(classes)}
 
     def make_dataset(self, directory: Any, class_to_idx: Mapping[str, int], **_: Any) -> Any:
         """Return the listed images with their labels."""
-        empty = [name for name, paths in self._listed_images.items() if not paths]
-        if empty:
-            supported = ", ".join(IMAGE_EXTENSIONS)
-            raise FileNotFoundError(
-                f"Found no valid file for the classes {', '.join(empty)}. Supported extensions "
-                f"are: {supported}"
-            )
         return [
             (path, class_to_idx[name])
             for name, paths in self._listed_images.items()

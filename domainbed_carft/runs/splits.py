@@ -358,13 +358,10 @@ class _KeyedItems(Dataset[Any]):
 
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
         with rng.preserve_states():
-            if self._source:
-                return self._read_by_plan(positions)
-            return [self._read_host_item(position) for position in positions]
-
-    def _read_by_plan(self, positions: Sequence[int]) -> list[Any]:
-        requests = [(0, position, (*self._key, position)) for position in positions]
-        return list(zip(*self._source.read(requests).finish()))
+            if self._source is None:
+                return [self._read_host_item(position) for position in positions]
+            requests = [(0, position, (*self._key, position)) for position in positions]
+            return list(zip(*self._source.read(requests).finish()))
 
     def _read_host_item(self, position: int) -> Any:
         # The seed of the harness's `lib/fast_data_loader.py`; other hosts do not draw by a key.

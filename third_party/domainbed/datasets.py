@@ -25,6 +25,7 @@ from domainbed_carft.data.listing import list_environments
 from domainbed_carft.data.verify import report_broken_data, verify_listing
 from domainbed_carft.errors import CarftError, collect_problems, raise_for
 from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
+from domainbed_carft.images.image_lists import ListedFolder
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.images.protocols import CLIP_PRESETS, plan_for_job
 from domainbed_carft.jobs import splits
@@ -226,8 +227,8 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
         report = verify_listing(type(self).__name__, listing)
         with report_broken_data(report, hparams):
             self.datasets = [
-                image_folders.read_environment(
-                    path=os.path.join(root, name),
+                ListedFolder(
+                    root=os.path.join(root, name),
                     images=paths[name],
                     plan=plan if augment and i not in test_envs else plan.without_augmentation(),
                 )

@@ -178,10 +178,7 @@ def find_source(dataset: Any) -> ImageSource | None:
     positions = None
     while isinstance(environment, Subset):
         indices = environment.indices
-        if positions is None:
-            positions = indices
-        else:
-            positions = [indices[position] for position in positions]
+        positions = indices if positions is None else [indices[i] for i in positions]
         environment = environment.dataset
 
     plan = get_file_plan(environment)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from domainbed_carft.data.comparison import STRAY, require_same_classes
 from domainbed_carft.errors import CarftError
-from domainbed_carft.images.image_lists import ListedFolder
-from domainbed_carft.images.plan import ImagePlan
-from domainbed_carft.images.transforms import PlanTransform
 
 
 def subfolder_names(root: str, kind: str = "environment") -> list[str]:
@@ -61,26 +58,3 @@ def require_valid_folders(root: str, names: Sequence[str]) -> None:
     require_same_classes(
         {name: environment_names(os.path.join(root, name), "class") for name in names}
     )
-
-
-def read_environment(
-    path: str, images: Mapping[str, Sequence[str]], plan: ImagePlan
-) -> ListedFolder:
-    """Build the dataset of an environment's folder.
-
-    Args:
-        path: The environment's folder.
-        images: Class -> listed images.
-        plan: Plan of the images.
-
-    Raises:
-        CarftError: A class has no images.
-    """
-    try:
-        return ListedFolder(path, images, transform=PlanTransform(plan))
-    except FileNotFoundError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise CarftError(
-            f"{path} has classes without images; expected one sub-folder of images per class "
-            f"({reason})"
-        ) from error
