@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from domainbed.lib import checks, image_batches, preparation, training
+from domainbed.lib import checks, preparation, training
 from domainbed.scripts import train
 from PIL import Image
 
@@ -65,10 +65,10 @@ def evaluate(words: list[str], way: str) -> tuple[float, float, dict[str, float]
     with contextlib.redirect_stdout(io.StringIO()):
         job = preparation.prepare(args, hparams, MEMORY if way == IN_MEMORY else 0)
         if way == TRANSFORMS:
-            job = dataclasses.replace(job, images=image_batches.Images())
+            job = dataclasses.replace(job, plan=None)
         with training.stopping.StopSignals() as stop, JobFolder(args.output_dir).claim(1) as lock:
             run = training.Trainer(job, None, stop, lock)
-            run.batches.begin(1, True, False, run.n_workers, job.images)
+            run.batches.begin(1, True, False, run.n_workers)
             with contextlib.closing(run.batches):
                 run.evaluator.accuracies()
                 run.batches.step_batches()

@@ -97,8 +97,7 @@ def serve_upstream(root: str) -> None:
 def serve_package(root: str) -> None:
     import torch
     from domainbed.datasets import MultipleEnvironmentImageFolder
-    from domainbed.lib import fast_data_loader, image_batches
-    from domainbed.lib.image_memory import ImageMemory
+    from domainbed.lib import fast_data_loader
 
     from domainbed_carft import machine
     from domainbed_carft.images import loading, rng, stages, transforms
@@ -106,7 +105,7 @@ def serve_package(root: str) -> None:
     machine.keep_freed_memory()
     environments = MultipleEnvironmentImageFolder(root, [1], True, {})
     steps = itertools.count()
-    plans = [transforms.find_plan(environment.transform) for environment in environments]
+    plans = [transforms.get_plan(environment.transform) for environment in environments]
     memory = torch.empty(TEST_BATCH, 3, 224, 224)
 
     def load_batches(number: int, size: int) -> int:
@@ -122,19 +121,19 @@ def serve_package(root: str) -> None:
                     # Plans use only this generator.
                     seed = rng.derive_seed(number, next(steps), position)
                     torch.default_generator.manual_seed(seed)
-                    items.append(loading.load(plans[number], samples[position][0]))
+                    pixels = loading.decode(samples[position][0])
+                    items.append(stages.first_stage(plans[number], pixels))
             images, choices = (torch.stack(part) for part in zip(*items))
             stages.second_stage(plans[number], images, choices, memory if number else None)
         return len(order) // size * size
 
     test_environment = environments[1]
-    in_memory = ImageMemory({0: 3 * 224**2}, limit=1 << 30, pinned=False)
-    images = image_batches.choose(environments, memory_limit=0)
+    in_memory = fast_data_loader.ImageMemory({0: 3 * 224**2}, limit=1 << 30, pinned=False)
 
     def evaluate() -> int:
         requests = [*fast_data_loader.evaluation_requests([len(test_environment)], TEST_BATCH, ())]
         missing = in_memory.missing(iter(requests))
-        loaded = fast_data_loader.load_batches([test_environment], missing, 0, images)
+        loaded = fast_data_loader.load_batches([test_environment], missing, 0, by_plan=True)
         kept = in_memory.batches(iter(requests), loaded)
         return sum(len(y) for _, y in fast_data_loader.copy_to_device(kept, torch.device("cpu")))
 

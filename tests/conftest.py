@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tarfile
 import tempfile
 import warnings
@@ -55,17 +54,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not devices.is_gpu(devices.default_device()):
             pytest.skip("there is no GPU that torch can use")
-
-
-@pytest.fixture(autouse=True)
-def _no_facts_of_other_tests() -> Iterator[None]:
-    """Forget the facts of a test's datasets.
-
-    The process keeps them, because upstream passes only hparams to datasets and algorithms.
-    """
-    yield
-    if module := sys.modules.get("domainbed_carft.method.dataset_facts"):
-        module.forget()
 
 
 # The arguments of a small ``clip.model.CLIP``.

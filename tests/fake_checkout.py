@@ -60,6 +60,7 @@ REAL_MODULES = (
     "errors.py",
     "text.py",
     "jobs/facts.py",
+    "images/dataset_facts.py",
     "method/dataset_facts.py",
     "images/plan.py",
     "images/preprocessing.py",
@@ -123,22 +124,18 @@ TASKS = {"DTD": DTD}
     "images/transforms.py": """
 def PlanTransform(plan):
     return [plan.resize, plan.size, plan.augmentation is not None]
-
-def is_upstream(transform):
-    return False
-
-def get_normalisation(transform):
-    if isinstance(transform, list):
-        return None
-    last = transform.transforms[-1]
-    return tuple(last.mean), tuple(last.std)
 """,
     "data/__init__.py": "",
     "data/verify.py": """
+import contextlib
+
 class DataReport:
     data_edition = ""
     problems = differences = ()
     root = None
+
+def report_broken_data(report, hparams):
+    return contextlib.nullcontext()
 
 def verify_folder(name, folder):
     return DataReport()

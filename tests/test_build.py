@@ -11,8 +11,9 @@ from torchvision import transforms
 
 import domainbed_carft
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
 from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from domainbed_carft.method import algorithms, dataset_facts
+from domainbed_carft.method import algorithms
 
 NAMES = ["cat", "dog"]
 TINY = {"clip_backbone": "tiny"}
@@ -61,13 +62,12 @@ def test_preprocess_uses_imagenet_normalisation_that_the_algorithm_undoes(image)
     torch.testing.assert_close(algorithm.input(tensor[None])[0], clip_input, rtol=0, atol=1e-5)
 
 
-def test_preprocess_uses_normalisation_of_dataset_with_the_same_class_names(image):
+def test_preprocess_uses_normalisation_of_the_dataset(image):
     names = ["heron", "stork"]
     half = ((0.5,) * 3, (0.25,) * 3)
-    environments = [dataset_facts.EnvironmentFacts("pond", names, half)]
-    dataset_facts.remember({"class_names": names}, "Birds", environments)
+    facts = DatasetFacts([EnvironmentFacts("pond", names, half)])
 
-    tensor = build(class_names=names, steps=7).preprocess(image)
+    tensor = build(class_names=names, steps=7, dataset_facts=facts).preprocess(image)
 
     imagenet_tensor = build(steps=7).preprocess(image)
     std, mean = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_STD, IMAGENET_MEAN))

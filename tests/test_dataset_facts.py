@@ -4,13 +4,19 @@ import pytest
 import torch
 from data_trees import even, grow, jpeg, make_report
 from domainbed import datasets
+from domainbed.algorithms import ERM
 from test_algorithms import CLASSES, CONTEXTS, make, reopened, settings
 
 from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
+from domainbed_carft.images.dataset_facts import (
+    DatasetFacts,
+    EnvironmentFacts,
+    takes_dataset_facts,
+)
 from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
-from domainbed_carft.method import algorithms, dataset_facts, prompts
+from domainbed_carft.method import algorithms, prompts
 
 CLIP = (CLIP_MEAN, CLIP_STD)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -40,11 +46,11 @@ def in_environments(weights, normalisations, **overrides):
     """Build CARFT in a job whose environments have these normalisations."""
     values = settings(weights, class_names="dataset:Mine", **overrides)
     environments = [
-        dataset_facts.EnvironmentFacts(f"env {i}", ["Alarm_Clock", "Bike", "TV"], normalisation)
+        EnvironmentFacts(f"env {i}", ["Alarm_Clock", "Bike", "TV"], normalisation)
         for i, normalisation in enumerate(normalisations)
     ]
-    dataset_facts.remember(values, "Mine", environments)
-    return algorithms.CARFT((3, 28, 28), 3, 2, values)
+    facts = DatasetFacts(environments)
+    return algorithms.CARFT((3, 28, 28), 3, 2, values, dataset_facts=facts)
 
 
 @pytest.mark.parametrize("normalisation", [IMAGENET, CLIP, HALF, None])
@@ -76,18 +82,19 @@ def test_data_edition_is_recorded_and_can_be_pinned(random_tiny):
     pacs = benchmarks.get("PACS")
     (edition,) = pacs.editions
     counts = {name: dict(classes) for name, classes in edition.by_class.items()}
-    environments = [dataset_facts.EnvironmentFacts(name, pacs.classes) for name in counts]
+    environments = [EnvironmentFacts(name, pacs.classes) for name in counts]
     pinned = "verified: as published"
     values = settings(random_tiny, class_names="dataset:PACS", data_edition=pinned)
 
-    dataset_facts.remember(values, "PACS", environments, make_report("PACS", counts))
-    assert algorithms.CARFT((3, 28, 28), 7, 3, values).facts["data_edition"] == pinned
+    facts = DatasetFacts(environments, make_report("PACS", counts))
+    algorithm = algorithms.CARFT((3, 28, 28), 7, 3, values, dataset_facts=facts)
+    assert algorithm.facts["data_edition"] == pinned
 
     counts["photo"]["dog"] -= 1
-    dataset_facts.remember(values, "PACS", environments, make_report("PACS", counts))
+    facts = DatasetFacts(environments, make_report("PACS", counts))
     message = f"is '{pinned}', but this job has 'differs: [0-9a-f]{{8}}'"
     with pytest.raises(CarftError, match=message):
-        algorithms.CARFT((3, 28, 28), 7, 3, values)
+        algorithms.CARFT((3, 28, 28), 7, 3, values, dataset_facts=facts)
 
 
 def test_broken_data_folder_is_rejected_and_repaired_one_recorded(random_tiny, tmp_path):
@@ -95,14 +102,16 @@ def test_broken_data_folder_is_rejected_and_repaired_one_recorded(random_tiny, t
     (tmp_path / "photo" / "dog" / "4.png").touch()
     values = settings(random_tiny, class_names=f"dataset:{tmp_path}")
     cls = datasets.get_dataset_class(str(tmp_path))
-    dataset = cls(None, [0], values)
+
+    def build():
+        facts = cls(None, [0], values).dataset_facts
+        return algorithms.CLIPZeroShot((3, 28, 28), 2, 1, values, dataset_facts=facts)
 
     with pytest.raises(CarftError, match=r" is broken: .*empty.*4\.png"):
-        algorithms.CLIPZeroShot(dataset.input_shape, 2, 1, values)
+        build()
 
     (tmp_path / "photo" / "dog" / "4.png").unlink()
-    dataset = cls(None, [0], values)
-    edition = algorithms.CLIPZeroShot(dataset.input_shape, 2, 1, values).facts["data_edition"]
+    edition = build().facts["data_edition"]
     assert edition.startswith("consistent: ")
     assert edition == verify.verify(str(tmp_path)).data_edition
 
@@ -112,7 +121,29 @@ def test_contexts_are_made_from_domain_names(random_tiny, tmp_path):
     for spec, names in (("domains", "oil pencil photo"), ("domains-without-target", "oil photo")):
         values = settings(random_tiny, class_names=f"dataset:{tmp_path}", contexts=spec)
         dataset = datasets.get_dataset_class(str(tmp_path))(None, [1], values)
-        algorithm = algorithms.CARFT(dataset.input_shape, 2, 2, values)
+        algorithm = algorithms.CARFT(
+            dataset.input_shape, 2, 2, values, dataset_facts=dataset.dataset_facts
+        )
         expected = [f"a {name} of a {{}}." for name in names.split()]
         assert algorithm.facts["prompts_digest"] == prompts.digest(expected, ["cat", "dog"])
         assert algorithm.hparams["contexts"] == spec
+
+
+class WithFourArguments(algorithms.CARFT):
+    def __init__(self, input_shape, num_classes, num_domains, hparams):
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+
+
+class WithOptions(algorithms.CARFT):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+
+
+class OfTheHarness(ERM):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+
+
+def test_only_constructors_that_hand_on_the_facts_take_them():
+    classes = [algorithms.CARFT, WithOptions, WithFourArguments, OfTheHarness, ERM]
+    assert [takes_dataset_facts(cls) for cls in classes] == [True, True, False, False, False]

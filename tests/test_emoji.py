@@ -80,7 +80,8 @@ def test_embedded_datasets_meet_domainbeds_interface_and_augment_only_training(n
     assert [len(environment) for environment in dataset] == sizes
     x, y = dataset[0][0]
     assert x.shape == dataset.input_shape == (3, 48, 48) and x.dtype == torch.float32 and y == 0
-    assert prompts.find_class_names(hparams, 10) == sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
+    names = prompts.find_class_names(hparams, 10, dataset.dataset_facts)
+    assert names == sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
 
     for number, environment in enumerate(dataset):
         assert torch.equal(environment[5][0], environment[5][0]) == (number == 1)

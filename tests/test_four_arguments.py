@@ -1,4 +1,6 @@
-"""Algorithms built from their four arguments, in the harness and in a checkout of DomainBed.
+"""Algorithms built without `train`, in the harness and in a checkout of DomainBed.
+
+In a checkout the four arguments of an algorithm are enough.
 
 `test_tests_pass_in_a_checkout` runs the other tests in a process of a checkout.
 """
@@ -30,9 +32,10 @@ class OtherThings(FirstPets):
     pass
 
 
-def built(hparams, algorithm="CARFT"):
+def built(hparams, facts, algorithm="CARFT"):
     """Build the algorithm, take a step and predict."""
-    algorithm = algorithms.get_algorithm_class(algorithm)((3, 32, 32), 2, 1, hparams)
+    options = {} if IN_CHECKOUT else {"dataset_facts": facts}
+    algorithm = algorithms.get_algorithm_class(algorithm)((3, 32, 32), 2, 1, hparams, **options)
     assert algorithm.update([(IMAGES, LABELS)])["loss"] > 0
     assert algorithm.predict(IMAGES).shape == (4, 2)
     return algorithm
@@ -43,25 +46,24 @@ def read_class_names(algorithm):
 
 
 def load_dataset(dataset, folder, *class_names):
-    """Return the hparams of a job with the embedded CLIP model, after loading its dataset."""
+    """Return the hparams of a job with the embedded CLIP model, and the facts of its dataset."""
     hparams = hparams_registry.default_hparams("CARFT", dataset.__name__)
     hparams = {**hparams, "clip_backbone": "tiny"}
     grow(folder, {style: dict.fromkeys(class_names, 2) for style in ("art", "photo")}, jpeg())
-    dataset(str(folder), [0], hparams)
-    return hparams
+    return hparams, dataset(str(folder), [0], hparams).dataset_facts
 
 
 def test_class_names_are_found_by_hparams_of_the_dataset_or_copies(tmp_path):
-    pets_hparams = load_dataset(FirstPets, tmp_path / "first", *NAMES)
-    things_hparams = load_dataset(OtherThings, tmp_path / "other", "bus", "car")
+    pets_hparams, pets = load_dataset(FirstPets, tmp_path / "first", *NAMES)
+    things_hparams, things = load_dataset(OtherThings, tmp_path / "other", "bus", "car")
     for hparams in (dict(pets_hparams), json.loads(json.dumps(pets_hparams))):
-        assert read_class_names(built(hparams)) == NAMES
-    assert read_class_names(built(things_hparams)) == ["bus", "car"]
+        assert read_class_names(built(hparams, pets)) == NAMES
+    assert read_class_names(built(things_hparams, things)) == ["bus", "car"]
     renamed = {**pets_hparams, "class_names": ["lion", "wolf"]}
-    assert read_class_names(built(renamed, "CLIPood")) == ["lion", "wolf"]
+    assert read_class_names(built(renamed, pets, "CLIPood")) == ["lion", "wolf"]
 
     before = copy.deepcopy(pets_hparams)
-    built(pets_hparams)
+    built(pets_hparams, pets)
     added = pets_hparams.keys() - before.keys()
     assert added == ({"facts"} if IN_CHECKOUT else set())
     assert {name: pets_hparams[name] for name in before} == before

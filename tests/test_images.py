@@ -23,7 +23,7 @@ from domainbed_carft.images.preprocessing import (
     Preprocessing,
 )
 from domainbed_carft.images.protocols import plan_for
-from domainbed_carft.images.transforms import PlanTransform, find_plan
+from domainbed_carft.images.transforms import PlanTransform, get_plan
 from domainbed_carft.machine import devices
 
 FILES = (
@@ -91,7 +91,7 @@ def test_decoded_pixels_equal_pillows(folder, name):
     assert decoded.is_contiguous()
 
 
-def test_plan_of_upstreams_transform_is_the_preset():
+def test_transform_of_the_preset_domainbed_is_upstreams():
     upstream = T.Compose(
         [
             T.RandomResizedCrop(224, scale=(0.7, 1.0)),
@@ -102,32 +102,27 @@ def test_plan_of_upstreams_transform_is_the_preset():
             T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
-    assert find_plan(upstream) == plan_for("domainbed", 224, augment=True)
-    assert find_plan(upstream).is_random
+    plan = plan_for("domainbed", 224, augment=True)
+    assert plan.is_random
+    assert repr(T.Compose(PlanTransform(plan).transforms)) == repr(upstream)
 
 
 @pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
 @pytest.mark.parametrize("augment", [False, True])
-def test_plan_is_recovered_from_its_transform_and_from_json(protocol, preprocessing, augment):
+def test_plan_is_recovered_from_json(protocol, preprocessing, augment):
     plan = plan_for(protocol, 224, augment, preprocessing)
-    recognised = find_plan(T.Compose(PlanTransform(plan).transforms))
-    if augment:  # the resizing of test images does not follow from a random crop
-        recognised = dataclasses.replace(recognised, resize=plan.resize)
-    assert recognised == plan
-
     job_plan = dataclasses.replace(plan, mode="fast", jitter="numba").for_model(
         336, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     )
     assert ImagePlan.from_json(json.loads(json.dumps(job_plan.as_json()))) == job_plan
 
 
-def test_plan_of_a_changed_transform_follows_its_steps():
+def test_changed_transform_has_no_plan():
     transform = PlanTransform(plan_for("domainbed", 224, augment=False))
-    transform.transforms[-1] = T.Normalize(CLIP_MEAN, CLIP_STD)
-    assert find_plan(transform).mean == CLIP_MEAN
+    assert get_plan(transform) == plan_for("domainbed", 224, augment=False)
 
-    transform.transforms.append(T.RandomErasing())
-    assert find_plan(transform) is None
+    transform.transforms[-1] = T.Normalize(CLIP_MEAN, CLIP_STD)
+    assert get_plan(transform) is None
 
 
 @pytest.mark.parametrize(
@@ -152,34 +147,6 @@ def test_invalid_json_of_a_plan_is_refused(field, value):
     fields = {**plan_for("domainbed", 224, augment=True).as_json(), field: value}
     with pytest.raises((ValueError, TypeError, KeyError)):
         ImagePlan.from_json(fields)
-
-
-END = [T.ToTensor(), T.Normalize((0.5,) * 3, (0.5,) * 3)]
-SQUARE = T.Resize((8, 8))
-
-
-class Flip(T.RandomHorizontalFlip):
-    pass
-
-
-@pytest.mark.parametrize(
-    "steps",
-    [
-        [],
-        END,
-        [SQUARE],
-        [SQUARE, T.ToTensor()],
-        [T.Resize(8), *END],
-        [T.Resize((8, 9)), *END],
-        [T.Resize(8), T.CenterCrop(9), *END],
-        [T.Resize((8, 8), T.InterpolationMode.NEAREST), *END],
-        [SQUARE, Flip(), *END],
-        [SQUARE, *END, T.RandomErasing()],
-        [SQUARE, T.ColorJitter(0.1), T.RandomHorizontalFlip(), *END],
-    ],
-)
-def test_unknown_transforms_have_no_plan(steps):
-    assert find_plan(T.Compose(steps)) is None
 
 
 @pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)

@@ -275,6 +275,8 @@ BROKEN |= {
     "valid default, expected a number >= 0",
     f"{HEAD}class A(CLIPFineTune):\n    HPARAMS = ('w',)": "A.HPARAMS has 'w', expected hyperpara",
     f"{HEAD}class A(CLIPFineTune):\n    HPARAMS = nonnegative('w', 1)": "A.HPARAMS is",
+    f"{HEAD}class A(CLIPFineTune):\n    def __init__(self, shape, classes, domains, hparams):\n"
+    "        pass": "A.__init__ does not take the facts of the dataset",
 }
 
 

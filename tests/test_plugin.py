@@ -117,18 +117,18 @@ def test_facts_of_dataset_are_found_by_class_names(site, tmp_path, protocol, tra
     code = """
 import json, sys
 from domainbed import datasets
-from domainbed_carft.method import dataset_facts
+from domainbed_carft.plugin import known_datasets
 
 root, protocol = sys.argv[1:]
 hparams = {"class_names": "dataset:Pets", "protocol": protocol}
 pets = datasets.Pets(root, [0], hparams)
-facts = dataset_facts.recall(dict(hparams))
+facts = known_datasets.recall(dict(hparams))
 print(json.dumps([
     [e.transform if isinstance(e.transform, list) else "host's" for e in pets.datasets],
     facts.protocol,
     [[e.name, e.classes] for e in facts.environments],
     [e.normalisation for e in facts.environments],
-    len(dataset_facts.recall({"class_names": "dataset:PACS"}).environments),
+    len(known_datasets.recall({"class_names": "dataset:PACS"}).environments),
     hparams,
 ]))
 """

@@ -3,7 +3,8 @@
 import pytest
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, dataset_facts, prompts
+from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts, EnvironmentFacts
+from domainbed_carft.method import algorithms, prompts
 
 
 def test_shipped_context_lists_are_complete():
@@ -54,10 +55,8 @@ def test_contexts_are_read_from_file_or_list(tmp_path):
     assert prompts.parse_contexts(["the {}", "a {}"]) == ["the {}", "a {}"]
 
 
-def remember(hparams, classes):
-    dataset = dataset_facts.parse_dataset_name(hparams["class_names"]) or "PACS"
-    environments = [dataset_facts.EnvironmentFacts(e, c) for e, c in classes.items()]
-    dataset_facts.remember(hparams, dataset, environments)
+def make_facts(classes):
+    return DatasetFacts([EnvironmentFacts(name, names) for name, names in classes.items()])
 
 
 @pytest.mark.parametrize(
@@ -83,20 +82,18 @@ def test_folder_names_are_cleaned():
 def test_class_names_of_the_user_take_precedence_unchanged(tmp_path):
     names = ["crane", "T-shirt", "Crock Pot", "crane"]
     for folders in (["a", "b", "c", "d"], ["crane", "t-shirt", "crock pot", "crane"]):
-        remember({"class_names": names}, {"env": folders})
-        assert prompts.find_class_names({"class_names": names}, 4) == names
+        facts = make_facts({"env": folders})
+        assert prompts.find_class_names({"class_names": names}, 4, facts) == names
 
     path = tmp_path / "names.txt"
     path.write_text("\n".join(names), encoding="utf-8")
     assert prompts.find_class_names({"class_names": str(path)}, 4) == names
 
 
-def test_class_names_are_found_by_the_dataset_in_the_hparams():
-    hparams = {"class_names": "dataset:PACS"}
+def test_class_names_of_the_folders_precede_the_known_ones():
     names = [f"class {i}" for i in range(7)]
-    remember(hparams, {"a": names, "b": names})
-    remember({"class_names": "dataset:VLCS"}, {"a": ["one"]})  # the next dataset
-    assert prompts.find_class_names(dict(hparams), 7) == names
+    facts = make_facts({"a": names, "b": names})
+    assert prompts.find_class_names({"class_names": "dataset:PACS"}, 7, facts) == names
 
 
 MANY = {"art": [f"a{n}" for n in range(500)], "photo": ["b"] * 500}
@@ -114,16 +111,14 @@ MANY = {"art": [f"a{n}" for n in range(500)], "photo": ["b"] * 500}
             "dataset:X",
             2,
             {"art": ["cat", "dog"], "photo": ["cat", "horse"]},
-            r"'art' and 'photo'.*\['dog', 'horse'\] are not in both",
+            r"'art' and 'photo'.*only one of them has 'dog', 'horse'",
         ),
-        ("dataset:X", 500, MANY, r"\['a0', 'a1', .* and 491 more\] are not in both"),
+        ("dataset:X", 500, MANY, r"only one of them has 'a0', 'a1', .* and 496 more"),
     ],
 )
 def test_class_names_that_do_not_fit_are_rejected(spec, count, folders, message):
-    hparams = {"class_names": spec}
-    remember(hparams, folders)
     with pytest.raises(CarftError, match=message):
-        prompts.find_class_names(hparams, count)
+        prompts.find_class_names({"class_names": spec}, count, make_facts(folders))
 
 
 def test_digest_depends_on_all_texts_and_their_order():
@@ -135,9 +130,8 @@ def test_digest_depends_on_all_texts_and_their_order():
 
 
 def find_contexts(hparams, names, test_envs=None):
-    environments = [dataset_facts.EnvironmentFacts(name, None) for name in names]
-    dataset_facts.remember(hparams, "Mine", environments, test_envs=test_envs)
-    return prompts.find_contexts(hparams)
+    environments = [EnvironmentFacts(name, None) for name in names]
+    return prompts.find_contexts(hparams, DatasetFacts(environments, test_envs=test_envs))
 
 
 def test_contexts_are_made_from_all_domains_or_without_the_target():
@@ -156,7 +150,7 @@ def test_contexts_are_made_from_all_domains_or_without_the_target():
     with pytest.raises(CarftError, match="does not show which environments are held out"):
         find_contexts(hparams, folders)
     with pytest.raises(CarftError, match="does not show its environments"):
-        prompts.find_contexts({**hparams, "class_names": "dataset:Unseen"})
+        prompts.find_contexts(hparams, UNKNOWN)
 
 
 @pytest.mark.parametrize(

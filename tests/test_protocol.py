@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
 from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.images.transforms import PlanTransform
-from domainbed_carft.method import algorithms, dataset_facts
+from domainbed_carft.method import algorithms
 from domainbed_carft.plugin import datasets
 
 
@@ -62,7 +63,9 @@ def test_emoji_styles_follows_the_protocol(random_tiny, capsys):
     kinds = [type(step).__name__ for step in dataset[1].transform.transforms]
     assert "ColorJitter" not in kinds and "RandomHorizontalFlip" in kinds
 
-    algorithm = algorithms.CLIPZeroShot(dataset.input_shape, 10, 3, values)
+    algorithm = algorithms.CLIPZeroShot(
+        dataset.input_shape, 10, 3, values, dataset_facts=dataset.dataset_facts
+    )
     x = dataset[0][0][0][None]
     assert torch.equal(algorithm.input(x), x)  # already normalised for CLIP
     assert "CLIP protocol: clip (training: crop of 70" in capsys.readouterr().out
@@ -74,20 +77,20 @@ def test_emoji_styles_follows_the_protocol(random_tiny, capsys):
 )
 def test_dataset_with_another_protocol_is_refused(random_tiny, requested, followed):
     values = settings(random_tiny, "Pets", protocol=requested)
+    facts = None
     if followed:
-        environments = [dataset_facts.EnvironmentFacts("art", ["a", "b", "c"])]
-        dataset_facts.remember(values, "Pets", environments, None, followed)
+        facts = DatasetFacts([EnvironmentFacts("art", ["a", "b", "c"])], protocol=followed)
     else:
         values["class_names"] = ["a", "b", "c"]
     with pytest.raises(CarftError, match=f"protocol is '{requested}'"):
-        algorithms.CARFT((3, 28, 28), 3, 2, values)
+        algorithms.CARFT((3, 28, 28), 3, 2, values, dataset_facts=facts)
 
 
 @pytest.mark.parametrize("requested", ["domainbed", "host"])
 def test_transforms_of_a_host_are_recorded_as_host(random_tiny, capsys, requested):
     values = settings(random_tiny, "Pets", protocol=requested)
-    environments = [dataset_facts.EnvironmentFacts(name, ["a", "b", "c"]) for name in "xy"]
-    dataset_facts.remember(values, "Pets", environments, None, "host")
-    algorithm = algorithms.CARFT((3, 28, 28), 3, 2, values)
+    environments = [EnvironmentFacts(name, ["a", "b", "c"]) for name in "xy"]
+    facts = DatasetFacts(environments, protocol="host")
+    algorithm = algorithms.CARFT((3, 28, 28), 3, 2, values, dataset_facts=facts)
     assert algorithm.recorded_facts()["protocol"] == "host"
     assert "CLIP protocol: host (" in capsys.readouterr().out

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.benchmarks import Benchmark, Edition
+from domainbed_carft.errors import CarftError
 from domainbed_carft.text import quantity
 
 Counts = Mapping[str, Mapping[str, int]]  # environment -> class -> images, in order of position
@@ -127,6 +128,21 @@ def _compare_with_imagenet(counts: Counts, findings: Findings) -> None:
                 f"{quote_names(missing) or 'none'}, extra {quote_names(extra) or 'none'}. To "
                 f"check ImageNet, use {command}"
             )
+
+
+def require_same_classes(classes: Mapping[str, Collection[str]]) -> None:
+    """Raise CarftError if an environment's classes differ from the first environment's."""
+    first = next(iter(classes), "")
+    for environment, names in classes.items():
+        if [*names] == [*classes[first]]:
+            continue
+        differing = sorted({*names} ^ {*classes[first]})
+        fault = (
+            f"only one of them has {quote_names(differing)}" if differing else "the order differs"
+        )
+        raise CarftError(
+            f"environments {first!r} and {environment!r} must have the same class folders; {fault}"
+        )
 
 
 def counts_digest(counts: Counts) -> str:

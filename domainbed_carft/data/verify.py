@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import text
+from domainbed_carft import process_variables, text
 from domainbed_carft.data import benchmarks, comparison, emoji
 from domainbed_carft.data.comparison import Counts, quote_names
 from domainbed_carft.data.image_files import DamagedImage, find_damaged_images
@@ -18,6 +20,9 @@ from domainbed_carft.errors import CarftError
 
 # Rows of the printed table: a folder of classes can be mistaken for a folder of environments.
 MAX_ENVIRONMENTS = 50
+
+# Data folders with a printed warning, because forks build a dataset more than once.
+_warned: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,39 @@ class DataReport:
             "broken": "jobs would fail or give wrong results",
         }
         return meanings[self.status]
+
+
+@contextlib.contextmanager
+def report_broken_data(report: DataReport | None, hparams: Any) -> Iterator[None]:
+    """Load a dataset in the block, and report broken data.
+
+    Algorithms of this package end the job with the problems when they are built, so only an error
+    of the block is explained by the problems. For all other algorithms, they are a warning.
+
+    Args:
+        report: The data check, None if the data was not checked.
+        hparams: The job's hyperparameters.
+    """
+    if report is None or not report.problems:
+        yield
+        return
+
+    is_refused_later = isinstance(hparams, dict) and "clip_backbone" in hparams
+    if not is_refused_later and report.root not in _warned:
+        _warned.add(report.root)
+        print(
+            f"domainbed-carft: Warning: {text.printable(report.error_text)}. The job continues, "
+            "but its results could be wrong; fix the data and rerun the job "
+            f"({process_variables.DISABLE.name}=1 disables this check).",
+            file=sys.stderr,
+        )
+
+    try:
+        yield
+    except Exception as error:
+        if not is_refused_later:
+            raise
+        raise CarftError(f"{report.error_text}. It cannot be loaded: {error}") from error
 
 
 def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> DataReport:

@@ -1,4 +1,4 @@
-"""Lists of an environment's images, and shuffled passes through them.
+"""Environments as lists of image files with a plan, and shuffled passes through them.
 
 Paths and labels are arrays, because each loader process would copy the objects of a list.
 """
@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torchvision.datasets import ImageFolder
 
+from domainbed_carft.data import image_files
 from domainbed_carft.data.image_files import ImageDataset
 from domainbed_carft.data.listing import IMAGE_EXTENSIONS
+from domainbed_carft.errors import CarftError
+from domainbed_carft.images.plan import ImagePlan
+from domainbed_carft.images.transforms import PlanTransform, get_plan
 
 # Value of the hparam `sampling`; with any other, all images are shuffled for each pass.
 WITH_REPLACEMENT = "with-replacement"
@@ -46,44 +50,73 @@ class ImageList(ImageDataset):
         self.targets = samples.labels
 
 
+def load_image(path: str) -> Any:
+    """Decode an image; raise TransientError if it cannot be read."""
+    return image_files.read_image(image_files.open_image, path)
+
+
 class ListedFolder(ImageFolder):
     """torchvision's ImageFolder of images that are already listed; does not read folders.
 
     Args:
         root: The folder of the class folders.
         images: Paths of the images below ``root``, by class.
-        options: Keyword arguments of ImageFolder.
+        plan: The plan of the images, None for images without a transform.
+        loader: Function from a path to a Pillow image.
 
     Raises:
-        FileNotFoundError: if there are no classes, or a class has no images, as in ImageFolder.
+        CarftError: There are no classes, or a class has no images.
     """
 
-    def __init__(self, root: str, images: Mapping[str, Sequence[str]], **options: Any) -> None:
+    def __init__(
+        self,
+        root: str,
+        images: Mapping[str, Sequence[str]],
+        plan: ImagePlan | None = None,
+        loader: Callable[[str], Any] = load_image,
+    ) -> None:
+        fault = f"Couldn't find any class folder in {root}"
+        empty = [name for name, paths in images.items() if not paths]
+        if empty:
+            supported = ", ".join(IMAGE_EXTENSIONS)
+            fault = (
+                f"Found no valid file for the classes {', '.join(empty)}. Supported extensions "
+                f"are: {supported}"
+            )
+        if empty or not images:
+            raise CarftError(
+                f"{root} has classes without images; expected one sub-folder of images per class "
+                f"({fault})"
+            )
         self._listed_images = images
-        super().__init__(root, **options)
+        super().__init__(root, PlanTransform(plan) if plan else None, loader=loader)
         del self._listed_images
 
     def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
         """Return the listed classes and their labels."""
         classes = list(self._listed_images)
-        if not classes:
-            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
         return classes, {name: label for label, name in enumerate(classes)}
 
     def make_dataset(self, directory: Any, class_to_idx: Mapping[str, int], **_: Any) -> Any:
         """Return the listed images with their labels."""
-        empty = [name for name, paths in self._listed_images.items() if not paths]
-        if empty:
-            supported = ", ".join(IMAGE_EXTENSIONS)
-            raise FileNotFoundError(
-                f"Found no valid file for the classes {', '.join(empty)}. Supported extensions "
-                f"are: {supported}"
-            )
         return [
             (path, class_to_idx[name])
             for name, paths in self._listed_images.items()
             for path in paths
         ]
+
+
+def get_file_plan(environment: Any) -> ImagePlan | None:
+    """Return the plan by which `loading` can read an environment's files; None for others.
+
+    Others have a changed transform, or read their items in another way.
+    """
+    is_listed = type(environment) is ImageList or (
+        type(environment) is ListedFolder
+        and environment.loader is load_image
+        and environment.target_transform is None
+    )
+    return get_plan(environment.transform) if is_listed else None
 
 
 class Passes:

@@ -1,4 +1,4 @@
-"""Image decoding, followed by the first stage.
+"""Image decoding.
 
 torchvision decodes plain JPEGs to the same pixels as Pillow, with fewer copies. Pillow decodes all
 other files.
@@ -18,8 +18,6 @@ from torchvision import io
 from domainbed_carft import files
 from domainbed_carft.data import image_files
 from domainbed_carft.images import augmentation
-from domainbed_carft.images.plan import ImagePlan
-from domainbed_carft.images.stages import first_stage
 
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 MARKER_PREFIX = 0xFF
@@ -33,15 +31,6 @@ HEADER_BYTES = 1 << 20  # Pillow decodes a JPEG without a frame header in these
 NO_AUGMENTATION = torch.tensor(
     [0, *range(augmentation.N_OPERATIONS), *augmentation.UNCHANGED, 0], dtype=torch.float32
 )
-
-
-def load(plan: ImagePlan, path: str) -> tuple[Tensor, Tensor]:
-    """Decode an image and apply the first stage.
-
-    Returns:
-        The image (S, S, 3), uint8, and the random choices for it, (10,), see `first_stage`.
-    """
-    return first_stage(plan, decode(path))
 
 
 def decode(path: str) -> Tensor:

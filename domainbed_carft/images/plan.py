@@ -69,6 +69,14 @@ class ImagePlan:
             self, size=size, mean=tuple(mean), std=tuple(std), is_for_model=True
         )
 
+    def jittered_as(self, description: str) -> ImagePlan:
+        """Return the plan with the jitter of a described plan that differs only in its jitter.
+
+        A job can resume on another device, whose jitter would differ by rounding.
+        """
+        plans = [dataclasses.replace(self, jitter=jitter) for jitter in JITTERS]
+        return next((plan for plan in plans if plan.describe() == description), self)
+
     def describe(self) -> str:
         """Describe the plan in a few words: the value of the key ``images`` in records."""
         if self.mode != FAST:

@@ -92,6 +92,34 @@ def plan_for(
     )
 
 
+def plan_for_job(
+    hparams: Mapping[str, Any],
+    preprocessing: Preprocessing | None,
+    *,
+    default_size: int = UPSTREAM_SIZE,
+    is_for_model: bool,
+) -> ImagePlan:
+    """Return the plan of a job's training images, augmented by the hparam ``protocol``.
+
+    Args:
+        hparams: The job's hyperparameters, with or without ``protocol`` and ``preprocessing``.
+        preprocessing: The preprocessing of the job's model, None for other models.
+        default_size: Side of the images in pixels, without any preprocessing.
+        is_for_model: Normalise the images for the model instead of by the protocol.
+    """
+    requested = preprocessing
+    if hparams.get("preprocessing"):
+        requested = Preprocessing.from_hparam(hparams["preprocessing"])
+    size = requested.resolution if requested else default_size
+    plan = plan_for(hparams.get("protocol", "domainbed"), size, True, requested)
+    if preprocessing is None or not is_for_model:
+        return plan
+
+    # The hparam can choose any size but upstream's.
+    size = preprocessing.resolution if size == UPSTREAM_SIZE else size
+    return plan.for_model(size, preprocessing.mean, preprocessing.std)
+
+
 def read_plan(content: Mapping[str, Any], clip_input: CLIPInput) -> ImagePlan:
     """Return the plan of a job's training images, or of its test images if it did not augment.
 

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.images.clip_input import CLIPInput
+from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
 from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
 from domainbed_carft.images.transforms import PlanTransform
@@ -26,7 +27,6 @@ from domainbed_carft.jobs.algorithms import Style as Style
 from domainbed_carft.jobs.hparams import ResolvedHparams
 from domainbed_carft.method import (
     averages,
-    dataset_facts,
     hparam_checks,
     hparam_tables,
     job,
@@ -64,9 +64,8 @@ GIVE_STEPS = "pass steps=..., the number of updates that you will take"
 class CLIPAlgorithm(HostedAlgorithm):
     """An image encoder with a head over classes and one over contexts, in DomainBed's interface.
 
-    The constructor takes DomainBed's four arguments and works in any host or without one. The facts
-    of a dataset that this process has built, above all its normalisation, are looked up by the
-    hparam ``class_names``. Without them, images are expected with DomainBed's normalisation.
+    The constructor takes DomainBed's four arguments and works in any host or without one. Without
+    the facts of a dataset, images are expected with DomainBed's normalisation.
 
     A method declares the class attributes that differ from the defaults, and overrides hooks:
     `loss`, `build_for_training`, `build_for_prediction`, `after_step`, `prediction_weights`,
@@ -82,6 +81,7 @@ class CLIPAlgorithm(HostedAlgorithm):
         num_domains: number of training environments.
         hparams: any mapping, which is not changed. Missing names get their defaults. Its
             ``class_names`` is a dataset, such as "dataset:PACS", or the list of names.
+        dataset_facts: facts of the dataset, above all its normalisation; None if unknown.
         **host_arguments: further arguments that a fork passes.
 
     Raises:
@@ -156,11 +156,13 @@ class CLIPAlgorithm(HostedAlgorithm):
         num_classes: int,
         num_domains: int,
         hparams: Mapping[str, Any],
+        dataset_facts: DatasetFacts | None = None,
         **host_arguments: Any,
     ) -> None:
         complete = hparam_tables.complete(type(self), hparams)
         raise_for(hparam_checks.job_problems(type(self), input_shape, complete))
-        facts = job.find_job_facts(complete, num_classes, self.has_kl(complete))
+        data = dataset_facts or UNKNOWN
+        facts = job.find_job_facts(complete, num_classes, data, self.has_kl(complete))
         print(*map(printable, facts.describe()), sep="\n")
 
         super().__init__(
@@ -176,8 +178,7 @@ class CLIPAlgorithm(HostedAlgorithm):
             self.facts["method_file"] = self.method_file
             self.facts["method_declarations"] = self.method_declarations
         self.bf16 = facts.amp == "bf16"
-        environments = facts.data.environments
-        normalisation = dataset_facts.common_normalisation(environments) or IMAGENET
+        normalisation = data.normalisation or IMAGENET
         self.normalisation = normalisation
         mean, std = normalisation
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
@@ -275,7 +276,7 @@ class CLIPAlgorithm(HostedAlgorithm):
         """Return the ``facts``, stored in records and weight files in addition to the hparams."""
         return self.facts
 
-    image_format = staticmethod(job.image_format)
+    image_format = staticmethod(job.find_preprocessing)
 
     # Modules
 

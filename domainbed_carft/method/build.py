@@ -9,6 +9,7 @@ from typing import Any
 
 from domainbed_carft.arguments import COUNT, MAPPING, TEXT, check
 from domainbed_carft.errors import CarftError, invalid, raise_for
+from domainbed_carft.images.dataset_facts import DatasetFacts
 from domainbed_carft.images.protocols import UPSTREAM_SIZE
 from domainbed_carft.jobs import facts
 from domainbed_carft.method import hparam_tables
@@ -25,6 +26,7 @@ def build(
     hparams: Mapping[str, Any] = {},
     steps: int | None = None,
     num_domains: int = 1,
+    dataset_facts: DatasetFacts | None = None,
 ) -> CLIPAlgorithm:
     """Build an algorithm of this package, ready to train and predict, without a DomainBed job.
 
@@ -34,8 +36,8 @@ def build(
 
     ``preprocess`` turns a Pillow image into x (3, R, R), with the resolution R of the CLIP model.
     It normalises as in DomainBed, by ImageNet's mean and standard deviation. The algorithm itself
-    converts this to CLIP's normalisation, so do not normalise again. If a dataset with exactly this
-    list of class names was built in this process, its normalisation is used instead.
+    converts this to CLIP's normalisation, so do not normalise again. With the facts of a dataset,
+    its normalisation is used instead.
 
     Nothing is printed, and the random generators keep their state; random weights, such as LoRA's
     factors, depend on the state of torch's generator. The default CLIP model is downloaded once.
@@ -47,6 +49,8 @@ def build(
             ``{"clip_backbone": "tiny"}``; not changed.
         steps: number of updates that you will take, at which schedules and averages end.
         num_domains: number of pairs (x, y) that you will pass to an update.
+        dataset_facts: the attribute ``dataset_facts`` of a dataset of this package, None for your
+            own images.
 
     Returns:
         The algorithm, in train mode.
@@ -79,7 +83,9 @@ def build(
     # Without preprocessing, the constructor raises the error.
     size = preprocessing.resolution if preprocessing else UPSTREAM_SIZE
     with contextlib.redirect_stdout(io.StringIO()):
-        return algorithm_class((3, size, size), len(class_names), num_domains, complete)
+        return algorithm_class(
+            (3, size, size), len(class_names), num_domains, complete, dataset_facts=dataset_facts
+        )
 
 
 def _class_name_problems(class_names: Any) -> list[str]:

@@ -14,11 +14,11 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.clips.backbone import ClipFacts
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, invalid, raise_for
+from domainbed_carft.images.dataset_facts import DatasetFacts
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.images.protocols import PROTOCOLS
 from domainbed_carft.machine import devices
-from domainbed_carft.method import dataset_facts, prompts
-from domainbed_carft.method.dataset_facts import DatasetFacts
+from domainbed_carft.method import prompts
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.method.prompts import Prompts
 
@@ -71,12 +71,15 @@ class JobFacts:
         ]
 
 
-def find_job_facts(hparams: Mapping[str, Any], num_classes: int, has_kl: bool) -> JobFacts:
+def find_job_facts(
+    hparams: Mapping[str, Any], num_classes: int, data: DatasetFacts, has_kl: bool
+) -> JobFacts:
     """Return the facts of a job with complete ``hparams``, which are not changed.
 
     Args:
         hparams: complete hyperparameters.
         num_classes: number of classes of the dataset.
+        data: facts of the dataset.
         has_kl: True if the loss has the KL term.
 
     Returns:
@@ -87,7 +90,6 @@ def find_job_facts(hparams: Mapping[str, Any], num_classes: int, has_kl: bool) -
             (`prompts.build_prompts`), if the CLIP model cannot be found or has another SHA-256, if
             this machine does not support the precision, or if a fact differs from its pinned value.
     """
-    data = dataset_facts.recall(hparams)
     _require_fitting_data(hparams, data)
     name = hparams["clip_backbone"]
     if backbone.is_user_file(name):
@@ -118,29 +120,6 @@ def find_preprocessing(hparams: Mapping[str, Any]) -> Preprocessing | None:
         return backbone.find_preprocessing(name)
     except Exception:  # an invalid file or the hub can raise any type
         return None
-
-
-def image_format(
-    hparams: Mapping[str, Any],
-) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
-    """Return the format of the images that the CLIP model of these ``hparams`` expects.
-
-    If the dataset is known, its normalisation is changed to the returned one.
-
-    Args:
-        hparams: complete hyperparameters.
-
-    Returns:
-        The side in pixels, and mean and standard deviation per channel. None for a CLIP model that
-        cannot be read, which the algorithm will report, and for a dataset without known
-        environments.
-    """
-    preprocessing = find_preprocessing(hparams)
-    if preprocessing is None:
-        return None
-    if not dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std)):
-        return None
-    return preprocessing.resolution, preprocessing.mean, preprocessing.std
 
 
 def resolve_amp(amp: str) -> str:

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError, brief
+from domainbed_carft.images.dataset_facts import takes_dataset_facts
 from domainbed_carft.jobs.algorithms import Style
 from domainbed_carft.jobs.own_methods import MethodFile
 from domainbed_carft.method.algorithm import CLIPAlgorithm
@@ -56,6 +57,12 @@ def load(used_names: Collection[str], files: Iterable[MethodFile]) -> OwnMethods
             else:
                 classes[name] = algorithm
                 problems += _hparam_problems(algorithm)
+                if not takes_dataset_facts(algorithm):
+                    problems.append(
+                        f"{_get_source_path(algorithm)}: {name}.__init__ does not take the facts "
+                        "of the dataset; add **options to its arguments, and pass them to "
+                        "super().__init__"
+                    )
 
     if not problems:  # otherwise no job starts
         for algorithm in classes.values():

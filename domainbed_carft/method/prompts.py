@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import benchmarks
+from domainbed_carft.data.comparison import require_same_classes
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import dataset_facts
-from domainbed_carft.method.dataset_facts import DATASET_PREFIX, DatasetFacts, parse_dataset_name
+from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
+from domainbed_carft.method.dataset_facts import DATASET_PREFIX, parse_dataset_name
 from domainbed_carft.text import quantity, shorten
 
 # OpenAI's lists for the datasets of CLIP's paper: class names, and templates for them.
@@ -85,7 +86,7 @@ def build_prompts(
     `find_class_names` and `find_contexts`.
     """
     names = find_class_names(hparams, num_classes, facts)
-    return Prompts(find_contexts(hparams, 2 if has_kl else 1, facts), names)
+    return Prompts(find_contexts(hparams, facts, 2 if has_kl else 1), names)
 
 
 def parse_contexts(spec: str | Sequence[str], minimum: int = 2) -> list[str]:
@@ -122,15 +123,13 @@ def parse_contexts(spec: str | Sequence[str], minimum: int = 2) -> list[str]:
     return templates
 
 
-def find_contexts(
-    hparams: Mapping[str, Any], minimum: int = 2, facts: DatasetFacts | None = None
-) -> list[str]:
+def find_contexts(hparams: Mapping[str, Any], facts: DatasetFacts, minimum: int = 2) -> list[str]:
     """Return the templates of a run, at least ``minimum``.
 
     Args:
-        hparams: with ``contexts``, and ``class_names`` for datasets with known facts.
+        hparams: with ``contexts``.
+        facts: facts of the dataset.
         minimum: minimum number of templates.
-        facts: facts of the dataset, None for the dataset named by ``class_names``.
 
     Returns:
         The templates.
@@ -143,7 +142,6 @@ def find_contexts(
     if spec not in DOMAIN_LISTS:
         return parse_contexts(spec, minimum)
 
-    facts = facts or dataset_facts.recall(hparams)
     targets = facts.test_envs if spec == WITHOUT_TARGET else ()
     if targets is None or not facts.environments:
         missing = "which environments are held out" if facts.environments else "its environments"
@@ -210,7 +208,7 @@ def from_json(text: str) -> tuple[list[str], list[str]]:
 
 
 def find_class_names(
-    hparams: Mapping[str, Any], num_classes: int, facts: DatasetFacts | None = None
+    hparams: Mapping[str, Any], num_classes: int, facts: DatasetFacts = UNKNOWN
 ) -> list[str]:
     """Return the ``num_classes`` class names in label order.
 
@@ -221,7 +219,7 @@ def find_class_names(
     Args:
         hparams: with ``class_names``.
         num_classes: number of classes of the dataset.
-        facts: facts of the dataset, None for the dataset named by ``class_names``.
+        facts: facts of the dataset, by default unknown.
 
     Returns:
         The names.
@@ -231,13 +229,13 @@ def find_class_names(
     """
     spec = hparams["class_names"]
     dataset = parse_dataset_name(spec)
-    environments = (facts or dataset_facts.recall(hparams)).environments
-    folders = {e.name: list(e.classes) for e in environments if e.classes}
+    folders = {e.name: list(e.classes) for e in facts.environments if e.classes}
     if dataset is None:
         names = _read_entries("class_names", spec, (f"{DATASET_PREFIX}NAME", *CLASS_LISTS))
         _require_folder_order(names, folders)
     elif folders:
-        names = _get_shared_classes(folders)
+        require_same_classes(folders)
+        names = next(iter(folders.values()))
     elif dataset in BUILT_IN_CLASSES:
         names = list(BUILT_IN_CLASSES[dataset])
     else:
@@ -261,20 +259,6 @@ def find_class_names(
             "rename the class folders, or pass names by the hparam class_names"
         )
     return names if dataset is None else [clean(name) for name in names]
-
-
-def _get_shared_classes(folders: Mapping[str, list[str]]) -> list[str]:
-    """Return the class folders of all environments; CarftError if they differ."""
-    first, names = next(iter(folders.items()))
-    for environment, classes in folders.items():
-        if classes != names:
-            not_shared = sorted({*names} ^ {*classes})
-            raise CarftError(
-                f"the environments {first!r} and {environment!r} have different classes: "
-                f"{shorten(not_shared)} are not in both. Make the class folders equal, so that a "
-                "label means the same class in all environments"
-            )
-    return names
 
 
 def _require_folder_order(names: Sequence[str], folders: Mapping[str, Sequence[str]]) -> None:

@@ -79,9 +79,12 @@ def wrap_hparams(module: ModuleType) -> None:
 
 
 def wrap_image_folders(module: ModuleType) -> None:
-    """Let the ImageFolder datasets of `domainbed.datasets` pass facts to `dataset_facts`."""
+    """Let the ImageFolder datasets of a checkout's `domainbed.datasets` remember their facts."""
+    from domainbed_carft.method import host_lookup
     from domainbed_carft.plugin import image_folders
 
+    if host_lookup.is_carft_harness():
+        return
     for part in _loaded_parts(module):
         base: Any = vars(part).get("MultipleEnvironmentImageFolder")
         if base is not None and not _has_set(base, "__init__"):

@@ -24,15 +24,14 @@ from domainbed_carft.data import (
     verify,
 )
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
 from domainbed_carft.images.image_lists import ImageList, ImagePaths, ListedFolder
-from domainbed_carft.images.protocols import plan_for
+from domainbed_carft.images.preprocessing import Preprocessing
+from domainbed_carft.images.protocols import plan_for_job
 from domainbed_carft.images.transforms import PlanTransform
-from domainbed_carft.plugin.image_folders import (
-    get_requested_preprocessing,
-    pass_facts,
-    require_weights,
-    warn_about_broken_data,
-)
+from domainbed_carft.method import host_lookup
+from domainbed_carft.plugin import known_datasets
+from domainbed_carft.plugin.image_folders import get_requested_preprocessing, require_weights
 from domainbed_carft.suites import imagenet, imagenet_training
 
 HOST_SIZE = 224  # px, the input of the host's networks
@@ -52,38 +51,56 @@ class PackageDataset:
     N_WORKERS = 8
     ENVIRONMENTS = ["train"]
     INPUT_SHAPE = (3, HOST_SIZE, HOST_SIZE)
+    # The images that a job's model expects. Only the included harness sets it, before `__init__`.
+    model_input: Preprocessing | None = None
+    # True if the harness decodes the files itself, and then normalises for the model.
+    HAS_FILES = False
 
     def __init__(
         self, root: Any, test_envs: Sequence[int] = (), hparams: dict[str, Any] | None = None
     ) -> None:
-        self.protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
-        self.environments = list(self.ENVIRONMENTS)
         require_weights(hparams)
-        self.preprocessing = get_requested_preprocessing(hparams)
-        size = self._image_size(for_clip="clip_backbone" in (hparams or {}))
-        self.input_shape = (3, size, size)
+        values = hparams or {}
+        self.protocol = values.get("protocol", "domainbed")
+        self.environments = list(self.ENVIRONMENTS)
+        plan = plan_for_job(
+            values,
+            self.model_input or get_requested_preprocessing(hparams),
+            default_size=self.INPUT_SHAPE[-1] if "clip_backbone" in values else HOST_SIZE,
+            is_for_model=self.HAS_FILES and self.model_input is not None,
+        )
+        self.input_shape = (3, plan.size, plan.size)
 
         self.datasets, report = self.read(root)
-        self.num_classes = len(self.datasets[0].classes)
-        warn_about_broken_data(report, refuses_broken_data="clip_backbone" in (hparams or {}))
+        with verify.report_broken_data(report, values):
+            self.num_classes = len(self.datasets[0].classes)
+        self.data_edition = report.data_edition
 
-        if hparams is None:
-            # These hosts do not pass test environments either.
-            pass_facts(self, report, self.protocol, hparams, test_envs=None)
-            return
+        if hparams is not None:
+            augment_training = hparams.get("data_augmentation", True)  # missing in old DomainBed
+            for index, environment in enumerate(self.datasets):
+                is_augmented = augment_training and index not in test_envs
+                environment.transform = PlanTransform(
+                    plan if is_augmented else plan.without_augmentation()
+                )
 
-        augment_training = hparams.get("data_augmentation", True)  # missing in old DomainBed
-        for index, environment in enumerate(self.datasets):
-            augment = augment_training and index not in test_envs
-            plan = plan_for(self.protocol, size, augment, self.preprocessing)
-            environment.transform = PlanTransform(plan)
-        pass_facts(self, report, self.protocol, hparams, test_envs)
-
-    def _image_size(self, for_clip: bool) -> int:
-        """Return the height and width of images, in pixels."""
-        if self.preprocessing:
-            return self.preprocessing.resolution
-        return self.INPUT_SHAPE[-1] if for_clip else HOST_SIZE
+        normalisation = (plan.mean, plan.std) if hparams is not None else None
+        self.dataset_facts = DatasetFacts(
+            environments=[
+                EnvironmentFacts(
+                    os.path.basename(os.path.normpath(environment.root)),
+                    environment.classes,
+                    normalisation,
+                )
+                for environment in self.datasets
+            ],
+            report=report,
+            protocol=self.protocol,
+            # Hosts that do not pass hparams do not pass test environments either.
+            test_envs=None if hparams is None else test_envs,
+        )
+        if not host_lookup.is_carft_harness():
+            known_datasets.remember(hparams, type(self).__name__, self.dataset_facts)
 
     def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
         """Read the dataset below the data folder ``root``.
@@ -186,6 +203,7 @@ class ImageNet(PackageDataset):
     CHECKPOINT_FREQ = 2_503
     IMAGES = (imagenet_training.IMAGES,)
     EVALUATED_SPLITS = ("out",)
+    HAS_FILES = True
 
     @classmethod
     def data_problems(cls, root: Any) -> list[str]:

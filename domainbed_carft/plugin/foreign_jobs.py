@@ -19,6 +19,7 @@ from typing import Any
 
 from domainbed_carft.errors import invalid, raise_for
 from domainbed_carft.jobs.facts import FOREIGN
+from domainbed_carft.plugin import known_datasets
 from domainbed_carft.plugin.hooked_modules import warn_about_host_values
 
 # Hyperparameters read by DomainBed's train. `allow_keys` adds others of the host.
@@ -88,6 +89,7 @@ class ForeignJob:
         values = dict(hparams)  # the configuration object of a fork can have just keys and items
         complete = add_missing_hparams(values, type(algorithm).__name__)
         raise_for(job_problems(type(algorithm), input_shape, complete))
+        host_arguments.setdefault("dataset_facts", known_datasets.recall(complete))
         build: Any = super().__init__
         build(input_shape, num_classes, num_domains, complete, **host_arguments)
         hparams[FOREIGN] = algorithm.facts

@@ -1,4 +1,4 @@
-"""A wrapper of domainbed's image folders that checks the data and can set a protocol's transforms.
+"""A wrapper of a checkout's image folders that checks the data and can set a protocol's transforms.
 
 Broken data is an error for algorithms of this package. For all other algorithms it is a warning,
 once per job. Any other failure is a warning, and leaves the dataset as the host made it.
@@ -9,22 +9,24 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError, JobExit
-from domainbed_carft.images.preprocessing import Preprocessing
+from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
+from domainbed_carft.images.preprocessing import IMAGENET_MEAN, Normalisation, Preprocessing
 from domainbed_carft.images.protocols import CLIP_PRESETS, HOST, UPSTREAM_SIZE, plan_for
-from domainbed_carft.images.transforms import PlanTransform, get_normalisation, is_upstream
-from domainbed_carft.method import dataset_facts
-from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
-from domainbed_carft.text import printable
+from domainbed_carft.images.transforms import PlanTransform
+from domainbed_carft.plugin import known_datasets
+from domainbed_carft.plugin.hooked_modules import warn_once
 
-# Data folders with a printed warning, because forks build a dataset more than once.
-_warned: set[Path | None] = set()
+# Steps of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a.
+UPSTREAM_STEPS = (
+    "Resize ToTensor Normalize",
+    "RandomResizedCrop RandomHorizontalFlip ColorJitter RandomGrayscale ToTensor Normalize",
+)
 
 
 def wrap_constructor(original: Callable[..., None]) -> Callable[..., None]:
@@ -42,33 +44,21 @@ def wrap_constructor(original: Callable[..., None]) -> Callable[..., None]:
         hparams = arguments.get("hparams")
         values = hparams if isinstance(hparams, dict) else {}
         class_names = values.get("class_names")
-        refuses_broken_data = "clip_backbone" in values
 
         require_weights(values)
-        # The included harness makes a report itself, so that no folder is listed twice.
-        is_reported = hasattr(type(self), "report")
-        report = None if is_reported else _verify(type(self).__name__, arguments.get("root"))
-
-        failure = None
-        try:
+        report = _verify(type(self).__name__, arguments.get("root"))
+        with verify.report_broken_data(report, values):
             original(self, *args, **kwargs)
-        except Exception as error:
-            failure = error
-
-        report = self.report if is_reported else report
-        if report is not None:
-            warn_about_broken_data(report, refuses_broken_data)
-        if failure is not None:
-            if report is None or not (refuses_broken_data and report.problems):
-                raise failure
-            raise CarftError(f"{report.error_text}. It cannot be loaded: {failure}") from failure
 
         try:
             # DPLCLIP has replaced class names, even those set by the user, by folder names.
             if class_names is not None:
                 values["class_names"] = class_names
             protocol = _follow_protocol(self, arguments)
-            pass_facts(self, report, protocol, hparams, arguments.get("test_envs"))
+            environments = [_find_facts(*item) for item in enumerate(self.datasets)]
+            test_envs = arguments.get("test_envs")
+            self.dataset_facts = DatasetFacts(environments, report, protocol, test_envs)
+            known_datasets.remember(hparams, type(self).__name__, self.dataset_facts)
         except Exception as error:
             warn_once(f"the class names of {type(self).__name__}", error)
 
@@ -108,45 +98,13 @@ def _verify(name: str, root: Any) -> verify.DataReport | None:
     return None
 
 
-def warn_about_broken_data(report: verify.DataReport, refuses_broken_data: bool) -> None:
-    """Print once per job that the data is broken, unless the job ends because of it."""
-    if not report.problems or refuses_broken_data or report.root in _warned:
-        return
-
-    _warned.add(report.root)
-    print(
-        f"domainbed-carft: Warning: {printable(report.error_text)}. The job continues, but its "
-        f"results could be wrong; fix the data and rerun the job ({SWITCH}=1 disables this "
-        "check).",
-        file=sys.stderr,
+def _find_facts(index: int, environment: Any) -> EnvironmentFacts:
+    """Return the facts of a host's environment."""
+    return EnvironmentFacts(
+        os.path.basename(os.path.normpath(getattr(environment, "root", str(index)))),
+        getattr(environment, "classes", None),
+        _get_normalisation(getattr(environment, "transform", None)),
     )
-
-
-def pass_facts(
-    dataset: Any, report: verify.DataReport | None, protocol: str, hparams: Any, test_envs: Any
-) -> None:
-    """Pass facts of a dataset to algorithms, and set its ``data_edition`` and ``protocol``.
-
-    Args:
-        dataset: The dataset.
-        report: Its data check, if any.
-        protocol: The protocol of its transforms.
-        hparams: Algorithms find the facts by the class names in these hyperparameters.
-        test_envs: Indices of the targets, or None if the host does not pass them.
-    """
-    environments = []
-    for index, folder in enumerate(dataset.datasets):
-        environment = dataset_facts.EnvironmentFacts(
-            os.path.basename(os.path.normpath(getattr(folder, "root", str(index)))),
-            getattr(folder, "classes", None),
-            get_normalisation(getattr(folder, "transform", None)),
-        )
-        environments.append(environment)
-
-    name = type(dataset).__name__
-    facts = dataset_facts.remember(hparams, name, environments, report, protocol, test_envs)
-    dataset.data_edition = facts.edition
-    dataset.protocol = protocol
 
 
 def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
@@ -162,7 +120,7 @@ def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
     requested = hparams.get("protocol") if isinstance(hparams, dict) else None
     is_clip_protocol = requested in CLIP_PRESETS
     has_upstream_transforms = all(
-        is_upstream(getattr(environment, "transform", None)) for environment in dataset.datasets
+        _is_upstream(getattr(environment, "transform", None)) for environment in dataset.datasets
     )
     host_protocol = "domainbed" if has_upstream_transforms else HOST
     if "test_envs" not in arguments or not (is_clip_protocol or has_upstream_transforms):
@@ -197,3 +155,25 @@ def get_requested_preprocessing(hparams: Any) -> Preprocessing | None:
     from domainbed_carft.method import job  # imports torch, which takes seconds
 
     return job.find_preprocessing(hparams)
+
+
+def _is_upstream(transform: Any) -> bool:
+    """Return True if the steps are upstream's, for training or for testing."""
+    steps = _steps(transform)
+    names = " ".join(type(step).__name__ for step in steps)
+    return names in UPSTREAM_STEPS and list(steps[-1].mean) == list(IMAGENET_MEAN)
+
+
+def _get_normalisation(transform: Any) -> Normalisation | None:
+    """Return mean and standard deviation of the last normalising step, or None without one."""
+    steps = _steps(transform) or [transform]
+    normalising = [step for step in steps if hasattr(step, "mean") and hasattr(step, "std")]
+    if not normalising:
+        return None
+    last = normalising[-1]
+    return tuple(map(float, last.mean)), tuple(map(float, last.std))
+
+
+def _steps(transform: Any) -> Sequence[Any]:
+    steps: Sequence[Any] = getattr(transform, "transforms", ())
+    return steps

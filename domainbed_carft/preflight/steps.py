@@ -69,7 +69,6 @@ def loaded_batches(trainer: Trainer, evaluates: bool = False) -> Iterator[JobBat
         pending=evaluates,
         once=False,
         workers=trainer.n_workers,
-        images=trainer.images,
     )
     with contextlib.closing(batches), quiet():
         yield batches

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy
 
-from domainbed_carft.method import job
 from domainbed_carft.preflight.steps import loaded_batches
 from domainbed_carft.results import published
 from domainbed_carft.sweep.preflight_file import PreflightRow
@@ -68,10 +67,9 @@ class ZeroShot:
 def gate_row(trainer: Trainer) -> PreflightRow:
     """Measure the row of a dataset, with the trainer of a job from `zero_shot_jobs`."""
     dataset, clip = trainer.args.dataset, trainer.hparams["clip_backbone"]
-    facts = job.find_job_facts(trainer.hparams, trainer.dataset.num_classes, has_kl=False)
     label = f"{Path(dataset).name}, {clip}"
     rows = published_rows(dataset, clip)
-    return compare_with_published(label, measure(trainer), rows, facts.prompts.digest)
+    return compare_with_published(label, measure(trainer), rows, trainer.facts["prompts_digest"])
 
 
 def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:

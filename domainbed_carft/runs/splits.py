@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -20,13 +21,17 @@ from torch.utils.data import Dataset, Subset
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import rng
 from domainbed_carft.images.clip_input import CLIPInput
+from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
+from domainbed_carft.images.plan import FAST, ImagePlan
+from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.jobs.splits import (
     NamedSplit,
     name_splits,
     select_evaluated,
     split_environments,
 )
-from domainbed_carft.method import dataset_facts, host_lookup, prompts
+from domainbed_carft.method import host_lookup, prompts
+from domainbed_carft.method.dataset_facts import parse_dataset_name
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.paths import AnyPath, as_text
 from domainbed_carft.runs.run import Run
@@ -66,17 +71,17 @@ class RunData:
     Attributes:
         dataset: the host's dataset, a list of environments.
         splits: the splits that the records name.
-        images: reads the job's images in this package's harness; None on another host.
+        plan: plan of the job's images in this package's harness; None on another host.
     """
 
     dataset: Any
     splits: list[Split]
-    images: Any
+    plan: ImagePlan | None
 
     def select_items(self, number: int, positions: Sequence[int]) -> Dataset[Any]:
         """Return the images of an environment at ``positions``, read like those of the splits."""
         part = Subset(self.dataset[number], positions)
-        return _KeyedItems(part, (number,), self.images)
+        return _KeyedItems(part, (number,), self.plan)
 
 
 def read_splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
@@ -123,10 +128,8 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
             "data, the data folder itself"
         ) from error
 
-    # The facts are stored by the dataset's name, which for a user's folder is its current path.
-    hparams["class_names"] = f"{dataset_facts.DATASET_PREFIX}{type(dataset).__name__}"
-    images = _make_images(run, hparams)
-    facts = dataset_facts.recall(hparams)
+    plan = run.image_plan if host_lookup.is_carft_harness() else None
+    facts = getattr(dataset, "dataset_facts", None) or UNKNOWN
     require_same_data(run, dataset, targets, facts)
     names = _get_environment_names(facts, len(dataset))
 
@@ -140,17 +143,15 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
             name=split.name,
             environment=names[split.environment],
             is_target=split.environment in targets,
-            items=_KeyedItems(split.items, (*key, numbers[split.name]), images),
+            items=_KeyedItems(split.items, (*key, numbers[split.name]), plan),
             number=split.environment,
         )
         for split in select_evaluated(job_splits, kinds)
     ]
-    return RunData(dataset, evaluated_splits, images)
+    return RunData(dataset, evaluated_splits, plan)
 
 
-def require_same_data(
-    run: Run, dataset: Any, targets: Sequence[int], facts: dataset_facts.DatasetFacts
-) -> None:
+def require_same_data(run: Run, dataset: Any, targets: Sequence[int], facts: DatasetFacts) -> None:
     """Raise CarftError, with both values, if the data differs from the run's training data."""
     domains = run.content["model_num_domains"] + len(targets)
     # Name, value in training, and value now.
@@ -158,7 +159,7 @@ def require_same_data(
         ("environments", domains, len(dataset)),
         ("classes", len(run.classes), dataset.num_classes),
     ]
-    if dataset_facts.parse_dataset_name(run.hparams["class_names"]) is not None:
+    if parse_dataset_name(run.hparams["class_names"]) is not None:
         for environment in facts.environments:
             if environment.classes:
                 names = [prompts.clean(name) for name in environment.classes]
@@ -168,7 +169,7 @@ def require_same_data(
     if facts.edition and edition not in ("", UNCHECKED):
         comparisons.append(("data_edition", edition, facts.edition))
 
-    normalisation = dataset_facts.common_normalisation(facts.environments)
+    normalisation = facts.normalisation
     if normalisation:
         model_input = run.algorithm.input
         input_now = CLIPInput(model_input.preprocessing, *normalisation)
@@ -211,7 +212,7 @@ def _split_as_trained(run: Run, dataset: Any) -> list[NamedSplit]:
     return name_splits(environments)
 
 
-def _get_environment_names(facts: dataset_facts.DatasetFacts, count: int) -> list[str]:
+def _get_environment_names(facts: DatasetFacts, count: int) -> list[str]:
     """Return the names of the environments, or numbers if the host's dataset has no names."""
     names = [environment.name for environment in facts.environments]
     return names if len(names) == count else [str(index) for index in range(count)]
@@ -242,7 +243,10 @@ def _make_dataset(
     with rng.preserve_states():  # the dataset can draw random numbers
         rng.reseed(run.args.get("seed", 0))
         folder = data_dir or run.args.get("data_dir")
-        dataset = dataset_class(folder, _get_unaugmented(run, is_augmented), hparams)
+        build = dataset_class
+        if host_lookup.is_carft_harness():
+            build = functools.partial(dataset_class.for_job, model_input=_get_model_input(run))
+        dataset = build(folder, _get_unaugmented(run, is_augmented), hparams)
 
     if data_dir and not os.path.isdir(data_dir):  # the dataset reads no folder
         raise CarftError(f"there is no folder {data_dir}")
@@ -271,21 +275,12 @@ def _get_unaugmented(run: Run, is_augmented: bool) -> list[int]:
     return list(range(count))
 
 
-def _make_images(run: Run, hparams: dict[str, Any]) -> Any:
-    """Return the reader of the job's images, or None if the host is not this package's harness.
-
-    If the images were normalised for the model, the dataset's normalisation in ``hparams`` is
-    replaced.
-    """
-    if not host_lookup.is_carft_harness():
-        return None
-
-    from domainbed.lib.image_batches import Images
-
+def _get_model_input(run: Run) -> Preprocessing | None:
+    """Return the images of the run's job if they were normalised for its model, otherwise None."""
     plan = run.image_plan
-    if plan.is_for_model:
-        dataset_facts.set_normalisation(hparams, (plan.mean, plan.std))
-    return Images(plan)
+    if not plan.is_for_model:
+        return None
+    return Preprocessing(plan.size, plan.interpolation, plan.resize, plan.mean, plan.std)
 
 
 def get_environment_positions(split: Split) -> list[int]:
@@ -341,10 +336,14 @@ def _describe_file(path: str, root: str) -> str:
 class _KeyedItems(Dataset[Any]):
     """Items whose random numbers depend only on ``key`` and on the item's position."""
 
-    def __init__(self, items: Any, key: tuple[int, ...], images: Any) -> None:
+    def __init__(self, items: Any, key: tuple[int, ...], plan: ImagePlan | None) -> None:
         self._items = items
         self._key = key
-        self._source = images and images.source(items)
+        self._source = None
+        if plan is not None and plan.mode == FAST:
+            from domainbed.lib.fast_data_loader import find_source
+
+            self._source = find_source(items)
 
     @property
     def host_items(self) -> Any:
@@ -359,16 +358,10 @@ class _KeyedItems(Dataset[Any]):
 
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
         with rng.preserve_states():
-            if self._source:
-                return self._read_by_plan(positions)
-            return [self._read_host_item(position) for position in positions]
-
-    def _read_by_plan(self, positions: Sequence[int]) -> list[Any]:
-        requests = [(0, position, (*self._key, position)) for position in positions]
-        batch = self._source.batch(requests)
-        if hasattr(batch, "finish"):  # the second stage of the transform is pending
-            batch = batch.finish()
-        return list(zip(*batch))
+            if self._source is None:
+                return [self._read_host_item(position) for position in positions]
+            requests = [(0, position, (*self._key, position)) for position in positions]
+            return list(zip(*self._source.read(requests).finish()))
 
     def _read_host_item(self, position: int) -> Any:
         # The seed of the harness's `lib/fast_data_loader.py`; other hosts do not draw by a key.

@@ -111,7 +111,7 @@ def _make_cache_key(run: Run, data: RunData, split: Split, positions: Sequence[i
         "size": list(run.content["model_input_shape"]),
         "input": [buffer.flatten().tolist() for buffer in run.algorithm.input.buffers()],
         "preprocessing": run.hparams["preprocessing"],
-        "plan": run.image_plan.as_json() if data.images is not None else None,
+        "plan": data.plan.as_json() if data.plan else None,
         "device": run.algorithm.context_weights.device.type,
         "torch": torch.__version__,
     }

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 import torch
-from domainbed.lib import image_memory
+from domainbed.lib.fast_data_loader import UnfinishedBatch
+from domainbed.lib.train_arguments import parse_memory_limit
 from domainbed.scripts import train
 
 from domainbed_carft import launchers, machine
@@ -70,28 +71,28 @@ def test_images_in_memory_change_no_record_and_are_decoded_once(images, tmp_path
 def test_batch_of_loader_process_is_copied_out_of_shared_memory():
     # Each shared tensor takes a file descriptor; a process is limited to about a thousand.
     shared = torch.zeros(2, 4, 4, 3, dtype=torch.uint8).share_memory_()
-    batch = image_memory.UnfinishedBatch(None, shared, torch.zeros(2, 10), torch.zeros(2))
+    batch = UnfinishedBatch(None, shared, torch.zeros(2, 10), torch.zeros(2))
     copy = batch.copy()
     assert shared.is_shared()
     assert not any(part.is_shared() for part in (copy.images, copy.choices, copy.labels))
 
 
 def test_image_memory_parses_units_and_refuses_other_text():
-    sizes = [image_memory.memory_limit(text) for text in ("1.5G", "2mb", "7", "0")]
+    sizes = [parse_memory_limit(text) for text in ("1.5G", "2mb", "7", "0")]
     assert sizes == [3 << 29, 2 << 20, 7, 0]
     for text in ("much", "-1", "", "²G", f"{10**20}"):
         with pytest.raises(CarftError, match="expected a size such as 8G or 500M"):
-            image_memory.memory_limit(text)
+            parse_memory_limit(text)
 
 
 def test_parallel_jobs_share_a_quarter_of_the_memory(monkeypatch):
     monkeypatch.delenv(machine.IMAGE_MEMORY, raising=False)
     monkeypatch.setattr(machine, "memory", lambda: 32 << 30)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert image_memory.memory_limit(None) == 8 << 30
+    assert parse_memory_limit(None) == 8 << 30
 
     slots = launchers.make("pool", {"jobs": "4"}).slots(10)
-    limits = {image_memory.memory_limit(slot[machine.IMAGE_MEMORY]) for slot in slots}
+    limits = {parse_memory_limit(slot[machine.IMAGE_MEMORY]) for slot in slots}
     assert len(slots) == 4 and limits == {2 << 30}
 
     monkeypatch.setenv(machine.IMAGE_MEMORY, "1G")  # the user's value is not overridden

@@ -16,7 +16,6 @@ from domainbed import datasets
 from domainbed.lib import fast_data_loader as loader
 from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
-from domainbed.lib.image_batches import Images
 from domainbed.lib.job_batches import JobBatches
 from domainbed.lib.process_group import ProcessGroup
 from domainbed.scripts import train
@@ -41,9 +40,7 @@ LARGE = numbered(100, 50)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_step_has_a_full_batch_of_each_dataset(workers):
     steps = (loader.training_requests(1, [3, 50], [None, None], 16, step) for step in range(5))
-    batches = loader.load_batches(
-        [SMALL, LARGE], itertools.chain.from_iterable(steps), workers, Images()
-    )
+    batches = loader.load_batches([SMALL, LARGE], itertools.chain.from_iterable(steps), workers)
     for (x_small, y_small), (x_large, _) in zip(batches, batches, strict=True):
         assert len(x_small) == len(x_large) == 16
         assert x_small.max() < 3 and x_large.min() >= 100
@@ -107,7 +104,7 @@ def test_loader_processes_end_if_their_parent_is_killed_during_the_start(workers
 def test_evaluation_reads_each_item_once_in_batches_of_one_dataset(workers):
     data = [SMALL, LARGE, numbered(200, 8)]
     requests = loader.evaluation_requests([3, 50, 8], 4, ())
-    items = [x.tolist() for x, _ in loader.load_batches(data, requests, workers, Images())]
+    items = [x.tolist() for x, _ in loader.load_batches(data, requests, workers)]
     assert items[0] == [0, 1, 2]
     assert [len(batch) for batch in items[1:14]] == [4] * 12 + [2]
     assert list(itertools.chain(*items[1:14])) == list(range(100, 150))
@@ -120,7 +117,7 @@ def test_evaluation_reads_each_item_once_in_batches_of_one_dataset(workers):
 WITH_LITTLE_SHARED_MEMORY = """
 import ctypes, subprocess, sys, torch
 from domainbed import datasets
-from domainbed.lib import fast_data_loader as loader, image_batches
+from domainbed.lib import fast_data_loader as loader
 
 def mount(options):
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", "/dev/shm"], check=True)
@@ -131,17 +128,16 @@ mount("size=64m")
 
 dataset = datasets.get_dataset_class(sys.argv[1])(None, [2], {"data_augmentation": True})
 
-def batches(images, workers):
+def batches(by_plan, workers):
     requests = [
         [(number, place % 2, (step, place)) for place in range(32)]
         for step in range(2) for number in range(3)
     ]
-    return loader.load_batches(list(dataset), iter(requests), workers, images)
+    return loader.load_batches(list(dataset), iter(requests), workers, by_plan=by_plan)
 
-ways = {"fast": image_batches.choose(dataset, 0), "pillow": image_batches.Images()}
-for path, images in ways.items():
+for path, by_plan in {"fast": True, "pillow": False}.items():
     count = 0
-    for pair in zip(batches(images, 0), batches(images, 2), strict=True):
+    for pair in zip(batches(by_plan, 0), batches(by_plan, 2), strict=True):
         expected, batch = (x.finish() if hasattr(x, "finish") else x for x in pair)
         assert batch[0].shape == (32, 3, 224, 224), batch[0].shape
         assert all(torch.equal(*tensors) for tensors in zip(batch, expected))
@@ -150,7 +146,7 @@ for path, images in ways.items():
 
 mount("ro")
 try:
-    list(batches(images, 2))
+    list(batches(by_plan, 2))
 except ValueError as error:
     print(error)
 """
@@ -234,7 +230,7 @@ def test_batches_from_a_later_step_equal_those_of_the_complete_job(sampling):
         hparams = {"batch_size": 3, "class_balanced": False, "sampling": sampling}
         data = misc.SplitDataset(numbered(0, 8), range(8))
         loaded = JobBatches([data], {}, hparams, 6, 100, 0, torch.device("cpu"), ProcessGroup())
-        loaded.begin(first, False, False, 0, Images())
+        loaded.begin(first, False, False, 0)
         return [loaded.step_batches()[0][0].tolist() for _ in range(first, 6)]
 
     batches = load_steps(0)

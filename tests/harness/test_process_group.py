@@ -1,6 +1,5 @@
 """Several processes train a job to the same results as a single one (on the CPU, with gloo)."""
 
-import dataclasses
 import itertools
 import json
 import os
@@ -14,13 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from domainbed import hparams_registry
-from domainbed.lib import checks, image_batches, job_batches, preparation
+from domainbed.lib import checks, job_batches, preparation
 from domainbed.lib.process_group import ProcessGroup, attach_process_group
 from domainbed.scripts import train
 from sweep_jobs import wait_until
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.machine import devices
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.carft import CARFT
@@ -107,13 +105,14 @@ def test_batch_slices_of_all_processes_add_up_to_the_batches_of_one(images, size
     hparams = checks.resolve_hparams(args.algorithm, args.dataset, given, steps=args.steps).values
     _, environments = preparation.load_environments(args, hparams)
     splits = [environment.in_split for environment in environments]
-    plan = dataclasses.replace(plan_for("domainbed", 224, augment=True), mode="fast")
     evaluated = {"a": splits[0], "b": torch.utils.data.Subset(splits[1], [3])}
 
     def batches(process_group):
         torch.manual_seed(0)
-        loaded = job_batches.JobBatches(splits, evaluated, hparams, 1, 1, 0, "cpu", process_group)
-        loaded.begin(0, False, False, 0, image_batches.Images(plan))
+        loaded = job_batches.JobBatches(
+            splits, evaluated, hparams, 1, 1, 0, "cpu", process_group, by_plan=True
+        )
+        loaded.begin(0, False, False, 0)
         return [*loaded.step_batches(), *loaded.split_batches("a"), *loaded.split_batches("b")]
 
     slices = [batches(ProcessGroup(rank, size)) for rank in range(size)]

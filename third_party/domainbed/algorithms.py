@@ -16,6 +16,7 @@ import torch
 from domainbed import hparams_registry, networks
 from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
+from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.jobs.hparams import (
     SWITCH,
     ResolvedHparams,
@@ -122,17 +123,14 @@ class Algorithm(torch.nn.Module):
         return {}
 
     @classmethod
-    def image_format(
-        cls, hparams: Hparams
-    ) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
-        """Return the image size and normalisation that the model expects.
+    def image_format(cls, hparams: Hparams) -> Preprocessing | None:
+        """Return the images that the model expects, for an algorithm that takes `dataset_facts`.
 
         Args:
             hparams: The job's hyperparameters.
 
         Returns:
-            Height and width in pixels, then mean and standard deviation per channel, of values in
-            [0, 1]. None for the dataset's own size and normalisation.
+            Size, resizing and normalisation of the images; None for the dataset's own.
         """
         return None
 

@@ -13,18 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import ImageFile
 from torch.utils.data import TensorDataset
 
 from domainbed.lib import image_folders
 from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks
+from domainbed_carft.data.comparison import require_same_classes
 from domainbed_carft.data.listing import list_environments
-from domainbed_carft.data.verify import DataReport, verify_listing
+from domainbed_carft.data.verify import report_broken_data, verify_listing
 from domainbed_carft.errors import CarftError, collect_problems, raise_for
-from domainbed_carft.images.protocols import UPSTREAM_SIZE, plan_for
-from domainbed_carft.images.transforms import PlanTransform
+from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
+from domainbed_carft.images.image_lists import ListedFolder
+from domainbed_carft.images.preprocessing import Preprocessing
+from domainbed_carft.images.protocols import CLIP_PRESETS, plan_for_job
 from domainbed_carft.jobs import splits
+
+# Upstream reads truncated images instead of failing; its splits contain them.
+ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 DATASETS = "Debug28 Debug224 VLCS PACS OfficeHome TerraIncognita DomainNet SVIRO".split()
 
@@ -102,7 +109,8 @@ class MultipleDomainDataset:
         datasets: The environments, each a torch dataset of (input, label) pairs.
         input_shape: Shape of an input, (C, H, W).
         num_classes: Number of classes.
-        report: The data check made when the folder was listed; None if there was no listing.
+        model_input: The images that a job's model expects; None for upstream's.
+        dataset_facts: Facts for algorithms that take them; None for a dataset without facts.
         EVALUATED_SPLITS: The kinds of splits, "in" and "out", whose accuracies are recorded.
         data_edition: The copy of the data, for the records; "" is not recorded.
         protocol: The protocol of the transforms, for the records; "" is not recorded.
@@ -117,7 +125,8 @@ class MultipleDomainDataset:
     datasets: list[Any]
     input_shape: tuple[int, ...]
     num_classes: int
-    report: DataReport | None = None
+    model_input: Preprocessing | None = None
+    dataset_facts: DatasetFacts | None = None
 
     EVALUATED_SPLITS: Sequence[str] = splits.KINDS
     data_edition = ""
@@ -134,6 +143,27 @@ class MultipleDomainDataset:
             The problems. If there are any, `train` and `sweep` refuse the job.
         """
         return []
+
+    @classmethod
+    def for_job(
+        cls,
+        root: str | None,
+        test_envs: Sequence[int],
+        hparams: dict[str, Any],
+        model_input: Preprocessing | None,
+    ) -> Any:
+        """Build the dataset for a job's model, which upstream's constructor does not know.
+
+        Args:
+            root: The folder that contains the dataset's folder.
+            test_envs: Numbers of the test environments.
+            hparams: The job's hyperparameters.
+            model_input: The images that the model expects; None for upstream's.
+        """
+        dataset = cls.__new__(cls)
+        dataset.model_input = model_input
+        cls.__init__(dataset, root, test_envs, hparams)  # type: ignore[call-arg]
+        return dataset
 
     def __getitem__(self, index: int) -> Any:
         return self.datasets[index]
@@ -179,7 +209,8 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
         root: The folder.
         test_envs: Numbers of the test environments.
         augment: If True, all environments except the test environments are augmented.
-        hparams: Not used.
+        hparams: The job's hyperparameters, of which `protocol` and `preprocessing` choose the
+            transforms.
 
     Raises:
         CarftError: There are no images, or the environments have different classes, which would
@@ -189,23 +220,36 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
     def __init__(
         self, root: str, test_envs: Sequence[int], augment: bool, hparams: dict[str, Any]
     ) -> None:
-        self.input_shape = (3, UPSTREAM_SIZE, UPSTREAM_SIZE)
         environments = image_folders.subfolder_names(root)
         listing = list_environments(Path(root))
-        self.report = verify_listing(type(self).__name__, listing)
         paths = listing.paths()
-        self.datasets = []
-        for index, environment in enumerate(environments):
-            is_augmented = augment and index not in test_envs
-            plan = plan_for("domainbed", UPSTREAM_SIZE, is_augmented)
-            path = os.path.join(root, environment)
-            images = paths[environment]
-            self.datasets.append(image_folders.read_environment(path, images, PlanTransform(plan)))
+        plan = plan_for_job(hparams, self.model_input, is_for_model=True)
+        report = verify_listing(type(self).__name__, listing)
+        with report_broken_data(report, hparams):
+            self.datasets = [
+                ListedFolder(
+                    root=os.path.join(root, name),
+                    images=paths[name],
+                    plan=plan if augment and i not in test_envs else plan.without_augmentation(),
+                )
+                for i, name in enumerate(environments)
+            ]
+            require_same_classes(listing.counts)
 
-        image_folders.require_same_classes(
-            environments, [folder.classes for folder in self.datasets]
-        )
+        self.input_shape = (3, plan.size, plan.size)
         self.num_classes = len(self.datasets[-1].classes)
+        protocol = hparams.get("protocol")
+        self.protocol = protocol if protocol in CLIP_PRESETS else "domainbed"
+        self.data_edition = report.data_edition
+        self.dataset_facts = DatasetFacts(
+            environments=[
+                EnvironmentFacts(name, folder.classes, (plan.mean, plan.std))
+                for name, folder in zip(environments, self.datasets)
+            ],
+            report=report,
+            protocol=self.protocol,
+            test_envs=test_envs,
+        )
 
 
 class _Benchmark(MultipleEnvironmentImageFolder):

@@ -16,8 +16,6 @@ import torch
 from domainbed.lib import fast_data_loader as loader
 from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import Batch, Request
-from domainbed.lib.image_batches import Images
-from domainbed.lib.image_memory import ImageMemory
 from domainbed.lib.process_group import ProcessGroup
 from domainbed_carft.images import image_lists, rng
 from domainbed_carft.images.plan import N_CHANNELS
@@ -47,6 +45,8 @@ class JobBatches:
     seed: int  # seeds the random numbers of evaluations, together with the step
     device: torch.device  # device of the returned batches
     process_group: ProcessGroup  # this process loads its slice of every batch
+    by_plan: bool = False  # read image files by their plan, instead of by the dataset's transforms
+    memory_limit: int = 0  # largest size of evaluation images in memory, bytes
     stop: stopping.StopSignals | None = None  # signals that end the wait for a loader process
     # Splits of the validation loss, by name, loaded before each evaluation without random numbers.
     validated: Mapping[str, Any] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class JobBatches:
             if sampling != image_lists.WITH_REPLACEMENT
         ]
 
-    def begin(self, step: int, pending: bool, once: bool, workers: int, images: Images) -> None:
+    def begin(self, step: int, pending: bool, once: bool, workers: int) -> None:
         """Start loading; `close` ends it.
 
         Args:
@@ -81,31 +81,37 @@ class JobBatches:
             pending: If True, begin with the evaluation after the previous step.
             once: If True, evaluate only once, for algorithms that training does not change.
             workers: Number of loader processes.
-            images: The job's way to read images.
         """
         data = [*self.in_splits, *self.evaluated.values(), *self.validated.values()]
         full_batches = self._requests(step, pending, once)
         slices = (batch[self.process_group.get_slice(len(batch))] for batch in full_batches)
         requests = filter(None, slices)  # a small batch can have no image for this process
+        # The loader reads its requests ahead of their use.
         loader_requests, all_requests = itertools.tee(requests)
 
         on_gpu = devices.is_gpu(self.device)
-        limit = 0 if once else images.memory_limit // self.process_group.local_size
-        memory = ImageMemory(self._constant_images(images), limit, pinned=on_gpu)
+        limit = 0 if once else self.memory_limit // self.process_group.local_size
+        memory = loader.ImageMemory(self._constant_images(), limit, pinned=on_gpu)
         self._loaded = loader.load_batches(
-            data, memory.missing(loader_requests), workers, images, pinned=on_gpu
+            data,
+            memory.missing(loader_requests),
+            workers,
+            by_plan=self.by_plan,
+            on_gpu=on_gpu,
         )
         self._batches = loader.copy_to_device(
             memory.batches(all_requests, self._loaded), self.device
         )
         self._n_workers = workers
 
-    def _constant_images(self, images: Images) -> dict[int, int]:
+    def _constant_images(self) -> dict[int, int]:
         """Map the numbers of evaluated datasets without random draws to bytes per image."""
+        if not self.by_plan:
+            return {}
         sizes = {}
         evaluated = [*self.evaluated.values(), *self.validated.values()]
         for number, dataset in enumerate(evaluated, start=len(self.in_splits)):
-            source = images.source(dataset)
+            source = loader.find_source(dataset)
             if source and not source.plan.is_random:
                 sizes[number] = N_CHANNELS * source.plan.size**2
         return sizes

@@ -6,7 +6,7 @@ Follows upstream file domainbed/scripts/train.py at b93c22a; the splits are iden
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 import os
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,11 +17,14 @@ import numpy as np
 import torch
 
 from domainbed import algorithms, datasets
-from domainbed.lib import few_shots, image_batches, misc
-from domainbed.lib.image_batches import Images
+from domainbed.lib import few_shots, misc
 from domainbed.lib.job_batches import JobBatches
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.images import stages
+from domainbed_carft.images.dataset_facts import takes_dataset_facts
+from domainbed_carft.images.image_lists import get_file_plan
+from domainbed_carft.images.plan import FAST, ImagePlan
 from domainbed_carft.jobs.splits import (
     EnvironmentSplits,
     NamedSplit,
@@ -39,7 +42,17 @@ class PreparedJob:
     hparams: dict[str, Any]  # the dataset was built with these
     dataset: Any
     environments: Sequence[EnvironmentSplits]
-    images: Images
+    # Of the first augmented environment, or of the first; None if no images are read by a plan.
+    plan: ImagePlan | None
+    memory_limit: int  # largest size of evaluation images in memory, bytes
+
+    @property
+    def lacks_numba(self) -> bool:
+        """True if a CPU does the colour jitter without numba, which makes it the slowest part."""
+        augmentation = self.plan.augmentation if self.plan else None
+        if augmentation is None or augmentation.jitter_ranges is None:
+            return False
+        return not devices.is_gpu(devices.default_device()) and not stages.has_numba()
 
     @property
     def training_envs(self) -> list[int]:
@@ -49,11 +62,15 @@ class PreparedJob:
     def build_algorithm(self, hparams: Mapping[str, Any]) -> Any:
         """Build the job's algorithm with these hyperparameters, on the CPU."""
         algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
+        options = {}
+        if takes_dataset_facts(algorithm_class):
+            options["dataset_facts"] = self.dataset.dataset_facts
         return algorithm_class(
             self.dataset.input_shape,
             self.dataset.num_classes,
             len(self.training_envs),
             dict(hparams),
+            **options,
         )
 
     def batches(self, evaluated: Mapping[str, Any], **options: Any) -> JobBatches:
@@ -74,6 +91,8 @@ class PreparedJob:
             evaluated=evaluated,
             hparams=self.hparams,
             seed=self.args.seed,
+            by_plan=self.plan is not None,
+            memory_limit=self.memory_limit,
             **options,
         )
 
@@ -154,6 +173,11 @@ def recorded_facts(dataset: datasets.MultipleDomainDataset) -> dict[str, Any]:
     return facts
 
 
+def recorded_image_facts(plan: ImagePlan | None) -> dict[str, Any]:
+    """Return facts about the images for records and weights files."""
+    return {"images": plan.describe(), "image_plan": plan.as_json()} if plan else {}
+
+
 def cost_facts(
     algorithm: torch.nn.Module, device: torch.device, n_processes: int
 ) -> dict[str, str | int]:
@@ -177,7 +201,13 @@ def load_environments(
     Raises:
         CarftError: The data does not have the declared environments, or a split is empty.
     """
-    dataset = datasets.get_dataset_class(args.dataset)(args.data_dir, args.test_envs, hparams)
+    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+    model_input = None
+    if takes_dataset_facts(algorithm_class):
+        model_input = algorithm_class.image_format(hparams)
+    dataset = datasets.get_dataset_class(args.dataset).for_job(
+        args.data_dir, args.test_envs, hparams, model_input
+    )
     labels = dataset.ENVIRONMENTS
     if len(dataset) != len(labels):
         raise CarftError(
@@ -216,10 +246,14 @@ def prepare(args: argparse.Namespace, hparams: dict[str, Any], memory_limit: int
     """
     seed_everything(args.seed)
     dataset, environments = load_environments(args, hparams)
-    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-    images = image_batches.choose(
-        dataset,
-        memory_limit,
-        get_image_format=functools.partial(algorithm_class.image_format, hparams),
-    )
-    return PreparedJob(args, hparams, dataset, environments, images)
+    return PreparedJob(args, hparams, dataset, environments, find_job_plan(dataset), memory_limit)
+
+
+def find_job_plan(dataset: Iterable[Any]) -> ImagePlan | None:
+    """Return the plan of a dataset's training images, None if no images are read by a plan."""
+    plans = [plan for plan in map(get_file_plan, dataset) if plan]
+    if not plans:
+        return None
+    plan = next((plan for plan in plans if plan.augmentation), plans[0])
+    jitter = stages.jitter_backend(devices.default_device())
+    return dataclasses.replace(plan, mode=FAST, jitter=jitter)

@@ -8,10 +8,11 @@ The others are additions.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 
-from domainbed.lib import checkpoints, checks, image_memory, scalar_logs
-from domainbed_carft import process_variables
+from domainbed.lib import checkpoints, checks, scalar_logs
+from domainbed_carft import machine, process_variables
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.hparams import ResolvedHparams, get_draw_seed
@@ -180,7 +181,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> ResolvedHparam
         if value not in valid
     ]
 
-    problems += checks.collect_problems(image_memory.memory_limit, flags.image_memory)
+    problems += checks.collect_problems(parse_memory_limit, flags.image_memory)
     for flag in ("steps", "checkpoint_freq", "workers"):
         problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
     problems += checks.range_problems("--processes", flags.processes, 1)
@@ -188,3 +189,37 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> ResolvedHparam
     problems += scalar_logs.problems(flags.log)
     raise_for(problems)
     return hparams
+
+
+def parse_memory_limit(text: str | None) -> int:
+    """Parse `--image_memory`.
+
+    Args:
+        text: A size such as "8G" or "500M"; None for the default, a share of the memory.
+
+    Returns:
+        The size in bytes.
+
+    Raises:
+        CarftError: The text is not a size.
+    """
+    if text is None:
+        return machine.image_memory()
+
+    size = re.fullmatch(
+        r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII
+    )
+    if not size:
+        raise CarftError(
+            f"--image_memory is {text!r}, expected a size such as 8G or 500M, or 0 to keep "
+            f"no images (the default is ${process_variables.IMAGE_MEMORY.name})"
+        )
+    return int(float(size[1]) * 1024 ** " KMGT".index(size[2].upper() or " "))
+
+
+def describe_memory_limit(limit: int) -> str:
+    """Describe the limit in words."""
+    if not limit:
+        return "evaluation images are read each time"
+    size = f"{limit / 2**30:.1f}G" if limit >= 2**30 else f"{limit / 2**20:.0f}M"
+    return f"evaluation images are kept in memory, at most {size}"

@@ -60,7 +60,7 @@ class Trainer:
         self.hparams = self.job.hparams
         self.dataset = self.job.dataset
         self.environments = self.job.environments
-        self.images = self.job.images
+        self.plan = self.job.plan
         training_envs = self.job.training_envs
         self.num_domains = len(training_envs)
         self.device = devices.default_device()
@@ -101,8 +101,8 @@ class Trainer:
         self.files = checkpoints.Files(args, selected_by, self._model_contents, uses_loss)
         self.interval = step_meters.Interval(self.files.watch)
         self.state_path = JobFolder(args.output_dir).state_path
-        if state:
-            self.images = self.images.jittered_as(state["arguments"]["images"])
+        if state and self.plan:
+            self.plan = self.plan.jittered_as(state["arguments"]["images"])
         self.process_group.require_same(self._shared_facts())
         if state:
             self._restore(state)
@@ -155,7 +155,6 @@ class Trainer:
             pending=not self.recorded,
             once=self.evaluator.is_constant,
             workers=self.n_workers,
-            images=self.images,
         )
         with contextlib.closing(self.batches):
             try:
@@ -221,14 +220,14 @@ class Trainer:
             **self.facts,
             **preparation.recorded_facts(self.dataset),
             **preparation.cost_facts(self.algorithm, self.device, self.process_group.size),
-            **self.images.recorded_facts(),
+            **preparation.recorded_image_facts(self.plan),
         }
 
     def _model_contents(self) -> dict[str, Any]:
         """Return upstream's contents of a weights file, with facts about the job and its images."""
         return {
             **self.facts,
-            **self.images.recorded_facts(),
+            **preparation.recorded_image_facts(self.plan),
             "args": vars(self.args),
             "format": WEIGHTS_FORMAT,
             "model_input_shape": self.dataset.input_shape,
@@ -240,7 +239,8 @@ class Trainer:
 
     def _required_facts(self) -> dict[str, dict[str, Any]]:
         """Return the values that must be equal in a resumed job, by their kind in messages."""
-        arguments = {**resume.identity(vars(self.args)), "images": self.images.description}
+        description = self.plan.describe() if self.plan else ""
+        arguments = {**resume.identity(vars(self.args)), "images": description}
         return {
             "arguments": arguments,
             "hyperparameters": {name: misc.plain(value) for name, value in self.hparams.items()},

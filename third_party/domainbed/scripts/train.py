@@ -18,7 +18,6 @@ import torch
 import torchvision
 
 from domainbed.lib import (
-    image_memory,
     misc,
     preparation,
     resume,
@@ -29,7 +28,12 @@ from domainbed.lib import (
 from domainbed.lib.command_line import print_error
 from domainbed.lib.process_group import ProcessGroup
 from domainbed.lib.process_start import is_first, join_process_group
-from domainbed.lib.train_arguments import check, parse
+from domainbed.lib.train_arguments import (
+    check,
+    describe_memory_limit,
+    parse,
+    parse_memory_limit,
+)
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError, is_disk_full
 from domainbed_carft.jobs import folder as job_folder
@@ -57,11 +61,11 @@ def _run(
         for name in hparams.unread:
             print(f"\t{name} has no effect on {args.algorithm}")
 
-        memory_limit = image_memory.memory_limit(flags.image_memory)
+        memory_limit = parse_memory_limit(flags.image_memory)
         job = preparation.prepare(args, hparams.values, memory_limit)
-        if job.images.plan:
-            print(f"Images: {job.images.description}; {image_memory.describe(memory_limit)}")
-        if job.images.lacks_numba:
+        if job.plan:
+            print(f"Images: {job.plan.describe()}; {describe_memory_limit(memory_limit)}")
+        if job.lacks_numba:
             print(
                 "Warning: without numba, images load at a third of the speed; to install it, run "
                 "pip install numba"
