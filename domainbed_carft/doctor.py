@@ -25,6 +25,7 @@ from unittest import mock
 from domainbed_carft import machine, process_variables
 from domainbed_carft.jobs.job import command
 from domainbed_carft.plugin import SWITCH, Finder, is_switched_off
+from domainbed_carft.text import quantity
 from domainbed_carft.version import __version__
 
 # The states of a finding.
@@ -205,7 +206,8 @@ def check_device() -> Iterator[Finding]:
         ]
         detail = "; ".join(filter(None, [*cards, devices.gpu_runtime()]))
     else:
-        detail = f"CPU, {machine.cores()} cores, {torch.get_num_threads()} threads"
+        cores = quantity(machine.cores(), "core")
+        detail = f"CPU, {cores}, {quantity(torch.get_num_threads(), 'thread')}"
     yield Finding("device", OK, detail)
 
 

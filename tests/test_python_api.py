@@ -136,7 +136,7 @@ def test_predictions_of_paths_images_and_tensors_equal_the_command(pets, image, 
     expected = json.loads(capfd.readouterr().out)
     opened = Image.open(image)
     pixels = torch.as_tensor(np.array(opened)).permute(2, 0, 1)
-    for images in (str(image), [image], opened, [opened], pixels[None], [pixels]):
+    for images in (str(image), [image], opened, [opened], pixels, pixels[None], [pixels]):
         predictions = run.predict(images)
         row = predictions.class_probabilities[0].tolist()
         assert dict(zip(predictions.classes, row)) == expected["classes"]

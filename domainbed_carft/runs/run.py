@@ -134,10 +134,10 @@ class Run:
         """Predict the classes and contexts of one or several images.
 
         Args:
-            images: a path, a Pillow image, a uint8 tensor (N, 3, H, W) from 0 to 255, or a sequence
-                of paths, Pillow images and uint8 tensors (3, H, W). The test transform is applied
-                to them. Floating-point tensors are used without changes, so apply `Run.transform`
-                first.
+            images: a path, a Pillow image, a uint8 tensor (3, H, W) or (N, 3, H, W) from 0 to 255,
+                or a sequence of paths, Pillow images and uint8 tensors (3, H, W). The test
+                transform is applied to them. Floating-point tensors are used without changes, so
+                apply `Run.transform` first.
             batch_size: images per batch.
 
         Returns:
@@ -157,7 +157,8 @@ class Run:
         """
         check(COUNT, batch_size=batch_size)
         items = [images]
-        if isinstance(images, Iterable) and not isinstance(images, str):
+        is_tensor_of_one = isinstance(images, Tensor) and images.ndim == 3
+        if isinstance(images, Iterable) and not (isinstance(images, str) or is_tensor_of_one):
             items = [*images]
         if not items:
             raise CarftError("there are no images to predict; pass at least one")
