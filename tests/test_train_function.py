@@ -45,10 +45,13 @@ def replace_interpreter(cwd, monkeypatch):
 
 def test_train_prints_output_of_command_and_returns_run(pets, cwd, replace_interpreter, capsys):
     replace_interpreter(f"cp -r {shlex.quote(str(pets / 'CARFT'))} out; echo $*")
-    run = train(pathlib.Path("out"), dataset=pathlib.Path("pets"), test_envs=1)
+    options = {"dataset": pathlib.Path("pets"), "skip_training_in_splits": True}
+    run = train(pathlib.Path("out"), test_envs=1, save_model_every_checkpoint=False, **options)
     assert run.path == pathlib.Path("out/model_best.pkl") and run.classes == ["cat", "wild dog"]
-    command = "-m domainbed.scripts.train --algorithm CARFT --dataset pets "
-    assert capsys.readouterr().out.startswith(command)
+    printed = capsys.readouterr().out
+    assert printed.startswith("-m domainbed.scripts.train --algorithm CARFT --dataset pets ")
+    assert " --skip_training_in_splits --steps 2 " in printed
+    assert "save_model_every_checkpoint" not in printed
 
 
 @pytest.mark.slow
