@@ -14,7 +14,7 @@ from torchvision import transforms as T
 from domainbed_carft.data import emoji, image_files
 from domainbed_carft.images import augmentation, stages
 from domainbed_carft.images.loading import decode
-from domainbed_carft.images.plan import Augmentation, ImagePlan
+from domainbed_carft.images.plan import FAST, JITTERS, Augmentation, ImagePlan
 from domainbed_carft.images.preprocessing import (
     CLIP_MEAN,
     CLIP_STD,
@@ -115,6 +115,14 @@ def test_plan_is_recovered_from_json(protocol, preprocessing, augment):
         336, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     )
     assert ImagePlan.from_json(json.loads(json.dumps(job_plan.as_json()))) == job_plan
+
+
+@pytest.mark.parametrize("jitter", JITTERS)
+def test_resumed_job_keeps_the_jitter_of_its_description(jitter):
+    plan = dataclasses.replace(plan_for("domainbed", 224, augment=True), mode=FAST, jitter="torch")
+    started = dataclasses.replace(plan, jitter=jitter)
+    assert plan.jittered_as(started.describe()) == started
+    assert started.jittered_as("another description") == started
 
 
 def test_changed_transform_has_no_plan():
