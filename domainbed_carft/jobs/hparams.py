@@ -82,8 +82,8 @@ def resolve_from_registry(
     defaults = {**registry.default_hparams(registered_name, dataset), **own_defaults}
     values = defaults
     if random_seed is not None:
-        drawn = registry.random_hparams(registered_name, dataset, random_seed)
-        values = {**drawn, **own_defaults, **own_draws}
+        draws = registry.random_hparams(registered_name, dataset, random_seed)
+        values = {**draws, **own_defaults, **own_draws}
     values = {**values, **given}
     changed = {
         name: value

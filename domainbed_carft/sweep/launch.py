@@ -277,10 +277,10 @@ def run_plan(launch_plan: LaunchPlan) -> list[Status]:
     if launch_plan.launcher_name == "slurm":
         launcher(jobs)
         if launch_plan.waiting_jobs and isinstance(launcher, Slurm):
-            again = functools.partial(
+            second_launch = functools.partial(
                 launch_second_stage, launch_plan.plan_again, own_methods.get_variables()
             )
-            search.submit(launcher, launch_plan.output, again)
+            search.submit(launcher, launch_plan.output, second_launch)
         return [] if jobs else launch_plan.state.in_state(states.FAILED)
 
     unfinished = _run_here(launch_plan)
