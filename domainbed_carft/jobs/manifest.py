@@ -240,7 +240,12 @@ def _locked(output: Path) -> Iterator[Sweep | None]:
 def _write(output: Path, sweep: Sweep) -> None:
     import orjson
 
-    jobs = [_job_entry(job, output) for job in sweep.jobs]
+    jobs: list[dict[str, Any]] = []
+    for job in sweep.jobs:
+        folder = os.path.relpath(job.folder, output)
+        jobs.append({"folder": folder, "variant": job.variant, "args": job.args})
+        if job.role != Role():
+            jobs[-1]["role"] = job.role
     content = {"version": VERSION, **vars(sweep), "jobs": jobs}
 
     try:
@@ -248,18 +253,6 @@ def _write(output: Path, sweep: Sweep) -> None:
     except TypeError as error:  # for example, a name that is not UTF-8
         raise CarftError(f"{output / NAME} could not be written: {error}") from error
     files.save_bytes(output / NAME, text + b"\n")
-
-
-def _job_entry(job: Job, output: Path) -> dict[str, Any]:
-    """Return the manifest entry of a job, without the default role."""
-    entry: dict[str, Any] = {
-        "folder": os.path.relpath(job.folder, output),
-        "variant": job.variant,
-        "args": job.args,
-    }
-    if job.role != Role():
-        entry["role"] = job.role
-    return entry
 
 
 def _parse_sweep(content: Any, output: Path) -> Sweep:

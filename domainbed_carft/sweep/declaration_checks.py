@@ -16,8 +16,10 @@ from domainbed_carft.sweep import host
 from domainbed_carft.sweep.declaration import (
     LEAVE_ONE_OUT,
     SINGLE_SOURCE,
+    DeclaredSearch,
     Division,
     Override,
+    SearchOverride,
     Shape,
     SweepCell,
     Variant,
@@ -68,7 +70,8 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
         *itertools.chain.from_iterable(
             _check_environments(shape, name, facts.labels) for name, facts in datasets.items()
         ),
-        *_check_search(shape),
+        *_check_searched_values(shape),
+        *_check_draws_and_stages(shape),
         *_check_hparams(shape, list(datasets), algorithms),
         *_check_folders(shape),
     ]
@@ -197,25 +200,17 @@ def _get_settings(shape: Shape) -> list[_Setting]:
             settings.append(_Setting(("grid", name, index), name, value, rows))
     if shape.protocol not in (None, "domainbed"):
         settings.append(_Setting(("protocol",), "protocol", shape.protocol, rows))
-    return [*settings, *_get_searched_settings(shape)]
 
-
-def _get_searched_settings(shape: Shape) -> Iterator[_Setting]:
-    """Iterate over all searched values."""
-    values_by_path: list[tuple[YamlPath, Mapping[str, Sequence[Any]]]] = []
-    if shape.search:
-        values_by_path.append((("search", "values"), shape.search.values))
-    for index, override in enumerate(shape.overrides):
-        if override.search:
-            path: YamlPath = ("overrides", index, "search", "values")
-            values_by_path.append((path, override.search.values))
-
+    searches: list[tuple[YamlPath, DeclaredSearch | SearchOverride | None]] = [((), shape.search)]
+    searches += [(("overrides", i), block.search) for i, block in enumerate(shape.overrides)]
     searched = {(cell.dataset, cell.algorithm): cell.searched for cell in shape.cells()}
-    for path, values in values_by_path:
-        for name, candidates in values.items():
-            for index, value in enumerate(candidates):
+    for path, search in searches:
+        for name, values in search.values.items() if search else ():
+            for index, value in enumerate(values):
                 rows = [row for row in searched if value in searched[row].get(name, ())]
-                yield _Setting((*path, name, index), name, value, rows)
+                place = (*path, "search", "values", name, index)
+                settings.append(_Setting(place, name, value, rows))
+    return settings
 
 
 def _check_hparams(
@@ -308,14 +303,6 @@ def _find_unknown_name(
 _GRID_OR_SEARCH = "a grid reports every value, and a search chooses one"
 
 
-def _check_search(shape: Shape) -> Iterator[_Problem]:
-    """Yield the problems of the key ``search``."""
-    yield from _check_searched_values(shape)
-    if shape.search is not None:
-        for key, message in _check_draws_and_stages(shape):
-            yield ("search", *key), message
-
-
 def _check_searched_values(shape: Shape) -> Iterator[_Problem]:
     """Yield each hyperparameter that is both searched and set, at its searched values."""
     reported = set()
@@ -352,37 +339,39 @@ def _find_values_path(shape: Shape, dataset: str, algorithm: str, name: str) -> 
 
 
 def _check_draws_and_stages(shape: Shape) -> Iterator[_Problem]:
-    """Yield the problems of the keys below ``search``, by paths relative to it."""
+    """Yield the problems of the keys below ``search``."""
     search = shape.search
-    assert search is not None
+    if search is None:
+        return
+
     member_counts = [len(cell.members) for cell in shape.cells()]
     if max(member_counts, default=0) < 2 and not search.draws:
         hint = "list at least two values under values, or set a number of draws"
-        yield (), f"the search has nothing to choose from; {hint}"
+        yield ("search",), f"the search has nothing to choose from; {hint}"
     if search.draws and "hparams_seeds" in shape.model_fields_set:
         message = "draws and hparams_seeds both set the number of draws"
-        yield ("draws",), f"{message}; remove one of them"
+        yield ("search", "draws"), f"{message}; remove one of them"
 
     if search.choose_on is None:
         for key in ("repeat_on", "choose_by"):
             if key in search.model_fields_set:
                 message = f"{key} needs choose_on, the trials on which the search chooses"
-                yield (key,), f"{message}; add choose_on"
+                yield ("search", key), f"{message}; add choose_on"
         return
 
     if "repeat_on" in search.model_fields_set and "trials" in shape.model_fields_set:
         message = "trials and search.repeat_on both set the trials of the tables"
-        yield ("repeat_on",), f"{message}; remove one of them"
+        yield ("search", "repeat_on"), f"{message}; remove one of them"
     if overlap := sorted({*search.choose_on.seeds} & {*shape.trial_seeds}):
         trials = ", ".join(map(str, overlap))
         message = f"the search chooses on trials on which it also repeats its choice: {trials}"
         hint = f"choose on other trials, such as {{from: {max(shape.trial_seeds) + 1}, n: 1}}"
-        yield ("choose_on", "trials"), f"{message}; {hint}"
+        yield ("search", "choose_on", "trials"), f"{message}; {hint}"
     if len(shape.choices) > 1 or min(shape.choices) > 0:
         message = "draws differ from trial to trial, so a draw cannot be repeated on other trials"
-        yield ("choose_on",), f"{message}; list values instead"
+        yield ("search", "choose_on"), f"{message}; list values instead"
     if shape.choosing_method is None:
         message = (
             f"the search cannot choose by {', '.join(shape.selection)}, which looks at the target"
         )
-        yield ("choose_on",), f"{message}; add training-domain to selection"
+        yield ("search", "choose_on"), f"{message}; add training-domain to selection"

@@ -65,9 +65,16 @@ def parse(text: str, name: str) -> Declaration:
     names and values.
     """
     document, source = parsing.parse_yaml(text, name)
-    shape = _parse_shape(document, source)
-    _check_job_count(shape, source)
+    if not isinstance(document, dict):
+        problem = invalid("", document, "a mapping with name, datasets and algorithms")
+        raise CarftError(f"{source.place(())}: {problem}")
+    try:
+        shape = Shape.model_validate(document)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise CarftError(*(_describe_error(item, source) for item in details)) from error
 
+    _check_job_count(shape, source)
     datasets, problems = declaration_checks.check(shape, source)
     raise_for(problems)
     return Declaration.model_construct(**dict(shape), facts=datasets, text=text)
@@ -80,19 +87,6 @@ def included_sweeps() -> dict[str, Path]:
     # A folder called sweeps next to an installed package can belong to another project.
     chosen = next((folder for folder in folders if (folder / "demo.yaml").is_file()), folders[0])
     return {path.stem: path for path in sorted(chosen.glob("*.yaml"))}
-
-
-def _parse_shape(document: Any, source: YamlSource) -> Shape:
-    """Check the keys of a declaration, and the types and ranges of their values."""
-    if not isinstance(document, dict):
-        problem = invalid("", document, "a mapping with name, datasets and algorithms")
-        raise CarftError(f"{source.place(())}: {problem}")
-
-    try:
-        return Shape.model_validate(document)
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        raise CarftError(*(_describe_error(item, source) for item in details)) from error
 
 
 def _check_job_count(shape: Shape, source: YamlSource) -> None:
