@@ -153,15 +153,21 @@ def read(output: Path) -> Sweep | None:
         ) from error
 
 
-def add(output: Path, sweep: Sweep) -> None:
-    """Add the jobs of a launch to the manifest, and replace its settings by the launch's."""
+def add(output: Path, sweep: Sweep, keeps_settings: bool = False) -> None:
+    """Add the jobs of a launch to the manifest, and replace its settings by the launch's.
+
+    With ``keeps_settings`` the manifest keeps its settings, as DomainBed's sweep has none.
+    """
     with _locked(output) as earlier:
         before = earlier or Sweep(())
         jobs = {job.folder: job for job in (*before.jobs, *sweep.jobs)}
         datasets = {**before.datasets, **sweep.datasets}
         algorithms = dict.fromkeys((*sweep.algorithms, *before.algorithms))
         merged = replace(
-            sweep, jobs=tuple(jobs.values()), datasets=datasets, algorithms=tuple(algorithms)
+            before if keeps_settings else sweep,
+            jobs=tuple(jobs.values()),
+            datasets=datasets,
+            algorithms=tuple(algorithms),
         )
         _write(output, merged)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import itertools
 import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,8 @@ class Job:
 def all_test_env_combinations(n: int) -> Iterator[list[int]]:
     """Yield all choices of one or two of `n` environments: [0], [0, 1], ..., [1], [1, 2], ..."""
     assert n >= 3, "with two test environments, fewer than three leave none to train on"
-    for first in range(n):
-        yield [first]
-        yield from ([first, second] for second in range(first + 1, n))
+    sizes = (1, 2)
+    yield from sorted([*envs] for size in sizes for envs in itertools.combinations(range(n), size))
 
 
 def make_args_list(
@@ -200,12 +199,10 @@ def _launch(
             "running; to launch the others, run delete_incomplete, then launch",
             file=sys.stderr,
         )
-    output = Path(args.output_dir)
+    facts = {name: host.get_dataset_facts(name) for name in args.datasets}
+    sweep = manifest.Sweep(tuple(job.listed for job in jobs), facts)
     with _warn_about_manifest():
-        stored = manifest.read(output) if output.is_dir() else None
-        listed = tuple(job.listed for job in jobs)
-        facts = {name: host.get_dataset_facts(name) for name in args.datasets}
-        manifest.add(output, replace(stored or manifest.Sweep(()), jobs=listed, datasets=facts))
+        manifest.add(Path(args.output_dir), sweep, keeps_settings=True)
     scalar_logs.set_job_variables(args.log, args.output_dir)
     try:
         failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
