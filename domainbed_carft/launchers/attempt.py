@@ -215,7 +215,7 @@ def _explain_end(
 ) -> tuple[int, str]:
     """Return the exit status of a job for its attempt, and its last words.
 
-    A job that was killed while the launcher stopped has not failed, nor has one without disk space.
+    A job has not failed if it was killed while the launcher stopped, or if its disk was full.
     """
     last_words = ""
     if children.stopped_by is not None and status == -signal.SIGKILL:

@@ -127,7 +127,7 @@ def _run_jobs(
 ) -> None:
     """Run waiting jobs one after another, and retry failed ones after all others.
 
-    The first three arguments are shared by all slots.
+    All slots share the arguments before ``slot``.
 
     Args:
         waiting: The jobs that no slot has taken yet.

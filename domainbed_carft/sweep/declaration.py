@@ -299,7 +299,7 @@ class Shape(Keys):
             steps=steps,
             checkpoint_freq=checkpoint_freq or None,
             hparams=hparams,
-            searched={name: values for name, values in searched.items() if values},
+            searched={key: values for key, values in searched.items() if values},
         )
 
     def get_division(self, dataset: str) -> Division:
