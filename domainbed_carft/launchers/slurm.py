@@ -242,11 +242,9 @@ class Slurm:
         """
         launch = launch_file.begin("slurm", sweep, name)
         parameters = self.parameters(":".join(after))
-        parameters.pop("array_parallelism")
-        parameters["job_name"] = f"carft-{name}"
-        for parameter in ("gpus_per_node", "mem"):
+        parameters |= {"job_name": f"carft-{name}", "cpus_per_task": 1, "srun_args": []}
+        for parameter in ("array_parallelism", "gpus_per_node", "mem"):
             parameters.pop(parameter, None)
-        parameters |= {"cpus_per_task": 1, "srun_args": []}
 
         try:
             launch.write()

@@ -54,7 +54,14 @@ def check_datasets(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) 
     Broken data is a problem only if one of the package's algorithms would train on it, because its
     job would refuse the data. Jobs of other algorithms print a warning.
     """
-    checking_datasets = {job.key.dataset for job in jobs if _refuses_broken_data(job)}
+    from domainbed_carft.method.algorithms import CLASSES  # takes the seconds of importing torch
+
+    checking_datasets = {
+        job.key.dataset
+        for job in jobs
+        if job.key.algorithm in CLASSES
+        and parse_overrides(job.args).get("data_edition") != UNCHECKED
+    }
     no_data_dir = benchmarks.data_dir_problems(data_dir)
 
     distinct: dict[str, DataCheck] = {}
@@ -68,14 +75,6 @@ def check_datasets(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) 
             check = replace(check, dataset=name)
         distinct.setdefault(check.description, check)
     return list(distinct.values())
-
-
-def _refuses_broken_data(job: Job) -> bool:
-    from domainbed_carft.method.algorithms import CLASSES  # takes the seconds of importing torch
-
-    return (
-        job.key.algorithm in CLASSES and parse_overrides(job.args).get("data_edition") != UNCHECKED
-    )
 
 
 def _check_dataset(name: str, folder: str | None, data_dir: str, is_required: bool) -> DataCheck:

@@ -151,10 +151,7 @@ def command_line(command: str, output: Path) -> str:
 def show_progress(
     statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]
 ) -> Iterator[None]:
-    """Show a progress bar of all steps of the sweep while the block runs.
-
-    The bar estimates the time left after the first job has ended.
-    """
+    """Show a progress bar of the sweep's steps, and once a job has ended the time that is left."""
     latest = list(statuses)
     block_ended = threading.Event()
     total = sum(status.steps or 1 for status in latest)
@@ -171,9 +168,8 @@ def show_progress(
                     latest[index] = states.get_status(status.job, facts)
 
             counts = states.count_by_state(latest)
-            note = f"{counts[states.DONE]} of {len(latest)} jobs done"
-            if counts[states.FAILED]:
-                note += f", {counts[states.FAILED]} failed"
+            failed = f", {counts[states.FAILED]} failed" if counts[states.FAILED] else ""
+            note = f"{counts[states.DONE]} of {len(latest)} jobs done{failed}"
             # Until then, imports and first evaluations take longer than the steps.
             if counts[states.DONE] > jobs_done_before and progress_bar.bar_format == NO_ESTIMATE:
                 progress_bar.bar_format = None
