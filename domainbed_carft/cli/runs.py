@@ -245,7 +245,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--data_dir",
-        help="folder that contains the dataset's folder, or the folder of your own dataset "
+        help="folder that contains the dataset's folder, or the folder or list of your own dataset "
         "(default: the folder in the run's records)",
     )
 
