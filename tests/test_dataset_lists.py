@@ -26,8 +26,7 @@ def copies(tmp_path_factory):
     place = tmp_path_factory.mktemp("copies")
     folder = runs_jobs.write_images(place / "pets", 4)
     rows = [[f"../{path.relative_to(place)}", *path.parts[-3:-1]] for path in folder.rglob("*.png")]
-    rows[0][0] = str(place / "lists" / rows[0][0])  # an absolute path
-    rows[1][0] = f"./{rows[1][0]}"
+    rows[0][0] = f"./{rows[0][0]}"
     random.Random(1).shuffle(rows)
     return folder, write_list(place / "lists" / "pets.csv", rows)
 
@@ -45,6 +44,18 @@ def test_list_has_the_images_and_records_of_its_folder(copies, tmp_path, capsys)
     assert runs_jobs.evaluate_json(capsys, jobs[1], *moved)["splits"] == measured["splits"]
 
 
+def test_absolute_paths_give_the_order_of_the_folder(copies, tmp_path):
+    in_folder = listing.list_environments(copies[0]).paths()
+    rows = [
+        (path, environment, name)
+        for environment, classes in in_folder.items()
+        for name, paths in classes.items()
+        for path in paths
+    ]
+    file = write_list(tmp_path / "absolute.csv", [*reversed(rows)])
+    assert listing.list_environments(file).paths() == in_folder
+
+
 def test_list_is_verified_like_its_folder(copies, capsys):
     reports = []
     for path in copies:
@@ -54,6 +65,7 @@ def test_list_is_verified_like_its_folder(copies, capsys):
         assert reports[0][key] == reports[1][key]
 
 
+@pytest.mark.slow
 def test_sweep_of_a_list_is_launched_and_collected(copies, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(copies[1].parent)
     (tmp_path / "sweep.yaml").write_text(

@@ -60,6 +60,7 @@ def load_elsewhere(folder, images, temporary):
     return torch.load(temporary / "outputs.pt")
 
 
+@pytest.mark.slow
 def test_transformers_without_this_package_computes_the_features_of_the_run(trained, tmp_path):
     folder = tmp_path / "exported"
     assert cli.main(["export", str(trained), "-o", str(folder), "--format", "transformers"]) == 0

@@ -38,7 +38,7 @@ FAULT_KINDS = {
 
 @dataclass(frozen=True)
 class Listing:
-    """The contents of a folder; all paths are relative to ``root``."""
+    """The contents of a folder or a list; paths are relative to ``root``, or absolute in a list."""
 
     root: Path
     counts: dict[str, dict[str, int]]  # environment -> class -> number of images; in label order
@@ -48,7 +48,7 @@ class Listing:
     def paths(self) -> dict[str, dict[str, list[str]]]:
         """Return the full paths of the images, by environment and class."""
         prefix = os.path.join(self.root, "")
-        paths = (prefix + image for image in self.images)
+        paths = (image if image[0] == os.sep else prefix + image for image in self.images)
         return {
             environment: {name: list(islice(paths, count)) for name, count in classes.items()}
             for environment, classes in self.counts.items()
@@ -91,14 +91,13 @@ def read_list(file: Path) -> dict[str, dict[str, dict[str, int]]]:
     """Read a CSV file that lists a dataset's images, without looking at the images.
 
     Returns:
-        Environment -> class -> path relative to the file's folder -> line. Environments and classes
-        are sorted.
+        Environment -> class -> path of an image -> line. Environments and classes are sorted.
 
     Raises:
         CarftError: if the file cannot be read, or one of its lines is invalid.
     """
     lines: dict[str, int] = {}
-    found: dict[str, dict[str, dict[str, int]]] = {}
+    environments: dict[str, dict[str, dict[str, int]]] = {}
     reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
     try:
         missing = [name for name in LIST_COLUMNS if name not in (reader.fieldnames or ())]
@@ -117,17 +116,16 @@ def read_list(file: Path) -> dict[str, dict[str, dict[str, int]]]:
                     f"{', '.join(reader.fieldnames or ())}"
                 )
             path = os.path.normpath(path)
-            path = os.path.relpath(path, file.parent) if os.path.isabs(path) else path
             if lines.setdefault(path, line) != line:
                 raise CarftError(
                     f"{file}:{line}: {path!r} is also in line {lines[path]}; list each image once"
                 )
-            found.setdefault(environment, {}).setdefault(class_name, {})[path] = line
+            environments.setdefault(environment, {}).setdefault(class_name, {})[path] = line
     except csv.Error as error:
         raise CarftError(f"{file}:{reader.line_num}: {error}; expected a CSV file") from error
-    if not found:
+    if not environments:
         raise CarftError(f"{file} lists no images; expected a line for each image")
-    return {name: dict(sorted(classes.items())) for name, classes in sorted(found.items())}
+    return {name: dict(sorted(classes.items())) for name, classes in sorted(environments.items())}
 
 
 def _read_text(file: Path) -> str:

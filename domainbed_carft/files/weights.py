@@ -86,7 +86,7 @@ def load_weights(path: Path | str) -> Any:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors as a safetensors file; raises OSError if that fails."""
+    """Write a safetensors file; OSError if that fails, CarftError without the library."""
     save_file = get_module("safetensors.torch", "safetensors").save_file
     from safetensors import SafetensorError
 
