@@ -152,10 +152,11 @@ FORMER_WORDS = {
     "stranger": "untrusted",
     "one left out": "target",
 }
-# HTML's element, a class of DomainNet, and names of Hugging Face's tokenizers.
+# HTML's element, a class of DomainNet, and names of Hugging Face's tokenizers and transforms.
 OTHER_MEANINGS = re.compile(
     r"</?picture>|picture[ _]frame|(post_|[Pp]re)processor"
     r"|processors\.TemplateProcessing|pre_tokenizers, processors"
+    r"|CLIP(Image)?Processor|image_processor_type|processor_class"
 )
 
 

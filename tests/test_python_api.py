@@ -84,6 +84,7 @@ def test_examples_in_docstrings_pass(pets, image, tmp_path):
         ("wise_ft", {"alphas": "half"}),
         ("soup", {"batch_size": 0}),
         ("export", {"half": 1}),
+        ("export", {"format": "onnx"}),
     ],
 )
 def test_argument_of_a_wrong_type_is_named_before_files_are_read(

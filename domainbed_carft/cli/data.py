@@ -43,7 +43,7 @@ def _add_verify(commands: Any) -> None:
         "data",
         metavar="NAME|PATH",
         help="name of a known dataset, or path of a folder with your images as "
-        "environment/class/image",
+        "environment/class/image, or of a CSV file with the columns path, environment and class",
     )
     parser.add_argument("--data_dir", type=Path, help="folder that contains the dataset's folder")
     parser.add_argument(

@@ -130,7 +130,10 @@ PAGES = {
     ),
     "carft export": HelpPage(
         "RUN -o FILE [options]",
-        {"carft export OUT/JOB -o model.pt": "for clip and open_clip"},
+        {
+            "carft export OUT/JOB -o model.pt": "for clip and open_clip",
+            "carft export OUT/JOB -o FOLDER --format transformers": "for transformers",
+        },
     ),
     "carft check": HelpPage(
         "METHOD [options]",

@@ -248,7 +248,7 @@ def _make_dataset(
             build = functools.partial(dataset_class.for_job, model_input=_get_model_input(run))
         dataset = build(folder, _get_unaugmented(run, is_augmented), hparams)
 
-    if data_dir and not os.path.isdir(data_dir):  # the dataset reads no folder
+    if data_dir and not os.path.exists(data_dir):  # the dataset reads no folder
         raise CarftError(f"there is no folder {data_dir}")
     return dataset
 
@@ -259,7 +259,7 @@ def _find_dataset_class(run: Run, data_dir: str | None) -> Any:
 
     name = run.args["dataset"]
     if data_dir and name not in vars(datasets):
-        if not os.path.isdir(data_dir):
+        if not os.path.exists(data_dir):
             raise CarftError(f"there is no folder {data_dir}")
         name = data_dir
     return host_lookup.find_dataset_class(name)

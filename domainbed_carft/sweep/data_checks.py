@@ -67,7 +67,7 @@ def check_datasets(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) 
     distinct: dict[str, DataCheck] = {}
     for name in datasets:
         folder = host.find_image_folder(name, data_dir)
-        if no_data_dir and folder and not os.path.isdir(folder):
+        if no_data_dir and folder and not os.path.exists(folder):
             description = f"not checked, no --data_dir {data_dir} here; {_CHECKED_BY_JOBS}"
             check = DataCheck(description, missing=no_data_dir[0])
         else:
@@ -83,7 +83,7 @@ def _check_dataset(name: str, folder: str | None, data_dir: str, is_required: bo
         return DataCheck(f"{name}: not checked, its folder is unknown")
     if not folder:
         return DataCheck(f"{name}: needs no folder")
-    if not os.path.isdir(folder):
+    if not os.path.exists(folder):
         return DataCheck(
             f"{name}: not checked, no {folder} here; each job checks it where it runs",
             missing=f"{name} is missing, expected its folder {folder}; "
