@@ -58,10 +58,11 @@ def refuse_truncated_files() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = setting_before
 
 
-def read_image(reader: Callable[[Any], Any], path: str) -> Any:
-    """Call ``reader`` with an image's path; raise TransientError, with the path, if it fails."""
+@contextlib.contextmanager
+def explain_errors(path: str) -> Iterator[None]:
+    """Raise TransientError, with the path, if the image cannot be read in the block."""
     try:
-        return reader(path)
+        yield
     except Exception as error:  # Pillow's decoders raise a dozen types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TransientError(
@@ -69,6 +70,12 @@ def read_image(reader: Callable[[Any], Any], path: str) -> Any:
             "file, or remove it (which changes the splits). `carft data verify --decode` lists "
             "all such files"
         ) from error
+
+
+def load_image(path: str) -> Image.Image:
+    """Decode an image to RGB, like `open_image`; raise TransientError if it cannot be read."""
+    with explain_errors(path):
+        return open_image(path)
 
 
 class ImageDataset:
@@ -103,10 +110,8 @@ class ImageDataset:
         from PIL import Image
 
         source, label = self.samples[index]
-        if isinstance(source, np.ndarray):
-            image = Image.fromarray(source)
-        else:
-            image = read_image(open_image, source)
+        is_array = isinstance(source, np.ndarray)
+        image = Image.fromarray(source) if is_array else load_image(source)
         return self.transform(image) if self.transform else image, label
 
 
