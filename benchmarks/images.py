@@ -132,7 +132,7 @@ def serve_package(root: str) -> None:
     evaluations = fast_data_loader.JobBatches(
         in_splits=[],
         evaluated={"test": environments[1]},
-        hparams={"class_balanced": False},
+        hparams={"class_balanced": False, "batch_size": TRAINING_BATCH},
         steps=sys.maxsize,
         checkpoint_freq=1,
         seed=0,
