@@ -58,24 +58,22 @@ def refuse_truncated_files() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = setting_before
 
 
-@contextlib.contextmanager
-def explain_errors(path: str) -> Iterator[None]:
-    """Raise TransientError, with the path, if the image cannot be read in the block."""
-    try:
-        yield
-    except Exception as error:  # Pillow's decoders raise a dozen types
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise TransientError(
-            f"{path} cannot be read: {reason}. Expected an image that Pillow can open; restore the "
-            "file, or remove it (which changes the splits). `carft data verify --decode` lists "
-            "all such files"
-        ) from error
-
-
 def load_image(path: str) -> Image.Image:
     """Decode an image to RGB, like `open_image`; raise TransientError if it cannot be read."""
-    with explain_errors(path):
+    try:
         return open_image(path)
+    except Exception as error:  # Pillow's decoders raise a dozen types
+        raise reading_error(path, error) from error
+
+
+def reading_error(path: str, error: Exception) -> TransientError:
+    """Return the error to raise, with the path, if an image cannot be read because of ``error``."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return TransientError(
+        f"{path} cannot be read: {reason}. Expected an image that Pillow can open; restore the "
+        "file, or remove it (which changes the splits). `carft data verify --decode` lists all "
+        "such files"
+    )
 
 
 class ImageDataset:

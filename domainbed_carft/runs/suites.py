@@ -423,8 +423,11 @@ class TestSetImages(Dataset[Any]):
         if not isinstance(sample, str):
             return self._make_square(torch.as_tensor(sample)), label
 
-        with image_files.refuse_truncated_files(), image_files.explain_errors(sample):
-            return self._make_square(loading.decode(sample)), label
+        try:
+            with image_files.refuse_truncated_files():
+                return self._make_square(loading.decode(sample)), label
+        except Exception as error:  # Pillow's decoders raise a dozen types
+            raise image_files.reading_error(sample, error) from error
 
     def _make_square(self, pixels: Tensor) -> Tensor:
         """Remove the border of an image (H, W, 3), then crop and resize it."""

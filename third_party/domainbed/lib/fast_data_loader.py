@@ -160,8 +160,10 @@ class ImageSource:
             if self.positions is not None:
                 position = self.positions[position]
             path, label = self.samples[position]
-            with image_files.explain_errors(path):
+            try:
                 pixels = loading.decode(path)
+            except Exception as error:  # Pillow's decoders raise a dozen types
+                raise image_files.reading_error(path, error) from error
             if self.plan.is_random:  # the generator that torchvision's transforms use
                 torch.default_generator.manual_seed(rng.derive_seed(*key))
             squares.append(stages.crop(self.plan, pixels))
