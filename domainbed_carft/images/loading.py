@@ -7,6 +7,7 @@ other files.
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 
 import numpy as np
@@ -39,7 +40,8 @@ def decode(path: str) -> Tensor:
     with files.open_regular(path) as file:
         if file.read(len(JPEG_SIGNATURE)) == JPEG_SIGNATURE:
             file.seek(0)
-            content = np.fromfile(file, dtype=np.uint8)
+            content = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8)
+            content = content[: file.readinto(content.data)]
             if _is_within_limit(content):
                 with contextlib.suppress(RuntimeError):  # truncated, damaged, or unsupported
                     pixels = io.decode_jpeg(torch.from_numpy(content))
