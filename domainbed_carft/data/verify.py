@@ -196,6 +196,8 @@ def verify_listing(name: str, listing: Listing, decode: bool = False) -> DataRep
         decoded=decode,
     )
 
+    if not decode:
+        return report
     reported = {path for paths in listing.faults.values() for path in paths}
     return add_decoding_faults(report, [p for p in listing.images if p not in reported])
 

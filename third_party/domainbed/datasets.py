@@ -223,17 +223,16 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
     ) -> None:
         environments = image_folders.subfolder_names(root)
         listing = list_environments(Path(root))
-        paths = listing.paths()
         plan = plan_for_job(hparams, self.model_input, is_for_model=True)
         report = verify_listing(type(self).__name__, listing)
         with report_broken_data(report, hparams):
             self.datasets = [
                 ListedFolder(
                     root=os.path.join(root, name),
-                    images=paths[name],
+                    images=images,
                     plan=plan if augment and i not in test_envs else plan.without_augmentation(),
                 )
-                for i, name in enumerate(environments)
+                for i, (name, images) in enumerate(listing.paths().items())
             ]
             require_same_classes(listing.counts)
 
