@@ -23,7 +23,7 @@ from domainbed_carft.cli import sweep_launch
 from domainbed_carft.cli import top as top_command
 from domainbed_carft.cli.help_pages import EPILOG, CommandParser
 from domainbed_carft.errors import CarftError, UnreadableError, invalid
-from domainbed_carft.text import printable, quantity
+from domainbed_carft.text import escaped_output, print_lines, printable, quantity
 from domainbed_carft.version import __version__
 
 # Exit statuses
@@ -42,8 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 1 for errors, 2 for wrong arguments (also in ``carft diff``, whose 1 means
         a difference), 3 if some or all images cannot be read, 130 after Ctrl-C.
     """
-    arguments = _parser().parse_args(argv)
     _prepare_stdout()
+    return _run(argv)
+
+
+@escaped_output()
+def _run(argv: Sequence[str] | None) -> int:
+    arguments = _parser().parse_args(argv)
 
     try:
         status: int | None = arguments.run(arguments)
@@ -72,8 +77,7 @@ def _prepare_stdout() -> None:
 
 def _fail(message: str, status: int) -> int:
     """Print a message on stderr; return the exit status."""
-    # Messages can quote names from files and records, so that terminal escapes must not pass.
-    print("carft:", "\n".join(map(printable, message.splitlines())), file=sys.stderr)
+    print("carft:", message, file=sys.stderr)
     return status
 
 
@@ -81,12 +85,12 @@ def _fail_for_file(error: OSError, status: int) -> int:
     """Print an error of a file or a disk; raise any other error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         _stop_printing()
-        place = error.filename or "standard output"
+        place = printable(str(error.filename or "standard output"))
         return _fail(f"the disk is full ({place}); free some space and try again", status)
     if not error.filename:
         raise error
     message = f"{error.filename}: {error.strerror}; check this path and its permissions"
-    return _fail(message, status)
+    return _fail(printable(message), status)
 
 
 def _stop_printing() -> None:
@@ -165,9 +169,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     for finding in findings:
         first, *further_lines = finding.detail.splitlines()
-        print(printable(f"{finding.state:8} {finding.name:17} {first}"))
+        print_lines(f"{finding.state:8} {finding.name:17} {first}")
         for line in [*further_lines, *([f"-> {finding.hint}"] if finding.hint else [])]:
-            print(printable(f"{'':8} {line}"))
+            print_lines(f"{'':8} {line}")
     if problems:
         conclusion = (
             f"A training job cannot start: {quantity(problems, 'problem')}, see the arrows."

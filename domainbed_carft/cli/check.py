@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from domainbed_carft.errors import CarftError, invalid
-from domainbed_carft.text import printable
+from domainbed_carft.text import print_lines
 
 WRONG_ARGUMENTS = 2
 
@@ -47,9 +47,9 @@ def _check(arguments: argparse.Namespace) -> int:
     results: list[CheckResult] = []
     for result in run_checks(arguments.method, hparams, arguments.only, arguments.without):
         if not results or result.algorithm != results[-1].algorithm:
-            print(printable(result.algorithm))
+            print_lines(result.algorithm)
         results.append(result)
-        print(printable(str(result)), flush=True)
+        print_lines(str(result))
     print(f"\n{summary(results)}")
     return 1 if any(result.state == FAILED for result in results) else 0
 

@@ -132,7 +132,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     try:
         report = verify_data(arguments.data, arguments.data_dir, arguments.decode)
     except CarftError as error:
-        print(f"carft: {text.printable(str(error))}", file=sys.stderr)
+        print(f"carft: {error}", file=sys.stderr)
         if arguments.json:
             failure = {"name": arguments.data, "status": None, "error": str(error)}
             print(json.dumps(failure, indent=2))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft.text import printable, table
+from domainbed_carft.text import print_lines, table
 
 if TYPE_CHECKING:
     from domainbed_carft.jobs.differences import RunDifferences
@@ -49,7 +49,7 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 def _print_differences(differences: RunDifferences) -> None:
     """Print a row for each difference, and the settings that only one of the runs recorded."""
-    print(f"A: {printable(differences.first)}\nB: {printable(differences.second)}\n")
+    print_lines(f"A: {differences.first}", f"B: {differences.second}", "")
     if differences.is_equal:
         print("No differences.")
     else:
@@ -61,7 +61,7 @@ def _print_differences(differences: RunDifferences) -> None:
 
     for letter, names in (("A", differences.only_in_first), ("B", differences.only_in_second)):
         if names:
-            print(f"Recorded by {letter} only, not compared: {_list_names(names)}.")
+            print_lines(f"Recorded by {letter} only, not compared: {_list_names(names)}.")
 
 
 def _format_value(name: str, value: Any) -> str:
@@ -79,4 +79,4 @@ def _list_names(names: Sequence[str]) -> str:
     """Return the first names, and the number of further ones."""
     listing = ", ".join(names[:_MAX_LISTED_SETTINGS])
     excess = len(names) - _MAX_LISTED_SETTINGS
-    return printable(f"{listing} and {excess:,} more" if excess > 0 else listing)
+    return f"{listing} and {excess:,} more" if excess > 0 else listing

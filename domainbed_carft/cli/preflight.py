@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.cli import sweep_launch
 from domainbed_carft.errors import raise_for
-from domainbed_carft.text import printable, quantity
+from domainbed_carft.text import print_lines, quantity
 
 if TYPE_CHECKING:
     from domainbed_carft.sweep.preflight_file import Preflight, PreflightRow
@@ -65,14 +65,14 @@ def _preflight(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(preflight.model_dump(), indent=2))
     else:
-        print(f"\n{conclusion(preflight)}\nDetails: {plan.output / preflight_file.NAME}")
+        print_lines("", conclusion(preflight), f"Details: {plan.output / preflight_file.NAME}")
     return FAILED if preflight.status == "failed" else 0
 
 
 def _print_row(row: PreflightRow) -> None:
-    print(printable(f"{row.state:8} {row.section}, {row.name}: {row.found}"), flush=True)
+    print_lines(f"{row.state:8} {row.section}, {row.name}: {row.found}")
     if row.hint:
-        print(printable(f"{'':8} -> {row.hint}"), flush=True)
+        print_lines(f"{'':8} -> {row.hint}")
 
 
 def conclusion(preflight: Preflight) -> str:

@@ -17,7 +17,7 @@ from domainbed_carft.jobs.setting import KINDS
 from domainbed_carft.results.columns import DEFAULT_COLUMNS
 from domainbed_carft.results.formats import FORMATS
 from domainbed_carft.results.method_names import METHOD_NAMES
-from domainbed_carft.text import printable, quantity
+from domainbed_carft.text import print_lines, quantity
 
 if TYPE_CHECKING:
     from domainbed_carft.results.collect import Results
@@ -222,9 +222,8 @@ def _report(arguments: argparse.Namespace) -> None:
         print_errors([f"No example images: {report.no_examples_reason}"])
     if not report.is_complete:
         print_errors(["Some cells are incomplete; see the notes on the page."])
-    print(f"Report: {printable(str(report.index))}")
+    print_lines(f"Report: {report.index}")
 
 
 def print_errors(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(printable(line), file=sys.stderr)
+    print_lines(*lines, stream=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any
 
 from domainbed_carft.cli import sweep_launch
 from domainbed_carft.questions import confirm
-from domainbed_carft.text import printable, quantity
+from domainbed_carft.text import print_lines, quantity
 
 
 def add_to(commands: Any) -> None:
@@ -56,9 +56,9 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(state.as_dict(), indent=1))
     else:
-        print(printing.overview(state.statuses))
+        print_lines(*printing.overview(state.statuses))
         if search_lines := printing.search_lines(state):
-            print("", *search_lines, sep="\n")
+            print_lines("", *search_lines)
         if state.queue.note:
             print(state.queue.note)
     return int(bool(state.in_state(states.FAILED)))
@@ -87,8 +87,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
     report = upkeep.cancel(state)
     if report.slurm_jobs:
         print(f"{quantity(len(report.slurm_jobs), 'SLURM job')} cancelled.")
-    for line in report.unreachable:
-        print(printable(line), file=sys.stderr)
+    print_lines(*report.unreachable, stream=sys.stderr)
     print(f"{quantity(len(report.stopped), 'job')} stopped; launch again to resume.")
     return int(bool(report.unreachable))
 

@@ -13,7 +13,7 @@ from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.launchers.options import OPTIONS
 from domainbed_carft.questions import confirm
-from domainbed_carft.text import printable, quantity
+from domainbed_carft.text import print_lines, quantity
 
 if TYPE_CHECKING:
     from domainbed_carft.sweep.launch import LaunchPlan
@@ -129,8 +129,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     raise_for(launch_plan.problems)
     _print_plan(launch_plan)
     _print_failed(launch_plan)
-    for line in printing.waiting_lines(launch_plan.state.statuses):
-        print(line)
+    print_lines(*printing.waiting_lines(launch_plan.state.statuses))
     if launch_plan.launcher_name != "dummy":
         count = len(launch_plan.jobs_to_run)
         if count:
@@ -138,19 +137,18 @@ def _launch(arguments: argparse.Namespace) -> int:
             if launch_plan.waiting_jobs:
                 jobs += f", then {len(launch_plan.waiting_jobs):,} of the second stage,"
             folder = launch_plan.output
-            print(f"About to launch {jobs} into {folder} ({launch_plan.launcher_name}).")
+            print_lines(f"About to launch {jobs} into {folder} ({launch_plan.launcher_name}).")
             confirm(arguments.yes)
         else:
             print("There is nothing to launch.")
 
     unfinished = launch.run_plan(launch_plan)
     if unfinished:
-        print(printing.failures(unfinished, launch_plan.output), file=sys.stderr)
+        print_lines(*printing.failures(unfinished, launch_plan.output), stream=sys.stderr)
     elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
         watch = printing.command_line("status", launch_plan.output)
         print(f"Submitted. To watch the jobs: {watch}")
-        for line in printing.waiting_lines(states.read_state(launch_plan.output).statuses):
-            print(line)
+        print_lines(*printing.waiting_lines(states.read_state(launch_plan.output).statuses))
     return int(bool(unfinished))
 
 
@@ -159,11 +157,10 @@ def _dry_run(plan: LaunchPlan) -> int:
     from domainbed_carft.sweep import costs
 
     for problem in plan.log_problems:
-        warning = f"Warning: a launch would fail: {problem}"
-        print(printable(warning), file=sys.stderr)
+        print_lines(f"Warning: a launch would fail: {problem}", stream=sys.stderr)
     preflight = _print_plan(plan)
 
-    print(f"Selection: {', '.join(plan.declaration.selection)}. Nothing is launched.\n")
+    print_lines(f"Selection: {', '.join(plan.declaration.selection)}. Nothing is launched.", "")
     if plan.waiting_jobs:
         print("The costs of the second stage assume the last member of each search.\n")
     estimate = plan.estimate_costs(preflight)
@@ -178,12 +175,14 @@ def _print_plan(plan: LaunchPlan) -> Preflight | None:
 
     jobs = quantity(len(plan.state.statuses) + len(plan.waiting_jobs), "job")
     if plan.state.search:
-        print(f"{plan.declaration.name}: {jobs} in two stages.")
-        print(*printing.stage_lines(plan.state.search, plan.state), sep="\n")
+        print_lines(f"{plan.declaration.name}: {jobs} in two stages.")
+        print_lines(*printing.stage_lines(plan.state.search, plan.state))
     else:
-        print(f"{plan.declaration.name}: {jobs}: {printing.counts_phrase(plan.state.statuses)}.")
+        print_lines(
+            f"{plan.declaration.name}: {jobs}: {printing.counts_phrase(plan.state.statuses)}."
+        )
     for check in plan.data_checks:
-        print(printable(f"Data: {check.description}."))
+        print_lines(f"Data: {check.description}.")
     if plan.skips_training_in_splits is not None:
         print(printing.evaluation_line(plan.skips_training_in_splits))
     return _print_preflight(plan)
@@ -199,11 +198,11 @@ def _print_preflight(plan: LaunchPlan) -> Preflight | None:
     try:
         preflight = preflight_file.read(plan.output)
     except CarftError as error:
-        print(printable(f"Preflight: {error}."))
+        print_lines(f"Preflight: {error}.")
         return None
     if not preflight:
         return None
-    print(f"Preflight: {preflight.describe(plan.declaration.text)}.")
+    print_lines(f"Preflight: {preflight.describe(plan.declaration.text)}.")
     is_current = preflight.declaration == preflight_file.digest(plan.declaration.text)
     return preflight if is_current else None
 

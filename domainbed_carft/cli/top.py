@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.cli.results import add_common, print_errors
 from domainbed_carft.jobs.records import describe_warnings
-from domainbed_carft.text import printable, table
+from domainbed_carft.text import print_lines, table
 
 if TYPE_CHECKING:
     from domainbed_carft.results.top import BestHparams
@@ -74,16 +74,16 @@ def _print_tables(entries: Sequence[BestHparams]) -> None:
 
     titles = benchmarks.dataset_titles(entry.dataset for entry in entries)
 
-    tables = []
+    lines: list[str] = []
     for (method, setting), group in itertools.groupby(
         entries, key=lambda entry: (entry.selection, entry.setting)
     ):
         title = "; ".join(filter(None, [selection.METHODS[method].title, setting]))
-        tables.append(f"{printable(title)}\n{_table_text(list(group), titles)}")
-    print("\n\n".join(tables) or "No run was selected.")
+        lines += ["", title, *_table_lines(list(group), titles)]
+    print_lines(*lines[1:] or ["No run was selected."])
 
 
-def _table_text(entries: Sequence[BestHparams], dataset_titles: Mapping[str, str]) -> str:
+def _table_lines(entries: Sequence[BestHparams], dataset_titles: Mapping[str, str]) -> list[str]:
     """Return the table of one method and setting, below the hyperparameters that all rows share."""
     from domainbed_carft.sweep import chosen_runs
 
@@ -100,5 +100,5 @@ def _table_text(entries: Sequence[BestHparams], dataset_titles: Mapping[str, str
         ]
         for run in runs
     ]
-    text = table(_HEADER, rows)
-    return printable(f"In all rows: {shared}") + f"\n{text}" if shared else text
+    lines = table(_HEADER, rows).splitlines()
+    return [f"In all rows: {shared}", *lines] if shared else lines
