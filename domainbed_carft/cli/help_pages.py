@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -221,3 +221,17 @@ class CommandParser(argparse.ArgumentParser):
         if isinstance(action, _Commands) and value not in action.choices:
             self.error(unknown("command", value, action.choices))
         super()._check_value(action, value)
+
+
+def comma_separated(choices: Collection[str]) -> Callable[[str], list[str]]:
+    """Return an argparse type for names with commas between them."""
+
+    # Words after a flag with nargs="+" would swallow the positional argument DIR.
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if not {*names} <= {*choices}:
+            expected = f"one or more of {', '.join(choices)}, separated by commas"
+            raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
+        return names
+
+    return parse

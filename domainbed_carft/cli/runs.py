@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.cli.table_options import comma_separated
+from domainbed_carft.cli.help_pages import comma_separated
 from domainbed_carft.errors import CarftError, is_out_of_memory
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.results.method_names import METHOD_NAMES
