@@ -106,7 +106,7 @@ def _add_download(commands: Any) -> None:
     parser.add_argument("data", metavar="NAME", help="name of a dataset (see carft data list)")
     parser.add_argument("--data_dir", type=Path, required=True, help="folder to install it in")
     parser.add_argument(
-        "--accept_different",
+        "--accept-different",
         action="store_true",
         help="install data that can be used, but differs from all known editions",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ PAGES = {
         "DIR... -o FOLDER [options]",
         {
             "carft report OUT -o report": "open report/index.html",
-            "carft report OUT -o report --n_examples 0": "without example images",
+            "carft report OUT -o report --n-examples 0": "without example images",
         },
     ),
     "carft top": HelpPage(
@@ -195,27 +194,14 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse flags with hyphens or underscores alike, and suggest similar flags in errors."""
-        words = list(sys.argv[1:] if args is None else args)
-        end = words.index("--") if "--" in words else len(words)
-        parsed, unknown_words = super().parse_known_args(
-            [*map(self._normalize_flag, words[:end]), *words[end:]], namespace
-        )
-
+        """Suggest similar flags in the error about an unknown one."""
+        parsed, unknown_words = super().parse_known_args(args, namespace)
         actions = self._option_string_actions.items()
         flags = [flag for flag, action in actions if action.help != argparse.SUPPRESS]
         for word in unknown_words:
             if word.startswith("--") and (close := near_matches(word.partition("=")[0], flags)):
                 self.error(f"unrecognized arguments: {word}; did you mean {' or '.join(close)}?")
         return parsed, unknown_words
-
-    def _normalize_flag(self, word: str) -> str:
-        """Return a flag in the spelling in which it was added."""
-        name, equals, value = word.partition("=")
-        for flag in self._option_string_actions:
-            if name.startswith("--") and flag.replace("-", "_") == name.replace("-", "_"):
-                return f"{flag}{equals}{value}"
-        return word
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, _Commands) and value not in action.choices:

@@ -109,7 +109,7 @@ def _add_report(commands: Any) -> None:
         "CLIPFineTune)",
     )
     examples.add_argument(
-        "--n_examples",
+        "--n-examples",
         type=int,
         default=4,
         help="number of images per environment that A classifies correctly and B does not, and "

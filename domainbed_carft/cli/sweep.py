@@ -91,14 +91,14 @@ def _add_launch(subcommands: Any) -> None:
     # The jobs receive these flags as process variables.
     jobs = parser.add_argument_group("jobs")
     jobs.add_argument(
-        "--keep_weights",
+        "--keep-weights",
         choices=("both", "last", "best", "none"),
         help="weights that each job keeps: of the last step, of the best checkpoint in validation, "
         f"both or none (default: ${process_variables.KEEP_WEIGHTS.name} if it is set, otherwise "
         "both)",
     )
     jobs.add_argument(
-        "--training_in_splits",
+        "--training-in-splits",
         action="store_false",
         dest="skip_training_in_splits",
         default=None,
@@ -160,4 +160,6 @@ def _add_launcher_options(parser: Any, group: Any, option_classes: Iterable[type
 
         action = "append" if field.metadata["repeated"] else "store"
         help_text = f"{launchers}: {description}"
-        group.add_argument(f"--{name}", action=action, metavar="VALUE", help=help_text)
+        group.add_argument(
+            f"--{name.replace('_', '-')}", action=action, metavar="VALUE", help=help_text
+        )

@@ -122,7 +122,7 @@ def _chosen_phrase(chosen: ChosenValues) -> str:
 def evaluation_line(skips: bool) -> str:
     """Return the splits that the jobs evaluate, and how to choose the opposite."""
     if skips:
-        return "Evaluation: without training in-splits (--training_in_splits adds them)."
+        return "Evaluation: without training in-splits (--training-in-splits adds them)."
     variable = process_variables.SKIP_TRAINING_IN_SPLITS.name
     return f"Evaluation: with training in-splits ({variable}=1 skips them)."
 
