@@ -85,8 +85,9 @@ def _add_launch(subcommands: Any) -> None:
     parser.set_defaults(run=functools.partial(_run, "launch"), interrupted=INTERRUPTED)
     _add_sweep(parser)
     dry_run_help = "print the number of jobs and their cost, then stop"
-    parser.add_argument("--dry-run", action="store_true", help=dry_run_help)
-    _add_yes(parser)
+    confirmation = parser.add_mutually_exclusive_group()
+    confirmation.add_argument("--dry-run", action="store_true", help=dry_run_help)
+    _add_yes(confirmation)
 
     # The jobs receive these flags as process variables.
     jobs = parser.add_argument_group("jobs")

@@ -125,7 +125,7 @@ def accuracy(
 def print_row(row: Iterable[Any], colwidth: int = 10, latex: bool = False) -> None:
     """Print one row of a table, with every cell padded or cut to `colwidth` characters."""
     texts = (f"{v:.10f}" if isinstance(v, (float, np.floating)) else str(v) for v in row)
-    cells = [cell.ljust(colwidth)[:colwidth] for cell in texts]
+    cells = [text.printable(cell).ljust(colwidth)[:colwidth] for cell in texts]
     separator = " & " if latex else "  "
     end = "\\\\" if latex else ""
     print(separator.join(cells), end)  # a text row ends in a blank, as in upstream
