@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,10 @@ def _run(name: str, arguments: argparse.Namespace) -> int | None:
 
 def _add_doctor(commands: Any) -> None:
     parser = commands.add_parser(
-        "doctor", help="check whether a training job can start here, and show how to fix problems"
+        "doctor",
+        run=_run,
+        help="check whether a training job can start here, and show how to fix problems",
     )
-    parser.set_defaults(run=functools.partial(_run, "doctor"))
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.add_argument(
         "--train",
@@ -46,6 +46,7 @@ def _add_doctor(commands: Any) -> None:
 def _add_check(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
+        run=_run,
         help="check the properties that every method must have: gradients, resuming, devices",
         description="Check the properties that every method must have, with the small CLIP model "
         "and random images: gradients, micro-batches, resuming, devices, hyperparameters. Each "
@@ -53,7 +54,7 @@ def _add_check(commands: Any) -> None:
         "value expected. The exit status is 0 if all checks pass, 1 if any fails, and 2 for wrong "
         "arguments.",
     )
-    parser.set_defaults(run=functools.partial(_run, "check"), status_of_errors=WRONG_ARGUMENTS)
+    parser.set_defaults(status_of_errors=WRONG_ARGUMENTS)
     parser.add_argument(
         "method", metavar="METHOD", help="name of an algorithm, or path of your Python file"
     )
@@ -71,20 +72,21 @@ def _add_check(commands: Any) -> None:
 
 
 def _add_list(commands: Any) -> None:
-    parser = commands.add_parser("list", help="show the folder and the size of each known dataset")
-    parser.set_defaults(run=functools.partial(_run, "list"))
+    parser = commands.add_parser(
+        "list", run=_run, help="show the folder and the size of each known dataset"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
 
 
 def _add_verify(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
+        run=_run,
         help="check the layout and the image counts of a dataset",
         description="Check the layout and the image counts of a dataset. The exit status is 0 if "
         "the data can be used, 1 if it is broken, and 2 if there is no data. The key status of "
         "--json has more detail.",
     )
-    parser.set_defaults(run=functools.partial(_run, "verify"))
     parser.add_argument(
         "data",
         metavar="NAME|PATH",
@@ -100,9 +102,8 @@ def _add_verify(commands: Any) -> None:
 
 def _add_download(commands: Any) -> None:
     parser = commands.add_parser(
-        "download", help="download a dataset from its sources, verify it and install it"
+        "download", run=_run, help="download a dataset from its sources, verify it and install it"
     )
-    parser.set_defaults(run=functools.partial(_run, "download"))
     parser.add_argument("data", metavar="NAME", help="name of a dataset (see carft data list)")
     parser.add_argument("--data_dir", type=Path, required=True, help="folder to install it in")
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -170,11 +171,22 @@ PAGES = {
 
 
 class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
-    """Subcommands whose help in the list is also their description by default."""
+    """Subcommands whose help in the list is also their description by default.
 
-    def add_parser(self, name: str, **kwargs: Any) -> Any:
+    With ``run``, a subcommand calls it with its name and the parsed arguments.
+    """
+
+    def add_parser(
+        self,
+        name: str,
+        run: Callable[[str, argparse.Namespace], int | None] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         kwargs.setdefault("description", kwargs["help"])
-        return super().add_parser(name, **kwargs)
+        parser = super().add_parser(name, **kwargs)
+        if run:
+            parser.set_defaults(run=functools.partial(run, name))
+        return parser
 
 
 class CommandParser(argparse.ArgumentParser):

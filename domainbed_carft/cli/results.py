@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -48,9 +47,10 @@ def _run(name: str, arguments: argparse.Namespace) -> int | None:
 
 def _add_collect(commands: Any) -> None:
     parser = commands.add_parser(
-        "collect", help="print result tables of sweeps, with standard errors and missing runs"
+        "collect",
+        run=_run,
+        help="print result tables of sweeps, with standard errors and missing runs",
     )
-    parser.set_defaults(run=functools.partial(_run, "collect"))
     _add_select(_add_runs(parser))
     _add_tables(parser)
     _add_against(parser).add_argument(
@@ -77,9 +77,10 @@ def _add_collect(commands: Any) -> None:
 
 def _add_report(commands: Any) -> None:
     parser = commands.add_parser(
-        "report", help="write a web page with a sweep's results: tables, figures, example images"
+        "report",
+        run=_run,
+        help="write a web page with a sweep's results: tables, figures, example images",
     )
-    parser.set_defaults(run=functools.partial(_run, "report"))
     _add_runs(parser).add_argument(
         "--select",
         choices=METHOD_NAMES,
@@ -125,11 +126,11 @@ def _add_report(commands: Any) -> None:
 def _add_top(commands: Any) -> None:
     parser = commands.add_parser(
         "top",
+        run=_run,
         help="print the chosen run of each cell and trial: hyperparameters, step, folder",
         description="Print the run that model selection chose for each cell and trial: the "
         "hyperparameters that were drawn or set, the step of the checkpoint, and the job's folder.",
     )
-    parser.set_defaults(run=functools.partial(_run, "top"))
     _add_select(_add_runs(parser))
     parser.add_argument(
         "--only",
@@ -147,12 +148,13 @@ def _add_top(commands: Any) -> None:
 def _add_diff(commands: Any) -> None:
     parser = commands.add_parser(
         "diff",
+        run=_run,
         help="show the differences between two runs: settings, versions, data, prompts",
         description="Show the differences between two runs in settings, versions, data editions "
         "and prompts. The exit status is 0 if the runs are equal, 1 if they differ, and 2 for "
         "wrong arguments.",
     )
-    parser.set_defaults(run=functools.partial(_run, "diff"), status_of_errors=WRONG_ARGUMENTS)
+    parser.set_defaults(status_of_errors=WRONG_ARGUMENTS)
     parser.add_argument("first", metavar="A", help="folder of a job")
     parser.add_argument("second", metavar="B", help="folder of the job to compare with A")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")

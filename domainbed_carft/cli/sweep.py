@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,9 +51,11 @@ def _run(name: str, arguments: argparse.Namespace) -> int | None:
 
 def _add_demo(commands: Any) -> None:
     parser = commands.add_parser(
-        "demo", help="train CAR-FT and two baselines on the embedded benchmark; print a table"
+        "demo",
+        run=_run,
+        help="train CAR-FT and two baselines on the embedded benchmark; print a table",
     )
-    parser.set_defaults(run=functools.partial(_run, "demo"), interrupted=INTERRUPTED)
+    parser.set_defaults(interrupted=INTERRUPTED)
     parser.add_argument(
         "--output_dir",
         type=Path,
@@ -67,22 +68,24 @@ def _add_demo(commands: Any) -> None:
 def _add_preflight(commands: Any) -> None:
     parser = commands.add_parser(
         "preflight",
+        run=_run,
         help="test a sweep in minutes: data, zero-shot accuracy, steps, memory, hours",
         description="Test in minutes whether a sweep will run on this machine: check its data, "
         "compare zero-shot accuracies with published ones, and train a few steps of each kind of "
         "job. The exit status is 0 if all tests passed, also with warnings, 1 if one failed, and 2 "
         "for wrong arguments.",
     )
-    run = functools.partial(_run, "preflight")
-    parser.set_defaults(run=run, status_of_errors=WRONG_ARGUMENTS)
+    parser.set_defaults(status_of_errors=WRONG_ARGUMENTS)
     _add_sweep(parser, "; the results are written to preflight.json in it")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     _add_launcher_options(parser, parser, [OPTIONS["pool"]])
 
 
 def _add_launch(subcommands: Any) -> None:
-    parser = subcommands.add_parser("launch", help="run all jobs of a sweep that are not done")
-    parser.set_defaults(run=functools.partial(_run, "launch"), interrupted=INTERRUPTED)
+    parser = subcommands.add_parser(
+        "launch", run=_run, help="run all jobs of a sweep that are not done"
+    )
+    parser.set_defaults(interrupted=INTERRUPTED)
     _add_sweep(parser)
     dry_run_help = "print the number of jobs and their cost, then stop"
     confirmation = parser.add_mutually_exclusive_group()
@@ -130,8 +133,7 @@ def _add_launch(subcommands: Any) -> None:
 
 def _add_on_sweep(subcommands: Any, name: str, description: str) -> Any:
     """Add a command with the argument OUTPUT_DIR."""
-    parser = subcommands.add_parser(name, help=description)
-    parser.set_defaults(run=functools.partial(_run, name))
+    parser = subcommands.add_parser(name, run=_run, help=description)
     folder = "output folder of the sweep"
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help=folder)
     return parser
