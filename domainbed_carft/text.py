@@ -19,7 +19,7 @@ _UNSAFE = re.compile(
     "\ud800-\udfff]"
 )
 # tqdm writes the first before each state of a bar, and the second to return to a bar further up.
-_PROGRESS = re.compile("\r|(?:\x1b\\[A)+$")
+_PROGRESS = re.compile("\r|(?:\x1b\\[A)+\\Z")
 
 # Names used by other tools -> the name used here, which is suggested if it is valid.
 _SYNONYMS = {

@@ -1,4 +1,4 @@
-"""The flags of the commands that check before a sweep: ``doctor``, ``check`` and ``data``."""
+"""Flags of the commands that check before a sweep: ``doctor``, ``check`` and ``data``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands that check before a sweep print: ``doctor``, ``check`` and ``data``."""
+"""Output of the commands that check before a sweep: ``doctor``, ``check`` and ``data``."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def doctor_command(arguments: argparse.Namespace) -> int:
             *(f"{'':8} {line}" for line in [*further_lines, *hint]),
         )
     if problems:
-        jobs_problem = f"{quantity(problems, 'problem')}, see the arrows."
-        conclusion = f"A training job cannot start: {jobs_problem}"
+        conclusion = (
+            f"A training job cannot start: {quantity(problems, 'problem')}, see the arrows."
+        )
     elif arguments.train:
         conclusion = "A training job can start."
     else:

@@ -1,4 +1,4 @@
-"""The flags of the commands on records: ``collect``, ``report``, ``top`` and ``diff``."""
+"""Flags of the commands on records: ``collect``, ``report``, ``top`` and ``diff``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands on records print and write: ``collect``, ``report``, ``top`` and ``diff``."""
+"""Output of the commands on records: ``collect``, ``report``, ``top`` and ``diff``."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def collect_command(arguments: argparse.Namespace) -> int:
         )
     lines += [*describe_warnings(results.warnings), _summary_line(results.summary)]
 
-    is_refused = arguments.strict and bool(results.defects)
-    if is_refused:
+    has_failed = arguments.strict and bool(results.defects)
+    if has_failed:
         listing = ", ".join(f"{kind} ({count:,})" for kind, count in results.defects.items())
         lines.append(f"carft: --strict: {listing}")
     print_lines(*lines, stream=sys.stderr)
-    return INCOMPLETE if is_refused else 0
+    return INCOMPLETE if has_failed else 0
 
 
 def _require_one_table(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The flags of the commands that run jobs: ``demo``, ``preflight`` and those of ``sweep``."""
+"""Flags of the commands that run jobs: ``demo``, ``preflight`` and those of ``sweep``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands that run jobs print: ``demo``, ``preflight`` and those of ``sweep``."""
+"""Output of the commands that run jobs: ``demo``, ``preflight`` and those of ``sweep``."""
 
 from __future__ import annotations
 
