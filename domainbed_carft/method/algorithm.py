@@ -54,7 +54,7 @@ from domainbed_carft.method.hosted import HostedAlgorithm, Minibatches, pair_min
 from domainbed_carft.method.hparams import Hparam
 from domainbed_carft.method.lora import LoRA, get_merged_weights, lora_scale
 from domainbed_carft.method.prompts import Prompts
-from domainbed_carft.text import print_lines
+from domainbed_carft.text import printable
 
 # Prefixes of state dict names that prediction does not need.
 TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
@@ -163,7 +163,7 @@ class CLIPAlgorithm(HostedAlgorithm):
         raise_for(hparam_checks.job_problems(type(self), input_shape, complete))
         data = dataset_facts or UNKNOWN
         facts = job.find_job_facts(complete, num_classes, data, self.has_kl(complete))
-        print_lines(*facts.describe())
+        print(*map(printable, facts.describe()), sep="\n")
 
         super().__init__(
             input_shape=input_shape,

@@ -58,6 +58,7 @@ from domainbed_carft.runs.suites import (
 )
 from domainbed_carft.runs.zero_shot import get_zero_shot_columns
 from domainbed_carft.suites import catalogue
+from domainbed_carft.text import printable
 
 # Imported here so that the fork server does it once for all processes. Without numba, or with an
 # incompatible numpy, torch and Pillow are used instead.
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return CURRENT
     except (CarftError, OSError, RuntimeError) as error:  # RuntimeError: torch is out of memory
-        print(str(error).splitlines()[0], file=sys.stderr)
+        print(printable(str(error).splitlines()[0]), file=sys.stderr)
         return FAILED
 
 
