@@ -80,7 +80,7 @@ def test_broken_images_are_named_and_skipped(pets, tmp_path, capfd, workers):
     (tmp_path / "6 empty").mkdir()
     assert ImageFile.LOAD_TRUNCATED_IMAGES  # set by the harness for its datasets
 
-    flags = ("--workers", workers, "--batch_size", "3")
+    flags = ("--workers", workers, "--batch-size", "3")
     paths = (tmp_path, tmp_path / "6 empty")
     predictions, err = predict(capfd, pets / "CARFT", *paths, status=3, flags=flags)
     reasons = {os.path.basename(row["path"]): row.get("error", "") for row in predictions}
@@ -144,5 +144,5 @@ def test_overflow_of_logits_is_an_error(pets, tmp_path, capfd):
 
 def test_out_of_memory_is_reported_in_one_line(pets, capfd, monkeypatch):
     monkeypatch.setattr(CLIPAlgorithm, "features", lambda *_: torch.empty(1 << 60))
-    carft("evaluate", pets / "CARFT", "--batch_size", "77", status=1)
-    assert "out of memory with --batch_size 77" in capfd.readouterr().err
+    carft("evaluate", pets / "CARFT", "--batch-size", "77", status=1)
+    assert "out of memory with --batch-size 77" in capfd.readouterr().err

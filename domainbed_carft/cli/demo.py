@@ -92,7 +92,7 @@ def _train(declaration: Declaration, output: Path) -> None:
         first = unfinished_jobs[0]
         raise CarftError(
             f"{quantity(len(unfinished_jobs), 'job is', 'jobs are')} not done, the first in "
-            f"{first.job.folder}: {first.detail}\nFix the cause, run `carft sweep retry "
+            f"{first.job.folder}: {first.detail}. Fix the cause, run `carft sweep retry "
             f"{sweep_folder}` if jobs failed, then rerun this command"
         )
 

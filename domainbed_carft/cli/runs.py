@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.cli.table_options import comma_separated
+from domainbed_carft.cli.help_pages import comma_separated
 from domainbed_carft.errors import CarftError, is_out_of_memory
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.results.method_names import METHOD_NAMES
@@ -218,7 +218,7 @@ def _add_original(parser: Any) -> None:
 def _add_loading(parser: argparse.ArgumentParser) -> None:
     loading = parser.add_argument_group("loading")
     loading.add_argument(
-        "--batch_size",
+        "--batch-size",
         type=at_least(1),
         default=BATCH_SIZE,
         metavar="N",
@@ -277,7 +277,7 @@ def _run(name: str, arguments: argparse.Namespace) -> int | None:
         if not (is_out_of_memory(error) and hasattr(arguments, "batch_size")):
             raise
         raise CarftError(
-            f"out of memory with --batch_size {arguments.batch_size}; choose a smaller one or "
+            f"out of memory with --batch-size {arguments.batch_size}; choose a smaller one or "
             "another --device"
         ) from error
 

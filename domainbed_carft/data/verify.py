@@ -128,11 +128,11 @@ def report_broken_data(report: DataReport | None, hparams: Any) -> Iterator[None
     is_refused_later = isinstance(hparams, dict) and "clip_backbone" in hparams
     if not is_refused_later and report.root not in _warned:
         _warned.add(report.root)
-        print(
-            f"domainbed-carft: Warning: {text.printable(report.error_text)}. The job continues, "
+        text.print_lines(
+            f"domainbed-carft: Warning: {report.error_text}. The job continues, "
             "but its results could be wrong; fix the data and rerun the job "
             f"({process_variables.DISABLE.name}=1 disables this check).",
-            file=sys.stderr,
+            stream=sys.stderr,
         )
 
     try:

@@ -71,10 +71,8 @@ class Pool:
                     f"no space left on the disk of {outcome.folder}; this does not count as an "
                     "attempt. Free some space, then run the same command again"
                 )
-        for line in text.limit_lines(
-            [text.printable(f"{self.name}: {outcome}") for outcome in not_done]
-        ):
-            print(line, file=sys.stderr, flush=True)
+        outcomes = [f"{self.name}: {outcome}" for outcome in not_done]
+        text.print_lines(*text.limit_lines(outcomes), stream=sys.stderr)
         return not_done
 
     def problems(self, sweeps: Iterable[Path] = ()) -> Iterator[str]:

@@ -129,7 +129,8 @@ def call(*command: str) -> str:
 
     # SLURM forgets ended jobs after a while.
     if done.returncode and "Invalid job id" not in done.stderr:
-        raise CarftError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
+        reason = " ".join(done.stderr.split()) or done.returncode
+        raise CarftError(f"{command[0]} failed: {reason}")
     return done.stdout
 
 

@@ -209,12 +209,10 @@ def _read_runs(folders: Sequence[Path]) -> RunsAndWarnings:
     """Read the runs in the folders; raise CarftError with the warnings if there are none."""
     runs_and_warnings = records.read(folders)
     if not runs_and_warnings.runs:
-        listing = "".join(
-            f"\n{line}" for line in records.describe_warnings(runs_and_warnings.warnings)
-        )
         raise CarftError(
             f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
-            f"expected folders of jobs with results.jsonl{listing}"
+            "expected folders of jobs with results.jsonl",
+            details=records.describe_warnings(runs_and_warnings.warnings),
         )
     return runs_and_warnings
 
@@ -403,8 +401,8 @@ def _distinct(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[Reco
     if problems:
         raise CarftError(
             f"{quantity(len(problems), 'job was', 'jobs were')} run twice under the same settings, "
-            "with different records; for each job keep only one of these folders:\n"
-            + "\n".join(problems)
+            "with different records; for each job keep only one of these folders:",
+            details=problems,
         )
     return distinct_runs, warnings
 

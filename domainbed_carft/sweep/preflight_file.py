@@ -20,7 +20,7 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.cost import Cost
-from domainbed_carft.text import printable, quantity
+from domainbed_carft.text import quantity
 
 NAME = manifest.PREFLIGHT_FILE
 
@@ -70,7 +70,7 @@ class Preflight(BaseModel):
         parts = [f"{_STATUS_PHRASES[self.status]}, {describe_age(self.written)}, on {self.device}"]
         if self.declaration != digest(declaration_text):
             parts.append("but of another declaration")
-        return printable(", ".join(parts))
+        return ", ".join(parts)
 
     def get_cost(self, variant: str, dataset: str, algorithm: str) -> Cost | None:
         """Return the cost of these jobs, or None if it was not measured."""

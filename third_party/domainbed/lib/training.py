@@ -316,4 +316,4 @@ class Trainer:
             self.files.publish(self.steps_done)
         print(f"Resumed after step {self.steps_done - 1} of {self.n_steps}.")
         if state["torch"] != str(torch.__version__):
-            print(text.printable(f"Warning: the earlier steps ran with torch {state['torch']}."))
+            text.print_lines(f"Warning: the earlier steps ran with torch {state['torch']}.")

@@ -99,6 +99,7 @@ def _print(title: str, values: Iterable[tuple[str, object]]) -> None:
         print("\t" + text.printable(f"{name}: {value}"))
 
 
+@text.escaped_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
