@@ -35,6 +35,7 @@ def test_examples_in_docstrings_pass(pets, image, tmp_path):
         "image": image,
         "folder": tmp_path,
         "load_run": domainbed_carft.load_run,
+        "load_original": domainbed_carft.load_original,
     }
     examples = [
         test
@@ -42,7 +43,7 @@ def test_examples_in_docstrings_pass(pets, image, tmp_path):
         for test in doctest.DocTestFinder().find(module)
         if test.examples
     ]
-    assert len(examples) == 7  # one for each function and for Run.predict
+    assert len(examples) == 9  # one for each function, and for predict and features of Run
 
     runner = doctest.DocTestRunner()
     for example in examples:
