@@ -107,7 +107,7 @@ def test_argument_of_a_wrong_type_is_named_before_files_are_read(
 
 
 @pytest.mark.parametrize("path", [["OUT"], 5, None, b"OUT", "", "a\0b", "no/such"])
-@pytest.mark.parametrize("function", ["load_run", "evaluate", "wise_ft", "soup"])
+@pytest.mark.parametrize("function", ["load_run", "load_original", "evaluate", "wise_ft", "soup"])
 def test_invalid_path_is_a_carft_error(function, path):
     with pytest.raises(CarftError):
         getattr(domainbed_carft, function)(path)

@@ -60,22 +60,21 @@ def test_probabilities_equal_a_direct_computation(pets, capfd):
 def test_features_equal_clip_with_the_weights_of_the_run(pets):
     run = domainbed_carft.load_run(pets / "CARFT", device="cpu")
     paths = sorted((pets / "my pets" / "art").glob("*/*.png"))
-    state = load_weights(run.path)
-    clip = backbone.load("tiny")
-    original_clip = backbone.load("tiny").model
-    encoder = {name[8:]: tensor for name, tensor in state.items() if name.startswith("encoder.")}
-    clip.model.visual.load_state_dict(encoder)
     steps = (transforms.Resize((48, 48)), transforms.ToTensor())
     preprocess = transforms.Compose([*steps, transforms.Normalize(CLIP_MEAN, CLIP_STD)])
     images = torch.stack([preprocess(default_loader(str(path))) for path in paths])
 
-    features = run.features(paths)
-    original = domainbed_carft.load_original(run)
+    clip = backbone.load("tiny").model
+    state = load_weights(run.path)
+    encoder = {name[8:]: tensor for name, tensor in state.items() if name.startswith("encoder.")}
     with torch.no_grad():
-        torch.testing.assert_close(features, clip.model.encode_image(images), rtol=0, atol=1e-5)
-        expected = original_clip.encode_image(images)
-        torch.testing.assert_close(original.features(paths), expected, rtol=0, atol=1e-5)
-    assert (features - expected).abs().max() > 1e-2
+        original = clip.encode_image(images)
+        clip.visual.load_state_dict(encoder)
+        tuned = clip.encode_image(images)
+    features = run.features(paths)
+    torch.testing.assert_close(features, tuned, rtol=0, atol=1e-5)
+    features_of_original = domainbed_carft.load_original(run).features(paths)
+    torch.testing.assert_close(features_of_original, original, rtol=0, atol=1e-5)
 
     cosines = features / features.norm(dim=1, keepdim=True) @ state["head.weight"].T
     logits = cosines * state["head_factor"] + state["head.bias"]
@@ -95,25 +94,17 @@ def test_features_do_not_depend_on_batches_or_the_kind_of_image(pets):
 
     with pytest.raises(CarftError, match="gone.png cannot be read"):
         run.features([paths[0], "gone.png"])
-    with pytest.raises(CarftError, match="pass at least one"):
-        run.features([])
 
 
-def test_original_of_a_run_predicts_as_zero_shot_clip(pets):
+@pytest.mark.parametrize("job", ["CARFT", "CLIPLinearProbe"])
+def test_original_of_a_run_predicts_as_zero_shot_clip(job, pets):
     paths = sorted((pets / "my pets" / "art").glob("*/*.png"))
-    zero_shot = domainbed_carft.load_run(pets / "CLIPZeroShot", device="cpu")
-    for job in ("CARFT", "CLIPLinearProbe"):
-        run = domainbed_carft.load_run(pets / job, device="cpu")
-        before = run.predict(paths).class_probabilities
-        original = domainbed_carft.load_original(run)
-        predictions = original.predict(paths)
-        expected = zero_shot.predict(paths)
-        assert torch.equal(predictions.context_probabilities, expected.context_probabilities)
-        torch.testing.assert_close(
-            predictions.class_probabilities, expected.class_probabilities, rtol=0, atol=1e-5
-        )
-        assert original.alpha == 0
-        assert torch.equal(run.predict(paths).class_probabilities, before)
+    run = domainbed_carft.load_run(pets / job, device="cpu")
+    before = run.predict(paths).class_probabilities
+    predicted = domainbed_carft.load_original(run).predict(paths).class_probabilities
+    zero_shot = domainbed_carft.load_run(pets / "CLIPZeroShot", device="cpu").predict(paths)
+    torch.testing.assert_close(predicted, zero_shot.class_probabilities, rtol=0, atol=1e-5)
+    assert torch.equal(run.predict(paths).class_probabilities, before)
 
 
 def test_folder_is_searched_recursively_for_any_file_name(pets, tmp_path, capfd):
