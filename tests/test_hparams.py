@@ -13,8 +13,8 @@ from fake_checkout import run_python, write_checkout
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.hparams import get_draw_seed
 from domainbed_carft.method import algorithms
-from domainbed_carft.method.hparam_tables import get_hparams
 from domainbed_carft.method.hparams import Conditions
+from domainbed_carft.method.resolution import get_hparams
 
 # Defaults on a benchmark that differ from fine-tuning; most of them are published.
 PUBLISHED = {

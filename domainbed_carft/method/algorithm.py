@@ -27,8 +27,6 @@ from domainbed_carft.jobs.algorithms import Style as Style
 from domainbed_carft.jobs.hparams import ResolvedHparams
 from domainbed_carft.method import (
     averages,
-    hparam_checks,
-    hparam_tables,
     job,
     objective,
     optim,
@@ -159,8 +157,8 @@ class CLIPAlgorithm(HostedAlgorithm):
         dataset_facts: DatasetFacts | None = None,
         **host_arguments: Any,
     ) -> None:
-        complete = hparam_tables.complete(type(self), hparams)
-        raise_for(hparam_checks.job_problems(type(self), input_shape, complete))
+        complete = resolution.complete(type(self), hparams)
+        raise_for(resolution.job_problems(type(self), input_shape, complete))
         data = dataset_facts or UNKNOWN
         facts = job.find_job_facts(complete, num_classes, data, self.has_kl(complete))
         print(*map(printable, facts.describe()), sep="\n")

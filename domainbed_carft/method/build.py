@@ -12,7 +12,7 @@ from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.images.dataset_facts import DatasetFacts
 from domainbed_carft.images.protocols import UPSTREAM_SIZE
 from domainbed_carft.jobs import facts
-from domainbed_carft.method import hparam_tables
+from domainbed_carft.method import resolution
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.algorithms import CLASSES, recorded_hparams
 from domainbed_carft.method.job import find_preprocessing
@@ -75,7 +75,7 @@ def build(
     values = {**hparams, "class_names": [*class_names]}
     if steps is not None:
         values["total_steps"] = steps
-    complete = hparam_tables.complete(algorithm_class, values)
+    complete = resolution.complete(algorithm_class, values)
     if "total_steps" not in values:
         raise_for(algorithm_class.total_steps_problems(complete))
 

@@ -127,9 +127,9 @@ def job_problems(
         input_shape: Channels, height and width of the images.
         hparams: The complete hyperparameters.
     """
-    from domainbed_carft.method import hparam_checks
+    from domainbed_carft.method import resolution
 
-    problems = hparam_checks.job_problems(algorithm, input_shape, hparams)
+    problems = resolution.job_problems(algorithm, input_shape, hparams)
     return [*find_unknown_names(hparams, algorithm.__name__), *problems, *_host_problems(hparams)]
 
 
