@@ -27,7 +27,6 @@ from domainbed_carft.checks.subject import (
     DOMAINS,
     IMAGES,
     MICRO_BATCH,
-    SHAPE,
     Inapplicable,
     Subject,
     get_gradients,
@@ -474,7 +473,7 @@ def require_valid(subject: Subject, dataset: str, random_seed: int | None) -> No
         message = f"the {kind} of {name} for {dataset} is {value!r}, then {repeated!r}"
         require(type(value) in (int, float, bool, str), message)
         require(json.loads(json.dumps(value)) == value == repeated, message)
-    problems = resolution.job_problems(subject.algorithm_class, SHAPE, values)
+    problems = resolution.find_problems(subject.algorithm_class, values)
     require(not problems, f"a {kind} for {dataset}: {'; '.join(map(str, problems))}")
 
 
@@ -496,9 +495,8 @@ def wrong_hparams(subject: Subject) -> None:
     for (name, hparam), value in itertools.product(hparams_by_name.items(), WRONG_VALUES):
         require(not hparam.valid(value), f"{name} = {value!r} is accepted; expected an error")
     for name in declared_hparams(subject.algorithm_class):
-        problems = resolution.job_problems(
-            subject.algorithm_class, SHAPE, {**subject.hparams, name: None}
-        )
+        values = {**subject.hparams, name: None}
+        problems = [*map(str, resolution.find_problems(subject.algorithm_class, values))]
         require(
             any(problem.startswith(f"{name} is None") for problem in problems),
             f"{name} = None gives {problems}; expected a message that begins with {name} is None",

@@ -24,7 +24,6 @@ from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.jobs.algorithms import Style as Style
-from domainbed_carft.jobs.hparams import ResolvedHparams
 from domainbed_carft.method import (
     averages,
     job,
@@ -158,9 +157,11 @@ class CLIPAlgorithm(HostedAlgorithm):
         **host_arguments: Any,
     ) -> None:
         complete = resolution.complete(type(self), hparams)
-        raise_for(resolution.job_problems(type(self), input_shape, complete))
+        problems = map(str, resolution.find_problems(type(self), complete))
+        raise_for([*problems, *job.shape_problems(input_shape)])
         data = dataset_facts or UNKNOWN
-        facts = job.find_job_facts(complete, num_classes, data, self.has_kl(complete))
+        min_contexts = resolution.get_min_contexts(type(self), complete)
+        facts = job.find_job_facts(complete, num_classes, data, min_contexts)
         print(*map(printable, facts.describe()), sep="\n")
 
         super().__init__(
@@ -211,23 +212,7 @@ class CLIPAlgorithm(HostedAlgorithm):
 
     # Hyperparameters
 
-    @classmethod
-    def resolve_hparams(
-        cls,
-        dataset: str,
-        given: Mapping[str, Any],
-        random_seed: int | None = None,
-        steps: int | None = None,
-    ) -> ResolvedHparams:
-        """Return the hyperparameters of a job in the harness (`resolution.resolve`).
-
-        Args:
-            dataset: name of the dataset.
-            given: the values set by the user.
-            random_seed: seed of random draws, None for the defaults.
-            steps: number of training steps, None for the dataset's default.
-        """
-        return resolution.resolve(cls, dataset, given, random_seed, steps)
+    resolve_hparams = classmethod(resolution.resolve)
 
     @classmethod
     def conflicts(cls, hparams: Mapping[str, Any]) -> dict[str, str]:
@@ -264,11 +249,6 @@ class CLIPAlgorithm(HostedAlgorithm):
                 f"{GIVE_STEPS}, or set average to 'none', 'sma' or 'ema'"
             )
         return problems
-
-    @classmethod
-    def has_kl(cls, hparams: Mapping[str, Any]) -> bool:
-        """Return True if the loss compares distributions over contexts (at least two contexts)."""
-        return False
 
     def recorded_facts(self) -> dict[str, Any]:
         """Return the ``facts``, stored in records and weight files in addition to the hparams."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +71,18 @@ class JobFacts:
         ]
 
 
+def shape_problems(input_shape: Sequence[int]) -> list[str]:
+    """Return a problem unless images are RGB, of shape (3, height, width)."""
+    if len(input_shape) == 3 and input_shape[0] == 3:
+        return []
+
+    shape = tuple(input_shape)
+    expected = "(3, height, width): CLIP reads RGB"
+    return [f"the dataset has images of shape {shape}, expected {expected}"]
+
+
 def find_job_facts(
-    hparams: Mapping[str, Any], num_classes: int, data: DatasetFacts, has_kl: bool
+    hparams: Mapping[str, Any], num_classes: int, data: DatasetFacts, min_contexts: int
 ) -> JobFacts:
     """Return the facts of a job with complete ``hparams``, which are not changed.
 
@@ -80,15 +90,16 @@ def find_job_facts(
         hparams: complete hyperparameters.
         num_classes: number of classes of the dataset.
         data: facts of the dataset.
-        has_kl: True if the loss has the KL term.
+        min_contexts: the number of contexts that the loss needs.
 
     Returns:
         The facts.
 
     Raises:
         CarftError: if the data is broken or does not follow the hparams, if the prompts are invalid
-            (`prompts.build_prompts`), if the CLIP model cannot be found or has another SHA-256, if
-            this machine does not support the precision, or if a fact differs from its pinned value.
+            (`prompts.find_class_names`, `prompts.find_contexts`), if the CLIP model cannot be found
+            or has another SHA-256, if this machine does not support the precision, or if a fact
+            differs from its pinned value.
     """
     _require_fitting_data(hparams, data)
     name = hparams["clip_backbone"]
@@ -99,7 +110,10 @@ def find_job_facts(
 
     facts = JobFacts(
         data=data,
-        prompts=prompts.build_prompts(hparams, num_classes, data, has_kl),
+        prompts=Prompts(
+            classes=prompts.find_class_names(hparams, num_classes, data),
+            contexts=prompts.find_contexts(hparams, data, min_contexts),
+        ),
         clip=clip,
         amp=resolve_amp(hparams["amp"]),
         preprocessing=hparams.get("preprocessing") or clip.preprocessing.hparam_value,

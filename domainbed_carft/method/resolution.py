@@ -6,8 +6,7 @@ constructor of an algorithm, in any host, uses `complete` and the same checks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 from domainbed_carft.data import benchmarks
@@ -15,7 +14,10 @@ from domainbed_carft.errors import HparamProblem, collect_problems
 from domainbed_carft.jobs.hparams import (
     READ_BY_TRAIN,
     ResolvedHparams,
-    resolve_from_registry,
+    find_invalid,
+    find_unknown_names,
+    get_optional_names,
+    read_registry,
 )
 from domainbed_carft.method import averages, lora, penalties, prompts
 from domainbed_carft.method.dataset_facts import parse_dataset_name
@@ -42,6 +44,12 @@ _TRAINING_HPARAMS = {
 
 # Hparams used by a single method, which other methods would silently ignore.
 _METHOD_HPARAMS = {"margin": "CLIPood has a margin", "lp_steps": "CLIPLPFT probes first"}
+
+_NO_DATASET = Conditions(dataset="")
+_NO_CLASS_NAMES = (
+    "no class names are given, but CLIP needs them; set the hparam class_names to a list with one "
+    "name per class in label order, or to 'dataset:PACS' for a dataset that this package supports"
+)
 
 
 def get_hparams(algorithm: Any) -> Mapping[str, Hparam]:
@@ -91,26 +99,25 @@ def resolve(
 
     table = get_recorded_hparams(algorithm)
     conditions = Conditions(dataset, str(given.get("clip_backbone", "")), steps)
-    resolved = resolve_from_registry(
-        hparams_registry,
-        algorithm.__name__,
-        dataset,
-        given,
-        random_seed,
-        own_defaults=get_defaults(table, conditions),
-        own_draws=draw_values(table, conditions, random_seed),
-        pins=PINNABLE,
-        # The harness has the same for all algorithms. For those of this package, its registry
-        # would compute their own values a second time.
-        registered_as="ERM" if is_carft_harness() else "",
+    own_defaults = get_defaults(table, conditions)
+    # The harness has the same for all algorithms. For those of this package, its registry would
+    # compute their own values a second time.
+    registered_name = "ERM" if is_carft_harness() else algorithm.__name__
+    host_defaults, host_values = read_registry(
+        hparams_registry, registered_name, dataset, random_seed
     )
+    defaults = {**host_defaults, **own_defaults}
+    draws = draw_values(table, conditions, random_seed)
+    values = {**host_values, **own_defaults, **draws, **given}
+
+    valid_names = {*defaults, *get_optional_names(hparams_registry)}
     checked = {name: hparam for name, hparam in table.items() if name not in READ_BY_TRAIN}
-    problems = find_problems(algorithm, checked, resolved.values, conditions)
-    return replace(
-        resolved,
-        problems=[*resolved.problems, *problems],
-        unread=_find_unread(algorithm, given),
-    )
+    problems = [
+        *find_invalid(given, READ_BY_TRAIN),
+        *find_unknown_names(algorithm.__name__, given, valid_names, PINNABLE),
+        *find_problems(algorithm, values, checked, conditions),
+    ]
+    return ResolvedHparams(values, defaults, problems, _find_unread(algorithm, given))
 
 
 def _find_unread(algorithm: Any, given: Mapping[str, Any]) -> list[str]:
@@ -137,49 +144,23 @@ def complete(algorithm: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**get_defaults(missing, conditions), **given}
 
 
-def job_problems(
-    algorithm: Any, input_shape: Sequence[int], hparams: Mapping[str, Any]
-) -> list[str]:
-    """Return the problems of a job with complete ``hparams``, and of images that are not RGB.
-
-    ``algorithm`` is the class. Keys that it does not declare belong to the host or to another
-    method.
-    """
-    if parse_dataset_name(hparams.get("class_names")) is None and not hparams.get("class_names"):
-        return [
-            "no class names are given, but CLIP needs them; set the hparam class_names to a list "
-            "with one name per class in label order, or to 'dataset:PACS' for a dataset that this "
-            "package supports"
-        ]
-    problems = find_problems(algorithm, get_hparams(algorithm), hparams, Conditions(dataset=""))
-    return [*map(str, problems), *_shape_problems(input_shape)]
-
-
-def _shape_problems(input_shape: Sequence[int]) -> list[str]:
-    """Return a problem unless images are RGB, of shape (3, height, width)."""
-    if len(input_shape) == 3 and input_shape[0] == 3:
-        return []
-
-    shape = tuple(input_shape)
-    expected = "(3, height, width): CLIP reads RGB"
-    return [f"the dataset has images of shape {shape}, expected {expected}"]
-
-
 def find_problems(
     algorithm: Any,
-    table: Mapping[str, Hparam],
     hparams: Mapping[str, Any],
-    conditions: Conditions,
+    table: Mapping[str, Hparam] | None = None,
+    conditions: Conditions = _NO_DATASET,
 ) -> list[HparamProblem]:
     """Return the problems of the hparams of a job, individually and in combination.
 
     Args:
         algorithm: the class of the algorithm.
-        table: the hyperparameters whose values are checked, by name; pinned facts are as well.
-        hparams: the complete hyperparameters.
+        hparams: the complete hyperparameters. Other names belong to the host or to other methods.
+        table: the hyperparameters whose values are checked, by name, by default those that the
+            algorithm reads. Pinned facts are checked as well.
         conditions: the conditions of the defaults, which replace invalid values when combinations
             are checked. Without a dataset, contexts from the names of its domains are not checked.
     """
+    table = get_hparams(algorithm) if table is None else table
     invalid = {
         name: hparam
         for name, hparam in {**table, **PINNABLE}.items()
@@ -188,13 +169,16 @@ def find_problems(
     problems = [
         HparamProblem(name, hparams[name], hparam.expected) for name, hparam in invalid.items()
     ]
+    if "class_names" not in hparams:
+        problems.append(HparamProblem("class_names", None, message=_NO_CLASS_NAMES))
+
     usable = {**hparams, **get_defaults(invalid, conditions)}
     if "clip_backbone" not in invalid:
         spec = hparams["clip_backbone"]
         for message in collect_problems(_require_backbone, spec):
             problems.append(HparamProblem("clip_backbone", spec, message=message, is_local=True))
     if "contexts" not in invalid:
-        min_contexts = 2 if "kl_weight" not in invalid and algorithm.has_kl(usable) else 1
+        min_contexts = 1 if "kl_weight" in invalid else get_min_contexts(algorithm, usable)
         problems += _context_problems(hparams["contexts"], conditions.dataset, min_contexts)
     return [*problems, *_conflicts(algorithm, usable)]
 
@@ -212,6 +196,11 @@ def _context_problems(spec: Any, dataset: str, min_contexts: int) -> list[Hparam
     else:
         messages = []
     return [HparamProblem("contexts", spec, message=message) for message in messages]
+
+
+def get_min_contexts(algorithm: Any, hparams: Mapping[str, Any]) -> int:
+    """Return 2 if the loss has a KL term, which compares distributions over contexts, else 1."""
+    return 2 if "kl_weight" in get_hparams(algorithm) and hparams["kl_weight"] > 0 else 1
 
 
 def _conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> list[HparamProblem]:

@@ -59,20 +59,6 @@ class PreparedJob:
         """Numbers of the training environments."""
         return [i for i in range(len(self.environments)) if i not in self.args.test_envs]
 
-    def build_algorithm(self, hparams: Mapping[str, Any]) -> Any:
-        """Build the job's algorithm with these hyperparameters, on the CPU."""
-        algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
-        options = {}
-        if takes_dataset_facts(algorithm_class):
-            options["dataset_facts"] = self.dataset.dataset_facts
-        return algorithm_class(
-            self.dataset.input_shape,
-            self.dataset.num_classes,
-            len(self.training_envs),
-            dict(hparams),
-            **options,
-        )
-
     def batches(self, evaluated: Mapping[str, Any], **options: Any) -> JobBatches:
         """Create the batches of the job's steps and evaluations, and draw the seed of its training.
 

@@ -45,8 +45,8 @@ PATIENCE_SECONDS = 5.0
 
 def _run(
     args: argparse.Namespace,
-    lock: Lock | None,
     flags: argparse.Namespace,
+    lock: Lock | None,
     process_group: ProcessGroup,
 ) -> None:
     """Check the command line, load the data, and train; `flags` are UNRECORDED_FLAGS."""
@@ -113,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _open_folder(args) as lock:
             try:
-                _join_and_run(args, lock, flags, command_line)
+                with join_process_group(flags.processes, command_line) as process_group:
+                    _run(args, flags, lock, process_group)
             except BaseException as error:
                 return _report(error)  # while err.txt is open: a sweep reports its last line
     except HeldError as error:  # err.txt belongs to the other process
@@ -154,16 +155,6 @@ def _open_folder(args: argparse.Namespace) -> Iterator[Lock | None]:
         misc.tee_output(args.output_dir),
     ):
         yield lock
-
-
-def _join_and_run(
-    args: argparse.Namespace,
-    lock: Lock | None,
-    flags: argparse.Namespace,
-    command_line: Sequence[str],
-) -> None:
-    with join_process_group(flags.processes, command_line) as process_group:
-        _run(args, lock, flags, process_group)
 
 
 def _report(error: BaseException) -> int:
