@@ -8,7 +8,7 @@ Formulas shared by several methods are in `objective`, penalties that any method
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,9 +20,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
-from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
-from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.jobs.algorithms import Style as Style
 from domainbed_carft.method import (
     averages,
@@ -212,8 +210,6 @@ class CLIPAlgorithm(HostedAlgorithm):
 
     # Hyperparameters
 
-    resolve_hparams = classmethod(resolution.resolve)
-
     @classmethod
     def conflicts(cls, hparams: Mapping[str, Any]) -> dict[str, str]:
         """Return values that are valid on their own but not for this method.
@@ -249,12 +245,6 @@ class CLIPAlgorithm(HostedAlgorithm):
                 f"{GIVE_STEPS}, or set average to 'none', 'sma' or 'ema'"
             )
         return problems
-
-    def recorded_facts(self) -> dict[str, Any]:
-        """Return the ``facts``, stored in records and weight files in addition to the hparams."""
-        return self.facts
-
-    image_format = staticmethod(job.find_preprocessing)
 
     # Modules
 
@@ -361,32 +351,6 @@ class CLIPAlgorithm(HostedAlgorithm):
         }
 
     # Prediction
-
-    def preprocess(self, image: Any) -> Tensor:
-        """Return a Pillow image as the tensor that `update` and `predict` expect.
-
-        The image is resized and cropped like the training images of the CLIP model, and normalised
-        like the dataset of the algorithm (without a dataset, by ImageNet's mean and standard
-        deviation, as in DomainBed). The algorithm itself converts this to CLIP's normalisation, so
-        do not normalise again. Nothing is random; augment before or after.
-
-        Args:
-            image: a Pillow image of any size and mode.
-
-        Returns:
-            Tensor (3, R, R), with R the resolution of the CLIP model.
-        """
-        preprocessing = self.input.preprocessing
-        mean, std = self.normalisation or self.input.data_normalisation()
-        plan = ImagePlan(
-            size=preprocessing.resolution,
-            resize=preprocessing.resize,
-            interpolation=preprocessing.interpolation,
-            mean=mean,
-            std=std,
-        )
-        tensor: Tensor = PlanTransform(plan)(image.convert("RGB"))
-        return tensor
 
     def predict(self, x: Tensor) -> Tensor:
         """Return class logits (N, K) of images (N, 3, H, W) with the dataset's normalisation."""
@@ -584,51 +548,3 @@ class CLIPAlgorithm(HostedAlgorithm):
         if self.lora and self.lora.has_dropout():
             return "lora_dropout is not 0, and each process would draw it separately"
         return ""
-
-    @property
-    def uses_validation_loss(self) -> bool:  # type: ignore[override]
-        """True if `at_checkpoint` needs the validation loss: SWAD ends a segment there."""
-        return isinstance(self.predicting, averages.SWAD)
-
-    def at_checkpoint(self, validation_loss: float) -> None:
-        """Pass the validation loss of the trained weights, in nats, to SWAD."""
-        if isinstance(self.predicting, averages.SWAD):
-            self.predicting.at_checkpoint(validation_loss)
-
-    # Module interface, and the parts that hosts use
-
-    def train(self, mode: bool = True) -> CLIPAlgorithm:
-        """Set the train mode; batch norm (OpenAI's ResNets) keeps CLIP's statistics.
-
-        With the statistics of a batch, the encoder would differ from the original before the first
-        step.
-        """
-        super().train(mode)
-        for module in self.encoder.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
-
-    def state_dict(  # type: ignore[override]
-        self, *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Return the module's state dict with the weights used for prediction.
-
-        An algorithm that loads it and continues training does not get the averaged weights back.
-        To predict with a saved state, use `runs.saved.open_run`.
-        """
-        state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        prefix = kwargs.get("prefix", "")
-        weights = self.prediction_weights()
-        state.update({prefix + name: tensor for name, tensor in weights.items()})
-        return state
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
-        super()._apply(fn, recurse)
-        if self.original is not None:
-            self.original.apply(fn)
-        if self.optimizer is not None:
-            optim.fuse(self.optimizer)
-        if self.predicting is not None:
-            self.predicting.apply(fn)
-        return self
