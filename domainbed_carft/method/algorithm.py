@@ -7,7 +7,6 @@ Formulas shared by several methods are in `objective`, penalties that any method
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -53,7 +52,6 @@ from domainbed_carft.text import printable
 
 # Prefixes of state dict names that prediction does not need.
 TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
-GIVE_STEPS = "pass steps=..., the number of updates that you will take"
 
 
 class CLIPAlgorithm(HostedAlgorithm):
@@ -64,7 +62,7 @@ class CLIPAlgorithm(HostedAlgorithm):
 
     A method declares the class attributes that differ from the defaults, and overrides hooks:
     `loss`, `build_for_training`, `build_for_prediction`, `after_step`, `prediction_weights`,
-    `trained_logits`, `single_process_reason`, `total_steps_problems` and `conflicts`.
+    `trained_logits`, `single_process_reason`, `total_steps_reasons` and `conflicts`.
 
     The state dict holds the weights used for prediction, the context weights and the prompts, but
     not the frozen original, so a saved run predicts without the CLIP checkpoint. If the weights
@@ -183,6 +181,12 @@ class CLIPAlgorithm(HostedAlgorithm):
         # Building the modules must not advance the random generators used in training.
         with torch.random.fork_rng(devices=[]):
             self._build(input_shape[-1], facts.prompts, normalisation)
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if trained:
+            penalty_groups = self.terms.parameter_groups(complete["lr"]) if self.terms else []
+            self.optimizer = optim.build_adamw(trained, penalty_groups, complete)
+            self.scheduler = optim.build_schedule(self.optimizer, complete)
+            self.predicting = averages.build(self._find_averaged_weights(trained), complete)
         self.train()
 
     def _build(self, pixels: int, prompts: Prompts, normalisation: Normalisation) -> None:
@@ -204,7 +208,6 @@ class CLIPAlgorithm(HostedAlgorithm):
             encoder, weights, clip_model.logit_scale, preprocessing, normalisation
         )
         self.build_for_training(clip_model, prompts, text_features)
-        self._build_optimizer()
         if self.trains_encoder:
             configure_blocks(self.encoder, self.original, self.hparams)
 
@@ -223,28 +226,17 @@ class CLIPAlgorithm(HostedAlgorithm):
         return {}
 
     @classmethod
-    def total_steps_problems(cls, hparams: Mapping[str, Any]) -> list[str]:
-        """Return the problems of training without a given ``total_steps``.
+    def total_steps_reasons(cls, hparams: Mapping[str, Any]) -> list[str]:
+        """Return why this method cannot be trained without a given ``total_steps``.
 
         Args:
             hparams: complete hyperparameters.
 
         Returns:
-            One sentence for each schedule or average that depends on the last step.
+            One clause for each part of the method that depends on the last step, in addition to
+            the schedule and the average.
         """
-        trains = cls.trains_encoder or cls.trains_head or cls.trains_text
-        problems = []
-        if trains and hparams["lr_schedule"] == "cosine":
-            problems.append(
-                "lr_schedule 'cosine' falls to 0 at the last step, which is not known; "
-                f"{GIVE_STEPS}, or set lr_schedule to 'constant'"
-            )
-        if trains and hparams["average"] == "beta":
-            problems.append(
-                "average 'beta' weights all steps up to the last one, which is not known; "
-                f"{GIVE_STEPS}, or set average to 'none', 'sma' or 'ema'"
-            )
-        return problems
+        return []
 
     # Modules
 
@@ -305,6 +297,7 @@ class CLIPAlgorithm(HostedAlgorithm):
         """
         hparams = self.hparams
         self.steps_taken = 0
+        self.lp_steps = hparams.get("lp_steps", 0)
         # A distribution over a single context cannot drift.
         self.drift_every = hparams["drift_every"] if len(text_features) > 1 else 0
         if self.trains_encoder and self.takes_penalties:
@@ -322,21 +315,6 @@ class CLIPAlgorithm(HostedAlgorithm):
                 scale=lora_scale(hparams),
                 dropout=hparams["lora_dropout"],
             )
-
-    def _build_optimizer(self) -> None:
-        """Build AdamW over all trained parameters, its schedule, and the average that predicts."""
-        parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        if not parameters:
-            return
-        hparams = {**self.hparams, "lp_steps": self.lp_steps}
-        penalty_groups = self.terms.parameter_groups(hparams["lr"]) if self.terms else []
-        self.optimizer = optim.build_adamw(parameters, penalty_groups, hparams)
-        self.scheduler = optim.build_schedule(self.optimizer, hparams)
-        if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
-            average_class = (
-                averages.SWAD if hparams["average"] == "swad" else averages.PredictionWeights
-            )
-            self.predicting = average_class(self._find_averaged_weights(parameters), hparams)
 
     def _find_averaged_weights(
         self, trained: Mapping[str, nn.Parameter]
@@ -386,15 +364,12 @@ class CLIPAlgorithm(HostedAlgorithm):
         """Return class logits (N, K) of image features (N, D)."""
         return objective.class_logits(features, self.head.weight, self.head.bias, self.head_factor)
 
-    def context_logits(self, features: Tensor) -> Tensor:
-        """Return context logits (N, M) of image features (N, D)."""
-        return self.logits_over(features, self.context_weights)
-
-    def logits_over(self, features: Tensor, rows: Tensor) -> Tensor:
-        """Return logits (N, M) of image features (N, D) over text ``rows`` (M, D).
+    def context_logits(self, features: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return logits (N, M) of features (N, D) over the contexts, or over text ``rows`` (M, D).
 
         The scale is the hparam ``context_scale``: a number, or "logit_scale" for CLIP's.
         """
+        rows = self.context_weights if rows is None else rows
         setting = self.hparams["context_scale"]
         scale = self.logit_scale if isinstance(setting, str) else setting
         return objective.context_logits(features, rows, scale)
@@ -479,12 +454,13 @@ class CLIPAlgorithm(HostedAlgorithm):
 
     def _measure(self, x: Tensor, part: MicroBatch) -> dict[str, Tensor]:
         """Return the loss with penalties, and its parts, of a micro-batch of images ``x``."""
-        places = self.terms.places if self.terms else {}
         batch = Batch(
             images=self.input(x),
             part=part,
-            encode=functools.partial(encode, self.encoder, bf16=self.bf16, places=places),
-            encode_original=lambda images: self._get_original()(images, places),
+            encoder=self.encoder,
+            frozen=self.original,
+            bf16=self.bf16,
+            places=self.terms.places if self.terms else {},
         )
         measurements = self.loss(batch)
         if not self.terms:
@@ -494,18 +470,7 @@ class CLIPAlgorithm(HostedAlgorithm):
             self.drift_every > 0 and self.steps_taken % self.drift_every == 0
         ):
             measurements = self._add_drift(measurements, batch)
-        if self.terms.active:
-            original = self._get_original()
-            measurements = self.terms.add_to(measurements, batch, self.encoder, original)
-        return measurements
-
-    def _get_original(self) -> FrozenOriginal:
-        if self.original is None:
-            raise CarftError(
-                f"the loss of {type(self).__name__} uses batch.original, which was not built; set "
-                "uses_original = True in the class"
-            )
-        return self.original
+        return self.terms.add_to(measurements, batch)
 
     @torch.no_grad()
     def _add_drift(self, measurements: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:

@@ -77,7 +77,7 @@ def build(
         values["total_steps"] = steps
     complete = resolution.complete(algorithm_class, values)
     if "total_steps" not in values:
-        raise_for(algorithm_class.total_steps_problems(complete))
+        raise_for(_find_steps_problems(algorithm_class, complete))
 
     preprocessing = find_preprocessing(complete)
     # Without preprocessing, the constructor raises the error.
@@ -86,6 +86,25 @@ def build(
         return algorithm_class(
             (3, size, size), len(class_names), num_domains, complete, dataset_facts=dataset_facts
         )
+
+
+def _find_steps_problems(algorithm: type[CLIPAlgorithm], hparams: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each part of the training that depends on its last step."""
+    give_steps = "which is not known; pass steps=..., the number of updates that you will take"
+    problems = [f"{reason}, {give_steps}" for reason in algorithm.total_steps_reasons(hparams)]
+    if not (algorithm.trains_encoder or algorithm.trains_head or algorithm.trains_text):
+        return problems
+    if hparams["lr_schedule"] == "cosine":
+        problems.append(
+            f"lr_schedule 'cosine' falls to 0 at the last step, {give_steps}, or set lr_schedule "
+            "to 'constant'"
+        )
+    if hparams["average"] == "beta":
+        problems.append(
+            f"average 'beta' weights all steps up to the last one, {give_steps}, or set average "
+            "to 'none', 'sma' or 'ema'"
+        )
+    return problems
 
 
 def _class_name_problems(class_names: Any) -> list[str]:
