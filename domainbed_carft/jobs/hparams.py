@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ def resolve_from_registry(
     defaults, values = read_registry(registry, algorithm, dataset, random_seed)
     problems = [
         *find_invalid(given, READ_BY_TRAIN),
-        *find_unknown_names(algorithm, given, {*defaults, *get_optional_names(registry)}),
+        *find_unknown_names(registry, algorithm, given, defaults),
     ]
     return ResolvedHparams({**values, **given}, defaults, problems)
 
@@ -96,36 +96,30 @@ def read_registry(
     return defaults, dict(registry.random_hparams(algorithm, dataset, random_seed))
 
 
-def get_optional_names(registry: Any) -> Sequence[str]:
-    """Return the names without a default that a user can set; foreign registries have none."""
-    names: Sequence[str] = getattr(registry, "OPTIONAL_HPARAMS", ())
-    return names
-
-
 def find_unknown_names(
+    registry: Any,
     algorithm: str,
     given: Mapping[str, Any],
-    valid_names: Collection[str],
-    unlisted_names: Collection[str] = (),
+    defaults: Iterable[str],
+    pins: Collection[str] = (),
 ) -> list[HparamProblem]:
-    """Return a problem for each unknown name of ``given``.
+    """Return a problem for each name set by the user that the algorithm does not have.
 
     Args:
+        registry: The host's `hparams_registry`, which can have names without a default.
         algorithm: Name of the algorithm.
-        given: Name -> value set by the user.
-        valid_names: The names that a message lists.
-        unlisted_names: Further valid names.
+        given: The values set by the user.
+        defaults: Names with a default.
+        pins: Names without a default that a user can set, and that messages do not list.
     """
-    listed = sorted(valid_names)
+    valid_names = sorted({*defaults, *getattr(registry, "OPTIONAL_HPARAMS", ())})
+    kind = f"hyperparameter of {algorithm}"
     return [
         HparamProblem(
-            name,
-            value,
-            message=unknown(f"hyperparameter of {algorithm}", name, listed),
-            valid_names=listed,
+            name, value, message=unknown(kind, name, valid_names), valid_names=valid_names
         )
         for name, value in given.items()
-        if name not in valid_names and name not in unlisted_names
+        if name not in valid_names and name not in pins
     ]
 
 

@@ -89,9 +89,6 @@ class CLIPAlgorithm(HostedAlgorithm):
         takes_penalties: True if `penalties` can be added to the loss and the drift is measured.
         uses_original: True if the loss uses ``batch.original``.
         is_constant: True if training never changes the predictions.
-        method_digest: SHA-256 of the user's file with the method, "" for this package's methods.
-        method_file: name of that file, "" for this package's methods.
-        method_declarations: style and hyperparameters of a user's method, for its records.
         process_group: processes that share each batch, None for a single process.
         hparams: the complete hyperparameters.
         facts: facts found about the job, as stored in the records.
@@ -121,9 +118,6 @@ class CLIPAlgorithm(HostedAlgorithm):
     trains_text = False
     takes_penalties = True
     uses_original = True
-    method_digest = ""
-    method_file = ""
-    method_declarations: ClassVar[Mapping[str, Any]] = {}
     is_constant = False
     process_group: Any = None
 
@@ -155,9 +149,7 @@ class CLIPAlgorithm(HostedAlgorithm):
         complete = resolution.complete(type(self), hparams)
         problems = map(str, resolution.find_problems(type(self), complete))
         raise_for([*problems, *job.shape_problems(input_shape)])
-        data = dataset_facts or UNKNOWN
-        min_contexts = resolution.get_min_contexts(type(self), complete)
-        facts = job.find_job_facts(complete, num_classes, data, min_contexts)
+        facts = job.find_job_facts(type(self), complete, num_classes, data=dataset_facts or UNKNOWN)
         print(*map(printable, facts.describe()), sep="\n")
 
         super().__init__(
@@ -167,20 +159,13 @@ class CLIPAlgorithm(HostedAlgorithm):
             hparams=complete,
             **host_arguments,
         )
-        self.facts: dict[str, Any] = dict(facts.as_record())
-        if self.method_digest:
-            self.facts["method_digest"] = self.method_digest
-            self.facts["method_file"] = self.method_file
-            self.facts["method_declarations"] = self.method_declarations
+        self.facts = {**facts.as_record(), **self.get_method_facts()}
         self.bf16 = facts.amp == "bf16"
-        normalisation = data.normalisation or IMAGENET
-        self.normalisation = normalisation
-        mean, std = normalisation
-        print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
+        self.normalisation = facts.normalisation
 
         # Building the modules must not advance the random generators used in training.
         with torch.random.fork_rng(devices=[]):
-            self._build(input_shape[-1], facts.prompts, normalisation)
+            self._build(input_shape[-1], facts.prompts, facts.normalisation)
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if trained:
             penalty_groups = self.terms.parameter_groups(complete["lr"]) if self.terms else []

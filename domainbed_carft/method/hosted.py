@@ -11,7 +11,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from domainbed.algorithms import Algorithm
@@ -29,7 +29,17 @@ Minibatches = Sequence[tuple[Tensor, Tensor]]
 
 
 class HostedAlgorithm(Algorithm):
-    """The `Algorithm` of any host. `CLIPAlgorithm` builds the attributes below."""
+    """The `Algorithm` of any host. `CLIPAlgorithm` describes and builds its modules.
+
+    Attributes:
+        method_digest: SHA-256 of the user's file with the method, "" for this package's methods.
+        method_file: name of that file, "" for this package's methods.
+        method_declarations: style and hyperparameters of a user's method, for its records.
+    """
+
+    method_digest = ""
+    method_file = ""
+    method_declarations: ClassVar[Mapping[str, Any]] = {}
 
     facts: dict[str, Any]
     input: CLIPInput
@@ -67,6 +77,12 @@ class HostedAlgorithm(Algorithm):
     def recorded_facts(self) -> dict[str, Any]:
         """Return the ``facts``, stored in records and weight files in addition to the hparams."""
         return self.facts
+
+    @classmethod
+    def get_method_facts(cls) -> dict[str, Any]:
+        """Return the facts of a user's method for its records, none for this package's methods."""
+        names = ("method_digest", "method_file", "method_declarations")
+        return {name: getattr(cls, name) for name in names} if cls.method_digest else {}
 
     def preprocess(self, image: Any) -> Tensor:
         """Return a Pillow image as the tensor that `update` and `predict` expect.

@@ -15,10 +15,10 @@ from domainbed_carft.clips.backbone import ClipFacts
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.images.dataset_facts import DatasetFacts
-from domainbed_carft.images.preprocessing import Preprocessing
+from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
 from domainbed_carft.images.protocols import PROTOCOLS
 from domainbed_carft.machine import devices
-from domainbed_carft.method import prompts
+from domainbed_carft.method import prompts, resolution
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.method.prompts import Prompts
 
@@ -43,6 +43,11 @@ class JobFacts:
     amp: str  # "bf16" or "off"
     preprocessing: str  # the images that datasets provide, such as "224 bicubic shortest"
 
+    @property
+    def normalisation(self) -> Normalisation:
+        """Mean and std of the dataset's images, by default DomainBed's."""
+        return self.data.normalisation or IMAGENET
+
     def as_record(self) -> dict[str, str]:
         """Return the facts by their names in the records, `jobs.facts.NAMES`."""
         return {
@@ -59,6 +64,7 @@ class JobFacts:
         """Return the lines that a job prints."""
         contexts = self.prompts.contexts
         report = self.data.report
+        mean, std = self.normalisation
         return [
             f"Data: {benchmarks.edition_label(self.data.edition) or 'not checked'}",
             *(
@@ -68,6 +74,7 @@ class JobFacts:
             f"CLIP protocol: {self.data.protocol} ({PROTOCOLS[self.data.protocol]})",
             f"CLIP classes: {', '.join(self.prompts.classes)}",
             f"CLIP contexts: {len(contexts)}, such as {contexts[0]!r}",
+            f"CLIP input: undoes mean {list(mean)}, std {list(std)}",
         ]
 
 
@@ -82,15 +89,15 @@ def shape_problems(input_shape: Sequence[int]) -> list[str]:
 
 
 def find_job_facts(
-    hparams: Mapping[str, Any], num_classes: int, data: DatasetFacts, min_contexts: int
+    algorithm: Any, hparams: Mapping[str, Any], num_classes: int, data: DatasetFacts
 ) -> JobFacts:
     """Return the facts of a job with complete ``hparams``, which are not changed.
 
     Args:
+        algorithm: class of the algorithm.
         hparams: complete hyperparameters.
         num_classes: number of classes of the dataset.
         data: facts of the dataset.
-        min_contexts: the number of contexts that the loss needs.
 
     Returns:
         The facts.
@@ -108,6 +115,7 @@ def find_job_facts(
     else:
         clip = backbone.find_clip_facts(name, backbone.find_preprocessing(name))
 
+    min_contexts = resolution.get_min_contexts(algorithm, hparams)
     facts = JobFacts(
         data=data,
         prompts=Prompts(

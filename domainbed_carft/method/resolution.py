@@ -16,7 +16,6 @@ from domainbed_carft.jobs.hparams import (
     ResolvedHparams,
     find_invalid,
     find_unknown_names,
-    get_optional_names,
     read_registry,
 )
 from domainbed_carft.method import averages, lora, penalties, prompts
@@ -95,7 +94,7 @@ def resolve(
     Returns:
         The values of the host and of all methods, as recorded.
     """
-    from domainbed import hparams_registry
+    from domainbed import hparams_registry as registry
 
     table = get_recorded_hparams(algorithm)
     conditions = Conditions(dataset, str(given.get("clip_backbone", "")), steps)
@@ -103,18 +102,15 @@ def resolve(
     # The harness has the same for all algorithms. For those of this package, its registry would
     # compute their own values a second time.
     registered_name = "ERM" if is_carft_harness() else algorithm.__name__
-    host_defaults, host_values = read_registry(
-        hparams_registry, registered_name, dataset, random_seed
-    )
+    host_defaults, host_values = read_registry(registry, registered_name, dataset, random_seed)
     defaults = {**host_defaults, **own_defaults}
     draws = draw_values(table, conditions, random_seed)
     values = {**host_values, **own_defaults, **draws, **given}
 
-    valid_names = {*defaults, *get_optional_names(hparams_registry)}
     checked = {name: hparam for name, hparam in table.items() if name not in READ_BY_TRAIN}
     problems = [
         *find_invalid(given, READ_BY_TRAIN),
-        *find_unknown_names(algorithm.__name__, given, valid_names, PINNABLE),
+        *find_unknown_names(registry, algorithm.__name__, given, defaults, PINNABLE),
         *find_problems(algorithm, values, checked, conditions),
     ]
     return ResolvedHparams(values, defaults, problems, _find_unread(algorithm, given))
