@@ -45,8 +45,8 @@ PATIENCE_SECONDS = 5.0
 
 def _run(
     args: argparse.Namespace,
-    lock: Lock | None,
     flags: argparse.Namespace,
+    lock: Lock | None,
     process_group: ProcessGroup,
 ) -> None:
     """Check the command line, load the data, and train; `flags` are UNRECORDED_FLAGS."""
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _open_folder(args) as lock:
             try:
                 with join_process_group(flags.processes, command_line) as process_group:
-                    _run(args, lock, flags, process_group)
+                    _run(args, flags, lock, process_group)
             except BaseException as error:
                 return _report(error)  # while err.txt is open: a sweep reports its last line
     except HeldError as error:  # err.txt belongs to the other process
