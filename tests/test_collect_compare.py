@@ -8,8 +8,8 @@ import pytest
 import scipy
 
 from domainbed_carft.results import published
+from domainbed_carft.results.cells import mean_over_trials
 from domainbed_carft.results.collect import collect
-from domainbed_carft.results.columns import mean_cell
 
 ERROR_KINDS = ("standard error, n", "standard error, n - 1", "deviation")
 
@@ -25,7 +25,7 @@ def check(our_trials, published_trials, error_kind="standard error, n - 1"):
         "error_kind": error_kind,
         "n": len(published_trials),
     }
-    return published.check_cell(mean_cell(dict(enumerate(np.array(our_trials) / 100))), row)
+    return published.check_cell(mean_over_trials(enumerate(our_trials), scale=1), row)
 
 
 def compare(folder, method):
@@ -130,14 +130,14 @@ def test_average_over_the_five_datasets_needs_the_same_trials(tmp_path):
 
     results, (*entries, average) = compare(tmp_path, "oracle")
     table = results.tables[-1]
-    cells = dict(zip(table.columns, table.rows[0].cells, strict=True))
+    cells = dict(zip(table.labels, table.accuracy_cells, strict=True))
     assert {entry["dataset"] for entry in entries} == {*datasets}
     for entry in entries:
         cell = cells[entry["dataset"]]
         assert (entry["ours"], entry["standard_error"]) == (cell.mean, cell.standard_error)
         assert entry["difference"] == entry["ours"] - entry["published"]
     assert (average["dataset"], average["published"], average["n"]) == ("average", 78.5, 2)
-    assert average["ours"] == pytest.approx(table.rows[0].average)
+    assert average["ours"] == pytest.approx(table.get_column("average")["CARFT"].mean)
 
     for path in (tmp_path / "PACS").glob("CARFT-*-1-0"):
         shutil.rmtree(path)

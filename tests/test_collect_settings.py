@@ -95,7 +95,7 @@ def test_different_environments_have_separate_tables(tmp_path, algorithm, enviro
     assert collect_settings(tmp_path) == expected
     for table in collect(tmp_path).tables:
         if table.setting and not table.averages:
-            assert table.setting == f"environments {', '.join(table.columns)}"
+            assert table.setting == f"environments {', '.join(table.labels)}"
 
 
 def write_grid(folder, values, **options):
@@ -108,7 +108,10 @@ def write_grid(folder, values, **options):
 
 
 def means_by_row(table):
-    return {row.algorithm: [cell.mean for cell in row.cells] for row in table.rows}
+    return {
+        row: [cells[column].mean for column in table.accuracies]
+        for row, cells in table.rows.items()
+    }
 
 
 def test_by_makes_values_of_a_hyperparameter_ordered_rows(tmp_path):

@@ -8,12 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from domainbed_carft.cli.help_pages import WIDTH
+from domainbed_carft.results.cells import DOMAINBED, ERROR_KINDS
 from domainbed_carft.results.columns import (
     ALL,
     DEFAULT_COLUMNS,
-    DOMAINBED,
     ENVIRONMENTS,
-    ERROR_KINDS,
     EVALUATED,
     EVALUATION_COLUMNS,
     NAMES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,22 +17,20 @@ from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import columns as table_columns
 from domainbed_carft.results import comparisons as comparing
 from domainbed_carft.results import formats, published, selection, suites
-from domainbed_carft.results.collection import Collection, Sweeps, as_collection
-from domainbed_carft.results.columns import (
-    DEFAULT_COLUMNS,
+from domainbed_carft.results.cells import (
     DOMAINBED,
     ERROR_KINDS,
-    IN_DOMAIN,
     NO_VALUE,
     PLUS_MINUS,
-    Cell,
     ErrorKind,
 )
+from domainbed_carft.results.collection import Collection, Sweeps, as_collection
+from domainbed_carft.results.columns import DEFAULT_COLUMNS, IN_DOMAIN
 from domainbed_carft.results.comparisons import ACCURACY, Comparison
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.results.selection import SelectedRun, is_swad
+from domainbed_carft.results.selection import is_swad
 from domainbed_carft.results.suites import Scores
-from domainbed_carft.results.tables import Row, Table, build
+from domainbed_carft.results.tables import Table, build
 from domainbed_carft.text import unknown
 
 if TYPE_CHECKING:
@@ -105,11 +103,11 @@ class Results:
     def summary(self) -> dict[str, Any]:
         """Numbers of "records", "jobs", "cells" and "incomplete_cells", and the "faults"."""
         runs = self.collection.runs
-        cells = [cell for table in self.tables for cell in table.accuracies]
+        cells = [cell for table in self.tables for cell in table.accuracy_cells]
         return {
             "records": sum(len(run.steps) for run in runs),
             "jobs": len(runs),
-            "incomplete_cells": sum(bool(cell.missing) for cell in cells),
+            "incomplete_cells": sum(cell.lacks_results for cell in cells),
             "cells": sum(cell.is_expected for cell in cells),
             "faults": [warning._asdict() for warning in self.warnings],
         }
@@ -139,7 +137,7 @@ class Results:
     @property
     def captions(self) -> dict[str, list[str]]:
         """The paragraphs that explain "tables", "published" numbers and "comparisons"."""
-        printed_columns = [column for table in self.tables for column in table.printed_columns]
+        printed_columns = [column for table in self.tables for column in table.printed]
         table_captions = [
             _ACCURACY_CAPTION.format(error=self.error.title),
             f"{self.error.definition}; a single trial has no error. {_AVERAGES_CAPTION}",
@@ -173,7 +171,7 @@ class Results:
     def short_captions(self) -> list[str]:
         """The captions without the parts that are the same for every sweep."""
         line = f"Cells: mean {PLUS_MINUS} {self.error.title} (n trials). More: docs/collect.md"
-        printed_columns = [column for table in self.tables for column in table.printed_columns]
+        printed_columns = [column for table in self.tables for column in table.printed]
         return [
             line,
             *self._remarks,
@@ -185,7 +183,7 @@ class Results:
         """Return the content of ``carft collect --format json``."""
         content: dict[str, Any] = {
             "caption": self.all_captions,
-            "tables": [_table_entry(table) for table in self.tables],
+            "tables": [table.as_dict() for table in self.tables],
             "notes": self.notes,
         }
         if self.suite_scores:
@@ -215,9 +213,7 @@ class Results:
                     "there is nothing to write as CSV; --format text lists all published numbers"
                 )
             return self._published_entries
-        if tuple(self.column_names) == DEFAULT_COLUMNS:
-            return _accuracy_records(self.tables)
-        return _column_records(self.tables)
+        return [record for table in self.tables for record in table.records()]
 
     def write(self, output_format: str) -> str:
         """Format the results in one of `formats.FORMATS`; raise CarftError for any other format."""
@@ -238,37 +234,25 @@ class Results:
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """A row for each cell of the tables, with the columns of ``--format csv``.
+        """A row for each printed cell of the tables, with the columns of ``--format csv``.
 
         Columns:
             setting: title of the group of runs.
             selection: name of the selection method.
-            dataset, algorithm: names of the dataset and the table's row.
-            environment: name of the environment, or ``average`` for the mean over a dataset's
-                environments.
-            mean, standard_error: in percent.
-            n: number of trials.
-            missing: reasons why the cell is incomplete; empty if it is complete.
-        """
-        return _frame(_accuracy_records(self.tables), empty=_accuracy_record(Cell()))
-
-    @cached_property
-    def columns(self) -> pd.DataFrame:
-        """A row for each row and printed column of the tables, including those of ``--columns``.
-
-        Columns:
-            setting: title of the group of runs.
-            selection: name of the selection method.
-            dataset, algorithm: names of the dataset and the table's row.
+            dataset: name of the dataset; empty for the averages over datasets.
+            algorithm: name of the table's row.
             column: name of the column.
-            of: the environment, or another description of the value.
+            of: the environment, the dataset of an average, or another description of the value.
             device: device of a cost.
             unit: unit of the mean.
             mean, standard_error: in ``unit``.
             n: number of trials or jobs.
             missing: reasons why the value is missing or incomplete; empty if it is complete.
         """
-        return _frame(_column_records(self.tables), empty=_column_record(Cell()))
+        import pandas as pd
+
+        frame = pd.DataFrame([record for table in self.tables for record in table.records()])
+        return frame.astype({"mean": float, "standard_error": float, "n": int})
 
     @cached_property
     def against(self) -> pd.DataFrame:
@@ -378,131 +362,6 @@ def collect(
         column_names=columns,
         error=ERROR_KINDS[error],
     )
-
-
-def _table_entry(table: Table) -> dict[str, Any]:
-    """Convert a table for JSON, with every trial's accuracy in percent.
-
-    "measures" are the printed columns other than the environments and their average.
-    """
-    entry = {
-        "setting": table.setting,
-        "selection": table.method,
-        "dataset": None if table.averages else table.dataset,
-        "title": table.title,
-        "error": table.error.name,
-        "columns": list(table.columns),
-        "rows": [_row_entry(row, table) for row in table.rows],
-        "notes": list(table.notes),
-    }
-    measures = [
-        {"name": column.name, "title": column.title, "unit": column.unit, "device": column.device}
-        for column in table.printed_columns
-        if column.name not in DEFAULT_COLUMNS
-    ]
-    return entry | {"measures": measures} if measures else entry
-
-
-def _row_entry(row: Row, table: Table) -> dict[str, Any]:
-    cells: list[dict[str, Any]] = []
-    for target, (column, cell) in enumerate(zip(table.columns, row.cells, strict=True)):
-        entry: dict[str, Any] = {
-            "column": column,
-            "mean": cell.mean,
-            "standard_error": cell.standard_error,
-            "n": cell.n,
-            "trials": {str(trial): 100 * value for trial, value in cell.accuracies.items()},
-            "missing": list(cell.remarks),
-        }
-        choices = row.get_choices(target)
-        if choices:
-            entry["chosen"] = [_choice_entry(selected) for selected in choices]
-        cells.append(entry)
-
-    measures = [
-        {
-            "name": cell.column,
-            "device": cell.device,
-            "mean": cell.mean,
-            "standard_error": cell.standard_error,
-            "n": cell.n,
-            "label": cell.label,
-            "missing": list(cell.remarks),
-        }
-        for cell in row.printed_cells
-        if cell.column not in DEFAULT_COLUMNS
-    ]
-    row_entry = {"algorithm": row.algorithm, "cells": cells, "average": row.average}
-    return row_entry | {"measures": measures} if measures else row_entry
-
-
-def _choice_entry(selected: SelectedRun) -> dict[str, Any]:
-    """Convert the choice of a search in one trial for JSON."""
-    outcome = selected.outcome
-    return {
-        "trial": selected.trial,
-        "values": dict(outcome.values),
-        "hparams_seed": outcome.hparams_seed,
-        "members": outcome.members,
-    }
-
-
-def _accuracy_records(tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """Return a record for each accuracy of the tables."""
-    return [_accuracy_record(cell) for table in tables for cell in table.accuracies]
-
-
-def _accuracy_record(cell: Cell) -> dict[str, Any]:
-    return {
-        "setting": cell.setting,
-        "selection": cell.selection,
-        "dataset": cell.dataset,
-        "environment": cell.label,
-        "algorithm": cell.row,
-        **_value_record(cell),
-    }
-
-
-def _column_records(tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """Return a record for each printed cell of the tables, except the tables of averages."""
-    return [
-        _column_record(cell)
-        for table in tables
-        if not table.averages
-        for row in table.rows
-        for cell in row.printed_cells
-    ]
-
-
-def _column_record(cell: Cell) -> dict[str, Any]:
-    return {
-        "setting": cell.setting,
-        "selection": cell.selection,
-        "dataset": cell.dataset,
-        "algorithm": cell.row,
-        "column": cell.column,
-        "of": cell.label,
-        "device": cell.device,
-        "unit": cell.unit,
-        **_value_record(cell),
-    }
-
-
-def _value_record(cell: Cell) -> dict[str, Any]:
-    return {
-        "mean": cell.mean,
-        "standard_error": cell.standard_error,
-        "n": cell.n,
-        "missing": ". ".join(cell.remarks),
-    }
-
-
-def _frame(records: Sequence[Mapping[str, Any]], empty: Mapping[str, Any]) -> pd.DataFrame:
-    """Convert records to a data frame; the keys of ``empty`` are its columns if there are none."""
-    import pandas as pd
-
-    frame = pd.DataFrame(records, columns=list(records[0] if records else empty))
-    return frame.astype({"mean": float, "standard_error": float, "n": int})
 
 
 _RECORD_COLUMNS = (

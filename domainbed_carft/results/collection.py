@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -81,7 +82,7 @@ class Group:
             self._selections[method] = selection.select(self.runs, method)
         return self._selections[method]
 
-    @property
+    @cached_property
     def environments(self) -> dict[str, tuple[str, ...]]:
         """Dataset -> names of its environments, in the order of the tables."""
         return row_names.environment_labels(self.runs, self.planned, self.labels)

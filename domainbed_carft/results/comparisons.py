@@ -16,8 +16,9 @@ import numpy.typing as npt
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import selection
+from domainbed_carft.results.cells import sample_error
 from domainbed_carft.results.collection import Collection, Group
-from domainbed_carft.results.columns import IN_DOMAIN, sample_error
+from domainbed_carft.results.columns import IN_DOMAIN
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import SelectedRun
 

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import RecordedRun
+from domainbed_carft.results.cells import Cell, ErrorKind, format_accuracy, mean_over_trials
 from domainbed_carft.results.collection import Group
-from domainbed_carft.results.columns import Cell, ErrorKind, format_accuracy, mean_cell
 from domainbed_carft.results.comparisons import LEVEL, student_interval, welch_interval
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
@@ -154,20 +152,20 @@ def compare(group: Group, group_tables: Iterable[Table]) -> list[dict[str, Any]]
 
     entries = []
     for table in group_tables:
-        for row in table.rows if table.averages else ():
-            cells = dict(zip(table.columns, row.cells, strict=True))
+        for row, row_cells in table.rows.items() if table.averages else ():
+            cells = {column.of: row_cells[column] for column in table.accuracies}
             dataset_cells = [cells.get(name, Cell()) for name in datasets]
             cells[AVERAGE] = _over_all(dataset_cells, table.error)
 
             for dataset, cell in cells.items():
-                runs = runs_by_cell.get((row.algorithm, dataset), [])
+                runs = runs_by_cell.get((row, dataset), [])
                 published = published_rows.get((_common_counterpart(runs), dataset))
                 if published and cell.mean is not None:
-                    reason = _reason_against(cell, table.method, runs, published)
+                    reason = _reason_against(cell, table.selection, runs, published)
                     labels = {
                         "setting": table.setting,
-                        "selection": table.method,
-                        "algorithm": row.algorithm,
+                        "selection": table.selection,
+                        "algorithm": row,
                         "dataset": dataset,
                     }
                     entries.append(
@@ -182,7 +180,7 @@ def _entry(cell: Cell, published: Mapping[str, Any], check: PublishedCheck) -> d
         "ours": cell.mean,
         "standard_error": cell.standard_error,
         "n": cell.n,
-        "complete": not (cell.missing or cell.partial),
+        "complete": cell.is_complete,
         "published": published["accuracy"],
         "difference": (cell.mean or 0.0) - published["accuracy"],
         "low": check.low,
@@ -206,7 +204,7 @@ def check_cell(cell: Cell, published: Mapping[str, Any], reason: str = "") -> Pu
 
     ``reason`` is the reason why they cannot be compared; empty if they can.
     """
-    percent = [100 * accuracy for accuracy in cell.accuracies.values()]
+    percent = [*cell.trials.values()]
     squared_error = _squared_error(published)
     if squared_error is None:
         low, high = student_interval([value - published["accuracy"] for value in percent])
@@ -240,7 +238,7 @@ def _reason_against(
     if deviations:
         names = f"{runs[0].row} has {', '.join(deviations)}"
         reasons.append(f"{names}, unlike the published {published['method']}")
-    if cell.missing or cell.partial:
+    if not cell.is_complete:
         reasons.append("our average is incomplete")
     if cell.n < 2:
         reasons.append("a single trial has no interval")
@@ -289,14 +287,15 @@ def _deviations(run: RecordedRun) -> list[str]:
 
 def _over_all(cells: Sequence[Cell], error: ErrorKind) -> Cell:
     """Return the average over the published datasets; empty unless all have the same trials."""
-    trials = sorted(cells[0].accuracies)
-    if any(cell.accuracies.keys() != cells[0].accuracies.keys() for cell in cells):
+    if any(cell.trials.keys() != cells[0].trials.keys() for cell in cells):
         return Cell()
 
-    means = {trial: float(np.mean([cell.accuracies[trial] for cell in cells])) for trial in trials}
-    missing = [text for cell in cells for text in cell.missing]
-    average = mean_cell(means, missing, error)
-    return average._replace(partial=any(cell.partial for cell in cells))
+    return mean_over_trials(
+        [(trial, cell.trials[trial]) for trial in sorted(cells[0].trials) for cell in cells],
+        missing=list(dict.fromkeys(text for cell in cells for text in cell.missing)),
+        error=error,
+        scale=1,
+    )
 
 
 def grid(comparisons: Sequence[Mapping[str, Any]]) -> Grid:

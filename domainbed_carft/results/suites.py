@@ -9,22 +9,21 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.records import RecordWarning
 from domainbed_carft.results import published, selection
-from domainbed_carft.results.collection import Group
-from domainbed_carft.results.columns import (
+from domainbed_carft.results.cells import (
     DOMAINBED,
+    INCOMPLETE_COPY,
     NOT_DECLARED,
     PLUS_MINUS,
     Cell,
     ErrorKind,
     format_accuracy,
-    mean_cell,
+    mean_over_trials,
 )
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.suites import catalogue, records
@@ -135,7 +134,7 @@ class Scores(NamedTuple):
         for name in get_headers(catalogue.get(self.suite)):
             cell = self.cells.get(name, Cell())
             text = format_accuracy(cell.mean, cell.standard_error, cell.n) or NOT_DECLARED
-            texts.append(f"{text}*" if cell.partial else text)
+            texts.append(text if cell.is_complete else f"{text}*")
         return texts
 
     @property
@@ -157,7 +156,7 @@ class Scores(NamedTuple):
             name: {"mean": cell.mean, "standard_error": cell.standard_error, "n": cell.n}
             for name, cell in self.cells.items()
         }
-        partial = sorted(name for name, cell in self.cells.items() if cell.partial)
+        partial = sorted(name for name, cell in self.cells.items() if not cell.is_complete)
         return {**self._asdict(), "cells": cells, "partial": partial}
 
     def _sorting_key(self, algorithms: Sequence[str]) -> tuple[str, str, int, str, float]:
@@ -219,22 +218,20 @@ def _average_cells(
     """Map each set or mean to its cell, from the records of each trial's runs."""
     cells = {}
     for name in get_headers(catalogue.get(suite)):
-        accuracies = {}
-        partial = False
+        accuracies = []
+        missing: dict[str, None] = {}
         for trial, run_records in trials.items():
-            values = []
             for record in run_records:
                 set_record = record["sets"].get(name)
                 if set_record:
-                    values.append(set_record.get("mean_per_class", set_record["accuracy"]))
-                    partial |= not set_record["complete"]
+                    accuracy = set_record.get("mean_per_class", set_record["accuracy"])
+                    accuracies.append((trial, accuracy))
+                    if not set_record["complete"]:
+                        missing[INCOMPLETE_COPY] = None
                 elif record.get(name) is not None:
-                    values.append(record[name])
-            if values:
-                accuracies[trial] = float(np.mean(values))
-
+                    accuracies.append((trial, record[name]))
         if accuracies:
-            cells[name] = mean_cell(accuracies, missing=(), error=error)._replace(partial=partial)
+            cells[name] = mean_over_trials(accuracies, missing=list(missing), error=error)
     return cells
 
 
