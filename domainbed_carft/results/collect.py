@@ -28,8 +28,8 @@ from domainbed_carft.results.collection import Collection, Sweeps, as_collection
 from domainbed_carft.results.columns import DEFAULT_COLUMNS, IN_DOMAIN
 from domainbed_carft.results.comparisons import ACCURACY, Comparison
 from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.published import PublishedComparison
 from domainbed_carft.results.selection import is_swad
-from domainbed_carft.results.suites import Scores
 from domainbed_carft.results.tables import Table, build
 from domainbed_carft.text import unknown
 
@@ -69,7 +69,7 @@ class Results:
         collection: the runs, in groups that can be averaged.
         tables_of_groups: for each group its tables: for each selection method one per dataset, then
             the table of averages.
-        suite_scores: accuracies on the test sets of suites.
+        suite_tables: accuracies on the test sets of suites.
         comparisons: for each group its accuracies with published ones; None unless requested.
         comparisons_against: every algorithm compared with one; empty unless requested.
         column_names: names of the printed columns.
@@ -78,8 +78,8 @@ class Results:
 
     collection: Collection
     tables_of_groups: Sequence[Sequence[Table]]
-    suite_scores: Sequence[Scores]
-    comparisons: Sequence[Sequence[dict[str, Any]]] | None
+    suite_tables: Sequence[Table]
+    comparisons: Sequence[Sequence[PublishedComparison]] | None
     comparisons_against: Sequence[Comparison]
     column_names: Sequence[str]
     error: ErrorKind
@@ -127,11 +127,11 @@ class Results:
         for table in self.tables:
             grids += [table.grid(), *filter(None, [table.choices_grid()])]
 
-        grids += [suites.grid(rows) for rows in suites.rows_by_table(self.suite_scores)]
+        grids += [table.grid() for table in self.suite_tables]
         if self.comparisons is not None:
             grids += [published.grid(entries) for entries in self.comparisons]
-            grids.append(published.overview(self.collection.compare_with))
-            grids += suites.published_grids(self.suite_scores)
+            grids.append(published.build_overview(self.collection.compare_with).grid())
+            grids += [table.grid() for table in suites.build_published(self.suite_tables)]
         return grids + comparing.grids(self.comparisons_against)
 
     @property
@@ -147,7 +147,7 @@ class Results:
         ]
         if any(table.choices_grid() for table in self.tables):
             table_captions.append(_CHOICES_CAPTION)
-        if self.suite_scores:
+        if self.suite_tables:
             table_captions.append(suites.caption(self.error))
 
         return {
@@ -186,12 +186,15 @@ class Results:
             "tables": [table.as_dict() for table in self.tables],
             "notes": self.notes,
         }
-        if self.suite_scores:
-            content["suites"] = [row.entry() for row in self.suite_scores]
+        if self.suite_tables:
+            content["suites"] = [table.as_dict() for table in self.suite_tables]
         if self.comparisons is not None:
             content["published"] = {
                 "comparisons": self._published_entries,
-                "figures": published.read_numbers(self.collection.compare_with),
+                "figures": [
+                    entry._asdict()
+                    for entry in published.read_accuracies(self.collection.compare_with)
+                ],
             }
         if self.comparisons_against:
             content["against"] = [entry.as_dict() for entry in self.comparisons_against]
@@ -199,7 +202,7 @@ class Results:
 
     @property
     def _published_entries(self) -> list[dict[str, Any]]:
-        return [entry for entries in self.comparisons or () for entry in entries]
+        return [entry.as_dict() for entries in self.comparisons or () for entry in entries]
 
     @property
     def records_for_csv(self) -> list[dict[str, Any]]:
@@ -334,10 +337,10 @@ def collect(
         for group in collection.groups
     ]
     suite_warnings: list[RecordWarning] = []
-    scores = [
-        row
+    suite_tables = [
+        table
         for group in collection.groups
-        for row in suites.scores(group, suite_warnings, ERROR_KINDS[error])
+        for table in suites.build(group, suite_warnings, ERROR_KINDS[error])
     ]
     collection = replace(collection, warnings=[*collection.warnings, *suite_warnings])
 
@@ -356,7 +359,7 @@ def collect(
     return Results(
         collection=collection,
         tables_of_groups=tables_of_groups,
-        suite_scores=scores,
+        suite_tables=suite_tables,
         comparisons=comparisons,
         comparisons_against=comparisons_against,
         column_names=columns,

@@ -113,6 +113,11 @@ class RowRuns:
         )
 
 
+def _leave_empty(row: RowRuns) -> Cell:
+    """Return no value, for a column whose cells are made elsewhere."""
+    return Cell()
+
+
 Measure = Callable[[RowRuns], Cell]
 CostFunction = Callable[[Cost], float | None]
 Combine = Callable[[list[float]], float]
@@ -139,8 +144,8 @@ class Column:
     name: str
     title: str = field(compare=False)
     unit: str = field(compare=False)
-    explanation: str = field(compare=False)
-    measure: Measure = field(compare=False)
+    explanation: str = field(default="", compare=False)
+    measure: Measure = field(default=_leave_empty, compare=False)
     write: Callable[[Cell], str] = field(default=accuracy_text, compare=False)
     is_ranked: bool = field(default=False, compare=False)
     is_cost: bool = field(default=False, compare=False)
@@ -176,7 +181,6 @@ def environment_column(environment: str) -> Column:
         ENVIRONMENTS,
         title=environment,
         unit="%",
-        explanation="",
         measure=lambda row: row.accuracies[environment],
         is_ranked=True,
         of=environment,

@@ -55,11 +55,13 @@ class Table:
         accuracies: the columns of the environments, or for averages of the datasets.
         printed: the columns that are printed, in their order.
         dataset: name of the dataset; empty for the averages over datasets.
+        suite: name of the suite of test sets; otherwise empty.
         setting: title of the group of runs.
         selection: name of the selection method.
         error: kind of the errors.
         notes: remarks below the table.
-        row_runs: row -> the runs from which its cells were computed; empty for averages.
+        row_runs: row -> the runs from which its cells were computed; only of datasets.
+        facts: row -> its further values in JSON; only of suites.
     """
 
     name: str
@@ -67,11 +69,13 @@ class Table:
     accuracies: Sequence[Column]
     printed: Sequence[Column]
     dataset: str = ""
+    suite: str = ""
     setting: str = ""
     selection: str = ""
     error: ErrorKind = DOMAINBED
     notes: Sequence[str] = ()
     row_runs: Mapping[str, RowRuns] = field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -213,11 +217,13 @@ class Table:
                 for column in self.accuracies
                 for selected in self.get_choices(row, column)
             ]
-            entry = {
-                "algorithm": row,
-                "cells": [{**column.key, **cell._asdict()} for column, cell in cells.items()],
-            }
-            rows.append(entry | ({"chosen": chosen} if chosen else {}))
+            entry: dict[str, Any] = {"algorithm": row}
+            if row in self.facts:
+                entry["facts"] = dict(self.facts[row])
+            entry["cells"] = [{**column.key, **cell._asdict()} for column, cell in cells.items()]
+            if chosen:
+                entry["chosen"] = chosen
+            rows.append(entry)
         return {
             "title": self.title,
             "setting": self.setting,
