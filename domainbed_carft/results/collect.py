@@ -72,7 +72,6 @@ class Results:
         suite_tables: accuracies on the test sets of suites.
         comparisons: for each group its accuracies with published ones; None unless requested.
         comparisons_against: every algorithm compared with one; empty unless requested.
-        column_names: names of the printed columns.
         error: kind of error printed after a mean.
     """
 
@@ -81,7 +80,6 @@ class Results:
     suite_tables: Sequence[Table]
     comparisons: Sequence[Sequence[PublishedComparison]] | None
     comparisons_against: Sequence[Comparison]
-    column_names: Sequence[str]
     error: ErrorKind
 
     @property
@@ -197,7 +195,7 @@ class Results:
                 ],
             }
         if self.comparisons_against:
-            content["against"] = [entry.as_dict() for entry in self.comparisons_against]
+            content["against"] = [*map(dataclasses.asdict, self.comparisons_against)]
         return content | {"summary": self.summary}
 
     @property
@@ -208,7 +206,7 @@ class Results:
     def records_for_csv(self) -> list[dict[str, Any]]:
         """The rows for CSV: of the requested comparison, otherwise of the tables' cells."""
         if self.comparisons_against:
-            return [entry.as_dict() for entry in self.comparisons_against]
+            return [*map(dataclasses.asdict, self.comparisons_against)]
         if self.comparisons is not None:
             if not self._published_entries:
                 raise CarftError(
@@ -255,7 +253,8 @@ class Results:
         import pandas as pd
 
         frame = pd.DataFrame([record for table in self.tables for record in table.records()])
-        return frame.astype({"mean": float, "standard_error": float, "n": int})
+        numbers = {"mean": float, "standard_error": float, "n": int}
+        return frame.astype(numbers) if len(frame) else frame
 
     @cached_property
     def against(self) -> pd.DataFrame:
@@ -280,16 +279,14 @@ class Results:
         """
         import pandas as pd
 
-        rows: list[Mapping[str, Any]] = []
-        for group in self.collection.groups:
-            for run in group.runs:
-                rows += _checkpoint_rows(run, group.title)
-
-        n_environments = max((run.n_environments for run in self.collection.runs), default=0)
-        accuracies = [
-            f"env{env}_{split}_acc" for env in range(n_environments) for split in ("in", "out")
-        ]
-        return pd.DataFrame(rows, columns=[*_RECORD_COLUMNS, *accuracies])
+        return pd.DataFrame(
+            [
+                row
+                for group in self.collection.groups
+                for run in group.runs
+                for row in _checkpoint_rows(run, group.title)
+            ]
+        )
 
 
 def collect(
@@ -312,8 +309,8 @@ def collect(
         **options: options of `gather`, such as ``methods``.
 
     Returns:
-        The tables, as data frames (``cells``, ``columns``, ``against``, ``records``) and in the
-        formats of ``carft collect`` (``write``, ``as_dict``).
+        The tables, as data frames (``cells``, ``against``, ``records``) and in the formats of
+        ``carft collect`` (``write``, ``as_dict``).
 
     Raises:
         CarftError: if `gather` raises it, if a column or a kind of error is unknown, or if no
@@ -362,31 +359,16 @@ def collect(
         suite_tables=suite_tables,
         comparisons=comparisons,
         comparisons_against=comparisons_against,
-        column_names=columns,
         error=ERROR_KINDS[error],
     )
 
 
-_RECORD_COLUMNS = (
-    "setting",
-    "folder",
-    "dataset",
-    "algorithm",
-    "test_envs",
-    "trial_seed",
-    "hparams_seed",
-    "step",
-)
-
-
 def _checkpoint_rows(run: RecordedRun, setting: str) -> list[Mapping[str, Any]]:
     """Return a row (column -> value) for each checkpoint of a run."""
-    in_splits, out_splits = selection.accuracies(run)
     names = [
-        f"env{env}_{split}_acc" for split in ("in", "out") for env in range(run.n_environments)
+        f"env{env}_{split}_acc" for env in range(run.n_environments) for split in ("in", "out")
     ]
-    accuracies = np.concatenate([in_splits, out_splits], axis=1).tolist()
-
+    accuracies = np.stack(selection.accuracies(run), axis=2).reshape(len(run.steps), -1).tolist()
     key = run.job.key
     job = {
         "setting": setting,

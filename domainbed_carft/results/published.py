@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from domainbed_carft.data.benchmarks import ASSETS
@@ -79,11 +80,11 @@ _COUNTERPARTS = {
 
 
 class PublishedAccuracy(NamedTuple):
-    """A row of ``assets/published.csv``; texts are empty if they are unknown.
+    """A published accuracy; texts are empty if they are unknown.
 
     Attributes:
         method: name of the published method.
-        dataset: name of the dataset, or AVERAGE.
+        dataset: name of the dataset, or AVERAGE; for suites of the test set or mean.
         accuracy: in percent.
         standard_error: in points; None if unknown.
         error_kind: kind of the error, of which _SQUARED_ERRORS are known.
@@ -98,9 +99,9 @@ class PublishedAccuracy(NamedTuple):
     method: str
     dataset: str
     accuracy: float
-    standard_error: float | None
-    error_kind: str
-    n: int | None
+    standard_error: float | None = None
+    error_kind: str = ""
+    n: int | None = None
     selection: str = ""
     steps: str = ""
     protocol: str = ""
@@ -117,23 +118,6 @@ class PublishedAccuracy(NamedTuple):
         return _SQUARED_ERRORS[self.error_kind](self.standard_error, self.n)
 
 
-class PublishedCheck(NamedTuple):
-    """The check of our mean against a published one.
-
-    Attributes:
-        check: WITHIN, DIFFERS, CANNOT_TELL or NO_CHECK.
-        reason: reason for NO_CHECK; otherwise empty.
-        low, high: interval of the difference in points; None for fewer than two trials.
-        at_least: True if the interval contains only our error.
-    """
-
-    check: str
-    reason: str
-    low: float | None
-    high: float | None
-    at_least: bool
-
-
 @dataclass(frozen=True)
 class PublishedComparison:
     """Our mean next to the published one.
@@ -142,8 +126,7 @@ class PublishedComparison:
         setting, selection, algorithm, dataset: place of our mean in the tables.
         ours: our mean in percent.
         published: the published accuracy.
-        difference: our mean minus the published one, in points.
-        check: the check.
+        reason: reason why they cannot be compared; otherwise empty.
     """
 
     setting: str
@@ -152,13 +135,39 @@ class PublishedComparison:
     dataset: str
     ours: Cell
     published: PublishedAccuracy
-    difference: float
-    check: PublishedCheck
+    reason: str
+
+    @property
+    def difference(self) -> float:
+        """Our mean minus the published one, in points."""
+        assert self.ours.mean is not None
+        return self.ours.mean - self.published.accuracy
+
+    @cached_property
+    def interval(self) -> tuple[float, float] | tuple[None, None]:
+        """Interval of the difference in points; Nones for fewer than two trials.
+
+        It contains the published error, if this is known, by Welch's t.
+        """
+        trials = [*self.ours.trials.values()]
+        published = self.published
+        if published.squared_error is None or published.n is None:
+            return student_interval([value - published.accuracy for value in trials])
+        return welch_interval(trials, published.accuracy, published.squared_error, published.n)
+
+    @property
+    def check(self) -> str:
+        """WITHIN, DIFFERS, CANNOT_TELL or NO_CHECK."""
+        low, high = self.interval
+        if self.reason or self.published.squared_error is None or low is None or high is None:
+            return NO_CHECK
+        if low >= -MARGIN and high <= MARGIN:
+            return WITHIN
+        return DIFFERS if low > MARGIN or high < -MARGIN else CANNOT_TELL
 
     def as_dict(self) -> dict[str, Any]:
         """Return an entry for JSON and CSV."""
-        published = self.published._asdict()
-        del published["dataset"]
+        low, high = self.interval
         return {
             "setting": self.setting,
             "selection": self.selection,
@@ -169,8 +178,16 @@ class PublishedComparison:
             "n": self.ours.n,
             "complete": self.ours.is_complete,
             "difference": self.difference,
-            **self.check._asdict(),
-            **{f"published_{name}": value for name, value in published.items()},
+            "low": low,
+            "high": high,
+            "at_least": self.published.squared_error is None,
+            "check": self.check,
+            "reason": self.reason,
+            **{
+                f"published_{name}": value
+                for name, value in self.published._asdict().items()
+                if name != "dataset"
+            },
         }
 
 
@@ -228,7 +245,6 @@ def compare(group: Group, group_tables: Iterable[Table]) -> list[PublishedCompar
                 runs = runs_by_place.get((row, dataset), [])
                 published = published_by_place.get((_common_counterpart(runs), dataset))
                 if published and cell.mean is not None:
-                    reason = _reason_against(cell, table.selection, runs, published)
                     comparison = PublishedComparison(
                         setting=table.setting,
                         selection=table.selection,
@@ -236,33 +252,10 @@ def compare(group: Group, group_tables: Iterable[Table]) -> list[PublishedCompar
                         dataset=dataset,
                         ours=cell,
                         published=published,
-                        difference=cell.mean - published.accuracy,
-                        check=check_cell(cell, published, reason),
+                        reason=_reason_against(cell, table.selection, runs, published),
                     )
                     comparisons.append(comparison)
     return comparisons
-
-
-def check_cell(cell: Cell, published: PublishedAccuracy, reason: str = "") -> PublishedCheck:
-    """Check a cell that has a mean against a published accuracy.
-
-    ``reason`` is the reason why they cannot be compared; empty if they can.
-    """
-    trials = [*cell.trials.values()]
-    squared_error = published.squared_error
-    if squared_error is None or published.n is None:
-        low, high = student_interval([value - published.accuracy for value in trials])
-    else:
-        low, high = welch_interval(trials, published.accuracy, squared_error, published.n)
-
-    at_least = squared_error is None
-    if reason or at_least or low is None or high is None:
-        return PublishedCheck(NO_CHECK, reason, low, high, at_least)
-    if low >= -MARGIN and high <= MARGIN:
-        return PublishedCheck(WITHIN, "", low, high, at_least)
-    if low > MARGIN or high < -MARGIN:
-        return PublishedCheck(DIFFERS, "", low, high, at_least)
-    return PublishedCheck(CANNOT_TELL, "", low, high, at_least)
 
 
 def _reason_against(
@@ -340,11 +333,11 @@ def grid(comparisons: Sequence[PublishedComparison]) -> Grid:
     header = ["Algorithm", "Selection", "Dataset", "Ours", "Published", "Difference"]
     header += [f"{LEVEL}% interval", "Check", "Published as", "Selected on"]
 
-    reasons = dict.fromkeys(entry.check.reason for entry in comparisons if entry.check.reason)
+    reasons = dict.fromkeys(entry.reason for entry in comparisons if entry.reason)
     numbers = {reason: number for number, reason in enumerate(reasons, 1)}
-    rows = [_comparison_row(entry, numbers.get(entry.check.reason)) for entry in comparisons]
+    rows = [_comparison_row(entry, numbers.get(entry.reason)) for entry in comparisons]
     notes = [f"[{number}] No check: {reason}." for reason, number in numbers.items()]
-    notes += _list_sources(entry.published for entry in comparisons)
+    notes += list_sources(entry.published for entry in comparisons)
 
     settings = {comparison.setting for comparison in comparisons} - {""}
     title = "; ".join(["Compared with published numbers", *settings])
@@ -353,15 +346,18 @@ def grid(comparisons: Sequence[PublishedComparison]) -> Grid:
 
 def _comparison_row(comparison: PublishedComparison, note_number: int | None) -> list[str]:
     """Format a row; ``note_number`` is the note that gives the reason for NO_CHECK."""
-    ours, published, check = comparison.ours, comparison.published, comparison.check
+    ours = comparison.ours
+    published = comparison.published
     our_accuracy = format_accuracy(ours.mean, ours.standard_error, ours.n)
     if not ours.is_complete:
         our_accuracy += ", incomplete"
 
+    low, high = comparison.interval
     interval = ""
-    if check.low is not None:
-        interval = f"{check.low:+.1f} to {check.high:+.1f}"
-        interval = f"at least {interval}" if check.at_least else interval
+    if low is not None:
+        interval = f"{low:+.1f} to {high:+.1f}"
+        interval = f"at least {interval}" if published.squared_error is None else interval
+    check = comparison.check
     return [
         comparison.algorithm,
         comparison.selection,
@@ -370,7 +366,7 @@ def _comparison_row(comparison: PublishedComparison, note_number: int | None) ->
         format_accuracy(published.accuracy, published.standard_error, published.n),
         f"{comparison.difference:+.1f}",
         interval,
-        f"{check.check} [{note_number}]" if note_number else check.check,
+        f"{check} [{note_number}]" if note_number else check,
         published.method,
         published.selection,
     ]
@@ -380,13 +376,6 @@ def build_overview(methods: Sequence[str] = ()) -> Table:
     """Build the table of published accuracies: a row per method, a column per dataset."""
     accuracies = read_accuracies(methods)
     columns = [Column(name, name, "%") for name in dict.fromkeys(a.dataset for a in accuracies)]
-    rows: dict[str, dict[Column, Cell]] = {}
-    for entry in accuracies:
-        row = rows.setdefault(entry.method, dict.fromkeys(columns, Cell()))
-        row[Column(entry.dataset, entry.dataset, "%")] = Cell(
-            entry.accuracy, entry.standard_error, entry.n or 0
-        )
-
     facts = [
         *((entry.method, f"selected on {entry.selection}") for entry in accuracies),
         *((entry.method, f"error: {entry.error_kind}") for entry in accuracies if entry.error_kind),
@@ -394,21 +383,34 @@ def build_overview(methods: Sequence[str] = ()) -> Table:
     ]
     return Table(
         name=f"Published, CLIP {BACKBONE}",
-        rows=rows,
+        rows=make_rows(accuracies, columns),
         accuracies=columns,
         printed=columns,
-        notes=[*list_methods(facts), *_list_sources(accuracies)],
+        notes=[*_list_methods(facts), *list_sources(accuracies)],
     )
 
 
-def _list_sources(accuracies: Iterable[PublishedAccuracy]) -> list[str]:
+def make_rows(
+    accuracies: Iterable[PublishedAccuracy], columns: Sequence[Column]
+) -> dict[str, dict[Column, Cell]]:
+    """Map each method to its cell in each of the ``columns``, which have the names of datasets."""
+    column_of = {column.name: column for column in columns}
+    rows: dict[str, dict[Column, Cell]] = {}
+    for entry in accuracies:
+        row = rows.setdefault(entry.method, dict.fromkeys(columns, Cell()))
+        cell = Cell(entry.accuracy, entry.standard_error, entry.n or 0)
+        row[column_of[entry.dataset]] = cell
+    return rows
+
+
+def list_sources(accuracies: Iterable[PublishedAccuracy]) -> list[str]:
     """Return notes for a table: each source with its methods, then each remark with its methods."""
     accuracies = list(accuracies)
     sources = [(entry.method, entry.source) for entry in accuracies]
-    return list_methods([*sources, *((entry.method, entry.note) for entry in accuracies)])
+    return _list_methods([*sources, *((entry.method, entry.note) for entry in accuracies)])
 
 
-def list_methods(facts: Iterable[tuple[str, str]]) -> list[str]:
+def _list_methods(facts: Iterable[tuple[str, str]]) -> list[str]:
     """Return a note for each text in the (method, text) pairs, with its methods."""
     methods: dict[str, dict[str, None]] = {}
     for method, text in facts:

@@ -24,6 +24,7 @@ from domainbed_carft.results.cells import (
 )
 from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import Column
+from domainbed_carft.results.published import PublishedAccuracy
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table
 from domainbed_carft.suites import catalogue, records
@@ -104,24 +105,6 @@ def _drop_sets(record: Mapping[str, Any], names: Collection[str]) -> Mapping[str
     suite = catalogue.get(record["suite"]).without(names)
     complete = {name: scores["accuracy"] for name, scores in sets.items() if scores["complete"]}
     return {**record, "sets": sets, **suite.means(complete)}
-
-
-class PublishedRow(NamedTuple):
-    """Published accuracies on a suite.
-
-    Attributes:
-        method: name of the published method.
-        backbone: name of the CLIP model.
-        accuracies: name of a test set or mean -> accuracy in percent; None if unknown.
-        source: the source.
-        note: a remark.
-    """
-
-    method: str
-    backbone: str
-    accuracies: Mapping[str, float | None]
-    source: str
-    note: str = ""
 
 
 class SuiteRow(NamedTuple):
@@ -235,25 +218,39 @@ def _average_records(
     return mean_over_trials(accuracies, missing=list(missing), error=error)
 
 
-def read_published_rows(suite: Suite) -> list[PublishedRow]:
-    """Read published accuracies of zero-shot CLIP models, on imagenet also of others."""
+def read_published(suite: Suite) -> list[PublishedAccuracy]:
+    """Read published accuracies of zero-shot CLIP models, on imagenet also of others.
+
+    Their methods are followed by the name of the CLIP model, and their datasets are the names of
+    `get_columns` (sets and means).
+    """
     if suite.name != "imagenet":
         return [
-            PublishedRow("zero-shot CLIP", backbone, accuracies, suite.source)
+            PublishedAccuracy(f"zero-shot CLIP, {backbone}", name, accuracy, source=suite.source)
             for backbone, accuracies in suite.published.items()
+            for name, accuracy in accuracies.items()
         ]
 
-    names = [column.name for column in get_columns(suite)]
-    published_rows = []
+    entries = []
     for row in published.read_rows("suites/published.csv"):
-        accuracies = {name: float(row[name]) if row[name] else None for name in names}
-        for name, mean in suite.means(accuracies).items():
-            if accuracies[name] is None:
-                accuracies[name] = mean
-        published_rows.append(
-            PublishedRow(row["method"], row["backbone"], accuracies, row["source"], row["note"])
-        )
-    return published_rows
+        accuracies = {
+            column.name: float(row[column.name])
+            for column in get_columns(suite)
+            if row[column.name]
+        }
+        means = suite.means(accuracies).items()
+        accuracies = {name: mean for name, mean in means if mean is not None} | accuracies
+        entries += [
+            PublishedAccuracy(
+                f"{row['method']}, {row['backbone']}",
+                name,
+                accuracy,
+                source=row["source"],
+                note=row["note"],
+            )
+            for name, accuracy in accuracies.items()
+        ]
+    return entries
 
 
 def build_published(tables: Sequence[Table]) -> list[Table]:
@@ -262,8 +259,8 @@ def build_published(tables: Sequence[Table]) -> list[Table]:
     for name in dict.fromkeys(table.suite for table in tables):
         suite = catalogue.get(name)
         columns = get_columns(suite)
-        published_rows = read_published_rows(suite)
-        if not published_rows:
+        entries = read_published(suite)
+        if not entries:
             continue
 
         rows = {}
@@ -272,18 +269,12 @@ def build_published(tables: Sequence[Table]) -> list[Table]:
                 if table.suite == name and facts["alpha"] is None:
                     label = f"{row}, {facts['backbone']}, yours"
                     rows["; ".join(filter(None, [label, table.setting]))] = table.rows[row]
-        for published_row in published_rows:
-            rows[f"{published_row.method}, {published_row.backbone}"] = {
-                column: Cell(published_row.accuracies.get(column.name)) for column in columns
-            }
-        sources = [(row.method, row.source) for row in published_rows]
-        sources += [(row.method, row.note) for row in published_rows]
         table = Table(
             name=f"Suite {name}, with published numbers",
-            rows=rows,
+            rows=rows | published.make_rows(entries, columns),
             accuracies=columns,
             printed=columns,
-            notes=published.list_methods(sources),
+            notes=published.list_sources(entries),
         )
         published_tables.append(table)
     return published_tables

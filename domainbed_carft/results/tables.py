@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.records import RecordedRun
@@ -43,6 +43,8 @@ _UNDECLARED = (
 _TRAINED_ON = "-: the runs were trained on this environment. Avg is over the other cells."
 _NOTE_ON_ONE_TRIAL = "Each cell has a single trial, so there are no errors."
 _NO_ACCURACY = "no accuracy recorded on this environment"
+
+_Run = TypeVar("_Run", RecordedRun, SelectedRun)
 
 
 @dataclass(frozen=True)
@@ -348,13 +350,8 @@ def _collect_rows(
 ) -> dict[str, dict[str, RowRuns]]:
     """Map each dataset and row to the runs from which its cells are computed."""
     # In the order of DomainBed's groups, on which the last bit of a mean depends.
-    selected: dict[tuple[str, str], list[SelectedRun]] = {}
-    for entry in group.select(method):
-        selected.setdefault((entry.dataset, entry.row), []).append(entry)
-    candidates: dict[tuple[str, str], list[RecordedRun]] = {}
-    for run in selection.candidate_runs(group.runs, method):
-        candidates.setdefault((run.dataset, run.row), []).append(run)
-
+    selected = _group_by_row(group.select(method))
+    candidates = _group_by_row(selection.candidate_runs(group.runs, method))
     environments = group.environments
     titles = benchmarks.dataset_titles(environments)
     jobs = gaps.get_candidates(method)
@@ -389,6 +386,14 @@ def _collect_rows(
             is_partial=not (is_declared or group.source),
         )
     return rows_by_dataset
+
+
+def _group_by_row(runs: Iterable[_Run]) -> dict[tuple[str, str], list[_Run]]:
+    """Map (dataset, row) to its runs."""
+    by_row: dict[tuple[str, str], list[_Run]] = {}
+    for run in runs:
+        by_row.setdefault((run.dataset, run.row), []).append(run)
+    return by_row
 
 
 def _measure_accuracy(
