@@ -190,8 +190,8 @@ class Table:
         header = ["Algorithm", *(column.title for column in self.accuracies), "Of"]
         return Grid(self._title(f"{self.name}, chosen"), header, rows, notes=[])
 
-    def records(self) -> list[dict[str, Any]]:
-        """Return a record for each printed cell, for CSV and data frames."""
+    def as_rows(self) -> list[dict[str, Any]]:
+        """Return column -> value for each printed cell, for CSV and data frames."""
         return [
             {
                 "setting": self.setting,
