@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from domainbed_carft.runs.evaluate import evaluate
     from domainbed_carft.runs.export import export
     from domainbed_carft.runs.run import Run
-    from domainbed_carft.runs.saved import load_run
+    from domainbed_carft.runs.saved import load_original, load_run
     from domainbed_carft.runs.soup import soup
     from domainbed_carft.runs.training import train
     from domainbed_carft.runs.wise_ft import wise_ft
@@ -32,6 +32,7 @@ LAZY_NAMES = {
     "diff": "domainbed_carft.jobs.differences",
     "evaluate": "domainbed_carft.runs.evaluate",
     "export": "domainbed_carft.runs.export",
+    "load_original": "domainbed_carft.runs.saved",
     "load_run": "domainbed_carft.runs.saved",
     "soup": "domainbed_carft.runs.soup",
     "train": "domainbed_carft.runs.training",
@@ -50,6 +51,7 @@ __all__ = [
     "diff",
     "evaluate",
     "export",
+    "load_original",
     "load_run",
     "register",
     "soup",

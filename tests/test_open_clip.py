@@ -23,7 +23,7 @@ from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method import encoders, flyp, penalties
 from domainbed_carft.method.optim import EMBEDDINGS
-from domainbed_carft.runs import saved, soup_members
+from domainbed_carft.runs import export, saved, soup_members
 
 open_clip = pytest.importorskip("open_clip")
 pytest.importorskip("transformers")
@@ -46,6 +46,14 @@ def no_network(monkeypatch):
 
     for owner, name in ((socket.socket, "connect"), (socket, "getaddrinfo")):
         monkeypatch.setattr(owner, name, refuse)
+
+
+def test_resnet_is_not_exported_for_transformers(folders, tmp_path):
+    run = reopened(make(folders["resnet"]), tmp_path)
+    options = {"format": "transformers", "original": folders["resnet"]}
+    with pytest.raises(CarftError, match="no equal architecture: its image encoder is a ResNet"):
+        export.export(run, tmp_path / "folder", **options)
+    assert not (tmp_path / "folder").exists()
 
 
 # Loading

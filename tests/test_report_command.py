@@ -102,7 +102,7 @@ def test_page_loads_no_other_files_and_its_links_have_targets(page):
 
 @pytest.mark.slow
 def test_report_of_another_process_is_identical(sweep, report_folder, tmp_path):
-    words = ["-m", "domainbed_carft", "report", str(sweep), "-o", "again", "--n_examples", "0"]
+    words = ["-m", "domainbed_carft", "report", str(sweep), "-o", "again", "--n-examples", "0"]
     process = run_python(*words, cwd=tmp_path, PYTHONHASHSEED="7", TZ="Asia/Tokyo")
     assert process.returncode == 0, process.stderr
     assert contents(tmp_path / "again") == contents(report_folder)

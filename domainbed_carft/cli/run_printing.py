@@ -288,6 +288,7 @@ def export_command(arguments: argparse.Namespace) -> None:
     exported = export(
         run,
         arguments.output,
+        format=arguments.format,
         original=arguments.original,
         half=arguments.half,
         force=arguments.force,

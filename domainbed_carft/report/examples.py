@@ -183,7 +183,7 @@ def _list_dataset(args: Mapping[str, Any], data_dir: str | None) -> dict[str, di
 
 def _image_uri(path: str) -> str:
     """Return a thumbnail as a data URI."""
-    image = image_files.read_image(image_files.open_image, path)
+    image = image_files.load_image(path)
     image.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
     file = io.BytesIO()
     image.save(file, format="PNG")

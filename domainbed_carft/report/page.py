@@ -275,7 +275,7 @@ def _example_finder(
 def _explain_missing_examples(collection: Collection, pair: tuple[str, str] | None) -> str:
     """Return the reason why the page has no example images, and how to add some."""
     if pair:
-        return "they are switched off by --n_examples 0."
+        return "they are switched off by --n-examples 0."
     return (
         f"examples compare two algorithms on the targets, by default {' and '.join(PAIR)}. To "
         "compare two others, add --examples A B; the algorithms here are "

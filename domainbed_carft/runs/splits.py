@@ -19,7 +19,7 @@ from domainbed.lib import misc
 from torch.utils.data import Dataset, Subset
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.images import rng
+from domainbed_carft.images import rng, stages
 from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
 from domainbed_carft.images.plan import FAST, ImagePlan
@@ -248,7 +248,7 @@ def _make_dataset(
             build = functools.partial(dataset_class.for_job, model_input=_get_model_input(run))
         dataset = build(folder, _get_unaugmented(run, is_augmented), hparams)
 
-    if data_dir and not os.path.isdir(data_dir):  # the dataset reads no folder
+    if data_dir and not os.path.exists(data_dir):  # the dataset reads no folder
         raise CarftError(f"there is no folder {data_dir}")
     return dataset
 
@@ -259,7 +259,7 @@ def _find_dataset_class(run: Run, data_dir: str | None) -> Any:
 
     name = run.args["dataset"]
     if data_dir and name not in vars(datasets):
-        if not os.path.isdir(data_dir):
+        if not os.path.exists(data_dir):
             raise CarftError(f"there is no folder {data_dir}")
         name = data_dir
     return host_lookup.find_dataset_class(name)
@@ -361,7 +361,9 @@ class _KeyedItems(Dataset[Any]):
             if self._source is None:
                 return [self._read_host_item(position) for position in positions]
             requests = [(0, position, (*self._key, position)) for position in positions]
-            return list(zip(*self._source.read(requests).finish()))
+            batch = self._source.read(requests)
+        images = stages.second_stage(batch.plan, batch.images, batch.choices)
+        return list(zip(images, batch.labels))
 
     def _read_host_item(self, position: int) -> Any:
         # The seed of the harness's `lib/fast_data_loader.py`; other hosts do not draw by a key.

@@ -182,7 +182,7 @@ class SuiteTest:
         """Return the rows of one test set for each variant, in terms of the set's classes."""
 
         def predict_groups(squares: Tensor) -> Iterator[Tensor]:
-            no_draws = loading.NO_AUGMENTATION.expand(len(squares), -1)
+            no_draws = stages.draw_choices(self.plan).expand(len(squares), -1)
             images = stages.second_stage(self.plan, squares, no_draws)
             return (group_logits(logits, test_set.groups) for logits in predict(images))
 
@@ -423,11 +423,11 @@ class TestSetImages(Dataset[Any]):
         if not isinstance(sample, str):
             return self._make_square(torch.as_tensor(sample)), label
 
-        with image_files.refuse_truncated_files():
-            return image_files.read_image(self._read_square, sample), label
-
-    def _read_square(self, path: str) -> Tensor:
-        return self._make_square(loading.decode(path))
+        try:
+            with image_files.refuse_truncated_files():
+                return self._make_square(loading.decode(sample)), label
+        except Exception as error:  # Pillow's decoders raise a dozen types
+            raise image_files.reading_error(sample, error) from error
 
     def _make_square(self, pixels: Tensor) -> Tensor:
         """Remove the border of an image (H, W, 3), then crop and resize it."""
@@ -441,4 +441,4 @@ class TestSetImages(Dataset[Any]):
         inside = pixels[self.border : height - self.border, self.border : width - self.border]
         if self.is_resized_by_pillow:
             return stages.resize_by_pillow(self.plan, inside)
-        return stages.first_stage(self.plan, inside)[0]
+        return stages.crop(self.plan, inside)

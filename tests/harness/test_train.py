@@ -196,5 +196,6 @@ def test_control_characters_of_names_are_escaped_in_output(tmp_path, capsys):
     folder = tmp_path / "a\x1b]0;owned\x07"
     assert train.main(fakes.quick_arguments(folder)) == 0
     printed = capsys.readouterr().out
+    assert printed == (folder / "out.txt").read_text()
     assert r"a\x1b]0;owned\x07" in printed
     assert not {"\x1b", "\x07"} & set(printed)

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from domainbed import algorithms, datasets
-from domainbed.lib import few_shots, misc
-from domainbed.lib.job_batches import JobBatches
+from domainbed.lib import misc
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.images import stages
@@ -70,29 +69,6 @@ class PreparedJob:
             self.dataset.num_classes,
             len(self.training_envs),
             dict(hparams),
-            **options,
-        )
-
-    def batches(self, evaluated: Mapping[str, Any], **options: Any) -> JobBatches:
-        """Create the batches of the job's steps and evaluations, and draw the seed of its training.
-
-        Args:
-            evaluated: Splits to evaluate at each checkpoint, by name.
-            options: The other fields of `JobBatches`.
-
-        Raises:
-            CarftError: A class has fewer images than `shots`.
-        """
-        in_splits = few_shots.training_splits(
-            self.dataset, self.environments, self.training_envs, self.hparams
-        )
-        return JobBatches(
-            in_splits=in_splits,
-            evaluated=evaluated,
-            hparams=self.hparams,
-            seed=self.args.seed,
-            by_plan=self.plan is not None,
-            memory_limit=self.memory_limit,
             **options,
         )
 

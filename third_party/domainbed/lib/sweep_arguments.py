@@ -32,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=DATASETS,
         type=shortest_path,
-        help="names, or folders environment/class/image (default: all, except the debug datasets)",
+        help="names, folders environment/class/image, or CSV files that list images (default: all, "
+        "except the debug datasets)",
     )
     add(
         "--algorithms",

@@ -33,7 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--dataset",
         default="RotatedMNIST",
         type=shortest_path,
-        help="name of a dataset, or path of your own folder environment/class/image",
+        help="name of a dataset, or path of your own folder environment/class/image, or of a CSV "
+        "file with the columns path, environment and class",
     )
     add("--algorithm", default="ERM", help="name of the algorithm (default: ERM)")
     add(

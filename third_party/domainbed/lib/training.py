@@ -17,13 +17,14 @@ from domainbed.lib import (
     algorithm_state,
     checkpoints,
     evaluation,
+    few_shots,
     misc,
     preparation,
     resume,
     step_meters,
     stopping,
 )
-from domainbed.lib.job_batches import JobBatches
+from domainbed.lib.fast_data_loader import JobBatches
 from domainbed.lib.preparation import PreparedJob, share_cores
 from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup, attach_process_group
 from domainbed.lib.progress import ProgressPublisher
@@ -108,14 +109,22 @@ class Trainer:
             self._restore(state)
 
     def _build_batches(self) -> JobBatches:
-        return self.job.batches(
+        in_splits = few_shots.training_splits(
+            self.dataset, self.environments, self.job.training_envs, self.hparams
+        )
+        return JobBatches(
+            in_splits=in_splits,
             evaluated={
                 name: split if name in self.evaluated else [] for name, split in self.splits.items()
             },
+            hparams=self.hparams,
             steps=self.n_steps,
             checkpoint_freq=self.args.checkpoint_freq or self.dataset.CHECKPOINT_FREQ,
+            seed=self.args.seed,
             device=self.device,
             process_group=self.process_group,
+            by_plan=self.plan is not None,
+            memory_limit=self.job.memory_limit,
             stop=self.stop,
         )
 
@@ -125,7 +134,6 @@ class Trainer:
             splits=self.evaluated,
             batches=self.batches,
             device=self.device,
-            stop=self.stop,
             process_group=self.process_group,
             is_constant=self.algorithm.is_constant,
         )
@@ -177,11 +185,12 @@ class Trainer:
         if not self.recorded:
             self._checkpoint(self.steps_done - 1)
 
+        take_step = step_meters.find_step(self.algorithm)
         while self.steps_done < self.n_steps:
             self.stop.check()
             step = self.steps_done
             started = time.monotonic()
-            values = step_meters.step(self.algorithm, self.batches.step_batches())
+            values = take_step(self.batches.step_batches())
             self.interval.add(step, time.monotonic() - started, values)
 
             self.steps_done += 1
@@ -307,4 +316,4 @@ class Trainer:
             self.files.publish(self.steps_done)
         print(f"Resumed after step {self.steps_done - 1} of {self.n_steps}.")
         if state["torch"] != str(torch.__version__):
-            print(text.printable(f"Warning: the earlier steps ran with torch {state['torch']}."))
+            text.print_lines(f"Warning: the earlier steps ran with torch {state['torch']}.")

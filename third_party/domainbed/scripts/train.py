@@ -99,6 +99,7 @@ def _print(title: str, values: Iterable[tuple[str, object]]) -> None:
         print("\t" + text.printable(f"{name}: {value}"))
 
 
+@text.escaped_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -113,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _open_folder(args) as lock:
             try:
-                _join_and_run(args, lock, flags, command_line)
+                with join_process_group(flags.processes, command_line) as process_group:
+                    _run(args, lock, flags, process_group)
             except BaseException as error:
                 return _report(error)  # while err.txt is open: a sweep reports its last line
     except HeldError as error:  # err.txt belongs to the other process
@@ -154,16 +156,6 @@ def _open_folder(args: argparse.Namespace) -> Iterator[Lock | None]:
         misc.tee_output(args.output_dir),
     ):
         yield lock
-
-
-def _join_and_run(
-    args: argparse.Namespace,
-    lock: Lock | None,
-    flags: argparse.Namespace,
-    command_line: Sequence[str],
-) -> None:
-    with join_process_group(flags.processes, command_line) as process_group:
-        _run(args, lock, flags, process_group)
 
 
 def _report(error: BaseException) -> int:
