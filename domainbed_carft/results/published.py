@@ -7,6 +7,7 @@ this cannot be checked.
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -376,17 +377,22 @@ def build_overview(methods: Sequence[str] = ()) -> Table:
     """Build the table of published accuracies: a row per method, a column per dataset."""
     accuracies = read_accuracies(methods)
     columns = [Column(name, name, "%") for name in dict.fromkeys(a.dataset for a in accuracies)]
-    facts = [
-        *((entry.method, f"selected on {entry.selection}") for entry in accuracies),
-        *((entry.method, f"error: {entry.error_kind}") for entry in accuracies if entry.error_kind),
-        *((entry.method, f"read in {entry.read_in}") for entry in accuracies),
-    ]
+    facts = {
+        entry.method: {
+            "Selected on": entry.selection,
+            "Error": entry.error_kind,
+            "Read in": entry.read_in,
+        }
+        for entry in reversed(accuracies)  # the first entry of a method describes all of them
+    }
     return Table(
         name=f"Published, CLIP {BACKBONE}",
         rows=make_rows(accuracies, columns),
         accuracies=columns,
         printed=columns,
-        notes=[*_list_methods(facts), *list_sources(accuracies)],
+        notes=list_sources(accuracies),
+        facts=facts,
+        printed_facts=("Selected on", "Error", "Read in"),
     )
 
 
@@ -405,14 +411,7 @@ def make_rows(
 
 def list_sources(accuracies: Iterable[PublishedAccuracy]) -> list[str]:
     """Return notes for a table: each source with its methods, then each remark with its methods."""
-    accuracies = list(accuracies)
-    sources = [(entry.method, entry.source) for entry in accuracies]
-    return _list_methods([*sources, *((entry.method, entry.note) for entry in accuracies)])
-
-
-def _list_methods(facts: Iterable[tuple[str, str]]) -> list[str]:
-    """Return a note for each text in the (method, text) pairs, with its methods."""
     methods: dict[str, dict[str, None]] = {}
-    for method, text in facts:
-        methods.setdefault(text, {})[method] = None
+    for name, entry in itertools.product(("source", "note"), accuracies):
+        methods.setdefault(getattr(entry, name), {})[entry.method] = None
     return [f"{'; '.join(names)}: {text}." for text, names in methods.items() if text]
