@@ -357,13 +357,11 @@ def _collect_rows(
     environments = group.environments
     titles = benchmarks.dataset_titles(environments)
     jobs = gaps.get_candidates(method)
-    datasets_with_jobs = {job.dataset for job in jobs}
+    datasets = sorted({job.dataset for job in jobs}, key=list(environments).index)
     row_names = group.order_rows(job.row for job in jobs)
 
     rows_by_dataset: dict[str, dict[str, RowRuns]] = {}
-    for dataset, row in itertools.product(environments, row_names):
-        if dataset not in datasets_with_jobs:
-            continue
+    for dataset, row in itertools.product(datasets, row_names):
         row_selected = selected.get((dataset, row), [])
         accuracies = {}
         for target, environment in enumerate(environments[dataset]):
