@@ -2,6 +2,7 @@
 
 import json
 import lzma
+from dataclasses import asdict
 from pathlib import Path
 
 import collect_sweeps
@@ -122,7 +123,7 @@ def test_tables_of_packed_records_equal_the_golden_tables(pack, peers_emoji, tmp
     assert all_columns.write("csv") == golden["columns_csv"]
     assert [list(grid) for grid in all_columns.grids] == golden["text"]
 
-    entries = json.loads(json.dumps([entry.as_dict() for entry in top(plain).entries]))
+    entries = json.loads(json.dumps([asdict(entry) for entry in top(plain).entries]))
     names = golden["top"][0].keys()
     assert [{name: entry[name] for name in names} for entry in entries] == golden["top"]
 
