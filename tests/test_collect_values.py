@@ -2,6 +2,7 @@
 
 import json
 import lzma
+from dataclasses import asdict
 from pathlib import Path
 
 import collect_sweeps
@@ -93,7 +94,8 @@ def test_jobs_without_targets_are_averaged_over_trials(tmp_path):
         trials.append(max(accuracies, key=sum))
 
     (table,) = collect(tmp_path).tables
-    cells = table.rows[0].cells
+    (row,) = table.rows.values()
+    cells = [row[column] for column in table.accuracies]
     errors = 100 * np.std(trials, axis=0) / 2**0.5
     assert [cell.mean for cell in cells] == pytest.approx(100 * np.mean(trials, axis=0))
     assert [cell.standard_error for cell in cells] == pytest.approx(errors)
@@ -102,7 +104,7 @@ def test_jobs_without_targets_are_averaged_over_trials(tmp_path):
 @pytest.mark.parametrize(("labels", "has_value"), [("a", False), ("ab", True)])
 def test_training_domain_validation_needs_another_environment(tmp_path, labels, has_value):
     collect_sweeps.write_job(tmp_path, dataset="own", environments=list(labels))
-    cell = collect(tmp_path, methods=["training-domain"]).tables[0].rows[0].cells[0]
+    cell = collect(tmp_path, methods=["training-domain"]).tables[0].accuracy_cells[0]
     assert (cell.mean is not None) == has_value
 
 
@@ -121,7 +123,7 @@ def test_tables_of_packed_records_equal_the_golden_tables(pack, peers_emoji, tmp
     assert all_columns.write("csv") == golden["columns_csv"]
     assert [list(grid) for grid in all_columns.grids] == golden["text"]
 
-    entries = json.loads(json.dumps([entry.as_dict() for entry in top(plain).entries]))
+    entries = json.loads(json.dumps([asdict(entry) for entry in top(plain).entries]))
     names = golden["top"][0].keys()
     assert [{name: entry[name] for name in names} for entry in entries] == golden["top"]
 

@@ -148,7 +148,7 @@ def swad_rows(sweep: Collection) -> Rows:
 def _collect_columns(sweep: Collection, against: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return columns by row, most accurate first, and the differences from row ``against``."""
     results = collect(sweep, columns=COLUMNS, against=against)
-    frame = results.columns
+    frame = results.cells[results.cells["dataset"] != ""]
     values = frame.pivot(index="algorithm", columns="column", values="mean")
     values["style"] = frame[frame["column"] == "worst"].set_index("algorithm")["of"]
     differences = results.against.set_index(["measure", "algorithm", "unit"]).sort_index()

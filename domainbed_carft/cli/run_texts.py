@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Mapping
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.results import columns, formats, tables
+from domainbed_carft.results import cells, columns, formats, tables
 from domainbed_carft.results.evaluations import ECE_BINS
 from domainbed_carft.runs.evaluate import Evaluation
 from domainbed_carft.runs.predict import ImagePrediction, get_most_likely
@@ -256,23 +255,17 @@ def sweep_text(evaluation: SweepEvaluation) -> str:
         "Means over the trials. With errors, and in other formats: carft collect "
         f"{shlex.quote(str(evaluation.folder))} --columns {columns.EVALUATED}",
         *columns.explanations(
-            column for shown_table in shown_tables for column in shown_table.printed_columns
+            column for shown_table in shown_tables for column in shown_table.printed
         ),
     ]
-    grids = [_remove_errors(shown_table).grid() for shown_table in shown_tables]
+    grids = [shown_table.grid(means_only=True) for shown_table in shown_tables]
     lines = [printable(heading), "", formats.as_text(grids, captions).removesuffix("\n")]
 
     if evaluation.problems:
-        lines += ["", f"{columns.NO_VALUE}: the metrics are incomplete."]
+        lines += ["", f"{cells.NO_VALUE}: the metrics are incomplete."]
         problems = [
             printable(f"- {folder}, step {step}: {problem}")
             for (folder, step), problem in evaluation.problems.items()
         ]
         lines += limit_lines(problems)
     return "\n".join([*lines, ""])
-
-
-def _remove_errors(shown_table: tables.Table) -> tables.Table:
-    """Return the table with means only, so that its columns fit into a line."""
-    cells = [cell._replace(standard_error=None, n=0) for cell in shown_table.cells]
-    return dataclasses.replace(shown_table, cells=cells)
