@@ -18,6 +18,7 @@ from domainbed_carft.results.cells import Cell, ErrorKind, format_accuracy, mean
 from domainbed_carft.results.collection import Group
 from domainbed_carft.results.comparisons import LEVEL, student_interval, welch_interval
 from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.selection import CLIPOOD, candidates_by_target
 from domainbed_carft.results.tables import Table
 
 AVERAGE = "average"
@@ -136,11 +137,22 @@ def counterpart(run: RecordedRun) -> str | None:
     return _COUNTERPARTS.get(run.algorithm)
 
 
-def compare(group: Group, group_tables: Iterable[Table]) -> list[dict[str, Any]]:
+def compare(
+    group: Group, group_tables: Sequence[Table], further_tables: Sequence[Table] = ()
+) -> list[dict[str, Any]]:
     """Compare our averages over targets with the published ones, as entries for JSON and CSV.
 
-    ``group_tables`` are all tables of the group. Accuracies are in percent, differences in points.
+    Accuracies are in percent, differences in points.
+
+    Args:
+        group: the runs.
+        group_tables: all tables of the group. If they contain the selection by which a number was
+            published, only this one is compared with it.
+        further_tables: tables of `further_methods`, only for numbers published by these methods.
     """
+    tables = [table for table in (*group_tables, *further_tables) if table.averages]
+    selections = {table.selection for table in tables}
+    requested = {table.selection for table in group_tables}
     published_rows = {
         (published["method"], published["dataset"]): published for published in read_numbers()
     }
@@ -151,8 +163,8 @@ def compare(group: Group, group_tables: Iterable[Table]) -> list[dict[str, Any]]
             runs_by_cell.setdefault((run.row, dataset), []).append(run)
 
     entries = []
-    for table in group_tables:
-        for row, row_cells in table.rows.items() if table.averages else ():
+    for table in tables:
+        for row, row_cells in table.rows.items():
             cells = {column.of: row_cells[column] for column in table.accuracies}
             dataset_cells = [cells.get(name, Cell()) for name in datasets]
             cells[AVERAGE] = _over_all(dataset_cells, table.error)
@@ -160,7 +172,13 @@ def compare(group: Group, group_tables: Iterable[Table]) -> list[dict[str, Any]]
             for dataset, cell in cells.items():
                 runs = runs_by_cell.get((row, dataset), [])
                 published = published_rows.get((_common_counterpart(runs), dataset))
-                if published and cell.mean is not None:
+                if not published or cell.mean is None:
+                    continue
+                if published["selection"] in selections:
+                    is_compared = table.selection == published["selection"]
+                else:
+                    is_compared = table.selection in requested
+                if is_compared:
                     reason = _reason_against(cell, table.selection, runs, published)
                     labels = {
                         "setting": table.setting,
@@ -172,6 +190,17 @@ def compare(group: Group, group_tables: Iterable[Table]) -> list[dict[str, Any]]
                         labels | _entry(cell, published, check_cell(cell, published, reason))
                     )
     return entries
+
+
+def further_methods(group: Group, methods: Sequence[str]) -> list[str]:
+    """Return CLIPOOD unless it is among ``methods``, is not needed, or cannot select.
+
+    It is needed for rows whose numbers were published by CLIPood's protocol.
+    """
+    published_methods = {row["method"] for row in read_numbers() if row["selection"] == CLIPOOD}
+    is_needed = any(counterpart(run) in published_methods for run in group.runs)
+    has_choices = any(len(each.singles) > 1 for each in candidates_by_target(group.runs))
+    return [CLIPOOD] if is_needed and not has_choices and CLIPOOD not in methods else []
 
 
 def _entry(cell: Cell, published: Mapping[str, Any], check: PublishedCheck) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.results import published
 from domainbed_carft.sweep import host
 from domainbed_carft.sweep.declaration import (
+    CLIPOOD,
     LEAVE_ONE_OUT,
     SINGLE_SOURCE,
     Division,
@@ -69,6 +70,7 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
             _check_environments(shape, name, facts.labels) for name, facts in datasets.items()
         ),
         *_check_search(shape),
+        *_check_selection(shape),
         *_check_hparams(shape, list(datasets), algorithms),
     ]
     return datasets, [f"{source.place(path)}: {message}" for path, message in problems]
@@ -109,6 +111,23 @@ def _check_references(shape: Shape) -> Iterator[_Problem]:
     for key, path, name in references:
         if name not in getattr(shape, key):
             yield path, unknown(f"{_KINDS[key]} of this sweep", name, getattr(shape, key))
+
+
+def _check_selection(shape: Shape) -> Iterator[_Problem]:
+    """Check that jobs have no choice of hyperparameters if a selection method chooses none."""
+    if CLIPOOD not in shape.selection:
+        return
+    n_choices = len(shape.choices)
+    if not shape.has_stages:
+        n_choices *= max(
+            (len(shape.members(cell.dataset, cell.algorithm)) for cell in shape.cells()), default=1
+        )
+    if n_choices > 1:
+        yield (
+            ("selection", shape.selection.index(CLIPOOD)),
+            f"{CLIPOOD} selects from a single choice of hyperparameters, but each trial has up to "
+            f"{n_choices}; remove {CLIPOOD}, or use a grid, which makes each value a row",
+        )
 
 
 def _get_blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
