@@ -53,15 +53,15 @@ def test_incomplete_cells_are_marked_and_have_no_rank(is_declared, tmp_path):
         if '"CARFT"' in path.read_text():
             change_records(path.parent, lambda record: record | BEST)
 
-    names = ["environments", "average", "out-of-domain", "worst", "in-domain"]
+    names = ["environments", "average", "out-of-domain", "worst", "in-domain", "draws"]
     table, averages = collect(tmp_path, methods=["training-domain"], columns=names).tables
-    is_incomplete = [False, True, False, False, True, True, True, True]
+    is_incomplete = [False, True, False, False, True, True, True, True, is_declared]
     marks = ("[1]", "[2]") if is_declared else ("*", "-")
     first, *others = (row[1:] for row in table.grid().rows)
     assert [text.endswith(marks) for text in first] == is_incomplete
     assert not any("[" in text or "*" in text for row in others for text in row)
     is_best = [table.get_ranks(column)["CARFT"] == BEST_RANK for column in table.printed]
-    assert is_best == [not incomplete for incomplete in is_incomplete]
+    assert is_best == [*(not incomplete for incomplete in is_incomplete[:-1]), False]
     assert all(averages.get_ranks(column)["CARFT"] == 0 for column in averages.printed)
     assert table.incomplete_rows() == averages.incomplete_rows() == ["CARFT"]
 

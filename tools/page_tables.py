@@ -193,8 +193,8 @@ def protocol_rows(sweep: Collection) -> Rows:
 def selection_rows() -> Rows:
     """Return the published methods by the way in which their checkpoints were selected."""
     methods: dict[str, dict[str, None]] = {}
-    for row in published.read_numbers():
-        methods.setdefault(row["selection"], {})[row["method"]] = None
+    for entry in published.read_accuracies():
+        methods.setdefault(entry.selection, {})[entry.method] = None
     return [
         [f"`{selection}`" if selection in METHOD_NAMES else selection, "; ".join(names)]
         for selection, names in methods.items()

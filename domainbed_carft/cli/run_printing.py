@@ -146,25 +146,25 @@ def _evaluate_sweep_on_suite(arguments: argparse.Namespace, options: SweepOption
     """Evaluate a sweep on a suite, and print or write the suite's table; return the status."""
     outcome = evaluate_sweep_on_suite(arguments.path, arguments.suite, options)
     warnings: list[RecordWarning] = []
-    scores = [
-        row
+    tables = [
+        table
         for group in collection.gather([arguments.path]).groups
-        for row in suites.scores(group, warnings)
-        if row.suite == arguments.suite
+        for table in suites.build(group, warnings)
+        if table.suite == arguments.suite
     ]
-    grids = [suites.grid(rows) for rows in suites.rows_by_table(scores)]
-    entries = {"suites": [row.entry() for row in scores]}
     _print_result(
         arguments,
-        formats.as_json({"caption": [suites.caption()], **entries}),
-        formats.as_text(grids, [suites.caption()]),
+        formats.as_json(
+            {"caption": [suites.caption()], "suites": [table.as_dict() for table in tables]}
+        ),
+        formats.as_text([table.grid() for table in tables], [suites.caption()]),
     )
     log(f"evaluate: {quantity(outcome.measured, 'run')} measured on {arguments.suite}")
     for line in describe_warnings(warnings):
         print(line, file=sys.stderr)
     for problem in outcome.problems:
         log(f"evaluate: not measured: {problem}")
-    return _sweep_status(outcome.problems, has_metrics=bool(scores))
+    return _sweep_status(outcome.problems, has_metrics=bool(tables))
 
 
 def predict_command(arguments: argparse.Namespace) -> int:

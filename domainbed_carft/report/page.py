@@ -251,15 +251,14 @@ def _sections(
         if not table.averages
     ]
     sections.sort(key=lambda section: -len(section.table.rows))
-    suite_rows = suites.rows_by_table(results.suite_scores)
-    return [*sections, *(maker.make_suite_section(rows) for rows in suite_rows)]
+    return [*sections, *map(maker.make_suite_section, results.suite_tables)]
 
 
 def _published_grids(results: Results) -> list[Grid]:
     """Make the tables that compare groups and suites with published figures, if there are any."""
-    grids = suites.published_grids(results.suite_scores)
+    grids = [table.grid() for table in suites.build_published(results.suite_tables)]
     datasets = {run.dataset for run in results.collection.runs}
-    if datasets.isdisjoint(figure["dataset"] for figure in published.read_numbers()):
+    if datasets.isdisjoint(entry.dataset for entry in published.read_accuracies()):
         return grids
     return [*map(published.grid, results.comparisons or ()), *grids]
 

@@ -301,18 +301,17 @@ class SectionMaker:
             for label in dict.fromkeys(rows["environment"])
         ]
 
-    def make_suite_section(self, rows: Sequence[suites.Scores]) -> Section:
+    def make_suite_section(self, table: Table) -> Section:
         """Make the section of a suite: its table, and a figure if it has shifted test sets."""
-        table = suites.grid(rows)
-        identity = self.make_name("suite", rows[0].suite)
+        identity = self.make_name("suite", table.suite)
         columns = ["algorithm", "alpha", "in_distribution", "mean_of_shifts"]
-        points = pd.DataFrame(suites.curve_points(rows), columns=columns)
+        points = pd.DataFrame(suites.curve_points(table), columns=columns)
         parts = []
         if points["alpha"].isna().any():
             parts.append(
                 Part("suite", [plots.draw_suite(table.title, identity, points, self.styles)])
             )
-        return Section(id=identity, title=table.title, table=table, parts=parts)
+        return Section(id=identity, title=table.title, table=table.grid(), parts=parts)
 
 
 def _rows_by_target_title(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -176,18 +176,12 @@ def list_incomplete(cells: Mapping[str, Cell]) -> str:
 
 
 def format_accuracy(
-    value: float | None, standard_error: float | None = None, n: int | None = None
+    value: float | None, standard_error: float | None = None, n: int | None = None, digits: int = 1
 ) -> str:
     """Format a percentage with its error and number of trials, as ``96.8 ± 0.4 (3)``.
 
     Values that are None, and ``n`` 0, are omitted. The text is empty if there is no accuracy.
     """
-    return _format_mean(value, standard_error, n, digits=1)
-
-
-def _format_mean(
-    value: float | None, standard_error: float | None, n: int | None, digits: int
-) -> str:
     if value is None:
         return ""
 
@@ -207,7 +201,7 @@ def accuracy_text(cell: Cell) -> str:
 
 def score_text(cell: Cell) -> str:
     """Score with three decimals, its error and the number of trials."""
-    return _format_mean(cell.mean, cell.standard_error, cell.n, digits=3)
+    return format_accuracy(cell.mean, cell.standard_error, cell.n, digits=3)
 
 
 def cost_text(cell: Cell) -> str:

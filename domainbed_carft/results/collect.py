@@ -28,8 +28,8 @@ from domainbed_carft.results.collection import Collection, Sweeps, as_collection
 from domainbed_carft.results.columns import DEFAULT_COLUMNS, IN_DOMAIN
 from domainbed_carft.results.comparisons import ACCURACY, Comparison
 from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.published import PublishedComparison
 from domainbed_carft.results.selection import is_swad
-from domainbed_carft.results.suites import Scores
 from domainbed_carft.results.tables import Table, build
 from domainbed_carft.text import unknown
 
@@ -69,19 +69,17 @@ class Results:
         collection: the runs, in groups that can be averaged.
         tables_of_groups: for each group its tables: for each selection method one per dataset, then
             the table of averages.
-        suite_scores: accuracies on the test sets of suites.
+        suite_tables: accuracies on the test sets of suites.
         comparisons: for each group its accuracies with published ones; None unless requested.
         comparisons_against: every algorithm compared with one; empty unless requested.
-        column_names: names of the printed columns.
         error: kind of error printed after a mean.
     """
 
     collection: Collection
     tables_of_groups: Sequence[Sequence[Table]]
-    suite_scores: Sequence[Scores]
-    comparisons: Sequence[Sequence[dict[str, Any]]] | None
+    suite_tables: Sequence[Table]
+    comparisons: Sequence[Sequence[PublishedComparison]] | None
     comparisons_against: Sequence[Comparison]
-    column_names: Sequence[str]
     error: ErrorKind
 
     @property
@@ -127,11 +125,11 @@ class Results:
         for table in self.tables:
             grids += [table.grid(), *filter(None, [table.choices_grid()])]
 
-        grids += [suites.grid(rows) for rows in suites.rows_by_table(self.suite_scores)]
+        grids += [table.grid() for table in self.suite_tables]
         if self.comparisons is not None:
             grids += [published.grid(entries) for entries in self.comparisons]
-            grids.append(published.overview(self.collection.compare_with))
-            grids += suites.published_grids(self.suite_scores)
+            grids.append(published.build_overview(self.collection.compare_with).grid())
+            grids += [table.grid() for table in suites.build_published(self.suite_tables)]
         return grids + comparing.grids(self.comparisons_against)
 
     @property
@@ -147,7 +145,7 @@ class Results:
         ]
         if any(table.choices_grid() for table in self.tables):
             table_captions.append(_CHOICES_CAPTION)
-        if self.suite_scores:
+        if self.suite_tables:
             table_captions.append(suites.caption(self.error))
 
         return {
@@ -186,26 +184,29 @@ class Results:
             "tables": [table.as_dict() for table in self.tables],
             "notes": self.notes,
         }
-        if self.suite_scores:
-            content["suites"] = [row.entry() for row in self.suite_scores]
+        if self.suite_tables:
+            content["suites"] = [table.as_dict() for table in self.suite_tables]
         if self.comparisons is not None:
             content["published"] = {
                 "comparisons": self._published_entries,
-                "figures": published.read_numbers(self.collection.compare_with),
+                "figures": [
+                    entry._asdict()
+                    for entry in published.read_accuracies(self.collection.compare_with)
+                ],
             }
         if self.comparisons_against:
-            content["against"] = [entry.as_dict() for entry in self.comparisons_against]
+            content["against"] = [*map(dataclasses.asdict, self.comparisons_against)]
         return content | {"summary": self.summary}
 
     @property
     def _published_entries(self) -> list[dict[str, Any]]:
-        return [entry for entries in self.comparisons or () for entry in entries]
+        return [entry.as_dict() for entries in self.comparisons or () for entry in entries]
 
     @property
     def records_for_csv(self) -> list[dict[str, Any]]:
         """The rows for CSV: of the requested comparison, otherwise of the tables' cells."""
         if self.comparisons_against:
-            return [entry.as_dict() for entry in self.comparisons_against]
+            return [*map(dataclasses.asdict, self.comparisons_against)]
         if self.comparisons is not None:
             if not self._published_entries:
                 raise CarftError(
@@ -252,7 +253,8 @@ class Results:
         import pandas as pd
 
         frame = pd.DataFrame([record for table in self.tables for record in table.records()])
-        return frame.astype({"mean": float, "standard_error": float, "n": int})
+        numbers = {"mean": float, "standard_error": float, "n": int}
+        return frame.astype(numbers) if len(frame) else frame
 
     @cached_property
     def against(self) -> pd.DataFrame:
@@ -277,16 +279,14 @@ class Results:
         """
         import pandas as pd
 
-        rows: list[Mapping[str, Any]] = []
-        for group in self.collection.groups:
-            for run in group.runs:
-                rows += _checkpoint_rows(run, group.title)
-
-        n_environments = max((run.n_environments for run in self.collection.runs), default=0)
-        accuracies = [
-            f"env{env}_{split}_acc" for env in range(n_environments) for split in ("in", "out")
-        ]
-        return pd.DataFrame(rows, columns=[*_RECORD_COLUMNS, *accuracies])
+        return pd.DataFrame(
+            [
+                row
+                for group in self.collection.groups
+                for run in group.runs
+                for row in _checkpoint_rows(run, group.title)
+            ]
+        )
 
 
 def collect(
@@ -309,8 +309,8 @@ def collect(
         **options: options of `gather`, such as ``methods``.
 
     Returns:
-        The tables, as data frames (``cells``, ``columns``, ``against``, ``records``) and in the
-        formats of ``carft collect`` (``write``, ``as_dict``).
+        The tables, as data frames (``cells``, ``against``, ``records``) and in the formats of
+        ``carft collect`` (``write``, ``as_dict``).
 
     Raises:
         CarftError: if `gather` raises it, if a column or a kind of error is unknown, or if no
@@ -334,10 +334,10 @@ def collect(
         for group in collection.groups
     ]
     suite_warnings: list[RecordWarning] = []
-    scores = [
-        row
+    suite_tables = [
+        table
         for group in collection.groups
-        for row in suites.scores(group, suite_warnings, ERROR_KINDS[error])
+        for table in suites.build(group, suite_warnings, ERROR_KINDS[error])
     ]
     collection = replace(collection, warnings=[*collection.warnings, *suite_warnings])
 
@@ -360,34 +360,19 @@ def collect(
     return Results(
         collection=collection,
         tables_of_groups=tables_of_groups,
-        suite_scores=scores,
+        suite_tables=suite_tables,
         comparisons=comparisons,
         comparisons_against=comparisons_against,
-        column_names=columns,
         error=ERROR_KINDS[error],
     )
 
 
-_RECORD_COLUMNS = (
-    "setting",
-    "folder",
-    "dataset",
-    "algorithm",
-    "test_envs",
-    "trial_seed",
-    "hparams_seed",
-    "step",
-)
-
-
 def _checkpoint_rows(run: RecordedRun, setting: str) -> list[Mapping[str, Any]]:
     """Return a row (column -> value) for each checkpoint of a run."""
-    in_splits, out_splits = selection.accuracies(run)
     names = [
-        f"env{env}_{split}_acc" for split in ("in", "out") for env in range(run.n_environments)
+        f"env{env}_{split}_acc" for env in range(run.n_environments) for split in ("in", "out")
     ]
-    accuracies = np.concatenate([in_splits, out_splits], axis=1).tolist()
-
+    accuracies = np.stack(selection.accuracies(run), axis=2).reshape(len(run.steps), -1).tolist()
     key = run.job.key
     job = {
         "setting": setting,

@@ -22,7 +22,7 @@ from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.algorithms import Method, find_own_methods, get_owners
 from domainbed_carft.jobs.job import Candidate, Choice, Job
 from domainbed_carft.jobs.manifest import Sweep
-from domainbed_carft.jobs.records import RecordedRun, RecordWarning, RunsAndWarnings
+from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.jobs.setting import (
     DEFAULT,
     ENVIRONMENTS,
@@ -170,17 +170,18 @@ def gather(
             raise CarftError(text.unknown("part of a setting", name, KINDS))
 
     folders = as_paths(folders)
-    runs, warnings = _read_runs(folders)
+    runs, warnings = records.read(folders)
+    if not runs:
+        raise _no_records_error(folders, warnings)
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
-    runs = job_roles.assign_roles(runs, sweeps)
     last_stage = job_roles.select_last_stage(runs, sweeps)
     own_methods = find_own_methods({run.algorithm: run.recorded for run in runs})
     order = row_names.order_algorithms(
         (name for sweep in sweeps for name in sweep.algorithms), own_methods
     )
-    rows = row_names.label_rows(
-        last_stage.runs, last_stage.planned, by=by, folders=folders, order=order
-    )
+    rows = JointRows(last_stage.runs, last_stage.planned, order)
+    if by:
+        rows = row_names.label_rows(rows, by=by, folders=folders)
     labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
     groups = _groups(rows, labels, ignored, warnings, own_methods)
     if not groups:
@@ -206,18 +207,13 @@ def gather(
     )
 
 
-def _read_runs(folders: Sequence[Path]) -> RunsAndWarnings:
-    """Read the runs in the folders; raise CarftError with the warnings if there are none."""
-    runs_and_warnings = records.read(folders)
-    if not runs_and_warnings.runs:
-        listing = "".join(
-            f"\n{line}" for line in records.describe_warnings(runs_and_warnings.warnings)
-        )
-        raise CarftError(
-            f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
-            f"expected folders of jobs with results.jsonl{listing}"
-        )
-    return runs_and_warnings
+def _no_records_error(folders: Sequence[Path], warnings: Sequence[RecordWarning]) -> CarftError:
+    """Return the error for folders without runs, with the warnings about their files."""
+    listing = "".join(f"\n{line}" for line in records.describe_warnings(warnings))
+    return CarftError(
+        f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
+        f"expected folders of jobs with results.jsonl{listing}"
+    )
 
 
 def _count_held_out(job: Job) -> int:

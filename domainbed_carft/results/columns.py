@@ -113,6 +113,11 @@ class RowRuns:
         )
 
 
+def _leave_empty(row: RowRuns) -> Cell:
+    """Return no value, for a column whose cells are made elsewhere."""
+    return Cell()
+
+
 Measure = Callable[[RowRuns], Cell]
 CostFunction = Callable[[Cost], float | None]
 Combine = Callable[[list[float]], float]
@@ -139,8 +144,8 @@ class Column:
     name: str
     title: str = field(compare=False)
     unit: str = field(compare=False)
-    explanation: str = field(compare=False)
-    measure: Measure = field(compare=False)
+    explanation: str = field(default="", compare=False)
+    measure: Measure = field(default=_leave_empty, compare=False)
     write: Callable[[Cell], str] = field(default=accuracy_text, compare=False)
     is_ranked: bool = field(default=False, compare=False)
     is_cost: bool = field(default=False, compare=False)
@@ -176,7 +181,6 @@ def environment_column(environment: str) -> Column:
         ENVIRONMENTS,
         title=environment,
         unit="%",
-        explanation="",
         measure=lambda row: row.accuracies[environment],
         is_ranked=True,
         of=environment,
@@ -221,16 +225,20 @@ def _worst(row: RowRuns) -> Cell:
 
 def _selected_cost(get_cost: CostFunction, combine: Combine, key: str) -> Measure:
     """Combine the costs of the selected runs; ``key`` names the record's key of the cost."""
-    return lambda row: _cost_cell(row.selected_runs, get_cost, combine, key)
+    return lambda row: _cost_cell(row, row.selected_runs, get_cost, combine, key)
 
 
 def _candidate_cost(get_cost: CostFunction, combine: Combine, key: str) -> Measure:
     """Combine the costs of all candidate runs; ``key`` names the record's key of the cost."""
-    return lambda row: _cost_cell(row.candidates, get_cost, combine, key)
+    return lambda row: _cost_cell(row, row.candidates, get_cost, combine, key)
 
 
 def _cost_cell(
-    runs: Sequence[RecordedRun], get_cost: CostFunction, combine: Combine, key: str
+    row: RowRuns,
+    runs: Sequence[RecordedRun],
+    get_cost: CostFunction,
+    combine: Combine,
+    key: str,
 ) -> Cell:
     """Combine the costs of runs; no value without runs, or if a run has not recorded the cost."""
     if not runs:
@@ -240,7 +248,7 @@ def _cost_cell(
     recorded_costs = [cost for cost in costs if cost is not None]
     if len(recorded_costs) < len(costs):
         return Cell(missing=(f"the records have no {key}",))
-    return Cell(combine(recorded_costs), n=len(recorded_costs))
+    return Cell(combine(recorded_costs), n=len(recorded_costs), missing=row.lacking_results)
 
 
 def _mean(values: list[float]) -> float:
@@ -254,7 +262,9 @@ def _n_jobs(row: RowRuns) -> Cell:
 def _n_draws(row: RowRuns) -> Cell:
     """Mean over targets and trials of the number of choices that the method selected from."""
     members = [float(entry.outcome.members) for entry in row.selected]
-    return Cell(_mean(members), n=len(members)) if members else Cell()
+    if not members:
+        return Cell()
+    return Cell(_mean(members), n=len(members), missing=row.lacking_results)
 
 
 def find_run_metrics(selected: SelectedRun) -> RunMetrics | str:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -123,11 +122,6 @@ class Comparison:
     trials: int
     average_difference: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return an entry for JSON and CSV, without the fields of other tables."""
-        entry = asdict(self)
-        return {name: entry[name] for name in entry if name not in _FIELDS_OF_OTHER_TABLES}
-
     @property
     def is_clear(self) -> bool:
         """True if the interval does not contain 0."""
@@ -138,9 +132,6 @@ class Comparison:
         if self.low is None:
             return f"none (one {self.unit})"
         return f"{self.low:+.{digits}f} to {self.high:+.{digits}f}"
-
-
-_FIELDS_OF_OTHER_TABLES = ("trials", "average_difference")
 
 
 def compare(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.records import RecordedRun
@@ -44,6 +44,8 @@ _TRAINED_ON = "-: the runs were trained on this environment. Avg is over the oth
 _NOTE_ON_ONE_TRIAL = "Each cell has a single trial, so there are no errors."
 _NO_ACCURACY = "no accuracy recorded on this environment"
 
+_Run = TypeVar("_Run", RecordedRun, SelectedRun)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -55,11 +57,13 @@ class Table:
         accuracies: the columns of the environments, or for averages of the datasets.
         printed: the columns that are printed, in their order.
         dataset: name of the dataset; empty for the averages over datasets.
+        suite: name of the suite of test sets; otherwise empty.
         setting: title of the group of runs.
         selection: name of the selection method.
         error: kind of the errors.
         notes: remarks below the table.
-        row_runs: row -> the runs from which its cells were computed; empty for averages.
+        row_runs: row -> the runs from which its cells were computed; only of datasets.
+        facts: row -> its further values in JSON; only of suites.
     """
 
     name: str
@@ -67,11 +71,13 @@ class Table:
     accuracies: Sequence[Column]
     printed: Sequence[Column]
     dataset: str = ""
+    suite: str = ""
     setting: str = ""
     selection: str = ""
     error: ErrorKind = DOMAINBED
     notes: Sequence[str] = ()
     row_runs: Mapping[str, RowRuns] = field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -213,11 +219,13 @@ class Table:
                 for column in self.accuracies
                 for selected in self.get_choices(row, column)
             ]
-            entry = {
-                "algorithm": row,
-                "cells": [{**column.key, **cell._asdict()} for column, cell in cells.items()],
-            }
-            rows.append(entry | ({"chosen": chosen} if chosen else {}))
+            entry: dict[str, Any] = {"algorithm": row}
+            if row in self.facts:
+                entry["facts"] = dict(self.facts[row])
+            entry["cells"] = [{**column.key, **cell._asdict()} for column, cell in cells.items()]
+            if chosen:
+                entry["chosen"] = chosen
+            rows.append(entry)
         return {
             "title": self.title,
             "setting": self.setting,
@@ -342,13 +350,8 @@ def _collect_rows(
 ) -> dict[str, dict[str, RowRuns]]:
     """Map each dataset and row to the runs from which its cells are computed."""
     # In the order of DomainBed's groups, on which the last bit of a mean depends.
-    selected: dict[tuple[str, str], list[SelectedRun]] = {}
-    for entry in group.select(method):
-        selected.setdefault((entry.dataset, entry.row), []).append(entry)
-    candidates: dict[tuple[str, str], list[RecordedRun]] = {}
-    for run in selection.candidate_runs(group.runs, method):
-        candidates.setdefault((run.dataset, run.row), []).append(run)
-
+    selected = _group_by_row(group.select(method))
+    candidates = _group_by_row(selection.candidate_runs(group.runs, method))
     environments = group.environments
     titles = benchmarks.dataset_titles(environments)
     jobs = gaps.get_candidates(method)
@@ -383,6 +386,14 @@ def _collect_rows(
             is_partial=not (is_declared or group.source),
         )
     return rows_by_dataset
+
+
+def _group_by_row(runs: Iterable[_Run]) -> dict[tuple[str, str], list[_Run]]:
+    """Map (dataset, row) to its runs."""
+    by_row: dict[tuple[str, str], list[_Run]] = {}
+    for run in runs:
+        by_row.setdefault((run.dataset, run.row), []).append(run)
+    return by_row
 
 
 def _measure_accuracy(

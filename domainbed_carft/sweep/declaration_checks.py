@@ -49,7 +49,7 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
         CarftError: the domainbed cannot be imported, or the user's own methods cannot be loaded.
     """
     host.require_own_methods()
-    published_rows = list(dict.fromkeys(row["method"] for row in published.read_numbers()))
+    published_rows = list(dict.fromkeys(row.method for row in published.read_accuracies()))
 
     datasets, dataset_problems = _look_up(host.get_dataset_facts, shape.datasets, "datasets")
     algorithms, algorithm_problems = _look_up(
