@@ -343,10 +343,14 @@ def collect(
 
     comparisons = None
     if compare_published:
-        comparisons = [
-            published.compare(group, group_tables)
-            for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
-        ]
+        comparisons = []
+        for group, group_tables in zip(collection.groups, tables_of_groups, strict=True):
+            further_methods = published.further_methods(group, collection.methods)
+            further_tables = build(
+                group, further_methods, column_names=columns, error=ERROR_KINDS[error]
+            )
+            comparisons.append(published.compare(group, group_tables, further_tables))
+
     comparisons_against: list[Comparison] = []
     if against:
         measures = [ACCURACY, IN_DOMAIN] if IN_DOMAIN in columns else [ACCURACY]

@@ -249,7 +249,7 @@ def _choose_methods(
 
     declared = {name for sweep in sweeps for name in sweep.selection} | {selection.IN_DOMAIN}
     if not all(sweep.selection for sweep in sweeps):
-        declared |= {*selection.METHODS} - {selection.LEAVE_ONE_OUT}
+        declared |= {name for name, method in selection.METHODS.items() if method.is_default}
     if 2 in held_out_counts:  # such jobs are used only by leave-one-domain-out
         declared.add(selection.LEAVE_ONE_OUT)
     return [name for name in methods_with_jobs if name in declared]

@@ -20,6 +20,7 @@ from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import Column
 from domainbed_carft.results.comparisons import LEVEL, student_interval, welch_interval
 from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.selection import CLIPOOD, candidates_by_target
 from domainbed_carft.results.tables import Table
 
 AVERAGE = "average"
@@ -223,11 +224,20 @@ def counterpart(run: RecordedRun) -> str | None:
     return _COUNTERPARTS.get(run.algorithm)
 
 
-def compare(group: Group, group_tables: Iterable[Table]) -> list[PublishedComparison]:
+def compare(
+    group: Group, group_tables: Sequence[Table], further_tables: Sequence[Table] = ()
+) -> list[PublishedComparison]:
     """Compare our averages over targets with the published ones.
 
-    ``group_tables`` are all tables of the group.
+    Args:
+        group: the runs.
+        group_tables: all tables of the group. If they contain the selection by which a number was
+            published, only this one is compared with it.
+        further_tables: tables of `further_methods`, only for numbers published by these methods.
     """
+    tables = [table for table in (*group_tables, *further_tables) if table.averages]
+    requested = {table.selection for table in group_tables}
+    selections = {table.selection for table in tables}
     published_by_place = {(entry.method, entry.dataset): entry for entry in read_accuracies()}
     datasets = dict.fromkeys(dataset for _, dataset in published_by_place if dataset != AVERAGE)
     runs_by_place: dict[tuple[str, str], list[RecordedRun]] = {}
@@ -236,8 +246,8 @@ def compare(group: Group, group_tables: Iterable[Table]) -> list[PublishedCompar
             runs_by_place.setdefault((run.row, dataset), []).append(run)
 
     comparisons = []
-    for table in group_tables:
-        for row, row_cells in table.rows.items() if table.averages else ():
+    for table in tables:
+        for row, row_cells in table.rows.items():
             cells = {column.of: row_cells[column] for column in table.accuracies}
             cells[AVERAGE] = _average_datasets(
                 table, [cells.get(name, Cell()) for name in datasets]
@@ -245,7 +255,13 @@ def compare(group: Group, group_tables: Iterable[Table]) -> list[PublishedCompar
             for dataset, cell in cells.items():
                 runs = runs_by_place.get((row, dataset), [])
                 published = published_by_place.get((_common_counterpart(runs), dataset))
-                if published and cell.mean is not None:
+                if not published or cell.mean is None:
+                    continue
+                if published.selection in selections:
+                    is_compared = table.selection == published.selection
+                else:
+                    is_compared = table.selection in requested
+                if is_compared:
                     comparison = PublishedComparison(
                         setting=table.setting,
                         selection=table.selection,
@@ -257,6 +273,17 @@ def compare(group: Group, group_tables: Iterable[Table]) -> list[PublishedCompar
                     )
                     comparisons.append(comparison)
     return comparisons
+
+
+def further_methods(group: Group, methods: Sequence[str]) -> list[str]:
+    """Return CLIPOOD unless it is among ``methods``, is not needed, or cannot select.
+
+    It is needed for rows whose numbers were published by CLIPood's protocol.
+    """
+    published_methods = {entry.method for entry in read_accuracies() if entry.selection == CLIPOOD}
+    is_needed = any(counterpart(run) in published_methods for run in group.runs)
+    has_choices = any(len(each.singles) > 1 for each in candidates_by_target(group.runs))
+    return [CLIPOOD] if is_needed and not has_choices and CLIPOOD not in methods else []
 
 
 def _reason_against(
