@@ -1,0 +1,293 @@
+"""Evaluate one selected run of a sweep, and save its rows and metrics in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from domainbed_carft import process_variables
+from domainbed_carft.arguments import parse_memory_limit
+from domainbed_carft.errors import CarftError
+from domainbed_carft.files import weights
+from domainbed_carft.jobs.records import RecordedRun
+from domainbed_carft.results import evaluations
+from domainbed_carft.results.evaluations import (
+    EVALUATED_ROW,
+    PROBABILITIES,
+    ROW,
+    SCALED,
+    ZERO_SHOT_ROW,
+    EvaluatedSplit,
+    EvaluationFacts,
+    ImageRows,
+    ValidationSplit,
+    is_correct,
+)
+from domainbed_carft.runs import BATCH_SIZE, saved
+from domainbed_carft.runs import splits as splitting
+from domainbed_carft.runs.predictions import (
+    LoadingOptions,
+    choose_device,
+    make_predictor,
+    predict_rows,
+)
+from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.splits import RunData, Split
+from domainbed_carft.runs.squares import ImageMemory
+from domainbed_carft.runs.suites import append_record, measure_on_suite
+from domainbed_carft.runs.temperature import fit_temperature, make_logit_rows
+from domainbed_carft.runs.zero_shot import predict_zero_shot
+from domainbed_carft.suites import records as suite_records
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Options for evaluating the runs of a sweep.
+
+    Attributes:
+        device: such as "cpu" or "cuda:1"; None for the GPU if there is one.
+        batch_size: images per batch.
+        workers: number of processes that load images; None for one per core if there are many
+            images.
+        data_dir: folder of the data; None for the recorded one.
+        original: the CLIP checkpoint that the runs started from; required unless it is a published
+            one.
+    """
+
+    device: str | None = None
+    batch_size: int = BATCH_SIZE
+    workers: int | None = None
+    data_dir: str | None = None
+    original: str | None = None
+
+    def for_loading(self, images: str) -> LoadingOptions:
+        """Return the options of this process for loading ``images``, the name of a dataset."""
+        return LoadingOptions(
+            device=choose_device(self.device),
+            batch_size=self.batch_size,
+            workers=self.workers,
+            data_dir=self.data_dir,
+            memory=get_memory(images),
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def get_memory(images: str) -> ImageMemory:
+    """Return the memory of this process for the images of a dataset or suite, the latest one."""
+    return ImageMemory(parse_memory_limit(process_variables.IMAGE_MEMORY.read() or None))
+
+
+def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions) -> bool:
+    """Evaluate a run at a step, and save its rows and metrics in its folder.
+
+    If the folder has rows of the same weights, images and prompts, only the metrics are computed.
+
+    Returns:
+        True if the images had to be predicted.
+
+    Raises:
+        CarftError: if the original, the weights of the step or an image cannot be read.
+    """
+    folder = Path(recorded.folder)
+    earlier = None
+    with contextlib.suppress(CarftError):  # the file is missing or damaged
+        earlier = evaluations.load_rows(folder, step)
+
+    run = saved.open_step(recorded, step)
+    if run is None:
+        # If the weights were deleted after an evaluation, its rows are still valid.
+        if earlier is None or not earlier[1].matches(recorded.job):
+            raise CarftError(f"weights of step {step} were not kept")
+        _save_metrics(folder, *earlier)
+        return False
+
+    task = prepare(run, step, options.data_dir)
+    facts = describe_task(task)
+    if earlier and dataclasses.replace(earlier[1], temperature=None, validation=[]) == facts:
+        _save_metrics(folder, *earlier)
+        return False
+
+    loading = options.for_loading(recorded.dataset)
+    with torch.random.fork_rng(devices=[]):
+        rows, facts = predict_task(task, facts, loading, options.original)
+    evaluations.save_rows(folder, rows, facts)
+    _save_metrics(folder, rows, facts)
+    return True
+
+
+def _save_metrics(folder: Path, rows: ImageRows, facts: EvaluationFacts) -> None:
+    """Write the metrics of the rows, unless the folder already has them."""
+    metrics = evaluations.measure_run(rows, facts)
+    if evaluations.find_metrics(folder, facts.step) != metrics:
+        evaluations.save_metrics(folder, metrics)
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """A run at one step, with the images that its evaluation needs."""
+
+    run: Run
+    step: int
+    data: RunData
+    # Non-empty splits whose accuracy the tables report: the in-splits of the targets, or the
+    # out-splits if the job has no target.
+    reported: list[Split]
+    # Non-empty out-splits of the training environments, to fit the temperature; [] if the job has
+    # no target.
+    validation: list[Split]
+
+
+def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
+    """Return the task of a run, with test-transformed images.
+
+    Raises CarftError as `splits.read_splits` does, and if the targets have no in-split.
+    """
+    data = splitting.read_data(run, data_dir, is_augmented=False)
+    reported = [part for part in data.splits if part.name.endswith("_out") and len(part)]
+    validation = []
+    if run.args["test_envs"]:
+        validation = [part for part in reported if not part.is_target]
+        in_splits = [part for part in data.splits if part.name.endswith("_in") and len(part)]
+        reported = [part for part in in_splits if part.is_target]
+    if not reported:
+        raise CarftError(f"{run.path} has no images in the splits that the tables report")
+    return EvaluationTask(run, step, data, reported, validation)
+
+
+def describe_task(task: EvaluationTask) -> EvaluationFacts:
+    """Return the facts of a task, without temperature and validation splits."""
+    run = task.run
+    return EvaluationFacts(
+        format=evaluations.FORMAT,
+        dataset=run.args["dataset"],
+        algorithm=run.args["algorithm"],
+        test_envs=list(run.args["test_envs"]),
+        trial_seed=run.args.get("trial_seed") or 0,
+        hparams_seed=run.args.get("hparams_seed") or 0,
+        step=task.step,
+        weights=weights.sha256(run.path),
+        data=_hash_data(task),
+        prompts_digest=run.hparams["prompts_digest"],
+        clip_digest=run.hparams["clip_digest"],
+        classes=list(run.classes),
+        contexts=list(run.contexts),
+        images=sum(map(len, task.reported)),
+        splits=[
+            EvaluatedSplit(part.environment, part.number, part.name, len(part))
+            for part in task.reported
+        ],
+        temperature=None,
+    )
+
+
+def _hash_data(task: EvaluationTask) -> str:
+    """Return a SHA-256 of all images that are predicted, split by split."""
+    digest = hashlib.sha256()
+    for part in (*task.reported, *task.validation):
+        environment = task.data.dataset[part.number]
+        positions = splitting.get_environment_positions(part)
+        images = splitting.hash_images(environment, positions)
+        digest.update(f"{part.name} {part.environment} {images}\n".encode())
+    return digest.hexdigest()
+
+
+def predict_task(
+    task: EvaluationTask, facts: EvaluationFacts, options: LoadingOptions, original: str | None
+) -> tuple[ImageRows, EvaluationFacts]:
+    """Predict the images of a task.
+
+    Args:
+        task: the run and its images.
+        facts: the facts of the task.
+        options: how to load the images.
+        original: the CLIP checkpoint that the run started from, see `saved.load_original_clip`.
+
+    Returns:
+        The rows of the reported splits, and the facts with temperature and validation splits.
+    """
+    predict = make_predictor(task.run, options.device)
+    temperature = None
+    validation = []
+    if task.validation:
+        (logits,) = predict_rows(task.validation, predict, options, make_rows=make_logit_rows)
+        all_logits = np.concatenate(logits)
+        temperature = fit_temperature(
+            torch.from_numpy(np.ascontiguousarray(all_logits["logits"])).to(options.device),
+            torch.from_numpy(all_logits["label"].astype(np.int64)).to(options.device),
+        )
+        validation = [
+            ValidationSplit(
+                environment=split.environment,
+                number=split.number,
+                name=split.name,
+                images=len(split),
+                correct=int(is_correct(part).sum()),
+            )
+            for split, part in zip(task.validation, logits)
+        ]
+
+    def predict_at_temperatures(images: Tensor) -> Iterator[Tensor]:
+        (logits,) = predict(images)
+        yield logits
+        if temperature:
+            yield logits.double() / temperature.value
+
+    raw, *scaled = predict_rows(
+        task.reported, predict_at_temperatures, options, variants=2 if temperature else 1
+    )
+    rows = np.zeros(facts.images, EVALUATED_ROW)
+    raw_rows = np.concatenate(raw)
+    for name in ROW.names or ():
+        rows[name] = raw_rows[name]
+    for scaled_rows in map(np.concatenate, scaled):
+        for name in PROBABILITIES:
+            rows[f"{SCALED}{name}"] = scaled_rows[name]
+    begin = 0
+    for split in task.reported:
+        zero_shot = predict_zero_shot(task.run, task.data, split, options, original)
+        for name in ZERO_SHOT_ROW.names or ():
+            rows[name][begin : begin + len(split)] = zero_shot[name]
+        begin += len(split)
+    return rows, dataclasses.replace(facts, temperature=temperature, validation=validation)
+
+
+def measure_recorded_run_on_suite(
+    folder: Path, suite: str, skipped: Collection[str], options: SweepOptions
+) -> bool:
+    """Evaluate the reported weights of a job on a suite, and add a record to its suites.jsonl.
+
+    Args:
+        folder: folder of the job.
+        suite: name of the suite.
+        skipped: names of test sets to skip.
+        options: how to load the images.
+
+    Returns:
+        True if it was evaluated, False if there is a record of these weights.
+
+    Raises:
+        CarftError: if the run cannot be opened, or a test set cannot be found or read.
+    """
+    file = saved.choose_weights(folder, None)
+    for record in suite_records.read(folder, warnings=[]):
+        evaluated = (record["suite"], record["weights"], record["wise_ft_alpha"])
+        is_current = record.get("weights_digest") == weights.cached_sha256(file)
+        if evaluated == (suite, file.name, None) and is_current:
+            return False
+
+    loading = options.for_loading(suite)
+    scores = measure_on_suite(suite, saved.open_run(file), loading, skipped)
+    if scores.unread:
+        reasons = [f"{name}: {'; '.join(scores.problems[name])}" for name in scores.unread]
+        raise CarftError(f"{suite} cannot be read: {'; '.join(reasons)}")
+    append_record(file, scores)
+    return True
