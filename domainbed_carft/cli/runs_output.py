@@ -86,15 +86,9 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     if has_run == has_clip or (has_clip and not arguments.suite):
         raise CarftError("pass RUN [--suite NAME], or --clip NAME --suite NAME")
     _refuse_flags(arguments, "select jobs original", "is for a sweep's folder")
-    if has_run:
-        return _evaluate_run(arguments)
-    _refuse_flags(arguments, "which", "is for a run's folder")
-    files.require_output(arguments.output)
-    # Notes on the CLIP model must not mix with the result on standard output.
-    with contextlib.redirect_stdout(sys.stderr):
-        scores = evaluate_on_suite(arguments.suite, clip=arguments.clip, **_get_loading(arguments))
-    _print_result(arguments, _as_json(scores), suite_text(scores))
-    return SOME_SKIPPED if scores.has_unread_sets else 0
+    if has_clip:
+        _refuse_flags(arguments, "which", "is for a run's folder")
+    return _evaluate_weights(arguments)
 
 
 def _refuse_flags(arguments: argparse.Namespace, names: str, reason: str, hint: str = "") -> None:
@@ -110,22 +104,23 @@ def _get_loading(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names}
 
 
-def _evaluate_run(arguments: argparse.Namespace) -> int:
-    """Evaluate a run on its splits or on a suite; return the exit status."""
-    file = choose_weights(arguments.path, arguments.which)
-    files.require_output(arguments.output, (file,))
-    choice = describe_choice(arguments.path, arguments.which, file)
-    text = f"{choice}\n" if choice else ""
-    if arguments.suite:
-        scores = evaluate_on_suite(arguments.suite, file, **_get_loading(arguments))
-        text += suite_text(scores)
-    else:
-        scores = evaluate(file, **_get_loading(arguments))
-        text += evaluation_text(scores)
+def _evaluate_weights(arguments: argparse.Namespace) -> int:
+    """Evaluate a run on its splits, or a run or CLIP checkpoint on a suite; return the status."""
+    file = choose_weights(arguments.path, arguments.which) if arguments.path else None
+    files.require_output(arguments.output, (file,) if file else ())
+    # Notes on a CLIP model must not mix with the result on standard output.
+    with contextlib.redirect_stdout(sys.stderr):
+        if file and not arguments.suite:
+            scores = evaluate(file, **_get_loading(arguments))
+        else:
+            scores = evaluate_on_suite(
+                arguments.suite, file, clip=arguments.clip, **_get_loading(arguments)
+            )
 
-    _print_result(arguments, _as_json(scores), text)
+    choice = describe_choice(arguments.path, arguments.which, file) if file else ""
+    _print_result(arguments, _as_json(scores), f"{choice}\n{scores_text(scores)}".lstrip("\n"))
     on_suite = scores if arguments.suite else scores.test_set
-    if on_suite and on_suite.sets:
+    if file and on_suite and on_suite.sets:
         append_record(file, on_suite)
     return SOME_SKIPPED if scores.has_unread_sets else 0
 
@@ -332,41 +327,43 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
-def evaluation_text(scores: Scores) -> str:
-    """Return a table by split and a table by class; for a task, also its test set's table."""
-    lines = [
-        printable(f"{scores.title} on {_get_dataset_title(scores)}{_weights_remark(scores)}"),
-        printable(scores.run),
-    ]
+def scores_text(scores: Scores) -> str:
+    """Return a table by split and by class, or by test set, with means, notes and problems."""
+    suite = catalogue.get(scores.suite) if scores.suite else None
+    subject = f"the suite {suite.name}" if suite else benchmarks.dataset_title(str(scores.dataset))
+    lines = [printable(f"{scores.title} on {subject}{_weights_remark(scores)}")]
+    if scores.weights:
+        lines.append(printable(scores.run))
     if scores.soup:
         lines.append(IMAGES_OF_A_SOUP)
 
-    lines += [
-        "",
-        _table_by_split(scores),
-        "",
+    published = {} if suite is None else suite.published.get(scores.run, {})
+    lines += ["", _table_by_set(scores, published), ""]
+    if suite:
+        for key, mean_title in suite.mean_titles.items():
+            lines.append(f"{mean_title}: {percent(scores.means[key])}")
+        lines += _problem_lines(scores)
+        lines.append("Intervals are Wilson's.")
+    if suite and published:
+        lines.append(f"Published: {suite.source}.")
+    lines.append(
         f"ECE: expected calibration error over {ECE_BINS} equal-width bins of the top probability "
-        "(Guo et al. 2017).",
-        "",
-        "Accuracy (%) by class (confusion matrices: --json)",
-        _table_by_class(scores),
-    ]
+        "(Guo et al. 2017)."
+    )
+    if not suite:
+        heading = "Accuracy (%) by class (confusion matrices: --json)"
+        lines += ["", heading, _table_by_class(scores)]
     if scores.test_set and scores.test_set.sets:
-        lines += ["", suite_text(scores.test_set).removesuffix("\n")]
+        lines += ["", scores_text(scores.test_set).removesuffix("\n")]
     elif scores.test_set:
-        sentences = [text for texts in scores.test_set.problems.values() for text in texts]
-        lines += ["", *map(printable, sentences)]
+        lines += ["", *_problem_lines(scores.test_set)]
     return "\n".join([*lines, ""])
 
 
-def _get_dataset_title(scores: Scores) -> str:
-    return benchmarks.dataset_title(str(scores.dataset))
-
-
 def _weights_remark(scores: Scores) -> str:
-    """Return the step of the weights (not of a soup's), and their alpha if they have one."""
+    """Return the step of a run's weights (not of a soup's), and their alpha if they have one."""
     remark = ""
-    if not scores.soup:
+    if scores.weights and not scores.soup:
         step = "the last step" if scores.step is None else f"step {scores.step}"
         remark = f", weights of {step}"
     if scores.wise_ft_alpha is not None:
@@ -374,18 +371,34 @@ def _weights_remark(scores: Scores) -> str:
     return remark
 
 
-def _table_by_split(scores: Scores) -> str:
-    rows = [
-        [
-            name,
-            f"{split.environment} (test)" if split.is_target else split.environment,
-            str(split.images),
-            percent(split.accuracy),
-            percent(split.ece),
-        ]
-        for name, split in scores.sets.items()
+def _table_by_set(scores: Scores, published: Mapping[str, float]) -> str:
+    rows = []
+    for name, part in scores.sets.items():
+        environment = "" if scores.suite else part.environment
+        low, high = map(percent, part.interval or (None, None))
+        rows.append(
+            [
+                name if part.is_complete else f"{name} (incomplete)",
+                f"{environment} (test)" if environment and part.is_target else environment,
+                f"{part.images:,}",
+                percent(part.accuracy),
+                f"{low} to {high}" if part.interval else "",
+                percent(part.ece),
+                percent(part.mean_per_class),
+                f"{published.get(name, '-')}",
+            ]
+        )
+    head = [
+        "test set" if scores.suite else "split",
+        "environment",
+        "images",
+        "accuracy (%)",
+        "95% interval",
+        "ECE (%)",
+        "mean per class (%)",
+        "published (%)",
     ]
-    return table(["split", "environment", "images", "accuracy (%)", "ECE (%)"], rows)
+    return table(head, rows)
 
 
 def _table_by_class(scores: Scores) -> str:
@@ -395,55 +408,6 @@ def _table_by_class(scores: Scores) -> str:
         for name, *accuracies in zip(scores.classes, *accuracies_of_splits)
     ]
     return table(["class", *scores.sets], rows)
-
-
-def suite_text(scores: Scores) -> str:
-    """Return a table of the test sets, the means, and the missing sets."""
-    suite = catalogue.get(str(scores.suite))
-    is_run = scores.weights is not None
-    title = f"{scores.title} ({scores.run})" if is_run else scores.run
-    published = {} if is_run else suite.published.get(scores.run, {})
-
-    lines = [
-        printable(f"{title} on the suite {suite.name}"),
-        "",
-        _suite_table(scores, published),
-        "",
-    ]
-    for key, mean_title in suite.mean_titles.items():
-        lines.append(f"{mean_title}: {percent(scores.means[key])}")
-    lines += _problem_lines(scores)
-    lines.append(f"Intervals are Wilson's; ECE has {ECE_BINS} bins.")
-    if published:
-        lines.append(f"Published: {suite.source}.")
-    return "\n".join([*lines, ""])
-
-
-def _suite_table(scores: Scores, published: Mapping[str, float]) -> str:
-    rows = []
-    for name, test_set in scores.sets.items():
-        low, high = map(percent, test_set.interval or (None, None))
-        rows.append(
-            [
-                name if test_set.is_complete else f"{name} (incomplete)",
-                f"{test_set.images:,}",
-                percent(test_set.accuracy),
-                f"{low} to {high}",
-                percent(test_set.ece),
-                percent(test_set.mean_per_class),
-                f"{published.get(name, '-')}",
-            ]
-        )
-    head = [
-        "test set",
-        "images",
-        "accuracy (%)",
-        "95% interval",
-        "ECE (%)",
-        "mean per class (%)",
-        "published (%)",
-    ]
-    return table(head, rows)
 
 
 def suite_rows(head: str, scores_by_name: Mapping[str, Scores]) -> str:
@@ -478,8 +442,8 @@ def _problem_lines(scores: Scores) -> list[str]:
 def wise_ft_text(scores_by_alpha: Mapping[float, Scores]) -> str:
     """Return a table with the accuracies of each alpha."""
     (first, *_) = scores_by_alpha.values()
-    title = printable(f"{first.title} on {_get_dataset_title(first)}")
-    lines = [f"{title}: alpha 0 is the original CLIP model, alpha 1 the run"]
+    title = f"{first.title} on {benchmarks.dataset_title(str(first.dataset))}"
+    lines = [f"{printable(title)}: alpha 0 is the original CLIP model, alpha 1 the run"]
     if first.suite:
         lines.append(suite_rows("alpha", {f"{a:g}": part for a, part in scores_by_alpha.items()}))
         return "\n".join(lines)

@@ -356,30 +356,29 @@ class RunMetrics:
 
 def measure_run(rows: ImageRows, facts: EvaluationFacts) -> RunMetrics:
     """Compute the metrics of all splits from rows with the fields of EVALUATED_ROW."""
-    ends = np.cumsum([split.images for split in facts.splits])
-    parts = np.split(rows, ends[:-1])
-    return RunMetrics(
-        facts, [_measure_split(part, split, facts) for part, split in zip(parts, facts.splits)]
-    )
-
-
-def _measure_split(rows: ImageRows, split: EvaluatedSplit, facts: EvaluationFacts) -> SplitMetrics:
-    run_is_correct = is_correct(rows)
-    zero_shot_is_correct = rows["zero_shot"] == rows["label"]
     temperature = facts.temperature
-    return SplitMetrics(
-        **vars(measure(rows, facts.classes)),
-        split=split,
-        zero_shot_accuracy=float(zero_shot_is_correct.mean()),
-        flips=Flips(
+    splits = []
+    ends = np.cumsum([split.images for split in facts.splits])
+    for split, part in zip(facts.splits, np.split(rows, ends[:-1])):
+        run_is_correct = is_correct(part)
+        zero_shot_is_correct = part["zero_shot"] == part["label"]
+        flips = Flips(
             gained=int((run_is_correct & ~zero_shot_is_correct).sum()),
             lost=int((~run_is_correct & zero_shot_is_correct).sum()),
             both_right=int((run_is_correct & zero_shot_is_correct).sum()),
             both_wrong=int((~run_is_correct & ~zero_shot_is_correct).sum()),
-        ),
-        scaled=measure_calibration(rows, SCALED) if temperature else None,
-        temperature=temperature.value if temperature else None,
-    )
+        )
+        splits.append(
+            SplitMetrics(
+                **vars(measure(part, facts.classes)),
+                split=split,
+                zero_shot_accuracy=float(zero_shot_is_correct.mean()),
+                flips=flips,
+                scaled=measure_calibration(part, SCALED) if temperature else None,
+                temperature=temperature.value if temperature else None,
+            )
+        )
+    return RunMetrics(facts, splits)
 
 
 def rows_path(folder: Path, step: int) -> Path:

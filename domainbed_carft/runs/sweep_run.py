@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,51 +103,52 @@ def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions
         earlier = evaluations.load_rows(folder, step)
 
     run = saved.open_step(recorded, step)
-    if run is None:
-        # If the weights were deleted after an evaluation, its rows are still valid.
-        if earlier is None or not earlier[1].matches(recorded.job):
-            raise CarftError(f"weights of step {step} were not kept")
-        _save_metrics(folder, *earlier)
-        return False
+    task = prepare(run, step, options.data_dir) if run else None
+    if task:
+        is_current = earlier is not None and task.facts == dataclasses.replace(
+            earlier[1], temperature=None, validation=[]
+        )
+    else:  # if the weights were deleted after an evaluation, its rows are still valid
+        is_current = earlier is not None and earlier[1].matches(recorded.job)
+    if earlier and is_current:
+        rows, facts = earlier
+    elif task:
+        loading = options.for_loading(recorded.dataset)
+        with torch.random.fork_rng(devices=[]):
+            rows, facts = predict_task(task, loading, options.original)
+        evaluations.save_rows(folder, rows, facts)
+    else:
+        raise CarftError(f"weights of step {step} were not kept")
 
-    task = prepare(run, step, options.data_dir)
-    facts = describe_task(task)
-    if earlier and dataclasses.replace(earlier[1], temperature=None, validation=[]) == facts:
-        _save_metrics(folder, *earlier)
-        return False
-
-    loading = options.for_loading(recorded.dataset)
-    with torch.random.fork_rng(devices=[]):
-        rows, facts = predict_task(task, facts, loading, options.original)
-    evaluations.save_rows(folder, rows, facts)
-    _save_metrics(folder, rows, facts)
-    return True
-
-
-def _save_metrics(folder: Path, rows: ImageRows, facts: EvaluationFacts) -> None:
-    """Write the metrics of the rows, unless the folder already has them."""
     metrics = evaluations.measure_run(rows, facts)
-    if evaluations.find_metrics(folder, facts.step) != metrics:
+    if evaluations.find_metrics(folder, step) != metrics:
         evaluations.save_metrics(folder, metrics)
+    return not is_current
 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """A run at one step, with the images that its evaluation needs."""
+    """A run at one step, with the images that its evaluation needs.
+
+    Attributes:
+        run: the run.
+        data: its data, with test-transformed images.
+        reported: non-empty splits whose accuracy the tables report: the in-splits of the targets,
+            or the out-splits if the job has no target.
+        validation: non-empty out-splits of the training environments, to fit the temperature; [] if
+            the job has no target.
+        facts: the facts of the evaluation, without temperature and validation splits.
+    """
 
     run: Run
-    step: int
     data: RunData
-    # Non-empty splits whose accuracy the tables report: the in-splits of the targets, or the
-    # out-splits if the job has no target.
     reported: list[Split]
-    # Non-empty out-splits of the training environments, to fit the temperature; [] if the job has
-    # no target.
     validation: list[Split]
+    facts: EvaluationFacts
 
 
 def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
-    """Return the task of a run, with test-transformed images.
+    """Return the task of a run.
 
     Raises CarftError as `splits.read_splits` does, and if the targets have no in-split.
     """
@@ -160,40 +161,35 @@ def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
         reported = [part for part in in_splits if part.is_target]
     if not reported:
         raise CarftError(f"{run.path} has no images in the splits that the tables report")
-    return EvaluationTask(run, step, data, reported, validation)
 
-
-def describe_task(task: EvaluationTask) -> EvaluationFacts:
-    """Return the facts of a task, without temperature and validation splits."""
-    run = task.run
-    return EvaluationFacts(
+    facts = EvaluationFacts(
         format=evaluations.FORMAT,
         dataset=run.args["dataset"],
         algorithm=run.args["algorithm"],
         test_envs=list(run.args["test_envs"]),
         trial_seed=run.args.get("trial_seed") or 0,
         hparams_seed=run.args.get("hparams_seed") or 0,
-        step=task.step,
+        step=step,
         weights=weights.sha256(run.path),
-        data=_hash_data(task),
+        data=_hash_data(data, [*reported, *validation]),
         prompts_digest=run.hparams["prompts_digest"],
         clip_digest=run.hparams["clip_digest"],
         classes=list(run.classes),
         contexts=list(run.contexts),
-        images=sum(map(len, task.reported)),
+        images=sum(map(len, reported)),
         splits=[
-            EvaluatedSplit(part.environment, part.number, part.name, len(part))
-            for part in task.reported
+            EvaluatedSplit(part.environment, part.number, part.name, len(part)) for part in reported
         ],
         temperature=None,
     )
+    return EvaluationTask(run, data, reported, validation, facts)
 
 
-def _hash_data(task: EvaluationTask) -> str:
-    """Return a SHA-256 of all images that are predicted, split by split."""
+def _hash_data(data: RunData, parts: Sequence[Split]) -> str:
+    """Return a SHA-256 of all images of the splits, split by split."""
     digest = hashlib.sha256()
-    for part in (*task.reported, *task.validation):
-        environment = task.data.dataset[part.number]
+    for part in parts:
+        environment = data.dataset[part.number]
         positions = splitting.get_environment_positions(part)
         images = splitting.hash_images(environment, positions)
         digest.update(f"{part.name} {part.environment} {images}\n".encode())
@@ -201,13 +197,12 @@ def _hash_data(task: EvaluationTask) -> str:
 
 
 def predict_task(
-    task: EvaluationTask, facts: EvaluationFacts, options: LoadingOptions, original: str | None
+    task: EvaluationTask, options: LoadingOptions, original: str | None
 ) -> tuple[ImageRows, EvaluationFacts]:
     """Predict the images of a task.
 
     Args:
         task: the run and its images.
-        facts: the facts of the task.
         options: how to load the images.
         original: the CLIP checkpoint that the run started from, see `saved.load_original_clip`.
 
@@ -244,7 +239,7 @@ def predict_task(
     raw, *scaled = predict_rows(
         task.reported, predict_at_temperatures, options, variants=2 if temperature else 1
     )
-    rows = np.zeros(facts.images, EVALUATED_ROW)
+    rows = np.zeros(task.facts.images, EVALUATED_ROW)
     raw_rows = np.concatenate(raw)
     for name in ROW.names or ():
         rows[name] = raw_rows[name]
@@ -257,7 +252,7 @@ def predict_task(
         for name in ZERO_SHOT_ROW.names or ():
             rows[name][begin : begin + len(split)] = zero_shot[name]
         begin += len(split)
-    return rows, dataclasses.replace(facts, temperature=temperature, validation=validation)
+    return rows, dataclasses.replace(task.facts, temperature=temperature, validation=validation)
 
 
 def measure_recorded_run_on_suite(
