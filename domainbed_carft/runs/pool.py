@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
@@ -98,7 +99,7 @@ def _run_in_processes(
                     process.join()
     finally:
         for process, _, _ in processes.values():
-            process.kill()
+            process.terminate()
 
 
 def _start_process(variables: Mapping[str, str]) -> tuple[Connection, SpawnProcess]:
@@ -119,7 +120,9 @@ def _start_process(variables: Mapping[str, str]) -> tuple[Connection, SpawnProce
 
 def _serve(connection: Connection) -> None:
     """Run the tasks that arrive, until the command closes the connection or ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command ends its processes
+    # The command ends its processes. Without a handler, they would not remove their semaphores.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with contextlib.suppress(EOFError, OSError), contextlib.redirect_stderr(io.StringIO()):
         while True:
             connection.send(_run(connection.recv()))

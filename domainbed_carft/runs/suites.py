@@ -39,7 +39,7 @@ class SuiteTest:
 
     suite: Suite
     copies: Mapping[str, TestSetCopy]  # by name of the test set
-    unread: Mapping[str, str]  # reason why a test set cannot be read, by its name
+    unread: Sequence[str]  # names of the test sets that cannot be read
     plan: ImagePlan  # transform of the images
     options: LoadingOptions
 
@@ -53,19 +53,11 @@ class SuiteTest:
             predict: returns the logits of a batch for each variant.
             descriptions: the descriptions of the variants, without scores.
         """
-        problems: dict[str, list[str]] = {}
-        unread = []
+        problems = get_problems(self.copies)
+        unread = [*self.unread]
         sets_of_variants: list[dict[str, SetScores]] = [{} for _ in descriptions]
-
         for test_set in self.suite.sets:
-            if test_set.name in self.unread:
-                problems[test_set.name] = [self.unread[test_set.name]]
-                unread.append(test_set.name)
-                continue
-
             copy = self.copies[test_set.name]
-            if copy.problems:
-                problems[test_set.name] = list(copy.problems)
             if not copy.samples:
                 continue
             try:
@@ -174,11 +166,11 @@ def make_suite_test(
     return SuiteTest(suite, copies, unread, get_evaluation_plan(run), options)
 
 
-def _locate(suite: Suite, data_dir: str | None) -> tuple[dict[str, TestSetCopy], dict[str, str]]:
+def _locate(suite: Suite, data_dir: str | None) -> tuple[dict[str, TestSetCopy], list[str]]:
     """Find the test sets below ``data_dir``, or below the working folder.
 
     Returns:
-        The copies, and the reasons why others cannot be read, both by name of the test set.
+        The copies by name of the test set, and the names of those that cannot be read.
 
     Raises:
         CarftError: if there is no image of any test set.
@@ -186,25 +178,29 @@ def _locate(suite: Suite, data_dir: str | None) -> tuple[dict[str, TestSetCopy],
     """
     folder = Path(data_dir or ".")
     copies = {}
-    unread = {}
+    unread = []
     for test_set in suite.sets:
         try:
             copies[test_set.name] = test_set.find(folder)
         except CarftError as error:
-            unread[test_set.name] = str(error)
+            copies[test_set.name] = TestSetCopy(None, (), [str(error)])
+            unread.append(test_set.name)
     if any(copy.samples for copy in copies.values()):
         return copies, unread
 
     for problem in data_dir_problems(folder):  # once instead of for each test set
         raise CarftError(problem)
-    problems = {name: list(copy.problems) for name, copy in copies.items()}
-    problems |= {name: [sentence] for name, sentence in unread.items()}
     if unread:
-        raise _make_unreadable_error(suite, problems)
+        raise _make_unreadable_error(suite, get_problems(copies))
     raise CarftError(
         f"no test set of the suite {suite.name} is in --data_dir {folder}: "
-        f"{_format_problems(problems)}"
+        f"{_format_problems(get_problems(copies))}"
     )
+
+
+def get_problems(copies: Mapping[str, TestSetCopy]) -> dict[str, list[str]]:
+    """Return the problems of the copies that have any, by name of the test set."""
+    return {name: list(copy.problems) for name, copy in copies.items() if copy.problems}
 
 
 def _make_unreadable_error(suite: Suite, problems: Mapping[str, Sequence[str]]) -> UnreadableError:

@@ -20,15 +20,14 @@ from domainbed_carft.results.columns import find_run_metrics
 from domainbed_carft.results.evaluations import SplitMetrics
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.suites import selected_runs
-from domainbed_carft.runs.pool import Outcome, run_tasks
+from domainbed_carft.runs.pool import Outcome, Task, run_tasks
 from domainbed_carft.runs.sweep_run import (
     SweepOptions,
+    get_memory,
     measure_recorded_run,
     measure_recorded_run_on_suite,
 )
 from domainbed_carft.suites import catalogue
-
-EVALUATE = "evaluate"  # the command's name in messages
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def measure_sweep(
         )
         for _, _, chosen in selected
     }
-    outcomes = run_tasks(tasks, jobs, EVALUATE)
+    outcomes = _run_tasks(tasks, jobs)
     return SweepScores(
         measured=list(outcomes.values()).count(True),
         current=list(outcomes.values()).count(False),
@@ -190,4 +189,11 @@ def measure_sweep_on_suite(
         for group in groups
         for run in selected_runs(group)
     }
-    return run_tasks(tasks, jobs, EVALUATE)
+    return _run_tasks(tasks, jobs)
+
+
+def _run_tasks(tasks: Mapping[str, Task], jobs: int | None) -> dict[str, Outcome]:
+    try:
+        return run_tasks(tasks, jobs, description="evaluate")
+    finally:
+        get_memory.cache_clear()  # the image files can change before the next call

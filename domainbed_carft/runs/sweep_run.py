@@ -23,12 +23,11 @@ from domainbed_carft.results import evaluations
 from domainbed_carft.results.evaluations import (
     EVALUATED_ROW,
     PROBABILITIES,
-    ROW,
-    SCALED,
-    ZERO_SHOT_ROW,
+    SCALED_PROBABILITIES,
     EvaluatedSplit,
     EvaluationFacts,
     ImageRows,
+    Temperature,
     ValidationSplit,
     is_correct,
 )
@@ -36,6 +35,7 @@ from domainbed_carft.runs import BATCH_SIZE, saved
 from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import (
     LoadingOptions,
+    Predictor,
     choose_device,
     make_predictor,
     predict_rows,
@@ -210,25 +210,7 @@ def predict_task(
         The rows of the reported splits, and the facts with temperature and validation splits.
     """
     predict = make_predictor(task.run, options.device)
-    temperature = None
-    validation = []
-    if task.validation:
-        (logits,) = predict_rows(task.validation, predict, options, make_rows=make_logit_rows)
-        all_logits = np.concatenate(logits)
-        temperature = fit_temperature(
-            torch.from_numpy(np.ascontiguousarray(all_logits["logits"])).to(options.device),
-            torch.from_numpy(all_logits["label"].astype(np.int64)).to(options.device),
-        )
-        validation = [
-            ValidationSplit(
-                environment=split.environment,
-                number=split.number,
-                name=split.name,
-                images=len(split),
-                correct=int(is_correct(part).sum()),
-            )
-            for split, part in zip(task.validation, logits)
-        ]
+    temperature, validation = _fit_temperature(task, predict, options)
 
     def predict_at_temperatures(images: Tensor) -> Iterator[Tensor]:
         (logits,) = predict(images)
@@ -239,20 +221,40 @@ def predict_task(
     raw, *scaled = predict_rows(
         task.reported, predict_at_temperatures, options, variants=2 if temperature else 1
     )
+    zero_shot = [
+        predict_zero_shot(task.run, task.data, split, options, original) for split in task.reported
+    ]
     rows = np.zeros(task.facts.images, EVALUATED_ROW)
-    raw_rows = np.concatenate(raw)
-    for name in ROW.names or ():
-        rows[name] = raw_rows[name]
-    for scaled_rows in map(np.concatenate, scaled):
-        for name in PROBABILITIES:
-            rows[f"{SCALED}{name}"] = scaled_rows[name]
-    begin = 0
-    for split in task.reported:
-        zero_shot = predict_zero_shot(task.run, task.data, split, options, original)
-        for name in ZERO_SHOT_ROW.names or ():
-            rows[name][begin : begin + len(split)] = zero_shot[name]
-        begin += len(split)
+    rows[["label", "predicted", *PROBABILITIES]] = np.concatenate(raw)
+    rows[["zero_shot", "alignment"]] = np.concatenate(zero_shot)
+    for scaled_rows in scaled:
+        rows[[*SCALED_PROBABILITIES]] = np.concatenate(scaled_rows)[[*PROBABILITIES]]
     return rows, dataclasses.replace(task.facts, temperature=temperature, validation=validation)
+
+
+def _fit_temperature(
+    task: EvaluationTask, predict: Predictor, options: LoadingOptions
+) -> tuple[Temperature | None, list[ValidationSplit]]:
+    """Fit the temperature on the validation splits, if there are any, and count correct images."""
+    if not task.validation:
+        return None, []
+    (parts,) = predict_rows(task.validation, predict, options, make_rows=make_logit_rows)
+    rows = np.concatenate(parts)
+    temperature = fit_temperature(
+        torch.from_numpy(rows["logits"].copy()).to(options.device),
+        torch.from_numpy(rows["label"].astype(np.int64)).to(options.device),
+    )
+    validation = [
+        ValidationSplit(
+            environment=split.environment,
+            number=split.number,
+            name=split.name,
+            images=len(split),
+            correct=int(is_correct(part).sum()),
+        )
+        for split, part in zip(task.validation, parts)
+    ]
+    return temperature, validation
 
 
 def measure_recorded_run_on_suite(

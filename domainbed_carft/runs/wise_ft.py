@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -127,8 +126,7 @@ def wise_ft(
 
     description = describe_run(run)
     descriptions = [
-        dataclasses.replace(description, wise_ft_alpha=alpha * get_effective_alpha(run))
-        for alpha in alphas
+        replace(description, wise_ft_alpha=alpha * get_effective_alpha(run)) for alpha in alphas
     ]
     try:
         if test:
