@@ -64,8 +64,8 @@ class Scores:
         run: path of the weights file, or the name of a CLIP checkpoint.
         algorithm: name of the algorithm.
         title: title of the weights, see `Run.title`.
-        dataset: name of the run's dataset, or None for a CLIP checkpoint.
         classes: class names of the model, in label order.
+        dataset: name of the run's dataset, or None for a CLIP checkpoint.
         targets: names of the environments held out in training, or [] on a suite.
         weights: name of the weights file, or None for a CLIP checkpoint.
         step: step after which the weights were saved, or None if unknown.
@@ -88,14 +88,14 @@ class Scores:
     run: str
     algorithm: str
     title: str
-    dataset: str | None
     classes: list[str]
-    targets: list[str]
-    weights: str | None
-    step: int | None
-    wise_ft_alpha: float | None
-    soup: Mapping[str, Any] | None
-    transform: str
+    dataset: str | None = None
+    targets: list[str] = field(default_factory=list)
+    weights: str | None = None
+    step: int | None = None
+    wise_ft_alpha: float | None = None
+    soup: Mapping[str, Any] | None = None
+    transform: str = "test"
     suite: str | None = None
     sets: dict[str, SetScores] = field(default_factory=dict)
     means: dict[str, float | None] = field(default_factory=dict)
@@ -132,7 +132,6 @@ def describe_run(run: Run, data_dir: str | None = None) -> Scores:
         title=run.title,
         dataset=run.args["dataset"],
         classes=run.classes,
-        targets=[],
         weights=run.path.name,
         step=get_step(run, data_dir),
         wise_ft_alpha=run.alpha,

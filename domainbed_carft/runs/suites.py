@@ -239,17 +239,7 @@ def measure_clip(name: str, suite_name: str, options: LoadingOptions) -> Scores:
     copies, unread = _locate(suite, options.data_dir)
     plan, predict = make_zero_shot_classifier(suite, backbone.load(name), options.device)
     description = Scores(
-        run=name,
-        algorithm="zero-shot CLIP",
-        title=name,
-        dataset=None,
-        classes=list(suite.classes),
-        targets=[],
-        weights=None,
-        step=None,
-        wise_ft_alpha=None,
-        soup=None,
-        transform="test",
+        run=name, algorithm="zero-shot CLIP", title=name, classes=list(suite.classes)
     )
     (scores,) = SuiteTest(suite, copies, unread, plan, options).measure(predict, [description])
     return scores
