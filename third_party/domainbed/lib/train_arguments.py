@@ -8,12 +8,12 @@ The others are additions.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 
 from domainbed import algorithms
 from domainbed.lib import checkpoints, checks, scalar_logs
-from domainbed_carft import machine, process_variables
+from domainbed_carft import process_variables
+from domainbed_carft.arguments import parse_memory_limit
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.hparams import ResolvedHparams, get_draw_seed
@@ -198,32 +198,6 @@ def _variable_problems(args: argparse.Namespace) -> list[str]:
         for variable, value, valid in defaults
         if value not in valid
     ]
-
-
-def parse_memory_limit(text: str | None) -> int:
-    """Parse `--image_memory`.
-
-    Args:
-        text: A size such as "8G" or "500M"; None for the default, a share of the memory.
-
-    Returns:
-        The size in bytes.
-
-    Raises:
-        CarftError: The text is not a size.
-    """
-    if text is None:
-        return machine.image_memory()
-
-    size = re.fullmatch(
-        r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII
-    )
-    if not size:
-        raise CarftError(
-            f"--image_memory is {text!r}, expected a size such as 8G or 500M, or 0 to keep "
-            f"no images (the default is ${process_variables.IMAGE_MEMORY.name})"
-        )
-    return int(float(size[1]) * 1024 ** " KMGT".index(size[2].upper() or " "))
 
 
 def describe_memory_limit(limit: int) -> str:

@@ -28,13 +28,9 @@ from domainbed.lib import (
 from domainbed.lib.command_line import print_error
 from domainbed.lib.process_group import ProcessGroup
 from domainbed.lib.process_start import is_first, join_process_group
-from domainbed.lib.train_arguments import (
-    check,
-    describe_memory_limit,
-    parse,
-    parse_memory_limit,
-)
+from domainbed.lib.train_arguments import check, describe_memory_limit, parse
 from domainbed_carft import text
+from domainbed_carft.arguments import parse_memory_limit
 from domainbed_carft.errors import CarftError, is_disk_full
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import HeldError, JobFolder, Lock
