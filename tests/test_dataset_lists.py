@@ -41,7 +41,7 @@ def test_list_has_the_images_and_records_of_its_folder(copies, tmp_path, capsys)
     measured = runs_jobs.evaluate_json(capsys, jobs[1])
     assert runs_jobs.accuracies_by_split(measured) == runs_jobs.accuracies(list_record)
     moved = ("--data_dir", copies[1])
-    assert runs_jobs.evaluate_json(capsys, jobs[1], *moved)["splits"] == measured["splits"]
+    assert runs_jobs.evaluate_json(capsys, jobs[1], *moved)["sets"] == measured["sets"]
 
 
 def test_absolute_paths_give_the_order_of_the_folder(copies, tmp_path):
