@@ -115,7 +115,7 @@ def evaluated(pets, tmp_path_factory):
 
 def predict(selected):
     """Return paths and labels of the target's in-split, and the probabilities of the weights."""
-    run = saved.open_run(selected.run.folder, "last")
+    run = saved.load_run(selected.run.folder, "last", device="cpu")
     data = splits.read_data(run, is_augmented=False)
     split = next(part for part in data.splits if part.name == "env0_in")
     positions = splits.get_environment_positions(split)

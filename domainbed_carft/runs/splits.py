@@ -90,39 +90,34 @@ class RunData:
         return dataclasses.replace(split, items=items, squares=items.squares)
 
 
-def read_splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
-    """Read the splits of the run's job: all in-splits, then all out-splits, then all uda-splits.
+def read_data(
+    run: Run, data_dir: AnyPath | None = None, *, is_augmented: bool | None = None
+) -> RunData:
+    """Read the data of the run's job: all in-splits, then all out-splits, then all uda-splits.
 
     With the harness of this package, an augmented image equals the image that `train` evaluated at
-    the step of the weights. A soup has neither seed nor step, so the test transform is applied to
-    all of its images.
+    the step of the weights.
 
     Args:
         run: the run.
         data_dir: the folder that contains the dataset's folder or, for your own data, the data
             folder itself. Default: the recorded one.
+        is_augmented: augment images of training environments, as in training, instead of applying
+            the test transform. Default: True, but False for a soup, which has neither seed nor
+            step.
 
     Raises:
         CarftError: if the data is missing or differs from the run's.
     """
-    return read_data(run, as_text(data_dir), is_augmented=run.soup is None).splits
-
-
-def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> RunData:
-    """Read the data of the run's job, split as in training; raises as `read_splits` does.
-
-    Args:
-        run: the run.
-        data_dir: folder of the data. Default: the recorded one.
-        is_augmented: augment images of training environments, as in training, instead of applying
-            the test transform.
-    """
+    if is_augmented is None:
+        is_augmented = run.soup is None
     targets = run.args["test_envs"]
     seed = run.args.get("seed", 0)
     hparams = copy.deepcopy(dict(run.hparams))  # the dataset adds items
-    folder = data_dir or run.args.get("data_dir")
+    given_folder = as_text(data_dir)
+    folder = given_folder or run.args.get("data_dir")
     try:
-        dataset = _make_dataset(run, data_dir, hparams, is_augmented)
+        dataset = _make_dataset(run, given_folder, hparams, is_augmented)
         job_splits = _split_as_trained(run, dataset)
         last_step = int(run.args.get("steps") or dataset.N_STEPS) - 1
     except Exception as error:  # a host's class and untrusted settings can raise any type
@@ -137,7 +132,9 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
     plan = run.image_plan if host_lookup.is_carft_harness() else None
     facts = getattr(dataset, "dataset_facts", None) or UNKNOWN
     require_same_data(run, dataset, targets, facts)
-    names = _get_environment_names(facts, len(dataset))
+    names = [environment.name for environment in facts.environments]
+    if len(names) != len(dataset):  # the host's dataset has no names
+        names = [str(number) for number in range(len(dataset))]
 
     # The same key as in `train`: seed, step, number of the split, and number of the image.
     step = last_step if run.step is None else run.step
@@ -221,12 +218,6 @@ def _split_as_trained(run: Run, dataset: Any) -> list[NamedSplit]:
     return name_splits(environments)
 
 
-def _get_environment_names(facts: DatasetFacts, count: int) -> list[str]:
-    """Return the names of the environments, or numbers if the host's dataset has no names."""
-    names = [environment.name for environment in facts.environments]
-    return names if len(names) == count else [str(index) for index in range(count)]
-
-
 def get_step(run: Run, data_dir: str | None = None) -> int | None:
     """Return the step of the run's weights, or None if it is unknown or the run is a soup."""
     if run.soup is not None or run.step is not None:
@@ -239,23 +230,21 @@ def get_step(run: Run, data_dir: str | None = None) -> int | None:
     return steps - 1 if type(steps) is int else None
 
 
-def get_transform_name(run: Run) -> str:
-    """Return the name of the transform of training environments in `read_splits`, for JSON."""
-    return "as in training" if run.soup is None else "test"
-
-
 def _make_dataset(
     run: Run, data_dir: str | None, hparams: dict[str, Any], is_augmented: bool
 ) -> Any:
     """Make the run's dataset with the run's seed; raises whatever its class raises."""
     dataset_class = _find_dataset_class(run, data_dir)
+    unaugmented = run.args["test_envs"]
+    if not is_augmented:
+        unaugmented = list(range(run.content["model_num_domains"] + len(unaugmented)))
     with rng.preserve_states():  # the dataset can draw random numbers
         rng.reseed(run.args.get("seed", 0))
         folder = data_dir or run.args.get("data_dir")
         build = dataset_class
         if host_lookup.is_carft_harness():
             build = functools.partial(dataset_class.for_job, model_input=_get_model_input(run))
-        dataset = build(folder, _get_unaugmented(run, is_augmented), hparams)
+        dataset = build(folder, unaugmented, hparams)
 
     if data_dir and not os.path.exists(data_dir):  # the dataset reads no folder
         raise CarftError(f"there is no folder {data_dir}")
@@ -272,16 +261,6 @@ def _find_dataset_class(run: Run, data_dir: str | None) -> Any:
             raise CarftError(f"there is no folder {data_dir}")
         name = data_dir
     return host_lookup.find_dataset_class(name)
-
-
-def _get_unaugmented(run: Run, is_augmented: bool) -> list[int]:
-    """Return the environments that the dataset must not augment: the targets, or all."""
-    targets: list[int] = run.args["test_envs"]
-    if is_augmented:
-        return targets
-
-    count = run.content["model_num_domains"] + len(targets)
-    return list(range(count))
 
 
 def _get_model_input(run: Run) -> Preprocessing | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from domainbed_carft import process_variables
-from domainbed_carft.arguments import parse_memory_limit
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.records import RecordedRun
@@ -42,7 +39,7 @@ from domainbed_carft.runs.predictions import (
 )
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.splits import RunData, Split
-from domainbed_carft.runs.squares import ImageMemory
+from domainbed_carft.runs.squares import get_memory
 from domainbed_carft.runs.suites import append_record, measure_on_suite
 from domainbed_carft.runs.temperature import fit_temperature, make_logit_rows
 from domainbed_carft.runs.zero_shot import predict_zero_shot
@@ -78,12 +75,6 @@ class SweepOptions:
             data_dir=self.data_dir,
             memory=get_memory(images),
         )
-
-
-@functools.lru_cache(maxsize=1)
-def get_memory(images: str) -> ImageMemory:
-    """Return the memory of this process for the images of a dataset or suite, the latest one."""
-    return ImageMemory(parse_memory_limit(process_variables.IMAGE_MEMORY.read() or None))
 
 
 def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions) -> bool:
@@ -150,7 +141,7 @@ class EvaluationTask:
 def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
     """Return the task of a run.
 
-    Raises CarftError as `splits.read_splits` does, and if the targets have no in-split.
+    Raises CarftError as `splits.read_data` does, and if the targets have no in-split.
     """
     data = splitting.read_data(run, data_dir, is_augmented=False)
     reported = [part for part in data.splits if part.name.endswith("_out") and len(part)]
@@ -282,7 +273,7 @@ def measure_recorded_run_on_suite(
             return False
 
     loading = options.for_loading(suite)
-    scores = measure_on_suite(suite, saved.open_run(file), loading, skipped)
+    scores = measure_on_suite(suite, saved.load_run(file, device="cpu"), loading, skipped)
     if scores.unread:
         reasons = [f"{name}: {'; '.join(scores.problems[name])}" for name in scores.unread]
         raise CarftError(f"{suite} cannot be read: {'; '.join(reasons)}")
