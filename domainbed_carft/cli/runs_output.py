@@ -69,7 +69,7 @@ SWEEP_COLUMNS = (
 TOP = 3  # default number of classes and contexts per image
 
 
-def evaluate_run(arguments: argparse.Namespace) -> int:
+def evaluate_run_command(arguments: argparse.Namespace) -> int:
     """Evaluate a run on its splits or a suite, and save scores on a suite; return the status."""
     if arguments.path is None:
         raise CarftError("pass a run, a sweep's output folder, or --clip NAME --suite NAME")
@@ -77,11 +77,10 @@ def evaluate_run(arguments: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         run = load_run(arguments.path, arguments.which, arguments.device)
         files.require_output(arguments.output, [run.path])
-        options = _get_loading(arguments) | {"device": None}  # the run is on its device
         if arguments.suite:
-            scores = evaluate_on_suite(arguments.suite, run, **options)
+            scores = evaluate_on_suite(arguments.suite, run, **_get_loading(arguments))
         else:
-            scores = evaluate(run, **options)
+            scores = evaluate(run, **_get_loading(arguments))
 
     lines = [*_choice_lines(arguments, run), *scores_lines(scores)]
     _print_result(arguments, _as_json(scores), lines)
@@ -91,22 +90,27 @@ def evaluate_run(arguments: argparse.Namespace) -> int:
     return SOME_SKIPPED if scores.has_unread_sets else 0
 
 
-def evaluate_clip(arguments: argparse.Namespace) -> int:
+def evaluate_clip_command(arguments: argparse.Namespace) -> int:
     """Evaluate a CLIP checkpoint zero-shot on a suite; return the exit status."""
     if not arguments.suite:
         raise CarftError("--clip needs the test sets of a suite; add --suite NAME")
     files.require_output(arguments.output)
     with contextlib.redirect_stdout(sys.stderr):
-        scores = evaluate_on_suite(arguments.suite, clip=arguments.clip, **_get_loading(arguments))
+        scores = evaluate_on_suite(
+            arguments.suite,
+            clip=arguments.clip,
+            device=arguments.device,
+            **_get_loading(arguments),
+        )
     _print_result(arguments, _as_json(scores), scores_lines(scores))
     return SOME_SKIPPED if scores.has_unread_sets else 0
 
 
-def evaluate_sweep(arguments: argparse.Namespace) -> int:
+def evaluate_sweep_command(arguments: argparse.Namespace) -> int:
     """Evaluate a sweep, and print or write the metrics; return the exit status."""
     files.require_output(arguments.output)
     collected = collection.gather([arguments.path], arguments.select)
-    options = SweepOptions(original=arguments.original, **_get_loading(arguments))
+    options = SweepOptions(arguments.device, original=arguments.original, **_get_loading(arguments))
     scores = measure_sweep(collected, options, arguments.jobs)
     lines = sweep_lines(scores, collected, str(arguments.path))
     _print_result(arguments, _as_json(scores), lines)
@@ -115,11 +119,11 @@ def evaluate_sweep(arguments: argparse.Namespace) -> int:
     return SOME_SKIPPED if any(run.metrics for run in scores.runs) else 1
 
 
-def evaluate_sweep_on_suite(arguments: argparse.Namespace) -> int:
+def evaluate_sweep_on_suite_command(arguments: argparse.Namespace) -> int:
     """Evaluate a sweep on a suite, and print or write the suite's table; return the status."""
     files.require_output(arguments.output)
     groups = collection.gather([arguments.path]).groups
-    options = SweepOptions(**_get_loading(arguments))
+    options = SweepOptions(arguments.device, **_get_loading(arguments))
     outcomes = measure_sweep_on_suite(groups, arguments.suite, options, arguments.jobs)
 
     warnings: list[RecordWarning] = []
@@ -142,7 +146,7 @@ def evaluate_sweep_on_suite(arguments: argparse.Namespace) -> int:
 
 
 def _get_loading(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("device", "batch_size", "workers", "data_dir")
+    names = ("batch_size", "workers", "data_dir")
     return {name: getattr(arguments, name) for name in names}
 
 
@@ -480,10 +484,10 @@ def sweep_lines(scores: SweepScores, collected: CollectedRuns, folder: str) -> l
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
-    "evaluate-run": evaluate_run,
-    "evaluate-clip": evaluate_clip,
-    "evaluate-sweep": evaluate_sweep,
-    "evaluate-sweep-on-suite": evaluate_sweep_on_suite,
+    "evaluate-run": evaluate_run_command,
+    "evaluate-clip": evaluate_clip_command,
+    "evaluate-sweep": evaluate_sweep_command,
+    "evaluate-sweep-on-suite": evaluate_sweep_on_suite_command,
     "predict": predict_command,
     "wise-ft": wise_ft_command,
     "soup": soup_command,

@@ -165,10 +165,10 @@ def measure_sweep_on_suite(
     """
     catalogue.get(suite)
     tasks = {
-        str(run.folder): partial(
-            measure_recorded_run_on_suite, run.folder, suite, run.trained_on, options
+        selected.run.folder: partial(
+            measure_recorded_run_on_suite, Path(selected.run.folder), suite, trained_on, options
         )
         for group in groups
-        for run in selected_runs(group)
+        for selected, trained_on in selected_runs(group)
     }
     return run_tasks(tasks, jobs)

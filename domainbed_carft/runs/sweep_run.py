@@ -111,9 +111,7 @@ def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions
     else:
         raise CarftError(f"weights of step {step} were not kept")
 
-    metrics = evaluations.measure_run(rows, facts)
-    if evaluations.find_metrics(folder, step) != metrics:
-        evaluations.save_metrics(folder, metrics)
+    evaluations.save_metrics(folder, evaluations.measure_run(rows, facts))
     return not is_current
 
 
