@@ -224,23 +224,15 @@ class EvaluatedSplit:
 
 
 @dataclass(frozen=True)
-class ValidationSplit:
+class ValidationSplit(EvaluatedSplit):
     """The out-split of a training environment, evaluated through the test transform.
 
     The records measure the same split on augmented images.
 
     Attributes:
-        environment: name of the environment.
-        number: number of the environment.
-        name: name of the split in the records.
-        images: number of images.
         correct: number of correctly predicted images.
     """
 
-    environment: str
-    number: int
-    name: str
-    images: Annotated[int, Gt(0)]
     correct: int
 
 

@@ -243,7 +243,13 @@ def _make_dataset(
         folder = data_dir or run.args.get("data_dir")
         build = dataset_class
         if host_lookup.is_carft_harness():
-            build = functools.partial(dataset_class.for_job, model_input=_get_model_input(run))
+            plan = run.image_plan
+            model_input = None
+            if plan.is_for_model:  # its images were normalised for the run's model
+                model_input = Preprocessing(
+                    plan.size, plan.interpolation, plan.resize, plan.mean, plan.std
+                )
+            build = functools.partial(dataset_class.for_job, model_input=model_input)
         dataset = build(folder, unaugmented, hparams)
 
     if data_dir and not os.path.exists(data_dir):  # the dataset reads no folder
@@ -261,14 +267,6 @@ def _find_dataset_class(run: Run, data_dir: str | None) -> Any:
             raise CarftError(f"there is no folder {data_dir}")
         name = data_dir
     return host_lookup.find_dataset_class(name)
-
-
-def _get_model_input(run: Run) -> Preprocessing | None:
-    """Return the images of the run's job if they were normalised for its model, otherwise None."""
-    plan = run.image_plan
-    if not plan.is_for_model:
-        return None
-    return Preprocessing(plan.size, plan.interpolation, plan.resize, plan.mean, plan.std)
 
 
 def get_environment_positions(split: Split) -> list[int]:
@@ -299,7 +297,8 @@ def _describe_images(environment: Any, positions: Sequence[int]) -> Iterator[str
         root = str(getattr(environment, "root", ""))
         for position in positions:
             path, label = samples[position]
-            yield f"{_describe_file(path, root)} {label}"
+            file = os.stat(path)
+            yield f"{path.removeprefix(root)} {file.st_size} {file.st_mtime_ns} {label}"
         return
 
     tensors = getattr(environment, "tensors", None)
@@ -315,41 +314,33 @@ def _describe_images(environment: Any, positions: Sequence[int]) -> Iterator[str
         yield " ".join(str(int(targets[position])) for position in positions)
 
 
-def _describe_file(path: str, root: str) -> str:
-    """Return the path of an image below ``root``, its size and its modification time."""
-    status = os.stat(path)
-    return f"{path.removeprefix(root)} {status.st_size} {status.st_mtime_ns}"
-
-
 class _KeyedItems(Dataset[Any]):
-    """Items whose random numbers depend only on ``key`` and on the item's position."""
+    """Items whose random numbers depend only on ``key`` and on the item's position.
+
+    Attributes:
+        host_items: the host's dataset: an environment or a part of one.
+        squares: the images before their second stage, see `Split`.
+    """
 
     def __init__(self, items: Any, key: tuple[int, ...], plan: ImagePlan | None) -> None:
-        self._items = items
+        self.host_items = items
+        self.squares: Squares | None = None
         self._key = key
         self._source = None
-        if plan is not None and plan.mode == FAST:
-            from domainbed.lib.fast_data_loader import find_source
+        if plan is None or plan.mode != FAST:
+            return
 
-            self._source = find_source(items)
+        from domainbed.lib.fast_data_loader import find_source
 
-    @property
-    def host_items(self) -> Any:
-        """The host's dataset: an environment or a part of one."""
-        return self._items
-
-    @property
-    def squares(self) -> Squares | None:
-        """The images before their second stage, see `Split`."""
-        if self._source is None or self._source.plan.is_random:
-            return None
-        samples = self._source.samples
-        if self._source.positions is not None:
-            samples = [samples[position] for position in self._source.positions]
-        return Squares(samples, self._source.plan, accepts_truncated=True)
+        self._source = source = find_source(items)
+        if source is not None and not source.plan.is_random:
+            samples = source.samples
+            if source.positions is not None:
+                samples = [samples[position] for position in source.positions]
+            self.squares = Squares(samples, source.plan, accepts_truncated=True)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.host_items)
 
     def __getitem__(self, position: int) -> Any:
         return self.__getitems__([position])[0]
@@ -367,4 +358,4 @@ class _KeyedItems(Dataset[Any]):
         # The seed of the harness's `lib/fast_data_loader.py`; other hosts do not draw by a key.
         make_seed = rng.derive_seed if host_lookup.is_carft_harness() else misc.seed_hash
         rng.reseed(int(make_seed(*self._key, position)))
-        return self._items[position]
+        return self.host_items[position]
