@@ -70,8 +70,8 @@ class Split:
 
 
 @dataclass(frozen=True)
-class RunData:
-    """The dataset of a run, and its splits.
+class JobData:
+    """The dataset of a run's job, and its splits.
 
     Attributes:
         dataset: the host's dataset, a list of environments.
@@ -92,7 +92,7 @@ class RunData:
 
 def read_data(
     run: Run, data_dir: AnyPath | None = None, *, is_augmented: bool | None = None
-) -> RunData:
+) -> JobData:
     """Read the data of the run's job: all in-splits, then all out-splits, then all uda-splits.
 
     With the harness of this package, an augmented image equals the image that `train` evaluated at
@@ -154,7 +154,7 @@ def read_data(
                 squares=items.squares,
             )
         )
-    return RunData(dataset, evaluated_splits, plan)
+    return JobData(dataset, evaluated_splits, plan)
 
 
 def require_same_data(run: Run, dataset: Any, targets: Sequence[int], facts: DatasetFacts) -> None:

@@ -38,7 +38,7 @@ from domainbed_carft.runs.predictions import (
     predict_rows,
 )
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.splits import RunData, Split
+from domainbed_carft.runs.splits import JobData, Split
 from domainbed_carft.runs.squares import get_memory
 from domainbed_carft.runs.suites import append_record, measure_on_suite
 from domainbed_carft.runs.temperature import fit_temperature, make_logit_rows
@@ -130,7 +130,7 @@ class EvaluationTask:
     """
 
     run: Run
-    data: RunData
+    data: JobData
     reported: list[Split]
     validation: list[Split]
     facts: EvaluationFacts
@@ -174,7 +174,7 @@ def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
     return EvaluationTask(run, data, reported, validation, facts)
 
 
-def _hash_data(data: RunData, parts: Sequence[Split]) -> str:
+def _hash_data(data: JobData, parts: Sequence[Split]) -> str:
     """Return a SHA-256 of all images of the splits, split by split."""
     digest = hashlib.sha256()
     for part in parts:
