@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -74,17 +75,19 @@ def _choose_mode(arguments: argparse.Namespace) -> str:
     """Return the kind of weights that `carft evaluate` is to measure."""
     if arguments.clip is not None:
         return "clip"
-    if arguments.path is None or not is_sweep_folder(arguments.path):
+    if arguments.path is None or not _is_sweep_folder(arguments.path):
         return "run"
     return "sweep-on-suite" if arguments.suite else "sweep"
 
 
-def is_sweep_folder(path: Path) -> bool:
+def _is_sweep_folder(path: Path) -> bool:
     """Return True if a path is the output folder of a sweep, not the folder of a job."""
-    if not path.is_dir() or any((path / name).exists() for name in (RECORDS, *WEIGHTS.values())):
-        return False
     patterns = ["*/" * levels + RECORDS for levels in range(1, DEPTH + 1)]
-    return (path / MANIFEST).exists() or any(any(path.glob(pattern)) for pattern in patterns)
+    with contextlib.suppress(OSError):  # the command reports an unreadable folder
+        if any((path / name).exists() for name in (RECORDS, *WEIGHTS.values())):
+            return False
+        return (path / MANIFEST).exists() or any(any(path.glob(pattern)) for pattern in patterns)
+    return False
 
 
 def _add_sweep_flags(selection: argparse.ArgumentParser, jobs: argparse.ArgumentParser) -> None:
