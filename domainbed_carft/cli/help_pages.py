@@ -196,14 +196,12 @@ class CommandParser(argparse.ArgumentParser):
     """The parser of a command, whose help has the command's `HelpPage` before the options.
 
     Attributes:
-        modes: the modes of the command, by name, if it has any: a parser each with the flags that
-            the mode uses. Its description is the title of the mode.
-        choose_mode: returns the name of the mode for the arguments.
+        choose_mode: if the command has modes, returns the parser of a mode from the arguments. It
+            has the flags that the mode uses; its description is the title of the mode.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.modes: dict[str, argparse.ArgumentParser] = {}
-        self.choose_mode: Callable[[argparse.Namespace], str] | None = None
+        self.choose_mode: Callable[[argparse.Namespace], argparse.ArgumentParser] | None = None
         kwargs["allow_abbrev"] = False
         super().__init__(*args, **kwargs)
         self.register("action", "parsers", _Commands)
@@ -227,7 +225,7 @@ class CommandParser(argparse.ArgumentParser):
         if self.choose_mode is None or unknown_words:
             return parsed, unknown_words
 
-        mode = self.modes[self.choose_mode(parsed)]
+        mode = self.choose_mode(parsed)
         parsed, unused_words = mode.parse_known_args(args)
         if unused_words:
             # The word after an unknown flag can be its value or not.

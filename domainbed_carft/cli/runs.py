@@ -59,6 +59,7 @@ def _add_evaluate(commands: Any) -> None:
     help_line = "measure a saved run, or all chosen runs of a sweep: accuracy by class, calibration"
     everything = [which, loading, selection, jobs, path, clip]
     parser = commands.add_parser("evaluate", help=help_line, parents=everything)
+    modes = {}
     for name, title, parents in (
         ("run", "a run", [path, which, loading]),
         ("clip", "a CLIP model", [clip, loading]),
@@ -67,8 +68,8 @@ def _add_evaluate(commands: Any) -> None:
     ):
         mode = argparse.ArgumentParser(prog=parser.prog, description=title, parents=parents)
         mode.set_defaults(run=functools.partial(_run, f"evaluate-{name}"))
-        parser.modes[name] = mode
-    parser.choose_mode = _choose_mode
+        modes[name] = mode
+    parser.choose_mode = lambda arguments: modes[_choose_mode(arguments)]
 
 
 def _choose_mode(arguments: argparse.Namespace) -> str:
