@@ -196,12 +196,15 @@ class CommandParser(argparse.ArgumentParser):
     """The parser of a command, whose help has the command's `HelpPage` before the options.
 
     Attributes:
-        choose_mode: if the command has modes, returns the parser of a mode from the arguments. It
-            has the flags that the mode uses; its description is the title of the mode.
+        choose_mode: if the command has modes, returns the parser of the mode that the arguments
+            ask for, or None if they do not show it. It has the flags that the mode uses; its
+            description is the title of the mode.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.choose_mode: Callable[[argparse.Namespace], argparse.ArgumentParser] | None = None
+        self.choose_mode: Callable[[argparse.Namespace], argparse.ArgumentParser | None] = (
+            lambda arguments: None
+        )
         kwargs["allow_abbrev"] = False
         super().__init__(*args, **kwargs)
         self.register("action", "parsers", _Commands)
@@ -222,10 +225,10 @@ class CommandParser(argparse.ArgumentParser):
         for word in unknown_words:
             if word.startswith("--") and (close := near_matches(word.partition("=")[0], flags)):
                 self.error(f"unrecognized arguments: {word}; did you mean {' or '.join(close)}?")
-        if self.choose_mode is None or unknown_words:
+        mode = None if unknown_words else self.choose_mode(parsed)
+        if mode is None:
             return parsed, unknown_words
 
-        mode = self.choose_mode(parsed)
         parsed, unused_words = mode.parse_known_args(args)
         if unused_words:
             # The word after an unknown flag can be its value or not.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def _add_evaluate(commands: Any) -> None:
     help_line = "measure a saved run, or all chosen runs of a sweep: accuracy by class, calibration"
     everything = [which, loading, selection, jobs, path, clip]
     parser = commands.add_parser("evaluate", help=help_line, parents=everything)
-    modes = {}
+    parser.set_defaults(run=functools.partial(_run, "evaluate-run"))  # reports a missing path
+    modes: dict[str, argparse.ArgumentParser] = {}
     for name, title, parents in (
         ("run", "a run", [path, which, loading]),
         ("clip", "a CLIP model", [clip, loading]),
@@ -69,14 +71,16 @@ def _add_evaluate(commands: Any) -> None:
         mode = argparse.ArgumentParser(prog=parser.prog, description=title, parents=parents)
         mode.set_defaults(run=functools.partial(_run, f"evaluate-{name}"))
         modes[name] = mode
-    parser.choose_mode = lambda arguments: modes[_choose_mode(arguments)]
+    parser.choose_mode = lambda arguments: modes.get(_choose_mode(arguments))
 
 
 def _choose_mode(arguments: argparse.Namespace) -> str:
-    """Return the kind of weights that `carft evaluate` is to measure."""
+    """Return the kind of weights that `carft evaluate` is to measure, or "" if it is unknown."""
     if arguments.clip is not None:
         return "clip"
-    if arguments.path is None or not _is_sweep_folder(arguments.path):
+    if arguments.path is None or not os.path.exists(arguments.path):
+        return ""
+    if not _is_sweep_folder(arguments.path):
         return "run"
     return "sweep-on-suite" if arguments.suite else "sweep"
 
