@@ -64,7 +64,7 @@ def load_elsewhere(folder, images, temporary):
 def test_transformers_without_this_package_computes_the_features_of_the_run(trained, tmp_path):
     folder = tmp_path / "exported"
     assert cli.main(["export", str(trained), "-o", str(folder), "--format", "transformers"]) == 0
-    run = saved.load_run(trained, "last", device="cpu")
+    run = saved.load_run(trained, device="cpu")
     original = backbone.load("tiny")
     side = original.preprocessing.resolution
     images = torch.randn(4, 3, side, side)
@@ -86,7 +86,7 @@ def test_transformers_without_this_package_computes_the_features_of_the_run(trai
 
 def test_code_of_the_card_predicts_like_the_run(trained, tmp_path, monkeypatch):
     files = export.export(trained, tmp_path / "exported", format="transformers")
-    run = saved.load_run(trained, "last", device="cpu")
+    run = saved.load_run(trained, device="cpu")
     pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     image.save(tmp_path / "exported" / "image.png")

@@ -25,7 +25,7 @@ def image(pets):
 
 @pytest.fixture(scope="module")
 def run(pets):
-    return domainbed_carft.load_run(pets / "CARFT", "last", device="cpu")
+    return domainbed_carft.load_run(pets / "CARFT", device="cpu")
 
 
 def test_examples_in_docstrings_pass(pets, image, tmp_path):

@@ -58,7 +58,7 @@ def test_probabilities_equal_a_direct_computation(pets, capfd):
 
 
 def test_features_equal_clip_with_the_weights_of_the_run(pets):
-    run = domainbed_carft.load_run(pets / "CARFT", "last", device="cpu")
+    run = domainbed_carft.load_run(pets / "CARFT", device="cpu")
     paths = sorted((pets / "my pets" / "art").glob("*/*.png"))
     steps = (transforms.Resize((48, 48)), transforms.ToTensor())
     preprocess = transforms.Compose([*steps, transforms.Normalize(CLIP_MEAN, CLIP_STD)])
@@ -83,7 +83,7 @@ def test_features_equal_clip_with_the_weights_of_the_run(pets):
 
 
 def test_features_do_not_depend_on_batches_or_the_kind_of_image(pets):
-    run = domainbed_carft.load_run(pets / "CARFT", "last", device="cpu")
+    run = domainbed_carft.load_run(pets / "CARFT", device="cpu")
     paths = sorted((pets / "my pets" / "art").glob("*/*.png"))
     features = run.features(paths)
     images = [Image.open(path) for path in paths]
@@ -102,7 +102,7 @@ def test_original_of_a_run_predicts_as_zero_shot_clip(job, pets):
     run = domainbed_carft.load_run(pets / job, device="cpu")
     before = run.predict(paths).class_probabilities
     predicted = domainbed_carft.load_original(run).predict(paths).class_probabilities
-    zero_shot = domainbed_carft.load_run(pets / "CLIPZeroShot", "last", device="cpu").predict(paths)
+    zero_shot = domainbed_carft.load_run(pets / "CLIPZeroShot", device="cpu").predict(paths)
     torch.testing.assert_close(predicted, zero_shot.class_probabilities, rtol=0, atol=1e-5)
     assert torch.equal(run.predict(paths).class_probabilities, before)
 
