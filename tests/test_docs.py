@@ -92,7 +92,7 @@ def test_table_of_methods_has_every_algorithm_and_page():
 
 
 @pytest.mark.parametrize(("page", "section", "name"), METHOD_SECTIONS)
-def test_defaults_on_a_method_page_equal_the_declared_defaults(page, section, name):
+def test_defaults_and_sources_on_a_method_page_equal_the_declared_ones(page, section, name):
     text = (DOCS / "methods" / page).read_text(encoding="utf-8")
     title = (section or "hyperparameters").replace("-", "[ -]")
     (content,) = re.findall(rf"(?im)^## {title}\n((?:(?!^## ).*\n)*)", text)
@@ -101,6 +101,8 @@ def test_defaults_on_a_method_page_equal_the_declared_defaults(page, section, na
 
     hparams = algorithms.recorded_hparams("CLIPFineTune" if name == "average" else name)
     for hparam, shown in defaults:
+        source, *_ = hparams[hparam].source.split(";")
+        assert "/" not in source or source in " ".join(content.split()), hparam
         default = hparams[hparam].default_for(Conditions("PACS"))
         if isinstance(default, str):
             assert shown.strip("`") == default
