@@ -82,6 +82,29 @@ def test_api_page_has_every_public_name():
     assert public <= documented
 
 
+# The build of the site checks the links of all other pages.
+@pytest.mark.parametrize(
+    "document",
+    [
+        *sorted(path.name for path in REPO.glob("*.md")),
+        "benchmarks/README.md",
+        "benchmarks/records/README.md",
+        "domainbed_carft/assets/README.md",
+        "third_party/domainbed/README.md",
+    ],
+)
+def test_links_of_a_document_outside_the_site_lead_to_headings(document):
+    path = REPO / document
+    links = re.findall(r"\]\(([^)#\s:]*)(#[^)\s]*)?\)", path.read_text(encoding="utf-8"))
+    for target, anchor in links:
+        page = path.parent / target if target else path
+        assert page.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+            words = [re.sub(r"[^\w\s-]", "", title).lower() for title in titles]
+            assert anchor[1:] in {re.sub(r"\s", "-", text) for text in words}, (target, anchor)
+
+
 # Pages of methods
 
 
