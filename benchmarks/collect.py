@@ -122,11 +122,7 @@ def read_json(tables: Iterable[Mapping[str, Any]]) -> Tables:
     """Parse the tables of ``carft collect --format json``, rounded like the text."""
     return {
         (table["selection"], table["dataset"] or "Averages"): {
-            row["algorithm"]: [
-                *map(_format_cell, row["cells"]),
-                "X" if row["average"] is None else f"{row['average']:.1f}",
-            ]
-            for row in table["rows"]
+            row["algorithm"]: [*map(_format_cell, row["cells"])] for row in table["rows"]
         }
         for table in tables
     }
@@ -135,6 +131,8 @@ def read_json(tables: Iterable[Mapping[str, Any]]) -> Tables:
 def _format_cell(cell: Mapping[str, Any]) -> str:
     if cell["mean"] is None:
         return "X"
+    if cell["column"] == "average":  # upstream prints no error of it
+        return f"{cell['mean']:.1f}"
     error = cell["standard_error"] or 0.0  # the text has an error even for a single trial
     return f"{cell['mean']:.1f} +/- {error:.1f}"
 

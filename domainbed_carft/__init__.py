@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from domainbed_carft.jobs.differences import diff
     from domainbed_carft.method.build import build
     from domainbed_carft.results.collect import collect
-    from domainbed_carft.runs.evaluate import evaluate
+    from domainbed_carft.runs.evaluate import evaluate, evaluate_on_suite, evaluate_sweep
     from domainbed_carft.runs.export import export
     from domainbed_carft.runs.run import Run
     from domainbed_carft.runs.saved import load_original, load_run
@@ -31,6 +31,8 @@ LAZY_NAMES = {
     "collect": "domainbed_carft.results.collect",
     "diff": "domainbed_carft.jobs.differences",
     "evaluate": "domainbed_carft.runs.evaluate",
+    "evaluate_on_suite": "domainbed_carft.runs.evaluate",
+    "evaluate_sweep": "domainbed_carft.runs.evaluate",
     "export": "domainbed_carft.runs.export",
     "load_original": "domainbed_carft.runs.saved",
     "load_run": "domainbed_carft.runs.saved",
@@ -50,6 +52,8 @@ __all__ = [
     "collect",
     "diff",
     "evaluate",
+    "evaluate_on_suite",
+    "evaluate_sweep",
     "export",
     "load_original",
     "load_run",

@@ -9,6 +9,7 @@ import pytest
 from packed_records import SETTINGS
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.results import cells as table_cells
 from domainbed_carft.results import collection
 from domainbed_carft.results import columns as table_columns
 from domainbed_carft.results.collect import collect
@@ -20,8 +21,9 @@ def validated(peers_emoji):
 
 
 def test_every_column_equals_pandas(validated, selected):
-    frame = collect(validated, columns=["all"]).columns
-    frame = frame[frame["mean"].notna()]  # times have a column for each device
+    frame = collect(validated, columns=["all"]).cells
+    # Times have a column for each device.
+    frame = frame[frame["mean"].notna() & (frame["dataset"] != "")]
     by_row = selected.groupby(["variant", "algorithm"])
     assert len(by_row) == 22
 
@@ -49,7 +51,7 @@ def test_every_column_equals_pandas(validated, selected):
         assert cells.loc["worst", "of"] == labels[targets.idxmin()]
 
 
-@pytest.mark.parametrize("kind", table_columns.ERROR_KINDS)
+@pytest.mark.parametrize("kind", table_cells.ERROR_KINDS)
 def test_errors_equal_pandas(validated, selected, kind):
     results = collect(validated, error=kind)
     by_cell = selected.groupby(["variant", "algorithm", "target"])["out"]
@@ -58,8 +60,8 @@ def test_errors_equal_pandas(validated, selected, kind):
 
     for (variant, algorithm, target), error in errors[kind].items():
         (table,) = (table for table in tables if SETTINGS[variant] in table.setting)
-        (row,) = (row for row in table.rows if row.algorithm == algorithm)
-        assert row.cells[target].standard_error == pytest.approx(error, abs=1e-9)
+        cell = table.rows[algorithm][table.accuracies[target]]
+        assert cell.standard_error == pytest.approx(error, abs=1e-9)
     assert {entry["error"] for entry in results.as_dict()["tables"]} == {kind}
 
 
@@ -72,10 +74,12 @@ def test_metric_missing_in_one_run_marks_the_cell_and_names_the_run(tmp_path):
         path.write_text(json.dumps(metrics))
 
     results = collect(tmp_path, methods=["oracle"], columns=["in-domain-unaugmented"])
-    first, second = (row.printed_cells[0] for row in results.tables[0].rows)
+    table = results.tables[0]
+    (column,) = table.printed
+    first, second = (row[column] for row in table.rows.values())
     assert first.missing == ("not evaluated for: P trial 1",) and not second.missing
     assert first.n == second.n == 2
-    assert results.tables[0].ranks == [[0], [1]]
+    assert table.get_ranks(column) == {"CARFT": table_cells.OTHER, "ERM": table_cells.BEST}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +99,8 @@ def test_unknown_names_fail_with_a_suggestion(tmp_path, options, message):
 @pytest.mark.parametrize(("method", "count"), [("oracle", 16), ("leave-one-domain-out", 40)])
 def test_pairs_of_targets_count_only_for_leave_one_domain_out(tmp_path, method, count):
     collect_sweeps.write_sweep(tmp_path, ["ERM"], pairs=True)
-    frame = collect(tmp_path, methods=[method], columns=["jobs", "draws"]).columns
+    frame = collect(tmp_path, methods=[method], columns=["jobs", "draws"]).cells
+    frame = frame[frame["dataset"] == "PACS"]
     assert frame["mean"].tolist() == [count, 2]
 
 
@@ -114,7 +119,8 @@ def test_costs_have_a_column_for_each_device(tmp_path):
     results = collect(tmp_path, methods=["oracle"], columns=table_columns.NAMES)
     assert {"s/step, A", "s/step, B"} <= set(results.grids[0].header)
 
-    cells = results.columns.set_index(["column", "device"])["mean"]
+    frame = results.cells[results.cells["dataset"] == "PACS"]
+    cells = frame.set_index(["column", "device"])["mean"]
     # The first record does not count for s/step.
     later_means = [np.mean([1 + 0.1 * target, 2.0 + target]) for target in range(4)]
     expected = {

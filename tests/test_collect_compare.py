@@ -8,8 +8,8 @@ import pytest
 import scipy
 
 from domainbed_carft.results import published
+from domainbed_carft.results.cells import mean_over_trials
 from domainbed_carft.results.collect import collect
-from domainbed_carft.results.columns import mean_cell
 
 ERROR_KINDS = ("standard error, n", "standard error, n - 1", "deviation")
 
@@ -19,13 +19,11 @@ def check(our_trials, published_trials, error_kind="standard error, n - 1"):
     error = np.std(published_trials, ddof=0 if error_kind == "standard error, n" else 1)
     if error_kind.startswith("standard error"):
         error /= len(published_trials) ** 0.5
-    row = {
-        "accuracy": np.mean(published_trials),
-        "standard_error": error,
-        "error_kind": error_kind,
-        "n": len(published_trials),
-    }
-    return published.check_cell(mean_cell(dict(enumerate(np.array(our_trials) / 100))), row)
+    row = published.PublishedAccuracy(
+        "ERM", "PACS", np.mean(published_trials), error, error_kind, len(published_trials)
+    )
+    ours = mean_over_trials(enumerate(our_trials), scale=1)
+    return published.PublishedComparison("", "", "ERM", "PACS", ours, row, reason="")
 
 
 def compare(folder, method):
@@ -49,8 +47,8 @@ def test_check_compares_welchs_interval_with_the_margin(our_trials, expected, er
     published_trials = [80.1, 79.7, 80.3]
     result = check(our_trials, published_trials, error_kind)
     test = scipy.stats.ttest_ind(our_trials, published_trials, equal_var=False)
-    assert (result.low, result.high) == pytest.approx(test.confidence_interval(0.95))
-    assert (result.name, result.reason, result.at_least) == (expected, "", False)
+    assert result.interval == pytest.approx(test.confidence_interval(0.95))
+    assert (result.check, result.as_dict()["at_least"]) == (expected, False)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +57,7 @@ def test_check_compares_welchs_interval_with_the_margin(our_trials, expected, er
 def test_check_is_wrong_in_less_than_5_percent_of_noisy_sweeps(gap, n, within):
     """At a gap of exactly the margin, both "within" and "differs" are wrong."""
     rng = np.random.default_rng(0)
-    names = [check(rng.normal(80 + gap, 0.5, n), rng.normal(80, 0.5, 3)).name for _ in range(1000)]
+    names = [check(rng.normal(80 + gap, 0.5, n), rng.normal(80, 0.5, 3)).check for _ in range(1000)]
     low, high = within
     assert low <= names.count("within") / 1000 <= high
     assert names.count("differs") / 1000 < 0.05
@@ -69,8 +67,8 @@ def test_interval_without_a_published_error_is_students():
     trials = [71.0, 78.0, 80.0, 84.0]
     result = check(trials, [80.0, 80.0], "unknown")
     interval = scipy.stats.t.interval(0.95, 3, np.mean(trials) - 80, scipy.stats.sem(trials))
-    assert (result.low, result.high) == pytest.approx(interval)
-    assert (result.name, result.at_least) == ("none", True)
+    assert result.interval == pytest.approx(interval)
+    assert (result.check, result.as_dict()["at_least"]) == ("none", True)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +92,7 @@ def test_check_needs_runs_of_the_published_setting(tmp_path, facts, reason):
     recorded = {"clip_backbone": "ViT-B/16", "head_init": "random"} | facts.pop("recorded", {})
     collect_sweeps.write_sweep(tmp_path, ["CLIPFineTune"], choices=1, recorded=recorded, **facts)
     results, (entry,) = compare(tmp_path, method)
-    assert entry["method"] == "ERM, random head"
+    assert entry["published_method"] == "ERM, random head"
     assert reason in entry["reason"] and bool(reason) == bool(entry["reason"])
 
     grid = results.grids[-2]
@@ -102,21 +100,40 @@ def test_check_needs_runs_of_the_published_setting(tmp_path, facts, reason):
     assert grid.rows[0][grid.header.index("Check")] == expected
 
 
-def test_every_published_number_has_a_source_and_matches_its_average():
-    rows = published.read_numbers()
-    assert len({(row["method"], row["dataset"]) for row in rows}) == len(rows) > 200
-    for row in rows:
-        assert row["source"] and row["selection"]
-        kinds = (*ERROR_KINDS, "unknown") if row["standard_error"] is not None else ("",)
-        assert row["error_kind"] in kinds
+def test_numbers_published_by_clipoods_protocol_are_compared_by_it(tmp_path):
+    facts = {"trials": 3, "at": (0, 2500, 4999), "protocol": "clip"}
+    recorded = {"clip_backbone": "ViT-B/16", "average": "beta", "margin": 0.3}
+    collect_sweeps.write_sweep(tmp_path, ["CLIPood"], choices=1, recorded=recorded, **facts)
+    results, (entry,) = compare(tmp_path, "training-domain")
+    assert (entry["published_method"], entry["selection"]) == ("CLIPood", "clipood")
+    assert {table.selection for table in results.tables} == {"training-domain"}
 
-    for average in (row for row in rows if row["dataset"] == published.AVERAGE):
-        averaged = [r for r in rows if r["method"] == average["method"] and r is not average]
+    clipood = collect(tmp_path, methods=["clipood"]).tables[-1].get_column("average")["CLIPood"]
+    assert entry["ours"] == clipood.mean
+    assert "selection" not in entry["reason"] and "steps" not in entry["reason"]
+
+    collect_sweeps.write_sweep(
+        tmp_path / "more", ["CLIPood"], choices=2, recorded=recorded, **facts
+    )
+    _, (entry,) = compare(tmp_path / "more", "training-domain")
+    assert "selection: training-domain, published: clipood" in entry["reason"]
+
+
+def test_every_published_number_has_a_source_and_matches_its_average():
+    rows = published.read_accuracies()
+    assert len({(row.method, row.dataset) for row in rows}) == len(rows) > 200
+    for row in rows:
+        assert row.source and row.selection
+        kinds = (*ERROR_KINDS, "unknown") if row.standard_error is not None else ("",)
+        assert row.error_kind in kinds
+
+    for average in (row for row in rows if row.dataset == published.AVERAGE):
+        averaged = [r for r in rows if r.method == average.method and r is not average]
         assert len(averaged) == 5
         # Averages were published with one decimal, some accuracies with more; SPG's disagree.
-        mean = np.mean([row["accuracy"] for row in averaged])
-        is_noted = average["note"] == f"as printed there; the mean of the five is {mean:.1f}"
-        assert is_noted or average["accuracy"] == pytest.approx(mean, abs=0.11)
+        mean = np.mean([row.accuracy for row in averaged])
+        is_noted = average.note == f"as printed there; the mean of the five is {mean:.1f}"
+        assert is_noted or average.accuracy == pytest.approx(mean, abs=0.11)
 
 
 def test_average_over_the_five_datasets_needs_the_same_trials(tmp_path):
@@ -130,14 +147,14 @@ def test_average_over_the_five_datasets_needs_the_same_trials(tmp_path):
 
     results, (*entries, average) = compare(tmp_path, "oracle")
     table = results.tables[-1]
-    cells = dict(zip(table.columns, table.rows[0].cells, strict=True))
+    cells = dict(zip(table.labels, table.accuracy_cells, strict=True))
     assert {entry["dataset"] for entry in entries} == {*datasets}
     for entry in entries:
         cell = cells[entry["dataset"]]
         assert (entry["ours"], entry["standard_error"]) == (cell.mean, cell.standard_error)
-        assert entry["difference"] == entry["ours"] - entry["published"]
-    assert (average["dataset"], average["published"], average["n"]) == ("average", 78.5, 2)
-    assert average["ours"] == pytest.approx(table.rows[0].average)
+        assert entry["difference"] == entry["ours"] - entry["published_accuracy"]
+    assert (average["dataset"], average["published_accuracy"], average["n"]) == ("average", 78.5, 2)
+    assert average["ours"] == pytest.approx(table.get_column("average")["CARFT"].mean)
 
     for path in (tmp_path / "PACS").glob("CARFT-*-1-0"):
         shutil.rmtree(path)
@@ -161,7 +178,10 @@ def test_runs_are_compared_with_the_method_of_their_head_and_hparams(tmp_path):
         collect_sweeps.write_sweep(folder, [algorithm], trials=1, choices=1, **facts)
     _, entries = compare(tmp_path, "oracle")
     by_place = {(entry["algorithm"], entry["dataset"]): entry for entry in entries}
-    assert {place: (entry["method"], entry["published"]) for place, entry in by_place.items()} == {
+    assert {
+        place: (entry["published_method"], entry["published_accuracy"])
+        for place, entry in by_place.items()
+    } == {
         ("CARFT", "PACS"): ("CAR-FT", 96.8),
         ("CLIPMIRO", "PACS"): ("MIRO", 95.6),
         ("CLIPood", "PACS"): ("CLIPood", 97.3),

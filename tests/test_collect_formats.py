@@ -12,8 +12,8 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.results import columns as table_columns
 from domainbed_carft.results import formats
+from domainbed_carft.results.cells import Cell, rank_cells
 from domainbed_carft.results.collect import collect
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.latex import escape_latex
@@ -42,10 +42,11 @@ def test_csv_contains_cells_without_a_value(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     results = collect(tmp_path, methods=["training-domain", "leave-one-domain-out"])
     rows = list(csv.DictReader(io.StringIO(results.write("csv"))))
-    assert [row["environment"] for row in rows] == 2 * ["A", "C", "P", "S", "average"]
-    assert float(rows[1]["mean"]) == results.tables[0].rows[0].cells[1].mean
-    assert {(row["mean"], row["n"], bool(row["missing"])) for row in rows[5:]} == {("", "0", True)}
-    assert results.cells["mean"].isna().tolist() == [False] * 5 + [True] * 5
+    places = [*"ACPS", "average", "PACS", "average"]
+    assert [row["of"] or row["column"] for row in rows] == 2 * places
+    assert float(rows[1]["mean"]) == results.tables[0].accuracy_cells[1].mean
+    assert {(row["mean"], row["n"], bool(row["missing"])) for row in rows[7:]} == {("", "0", True)}
+    assert results.cells["mean"].isna().tolist() == [False] * 7 + [True] * 7
 
 
 def test_records_equal_the_files_and_are_nan_for_other_environments(tmp_path):
@@ -80,7 +81,7 @@ def test_csv_names_are_never_spreadsheet_formulas(tmp_path, capsys):
     collect_sweeps.write_job(tmp_path, "job", algorithm='=HYPERLINK("http://x")', dataset="-1+@")
     assert cli.main(["collect", str(tmp_path), "--format", "csv", "--select", "oracle"]) == 0
     row = capsys.readouterr().out.splitlines()[1]
-    assert row.startswith(""",oracle,'-1+@,env0,"'=HYPERLINK(""http://x"")",""")
+    assert row.startswith(""",oracle,'-1+@,"'=HYPERLINK(""http://x"")",environments,env0,""")
 
 
 DOCUMENT = r"""\documentclass{article}
@@ -115,9 +116,10 @@ def test_latex_equals_the_tables_and_marks_the_best_two(tmp_path):
     assert [row[0] for row in rows] == ["CARFT", r"A\_B", "ERM", "Mixup"]
 
     plain_rows = [[re.sub(r"\\textbf|\\underline|[{}]", "", text) for text in row] for row in rows]
-    for texts, expected in zip(plain_rows, table.rows, strict=True):
-        cells = [f"{cell.mean:.1f} $\\pm$ {cell.standard_error:.1f}" for cell in expected.cells]
-        assert texts[1:] == [*cells, f"{expected.average:.1f}"]
+    for texts, row in zip(plain_rows, table.rows.values(), strict=True):
+        *cells, average = (row[column] for column in table.printed)
+        expected = [f"{cell.mean:.1f} $\\pm$ {cell.standard_error:.1f}" for cell in cells]
+        assert texts[1:] == [*expected, f"{average.mean:.1f}"]
     for column in range(1, 6):
         means = [float(texts[column].split()[0]) for texts in plain_rows]
         first, second = sorted({*means}, reverse=True)[:2]
@@ -135,7 +137,7 @@ def test_latex_equals_the_tables_and_marks_the_best_two(tmp_path):
     ],
 )
 def test_means_that_print_alike_share_a_rank(means, ranks):
-    assert table_columns.rank_means(means) == ranks
+    assert rank_cells(map(Cell, means)) == ranks
 
 
 def test_latex_has_datasets_as_columns_and_settings_as_rows(tmp_path):

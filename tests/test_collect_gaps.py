@@ -10,7 +10,7 @@ from sweep_folders import write_launched_sweep
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest, records
 from domainbed_carft.results import collection
-from domainbed_carft.results import columns as table_columns
+from domainbed_carft.results.cells import BEST as BEST_RANK
 from domainbed_carft.results.collect import collect
 
 BEST = {f"env{env}_{split}_acc": 1.0 for env in range(4) for split in ("in", "out")}
@@ -53,16 +53,17 @@ def test_incomplete_cells_are_marked_and_have_no_rank(is_declared, tmp_path):
         if '"CARFT"' in path.read_text():
             change_records(path.parent, lambda record: record | BEST)
 
-    names = ["environments", "average", "out-of-domain", "worst", "in-domain"]
+    names = ["environments", "average", "out-of-domain", "worst", "in-domain", "draws"]
     table, averages = collect(tmp_path, methods=["training-domain"], columns=names).tables
-    is_incomplete = [False, True, False, False, True, True, True, True]
+    is_incomplete = [False, True, False, False, True, True, True, True, is_declared]
     marks = ("[1]", "[2]") if is_declared else ("*", "-")
     first, *others = (row[1:] for row in table.grid().rows)
     assert [text.endswith(marks) for text in first] == is_incomplete
     assert not any("[" in text or "*" in text for row in others for text in row)
-    is_best = [rank == table_columns.BEST for rank in table.ranks[0]]
-    assert is_best == [not incomplete for incomplete in is_incomplete]
-    assert averages.ranks[0] == [0, 0]
+    is_best = [table.get_ranks(column)["CARFT"] == BEST_RANK for column in table.printed]
+    assert is_best == [*(not incomplete for incomplete in is_incomplete[:-1]), False]
+    assert all(averages.get_ranks(column)["CARFT"] == 0 for column in averages.printed)
+    assert table.incomplete_rows() == averages.incomplete_rows() == ["CARFT"]
 
 
 def test_cells_list_incomplete_runs(tmp_path):
@@ -144,7 +145,10 @@ def test_sweep_over_one_target_is_complete(tmp_path, capsys):
     assert "*: no job was declared for A, C, P on PACS: CARFT, ERM." in out
 
     results = collect(tmp_path, methods=["oracle"], compare_published=True)
-    assert results.tables[0].rows[0].average == results.tables[0].rows[0].cells[3].mean
+    table = results.tables[0]
+    assert (
+        table.get_column("average")["CARFT"].mean == table.rows["CARFT"][table.accuracies[3]].mean
+    )
     published = results.as_dict()["published"]
     (comparison,) = published["comparisons"]
     assert not comparison["complete"] and "our average is incomplete" in comparison["reason"]

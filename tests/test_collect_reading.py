@@ -116,8 +116,7 @@ def test_damaged_record_is_skipped_with_a_warning(line, name, damaged, differenc
     results = collect_sweeps.collect(tmp_path, methods=["oracle"])
     text = f"step {100 * line} has other {difference}; skipped"
     assert results.warnings == [("damaged", str(job), text)]
-    cells = results.tables[0].rows[0].cells
-    assert [len(cell.missing) for cell in cells] == [1, 0, 0, 0]
+    assert [len(cell.missing) for cell in results.tables[0].accuracy_cells] == [1, 0, 0, 0]
 
 
 def test_folders_are_read_once_and_through_links(tmp_path):

@@ -51,9 +51,15 @@ def selected_accuracy(job, target):
     return best[f"env{target}_in_acc"]
 
 
-def get_row(results, algorithm, setting=""):
+def get_table(results, setting=""):
     (table,) = (t for t in results.tables if t.setting == setting and not t.averages)
-    return next(row for row in table.rows if row.algorithm == algorithm)
+    return table
+
+
+def get_cells(results, algorithm, setting=""):
+    """Return the cells of the environments."""
+    table = get_table(results, setting)
+    return [table.rows[algorithm][column] for column in table.accuracies]
 
 
 def test_members_of_a_search_are_choices_within_a_cell(tmp_path):
@@ -62,9 +68,10 @@ def test_members_of_a_search_are_choices_within_a_cell(tmp_path):
     results = collect(tmp_path, methods=["training-domain"], columns=columns)
     grid = next(grid for grid in results.grids if "chosen" in grid.title)
     assert grid.header == ["Algorithm", *LABELS, "Of"]
+    table = get_table(results)
 
     for number, algorithm in enumerate(("CARFT", "CLIPFineTune")):
-        row = get_row(results, algorithm)
+        cells = get_cells(results, algorithm)
         for target, trial in itertools.product(range(4), range(2)):
             rivals = [
                 job
@@ -73,31 +80,33 @@ def test_members_of_a_search_are_choices_within_a_cell(tmp_path):
                 and (job.args["test_envs"], job.args["trial_seed"]) == ([target], trial)
             ]
             best = max(rivals, key=lambda job: (validation(job), get_lr(job)))
-            chosen = {entry.trial: entry.outcome for entry in row.get_choices(target)}[trial]
-            assert row.cells[target].accuracies[trial] == selected_accuracy(best, target)
+            choices = table.get_choices(algorithm, table.accuracies[target])
+            chosen = {entry.trial: entry.outcome for entry in choices}[trial]
+            assert cells[target].trials[trial] == 100 * selected_accuracy(best, target)
             assert chosen.values == {"lr": get_lr(best)} and chosen.members == 3
             assert f"lr {get_lr(best)}" in grid.rows[number][1 + target]
-        assert not any(cell.missing for cell in row.cells)
-        assert [cell.mean for cell in row.printed_cells[-2:]] == [3, 24]
+        assert all(cell.is_complete for cell in cells)
+        assert [table.get_column(name)[algorithm].mean for name in columns[1:]] == [3, 24]
         assert grid.rows[number][-1] == "3"
 
-    assert [cell.mean for cell in get_row(results, "CLIPZeroShot").printed_cells[-2:]] == [1, 8]
+    assert [table.get_column(name)["CLIPZeroShot"].mean for name in columns[1:]] == [1, 8]
     members = "lr from 1e-05, 0.0001, 0.001 (3 members)"
     assert results.notes[0] == f"Searched: {members}: CARFT on PACS, CLIPFineTune on PACS."
 
 
 def test_last_of_equally_good_members_is_chosen_as_in_domainbed(tmp_path):
     launched(SEARCH, tmp_path, lambda job: write_results(job, accuracies=lambda step: [0.5] * 8))
-    row = get_row(collect(tmp_path, methods=["oracle"]), "CARFT")
-    assert {entry.outcome.values["lr"] for entry in row.get_choices(0)} == {1e-3}
+    table = get_table(collect(tmp_path, methods=["oracle"]))
+    choices = table.get_choices("CARFT", table.accuracies[0])
+    assert {entry.outcome.values["lr"] for entry in choices} == {1e-3}
 
 
 def test_missing_member_is_listed_by_its_values(tmp_path):
     jobs = launched(SEARCH, tmp_path)[0]
     job = next(job for job in jobs if job.args["test_envs"] == [2] and get_lr(job) == 1e-4)
     (job.folder / "results.jsonl").unlink()
-    row = get_row(collect(tmp_path, methods=["training-domain"]), job.args["algorithm"])
-    assert row.cells[2].missing == ("--test_envs 2 has no record: trial 0 lr=0.0001",)
+    cells = get_cells(collect(tmp_path, methods=["training-domain"]), job.args["algorithm"])
+    assert cells[2].missing == ("--test_envs 2 has no record: trial 0 lr=0.0001",)
 
 
 def test_tables_show_the_second_stage_and_the_budget(tmp_path):
@@ -106,8 +115,8 @@ def test_tables_show_the_second_stage_and_the_budget(tmp_path):
     assert results.summary["jobs"] == len(jobs) == 24 and not results.defects
     for job in jobs:
         (target,) = job.args["test_envs"]
-        cell = get_row(results, job.args["algorithm"]).cells[target]
-        assert cell.accuracies[job.args["trial_seed"]] == selected_accuracy(job, target)
+        cell = get_cells(results, job.args["algorithm"])[target]
+        assert cell.trials[job.args["trial_seed"]] == 100 * selected_accuracy(job, target)
     chosen = results.collection.select("training-domain")
     members = {(selected.algorithm, selected.outcome.members) for selected in chosen}
     assert members == {("CARFT", 3), ("CLIPFineTune", 3), ("CLIPZeroShot", 1)}
@@ -145,7 +154,7 @@ def test_single_source_has_a_table_of_its_targets(tmp_path, method):
     jobs = launched(SOURCES, tmp_path)[0]
     results = collect(tmp_path, methods=[method])
     for source, label in enumerate(LABELS):
-        row = get_row(results, "CARFT", f"trained on {label}")
+        cells = get_cells(results, "CARFT", f"trained on {label}")
         source_jobs = [
             job
             for job in jobs
@@ -157,12 +166,13 @@ def test_single_source_has_a_table_of_its_targets(tmp_path, method):
             for job in source_jobs:
                 last = read_records(job)[-1][f"env{target}_in_acc"]
                 best = selected_accuracy(job, target)
-                accuracies[job.args["trial_seed"]] = last if method == "oracle" else best
-            cell = row.cells[target]
-            assert cell.accuracies == accuracies and len(accuracies) == 2 and not cell.missing
-            means.append(100 * sum(accuracies.values()) / 2)
-        assert not row.cells[source].is_expected
-        assert row.average == pytest.approx(sum(means) / 3, abs=1e-9)
+                accuracies[job.args["trial_seed"]] = 100 * (last if method == "oracle" else best)
+            cell = cells[target]
+            assert cell.trials == accuracies and len(accuracies) == 2 and cell.is_complete
+            means.append(sum(accuracies.values()) / 2)
+        assert not cells[source].is_expected
+        average = get_table(results, f"trained on {label}").get_column("average")["CARFT"]
+        assert average.mean == pytest.approx(sum(means) / 3, abs=1e-9)
 
 
 def test_two_of_three_held_out_are_a_pair_unless_the_manifest_has_a_single_source(tmp_path):
@@ -172,7 +182,7 @@ def test_two_of_three_held_out_are_a_pair_unless_the_manifest_has_a_single_sourc
             tmp_path, get_folder_name(facts), environments=list("abc"), **facts
         )
     results = collect(tmp_path, methods=["training-domain"])
-    assert [cell.mean for cell in get_row(results, "ERM").cells] == [None] * 3
+    assert [cell.mean for cell in get_cells(results, "ERM")] == [None] * 3
 
     role = Role(holds_out_together=True)
     jobs = [replace(run.job, role=role) for run in results.collection.runs]
@@ -180,4 +190,4 @@ def test_two_of_three_held_out_are_a_pair_unless_the_manifest_has_a_single_sourc
     results = collect(tmp_path, methods=["training-domain"], against="ERM")
     assert {entry.unit for entry in results.comparisons_against} == {"trial"}
     assert {table.setting for table in results.tables} == {f"trained on {name}" for name in "abc"}
-    assert [cell.n for cell in get_row(results, "ERM", "trained on a").cells] == [0, 1, 1]
+    assert [cell.n for cell in get_cells(results, "ERM", "trained on a")] == [0, 1, 1]

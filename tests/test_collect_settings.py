@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from collect_sweeps import write_job, write_sweep
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.job import Job
 from domainbed_carft.results import collection
 from domainbed_carft.results.collect import collect
+from domainbed_carft.results.rows import environment_labels
 
 
 def collect_settings(folder, **options):
@@ -95,7 +98,7 @@ def test_different_environments_have_separate_tables(tmp_path, algorithm, enviro
     assert collect_settings(tmp_path) == expected
     for table in collect(tmp_path).tables:
         if table.setting and not table.averages:
-            assert table.setting == f"environments {', '.join(table.columns)}"
+            assert table.setting == f"environments {', '.join(table.labels)}"
 
 
 def write_grid(folder, values, **options):
@@ -108,7 +111,10 @@ def write_grid(folder, values, **options):
 
 
 def means_by_row(table):
-    return {row.algorithm: [cell.mean for cell in row.cells] for row in table.rows}
+    return {
+        row: [cells[column].mean for column in table.accuracies]
+        for row, cells in table.rows.items()
+    }
 
 
 def test_by_makes_values_of_a_hyperparameter_ordered_rows(tmp_path):
@@ -142,3 +148,11 @@ def test_by_fails_for_a_name_that_does_not_vary(tmp_path, values, message):
     write_grid(tmp_path, values)
     with pytest.raises(CarftError, match=message):
         collect(tmp_path, by=["lr"])
+
+
+def test_labels_of_a_manifest_are_used_only_if_they_are_distinct():
+    args = {"dataset": "PACS", "algorithm": "ERM", "test_envs": [0]}
+    planned = [Job(args | {"trial_seed": 0, "hparams_seed": 0}, Path("job"))]
+    for labels, expected in (("abcd", "abcd"), ("aabc", "ACPS")):
+        listed = {"PACS": tuple(labels)}
+        assert environment_labels([], planned, listed) == {"PACS": tuple(expected)}

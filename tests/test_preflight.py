@@ -53,10 +53,10 @@ def test_gate_lists_all_published_zero_shot_accuracies():
     lowest = {"TerraIncognita": 33.4, "PACS": 96.1, "OfficeHome": 81.8, "EmojiStyles": None}
     for name, accuracy in lowest.items():
         rows = gate.published_rows(name, "ViT-B/16")
-        assert min((row["accuracy"] for row in rows), default=None) == accuracy
+        assert min((row.accuracy for row in rows), default=None) == accuracy
         finding = gate.compare_with_published(name, zero_shot(33.0), rows, "abcd").found
         assert "prompts abcd" in finding
-        assert all(f"{row['accuracy']:.1f} ({row['source']})" in finding for row in rows)
+        assert all(f"{row.accuracy:.1f} ({row.source})" in finding for row in rows)
     assert gate.published_rows("PACS", "ViT-L/14") == []
 
 

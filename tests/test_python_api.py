@@ -78,10 +78,11 @@ def test_examples_in_docstrings_pass(pets, image, tmp_path):
         ("evaluate", {"batch_size": None}),
         ("evaluate", {"workers": -1}),
         ("evaluate", {"workers": "x"}),
-        ("evaluate", {"suite": 5}),
-        ("evaluate", {"jobs": "x"}),
-        ("evaluate", {"methods": 5}),
-        ("evaluate", {"original": "/nope"}),
+        ("evaluate_on_suite", {"suite": 5}),
+        ("evaluate_on_suite", {"workers": -1}),
+        ("evaluate_sweep", {"jobs": "x"}),
+        ("evaluate_sweep", {"methods": 5}),
+        ("evaluate_sweep", {"batch_size": 0}),
         ("wise_ft", {"alphas": "half"}),
         ("soup", {"batch_size": 0}),
         ("export", {"half": 1}),
@@ -99,6 +100,8 @@ def test_argument_of_a_wrong_type_is_named_before_files_are_read(
         "soup": {"runs": "gone"},
         "load_run": {"path": "gone"},
         "export": {"run": "gone", "path": "out.pt"},
+        "evaluate_on_suite": {"suite": "imagenet", "run": "gone"},
+        "evaluate_sweep": {"folder": "gone"},
     }
     call = {**required.get(function, {"run": "gone"}), **arguments}
     (name,) = arguments

@@ -19,8 +19,8 @@ from domainbed_carft.report import evaluation_plots
 from domainbed_carft.report.examples import find_examples
 from domainbed_carft.report.plots import figure_style, get_styles
 from domainbed_carft.results import collection, selection
-from domainbed_carft.runs import saved, splits, sweep_job
-from domainbed_carft.runs.predictions import LoadingOptions
+from domainbed_carft.runs import saved, splits, sweep_run
+from domainbed_carft.runs.sweep_run import SweepOptions
 
 PAIR = ("CARFT", "CLIPZeroShot")
 
@@ -105,11 +105,11 @@ def test_flip_bars_are_shares_of_the_images_of_each_environment(sweep, report):
 def evaluated(pets, tmp_path_factory):
     """The trained jobs as an evaluated sweep, with the first environment as target."""
     output = tmp_path_factory.mktemp("sweep") / "OUT"
-    options = LoadingOptions(torch.device("cpu"), workers=0)
+    options = SweepOptions("cpu", workers=0)
     for algorithm in PAIR:
         shutil.copytree(pets / algorithm, output / algorithm)
     for selected in collection.gather([output], ["oracle"]).select("oracle"):
-        sweep_job.evaluate_run(selected.run.job.folder, int(selected.outcome.step), options)
+        sweep_run.measure_recorded_run(selected.run, int(selected.outcome.step), options)
     return output
 
 

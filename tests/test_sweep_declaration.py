@@ -6,11 +6,11 @@ import runpy
 from pathlib import Path
 
 import pytest
-from domainbed.lib import checks
 from fake_checkout import REPO
 from sweep_jobs import carft
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import algorithms
 from domainbed_carft.sweep import costs, declaration_file, states
 
 MINIMAL_DECLARATION = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
@@ -154,7 +154,7 @@ def test_declaration_refuses_exactly_the_values_that_train_refuses(name, values)
     text = "name: x\ndatasets: [EmojiStyles]\nalgorithms: [CLIPFineTune]\nhparams: "
     for value in values:
         hparams = json.dumps({name: value})
-        if checks.resolve_hparams("CLIPFineTune", "EmojiStyles", {name: value}).problems:
+        if algorithms.CLIPFineTune.resolve_hparams("EmojiStyles", {name: value}).problems:
             (problem,) = problems(text + hparams)
             assert problem.startswith(f"4: hparams.{name}: got {value!r}, expected ")
         else:

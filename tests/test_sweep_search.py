@@ -174,6 +174,10 @@ ON_FIVE = "choose_on: {trials: {from: 5, n: 1}}"
             f"trials: 2\nsearch: {{{VALUES}, {ON_FIVE}, repeat_on: {{trials: 3}}}}",
             "both set the trials",
         ),
+        (
+            f"selection: [training-domain, clipood]\nsearch: {{{VALUES}}}",
+            "clipood selects from a single choice of hyperparameters, but each trial has up to",
+        ),
         (f"search: {{{VALUES}, repeat_on: {{trials: 3}}}}", "repeat_on needs choose_on"),
         (f"search: {{{VALUES}, choose_by: target}}", "choose_by needs choose_on"),
         (

@@ -8,7 +8,7 @@ from importlib import resources
 from statistics import fmean
 
 from domainbed_carft.results import comparisons
-from domainbed_carft.results.columns import format_accuracy, mean_cell
+from domainbed_carft.results.cells import format_accuracy, mean_over_trials
 from domainbed_carft.results.comparisons import ENVIRONMENT, LEVEL, PAIR, TRIAL, Accuracies
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.text import quantity
@@ -73,15 +73,10 @@ def grid(accuracies: Accuracies, recorded: Accuracies, environments: Sequence[st
 
 def _mean_text(by_pair: Mapping[comparisons.PairKey, float]) -> str:
     """Return the mean over trials of each trial's mean, with its error if there are several."""
-    by_trial: dict[int, list[float]] = {}
-    for (_, _, trial), accuracy in by_pair.items():
-        by_trial.setdefault(trial, []).append(accuracy)
-    if not by_trial:
-        return "-"
-
-    means = {trial: fmean(accuracies) for trial, accuracies in by_trial.items()}
-    cell = mean_cell(means, scale=1)
-    return format_accuracy(cell.mean, cell.standard_error)
+    cell = mean_over_trials(
+        [(trial, accuracy) for (_, _, trial), accuracy in by_pair.items()], scale=1
+    )
+    return format_accuracy(cell.mean, cell.standard_error) or "-"
 
 
 def conclusion(accuracies: Accuracies, recorded: Accuracies) -> str:

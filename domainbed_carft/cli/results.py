@@ -10,12 +10,11 @@ from typing import Any
 
 from domainbed_carft.cli.help_pages import WIDTH, comma_separated
 from domainbed_carft.jobs.setting import KINDS
+from domainbed_carft.results.cells import DOMAINBED, ERROR_KINDS
 from domainbed_carft.results.columns import (
     ALL,
     DEFAULT_COLUMNS,
-    DOMAINBED,
     ENVIRONMENTS,
-    ERROR_KINDS,
     EVALUATED,
     EVALUATION_COLUMNS,
     NAMES,

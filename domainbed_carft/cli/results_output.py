@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import sys
@@ -144,7 +145,7 @@ def top_command(arguments: argparse.Namespace) -> None:
         only=arguments.only,
     )
     if arguments.json:
-        print(formats.as_json([entry.as_dict() for entry in best.entries]), end="")
+        print(formats.as_json([dataclasses.asdict(entry) for entry in best.entries]), end="")
     else:
         print_lines(*_top_lines(best.entries) or ["No run was selected."])
     print_lines(*describe_warnings(best.warnings), stream=sys.stderr)

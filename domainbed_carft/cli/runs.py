@@ -269,10 +269,10 @@ def _add_output_folder(parser: argparse.ArgumentParser) -> None:
 
 def _run(name: str, arguments: argparse.Namespace) -> int | None:
     """Run a command; raise CarftError with a hint if it runs out of memory."""
-    from domainbed_carft.cli import run_printing  # torch takes seconds to import
+    from domainbed_carft.cli import runs_output  # torch takes seconds to import
 
     try:
-        return run_printing.COMMANDS[name](arguments)
+        return runs_output.COMMANDS[name](arguments)
     except (RuntimeError, MemoryError) as error:
         if not (is_out_of_memory(error) and hasattr(arguments, "batch_size")):
             raise

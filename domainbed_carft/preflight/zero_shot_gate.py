@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy
 
 from domainbed_carft.preflight.steps import loaded_batches
 from domainbed_carft.results import published
+from domainbed_carft.results.published import PublishedAccuracy
 from domainbed_carft.sweep.preflight_file import PreflightRow
 
 if TYPE_CHECKING:
@@ -72,26 +73,26 @@ def gate_row(trainer: Trainer) -> PreflightRow:
     return compare_with_published(label, measure(trainer), rows, trainer.facts["prompts_digest"])
 
 
-def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
+def published_rows(dataset: str, clip: str) -> list[PublishedAccuracy]:
     """Return the rows of published.csv with a zero-shot accuracy of this CLIP on the dataset."""
     if clip != published.BACKBONE:
         return []
     return [
         row
-        for row in published.read_numbers()
-        if row["method"].startswith(_PUBLISHED_METHOD) and row["dataset"] == dataset
+        for row in published.read_accuracies()
+        if row.method.startswith(_PUBLISHED_METHOD) and row.dataset == dataset
     ]
 
 
 def compare_with_published(
-    label: str, zero_shot: ZeroShot, rows: Sequence[dict[str, Any]], prompt_digest: str
+    label: str, zero_shot: ZeroShot, rows: Sequence[PublishedAccuracy], prompt_digest: str
 ) -> PreflightRow:
     """Return the row that compares an accuracy with the published ``rows``, if there are any.
 
     It is a warning if the interval lies below all of them, and a failure if the accuracy is more
     than FAILING_POINTS below the lowest one, or near chance.
     """
-    listed = ", ".join(f"{row['accuracy']:.1f} ({row['source']})" for row in rows)
+    listed = ", ".join(f"{row.accuracy:.1f} ({row.source})" for row in rows)
     detail = (
         f"{zero_shot.accuracy:.1f}% [{zero_shot.low:.1f}, {zero_shot.high:.1f}] of "
         f"{zero_shot.images:,} images, prompts {prompt_digest}; published: {listed or 'none'}"
@@ -101,7 +102,7 @@ def compare_with_published(
         problem = f"near chance ({chance:.1f}%): {detail}"
         return PreflightRow(SECTION, label, "failure", problem, CAUSES)
 
-    lowest = min((row["accuracy"] for row in rows), default=0.0)
+    lowest = min((row.accuracy for row in rows), default=0.0)
     if zero_shot.accuracy < lowest - FAILING_POINTS:
         points = lowest - zero_shot.accuracy
         problem = f"{points:.1f} points below the lowest published accuracy: {detail}"

@@ -21,7 +21,7 @@ from domainbed_carft.data.listing import list_environments
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import seed_hash
 from domainbed_carft.results import evaluations
-from domainbed_carft.results.evaluations import ImageRows
+from domainbed_carft.results.evaluations import ImageRows, is_correct
 from domainbed_carft.results.selection import SelectedRun
 
 MAX_IMAGE_SIDE = 144  # px of an image on the page
@@ -108,7 +108,7 @@ def _target_examples(
     images = _list_images(pair[0], data_dir)
     labels = [image_label for _, image_label in images]
     for rows in (first_rows, second_rows):
-        if classes != second_classes or rows.label.tolist() != labels:
+        if classes != second_classes or rows["label"].tolist() != labels:
             raise CarftError(
                 f"the images of {label} have changed since carft evaluate predicted them; restore "
                 "the data, or pass its folder as --data_dir"
@@ -118,7 +118,7 @@ def _target_examples(
     counts = []
     examples = {}
     for winner, loser in itertools.permutations(rows_by_algorithm):
-        gained = rows_by_algorithm[winner].is_correct & ~rows_by_algorithm[loser].is_correct
+        gained = is_correct(rows_by_algorithm[winner]) & ~is_correct(rows_by_algorithm[loser])
         indices = np.flatnonzero(gained).tolist()
         counts.append(f"{len(indices)} correct only with {winner}")
         title = f"{winner} right, {loser} wrong: {len(indices[:count])} of {len(indices)}"
@@ -128,7 +128,7 @@ def _target_examples(
                 number=index,
                 truth=classes[labels[index]],
                 answers=[
-                    Answer(name, classes[int(rows.predicted[index])], float(rows.top[index]))
+                    Answer(name, classes[int(rows["predicted"][index])], float(rows["top"][index]))
                     for name, rows in rows_by_algorithm.items()
                 ],
             )
@@ -146,7 +146,7 @@ def _load_rows(selected: SelectedRun) -> tuple[ImageRows, list[str]]:
         raise CarftError("the saved evaluation is of another job; run carft evaluate on the sweep")
     number = [split.number for split in facts.splits].index(selected.target)
     begin = sum(split.images for split in facts.splits[:number])
-    return rows.raw.slice(begin, begin + facts.splits[number].images), facts.classes
+    return rows[begin : begin + facts.splits[number].images], facts.classes
 
 
 def _list_images(selected: SelectedRun, data_dir: str | None) -> list[tuple[str, int]]:

@@ -20,13 +20,8 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import CHOOSE
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import selection
-from domainbed_carft.results.columns import (
-    AVERAGE,
-    DOMAINBED,
-    ENVIRONMENTS,
-    ErrorKind,
-    find_run_metrics,
-)
+from domainbed_carft.results.cells import DOMAINBED, ErrorKind
+from domainbed_carft.results.columns import Column, find_run_metrics
 from domainbed_carft.results.evaluations import RunMetrics, SplitMetrics
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table
@@ -44,27 +39,20 @@ AT_TEMPERATURE = "at the fitted temperature"
 # Accuracies
 
 
-def accuracies(table: Table) -> pd.DataFrame:
-    """Return the accuracies of a table and their averages, without empty cells.
+def accuracies(table: Table, column: Column) -> pd.DataFrame:
+    """Return the accuracies of a table's column, without empty cells.
 
     Returns:
-        One row per cell with the columns ``column`` (ENVIRONMENTS or AVERAGE), ``environment``,
-        ``algorithm``, ``accuracy``, ``error`` (nan if there is none), ``n`` and ``incomplete``.
+        One row per cell with the columns ``algorithm``, ``accuracy``, ``error`` (nan if there is
+        none), ``n`` and ``incomplete``.
     """
+    cells_by_row = {row: cells[column] for row, cells in table.rows.items()}
     rows = [
-        [
-            cell.column,
-            cell.label,
-            cell.row,
-            cell.mean,
-            cell.standard_error,
-            cell.n,
-            cell.is_incomplete,
-        ]
-        for cell in table.cells
-        if cell.column in (ENVIRONMENTS, AVERAGE) and cell.mean is not None
+        [row, cell.mean, cell.standard_error, cell.n, not cell.is_complete]
+        for row, cell in cells_by_row.items()
+        if cell.mean is not None
     ]
-    columns = ["column", "environment", "algorithm", "accuracy", "error", "n", "incomplete"]
+    columns = ["algorithm", "accuracy", "error", "n", "incomplete"]
     return pd.DataFrame(rows, columns=columns).astype({"accuracy": float, "error": float})
 
 

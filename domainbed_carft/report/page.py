@@ -24,18 +24,10 @@ from domainbed_carft.report.provenance import Provenance
 from domainbed_carft.report.sections import Section, SectionMaker, unique_names
 from domainbed_carft.results import comparisons, published, selection, suites
 from domainbed_carft.results import rows as row_names
+from domainbed_carft.results.cells import BEST, DOMAINBED, SECOND, Cell
 from domainbed_carft.results.collect import Results, collect
 from domainbed_carft.results.collection import Collection, Sweeps, as_collection
-from domainbed_carft.results.columns import (
-    AVERAGE,
-    BEST,
-    COLUMNS,
-    DEFAULT_COLUMNS,
-    DOMAINBED,
-    SECOND,
-    Cell,
-    rank_cells,
-)
+from domainbed_carft.results.columns import AVERAGE, COLUMNS, DEFAULT_COLUMNS
 from domainbed_carft.results.comparisons import Comparison, compare_rows
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
@@ -218,7 +210,7 @@ def _make_page(
         keys = plots.draw_legend_keys(maker.styles)
         sections = _sections(results, maker, differences)
 
-    averages = [table for table in results.tables if table.averages and len(table.columns) > 1]
+    averages = [table for table in results.tables if table.averages and len(table.accuracies) > 1]
     return Page(
         results=results,
         title=_title(collection),
@@ -259,15 +251,14 @@ def _sections(
         if not table.averages
     ]
     sections.sort(key=lambda section: -len(section.table.rows))
-    suite_rows = suites.rows_by_table(results.suite_scores)
-    return [*sections, *(maker.make_suite_section(rows) for rows in suite_rows)]
+    return [*sections, *map(maker.make_suite_section, results.suite_tables)]
 
 
 def _published_grids(results: Results) -> list[Grid]:
     """Make the tables that compare groups and suites with published figures, if there are any."""
-    grids = suites.published_grids(results.suite_scores)
+    grids = [table.grid() for table in suites.build_published(results.suite_tables)]
     datasets = {run.dataset for run in results.collection.runs}
-    if datasets.isdisjoint(figure["dataset"] for figure in published.read_numbers()):
+    if datasets.isdisjoint(entry.dataset for entry in published.read_accuracies()):
         return grids
     return [*map(published.grid, results.comparisons or ()), *grids]
 
@@ -357,7 +348,7 @@ def _table_findings(table: Table, results: Results, differences: Sequence[Compar
 def _sentences(results: Results, differences: Sequence[Comparison], setting: str) -> list[str]:
     """Return the sentences on one setting: the comparison of the pair, and the best averages."""
     tables = [table for table in results.tables if table.setting == setting]
-    averages = [table for table in tables if table.averages and len(table.columns) > 1]
+    averages = [table for table in tables if table.averages and len(table.accuracies) > 1]
     dataset_tables = [table for table in tables if not table.averages]
     tables = averages if len(dataset_tables) > 1 else dataset_tables
     differences_by_unit = {entry.unit: entry for entry in differences if entry.setting == setting}
@@ -372,13 +363,14 @@ def _sentences(results: Results, differences: Sequence[Comparison], setting: str
 
 def _best_averages(table: Table) -> list[str]:
     """Return a sentence on the two highest averages, or nothing if all are incomplete."""
-    ranks = rank_cells([row.average_cell for row in table.rows], COLUMNS[AVERAGE])
+    ranks = table.get_ranks(COLUMNS[AVERAGE])
+    averages = table.get_column(AVERAGE)
     rows_by_rank = {
-        rank: [row for row, row_rank in zip(table.rows, ranks, strict=True) if row_rank == rank]
+        rank: [row for row, row_rank in ranks.items() if row_rank == rank]
         for rank in (BEST, SECOND)
     }
     leaders = [
-        f"{' and '.join(row.algorithm for row in rows)} with {rows[0].average:.1f}%"
+        f"{' and '.join(rows)} with {averages[rows[0]].mean:.1f}%"
         for rows in rows_by_rank.values()
         if rows
     ]
@@ -393,9 +385,9 @@ def _sentence_on_difference(entry: Comparison, tables: Sequence[Table]) -> str:
         f"{entry.against} on held-out environments"
     )
 
-    cells = {row.algorithm: row.average_cell for table in tables for row in table.rows}
+    cells = {row: cell for table in tables for row, cell in table.get_column(AVERAGE).items()}
     pair = [cells.get(name, Cell()) for name in (entry.algorithm, entry.against)]
-    first, second = (None if cell.is_incomplete else cell.mean for cell in pair)
+    first, second = (cell.mean if cell.is_complete else None for cell in pair)
     if first is None or second is None:
         return f"{sentence}, over the trials that both have."
     if not math.isclose(first - second, entry.average_difference, abs_tol=1e-9):

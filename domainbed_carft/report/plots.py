@@ -26,7 +26,7 @@ from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.algorithms import INK, PAPER, SHIPPED, Method, Style
 from domainbed_carft.jobs.job import Choice
 from domainbed_carft.report import frames
-from domainbed_carft.results.columns import DOMAINBED, PARTIAL, ErrorKind, format_accuracy
+from domainbed_carft.results.cells import DOMAINBED, PARTIAL, ErrorKind, format_accuracy
 from domainbed_carft.results.rows import JointRow
 from domainbed_carft.text import printable
 

@@ -20,7 +20,7 @@ from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import EDITION
 from domainbed_carft.results.collection import Collection
-from domainbed_carft.results.columns import ENVIRONMENTS, Cell
+from domainbed_carft.results.columns import ENVIRONMENTS, Column
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams
@@ -167,11 +167,11 @@ def get_table_jobs(
 
     place_by_cell = {(cell.algorithm, cell.environment): cell.place for cell in cells}
 
-    def get_place(cell: Cell) -> str:
-        if cell.column != ENVIRONMENTS:
+    def get_place(row: str, column: Column) -> str:
+        if column.name != ENVIRONMENTS:
             return ""
-        without_target = place_by_cell.get((cell.row, ""), "")
-        return place_by_cell.get((cell.row, cell.label), without_target)
+        without_target = place_by_cell.get((row, ""), "")
+        return place_by_cell.get((row, column.of), without_target)
 
-    places = [[get_place(cell) for cell in row.printed_cells] for row in table.rows]
+    places = [[get_place(row, column) for column in table.printed] for row in table.rows]
     return TableJobs(cells, shared, places)

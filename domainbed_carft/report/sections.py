@@ -18,7 +18,7 @@ from domainbed_carft.report.provenance import TableJobs
 from domainbed_carft.results import suites
 from domainbed_carft.results.collect import Results
 from domainbed_carft.results.collection import Group
-from domainbed_carft.results.columns import AVERAGE, ENVIRONMENTS
+from domainbed_carft.results.columns import AVERAGE, COLUMNS
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table
@@ -95,7 +95,9 @@ class SectionMaker:
         """
         identity = self.make_name("data", table.dataset)
         runs = [run for run in group.runs if run.dataset == table.dataset]
-        selected = [entry for entry in group.select(table.method) if entry.dataset == table.dataset]
+        selected = [
+            entry for entry in group.select(table.selection) if entry.dataset == table.dataset
+        ]
         checkpoints = frames.checkpoints(selected)
         at_selection = checkpoints[checkpoints["selected"]].drop(columns="step")
 
@@ -108,15 +110,17 @@ class SectionMaker:
         parts += self._evaluations(table, selected)
         return Section(
             id=identity,
-            title="; ".join(filter(None, [table.dataset_title, table.setting])),
-            table=table.single_trial_grid(),
+            title="; ".join(filter(None, [table.name, table.setting])),
+            table=table.grid(is_short=True),
             parts=parts,
             findings=findings,
             lead=self._lead(table, at_selection),
-            ranks=table.ranks,
+            ranks=list(zip(*(table.get_ranks(column).values() for column in table.printed))),
             jobs=provenance.get_table_jobs(table, entries, self.make_name),
             more_tables=[*filter(None, [table.choices_grid()])],
-            examples=self.find_examples(table.columns, selected) if self.find_examples else (),
+            examples=self.find_examples([column.of for column in table.accuracies], selected)
+            if self.find_examples
+            else (),
         )
 
     def _lead(self, table: Table, at_selection: pd.DataFrame) -> list[Figure]:
@@ -126,8 +130,7 @@ class SectionMaker:
 
         trials = frames.average_over_targets(at_selection, frames.ACCURACIES)
         means = frames.average_over_trials(trials, table.error)
-        cells = frames.accuracies(table)
-        averages = cells[cells["column"] == AVERAGE]
+        averages = frames.accuracies(table, COLUMNS[AVERAGE])
         lead = []
         if len(means):
             name = self.make_name(table.dataset, "robustness")
@@ -142,9 +145,9 @@ class SectionMaker:
 
     def _dots(self, table: Table) -> list[Figure]:
         """Draw the accuracies on each environment, all with the same limits."""
-        cells = frames.accuracies(table)
-        cells = cells[cells["column"] == ENVIRONMENTS]
-        limits = plots.dot_limits(cells)
+        cells = {column.of: frames.accuracies(table, column) for column in table.accuracies}
+        cells = {label: frame for label, frame in cells.items() if len(frame)}
+        limits = plots.dot_limits(pd.concat(cells.values())) if cells else (0.0, 100.0)
         return [
             plots.draw_dots(
                 _mark_title(label, table),
@@ -153,7 +156,7 @@ class SectionMaker:
                 self.styles,
                 limits,
             )
-            for label, environment_cells in frames.rows_by(cells, "environment").items()
+            for label, environment_cells in cells.items()
         ]
 
     def _choices(self, table: Table, runs: Sequence[RecordedRun]) -> list[Part]:
@@ -164,7 +167,7 @@ class SectionMaker:
             for run in self.results.collection.first_stages
             if (run.dataset, run.row, run.job.role.cell) in cells
         ]
-        choices = frames.choices(runs, table.method, first_stage)
+        choices = frames.choices(runs, table.selection, first_stage)
         figures = [
             plots.draw_choices(
                 _mark_title(algorithm, table),
@@ -182,7 +185,7 @@ class SectionMaker:
         figures = plots.draw_hparam_curves(
             frames.average_over_targets(at_selection, frames.ACCURACIES),
             self.results.collection.joint_rows,
-            title=table.dataset_title,
+            title=table.name,
             make_name=self.make_name,
             error=table.error,
             own_methods=self.results.collection.own_methods,
@@ -245,9 +248,7 @@ class SectionMaker:
         if lines.empty:
             return []
         name = self.make_name(table.dataset, "context_drift")
-        return [
-            plots.draw_curves(_mark_title(table.dataset_title, table), name, lines, self.styles)
-        ]
+        return [plots.draw_curves(_mark_title(table.name, table), name, lines, self.styles)]
 
     def _evaluations(self, table: Table, selected: Sequence[SelectedRun]) -> list[Part]:
         """Draw the measurements of ``carft evaluate``; the part is empty if there are none."""
@@ -269,12 +270,19 @@ class SectionMaker:
         ]
         return [
             Part("reliability", reliability),
-            Part("flips", self._flips(table, frames.flips(evaluations, table.columns), names)),
+            Part(
+                "flips",
+                self._flips(
+                    table,
+                    frames.flips(evaluations, [column.of for column in table.accuracies]),
+                    names,
+                ),
+            ),
         ]
 
     def _flips(self, table: Table, rows: pd.DataFrame, names: Mapping[str, str]) -> list[Figure]:
         """Draw the flips in one figure, or one per environment if there are many algorithms."""
-        title = table.dataset_title
+        title = table.name
         if len(names) <= evaluation_plots.MAX_BARS_IN_GROUP:
             name = self.make_name(table.dataset, "flips")
             return [
@@ -293,18 +301,17 @@ class SectionMaker:
             for label in dict.fromkeys(rows["environment"])
         ]
 
-    def make_suite_section(self, rows: Sequence[suites.Scores]) -> Section:
+    def make_suite_section(self, table: Table) -> Section:
         """Make the section of a suite: its table, and a figure if it has shifted test sets."""
-        table = suites.grid(rows)
-        identity = self.make_name("suite", rows[0].suite)
+        identity = self.make_name("suite", table.suite)
         columns = ["algorithm", "alpha", "in_distribution", "mean_of_shifts"]
-        points = pd.DataFrame(suites.curve_points(rows), columns=columns)
+        points = pd.DataFrame(suites.curve_points(table), columns=columns)
         parts = []
         if points["alpha"].isna().any():
             parts.append(
                 Part("suite", [plots.draw_suite(table.title, identity, points, self.styles)])
             )
-        return Section(id=identity, title=table.title, table=table, parts=parts)
+        return Section(id=identity, title=table.title, table=table.grid(), parts=parts)
 
 
 def _rows_by_target_title(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -314,7 +321,7 @@ def _rows_by_target_title(table: Table, rows: pd.DataFrame) -> dict[str, pd.Data
 
     rows_by_title = {
         _target_title(label): rows[rows["target"] == target]
-        for target, label in enumerate(table.columns)
+        for target, label in enumerate(column.of for column in table.accuracies)
     }
     return {title: target_rows for title, target_rows in rows_by_title.items() if len(target_rows)}
 
@@ -331,10 +338,12 @@ def _mark_title(title: str, table: Table) -> str:
 def _incomplete_mark(title: str, table: Table) -> str:
     """List the rows that are incomplete on the title's environment, or on any environment."""
     environments = {
-        text: label for label in table.columns for text in (label, _target_title(label))
+        text: column.of
+        for column in table.accuracies
+        for text in (column.of, _target_title(column.of))
     }
     names = table.incomplete_rows(environments.get(title, ""))
-    if title in (row.algorithm for row in table.rows):
+    if title in table.rows:
         return " (incomplete)" if title in names else ""
     listing = ", ".join(names) if len(names) <= _MAX_NAMES else f"{len(names)} rows"
     return f" (incomplete: {listing})" if names else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,22 +17,20 @@ from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import columns as table_columns
 from domainbed_carft.results import comparisons as comparing
 from domainbed_carft.results import formats, published, selection, suites
-from domainbed_carft.results.collection import Collection, Sweeps, as_collection
-from domainbed_carft.results.columns import (
-    DEFAULT_COLUMNS,
+from domainbed_carft.results.cells import (
     DOMAINBED,
     ERROR_KINDS,
-    IN_DOMAIN,
     NO_VALUE,
     PLUS_MINUS,
-    Cell,
     ErrorKind,
 )
+from domainbed_carft.results.collection import Collection, Sweeps, as_collection
+from domainbed_carft.results.columns import DEFAULT_COLUMNS, IN_DOMAIN
 from domainbed_carft.results.comparisons import ACCURACY, Comparison
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.results.selection import SelectedRun, is_swad
-from domainbed_carft.results.suites import Scores
-from domainbed_carft.results.tables import Row, Table, build
+from domainbed_carft.results.published import PublishedComparison
+from domainbed_carft.results.selection import is_swad
+from domainbed_carft.results.tables import Table, build
 from domainbed_carft.text import unknown
 
 if TYPE_CHECKING:
@@ -71,19 +69,17 @@ class Results:
         collection: the runs, in groups that can be averaged.
         tables_of_groups: for each group its tables: for each selection method one per dataset, then
             the table of averages.
-        suite_scores: accuracies on the test sets of suites.
+        suite_tables: accuracies on the test sets of suites.
         comparisons: for each group its accuracies with published ones; None unless requested.
         comparisons_against: every algorithm compared with one; empty unless requested.
-        column_names: names of the printed columns.
         error: kind of error printed after a mean.
     """
 
     collection: Collection
     tables_of_groups: Sequence[Sequence[Table]]
-    suite_scores: Sequence[Scores]
-    comparisons: Sequence[Sequence[dict[str, Any]]] | None
+    suite_tables: Sequence[Table]
+    comparisons: Sequence[Sequence[PublishedComparison]] | None
     comparisons_against: Sequence[Comparison]
-    column_names: Sequence[str]
     error: ErrorKind
 
     @property
@@ -105,11 +101,11 @@ class Results:
     def summary(self) -> dict[str, Any]:
         """Numbers of "records", "jobs", "cells" and "incomplete_cells", and the "faults"."""
         runs = self.collection.runs
-        cells = [cell for table in self.tables for cell in table.accuracies]
+        cells = [cell for table in self.tables for cell in table.accuracy_cells]
         return {
             "records": sum(len(run.steps) for run in runs),
             "jobs": len(runs),
-            "incomplete_cells": sum(bool(cell.missing) for cell in cells),
+            "incomplete_cells": sum(cell.lacks_results for cell in cells),
             "cells": sum(cell.is_expected for cell in cells),
             "faults": [warning._asdict() for warning in self.warnings],
         }
@@ -129,17 +125,17 @@ class Results:
         for table in self.tables:
             grids += [table.grid(), *filter(None, [table.choices_grid()])]
 
-        grids += [suites.grid(rows) for rows in suites.rows_by_table(self.suite_scores)]
+        grids += [table.grid() for table in self.suite_tables]
         if self.comparisons is not None:
             grids += [published.grid(entries) for entries in self.comparisons]
-            grids.append(published.overview(self.collection.compare_with))
-            grids += suites.published_grids(self.suite_scores)
+            grids.append(published.build_overview(self.collection.compare_with).grid())
+            grids += [table.grid() for table in suites.build_published(self.suite_tables)]
         return grids + comparing.grids(self.comparisons_against)
 
     @property
     def captions(self) -> dict[str, list[str]]:
         """The paragraphs that explain "tables", "published" numbers and "comparisons"."""
-        printed_columns = [column for table in self.tables for column in table.printed_columns]
+        printed_columns = [column for table in self.tables for column in table.printed]
         table_captions = [
             _ACCURACY_CAPTION.format(error=self.error.title),
             f"{self.error.definition}; a single trial has no error. {_AVERAGES_CAPTION}",
@@ -149,7 +145,7 @@ class Results:
         ]
         if any(table.choices_grid() for table in self.tables):
             table_captions.append(_CHOICES_CAPTION)
-        if self.suite_scores:
+        if self.suite_tables:
             table_captions.append(suites.caption(self.error))
 
         return {
@@ -173,7 +169,7 @@ class Results:
     def short_captions(self) -> list[str]:
         """The captions without the parts that are the same for every sweep."""
         line = f"Cells: mean {PLUS_MINUS} {self.error.title} (n trials). More: docs/collect.md"
-        printed_columns = [column for table in self.tables for column in table.printed_columns]
+        printed_columns = [column for table in self.tables for column in table.printed]
         return [
             line,
             *self._remarks,
@@ -185,29 +181,32 @@ class Results:
         """Return the content of ``carft collect --format json``."""
         content: dict[str, Any] = {
             "caption": self.all_captions,
-            "tables": [_table_entry(table) for table in self.tables],
+            "tables": [table.as_dict() for table in self.tables],
             "notes": self.notes,
         }
-        if self.suite_scores:
-            content["suites"] = [row.entry() for row in self.suite_scores]
+        if self.suite_tables:
+            content["suites"] = [table.as_dict() for table in self.suite_tables]
         if self.comparisons is not None:
             content["published"] = {
                 "comparisons": self._published_entries,
-                "figures": published.read_numbers(self.collection.compare_with),
+                "figures": [
+                    entry._asdict()
+                    for entry in published.read_accuracies(self.collection.compare_with)
+                ],
             }
         if self.comparisons_against:
-            content["against"] = [entry.as_dict() for entry in self.comparisons_against]
+            content["against"] = [*map(dataclasses.asdict, self.comparisons_against)]
         return content | {"summary": self.summary}
 
     @property
     def _published_entries(self) -> list[dict[str, Any]]:
-        return [entry for entries in self.comparisons or () for entry in entries]
+        return [entry.as_dict() for entries in self.comparisons or () for entry in entries]
 
     @property
-    def records_for_csv(self) -> list[dict[str, Any]]:
+    def csv_rows(self) -> list[dict[str, Any]]:
         """The rows for CSV: of the requested comparison, otherwise of the tables' cells."""
         if self.comparisons_against:
-            return [entry.as_dict() for entry in self.comparisons_against]
+            return [*map(dataclasses.asdict, self.comparisons_against)]
         if self.comparisons is not None:
             if not self._published_entries:
                 raise CarftError(
@@ -215,9 +214,7 @@ class Results:
                     "there is nothing to write as CSV; --format text lists all published numbers"
                 )
             return self._published_entries
-        if tuple(self.column_names) == DEFAULT_COLUMNS:
-            return _accuracy_records(self.tables)
-        return _column_records(self.tables)
+        return [row for table in self.tables for row in table.as_rows()]
 
     def write(self, output_format: str) -> str:
         """Format the results in one of `formats.FORMATS`; raise CarftError for any other format."""
@@ -228,7 +225,7 @@ class Results:
         if output_format == "markdown":
             return formats.as_markdown(self.grids, self.all_captions)
         if output_format == "csv":
-            return formats.as_csv(self.records_for_csv)
+            return formats.as_csv(self.csv_rows)
         if output_format == "json":
             return formats.as_json(self.as_dict())
 
@@ -238,37 +235,26 @@ class Results:
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """A row for each cell of the tables, with the columns of ``--format csv``.
+        """A row for each printed cell of the tables, with the columns of ``--format csv``.
 
         Columns:
             setting: title of the group of runs.
             selection: name of the selection method.
-            dataset, algorithm: names of the dataset and the table's row.
-            environment: name of the environment, or ``average`` for the mean over a dataset's
-                environments.
-            mean, standard_error: in percent.
-            n: number of trials.
-            missing: reasons why the cell is incomplete; empty if it is complete.
-        """
-        return _frame(_accuracy_records(self.tables), empty=_accuracy_record(Cell()))
-
-    @cached_property
-    def columns(self) -> pd.DataFrame:
-        """A row for each row and printed column of the tables, including those of ``--columns``.
-
-        Columns:
-            setting: title of the group of runs.
-            selection: name of the selection method.
-            dataset, algorithm: names of the dataset and the table's row.
+            dataset: name of the dataset; empty for the averages over datasets.
+            algorithm: name of the table's row.
             column: name of the column.
-            of: the environment, or another description of the value.
+            of: the environment, the dataset of an average, or another description of the value.
             device: device of a cost.
             unit: unit of the mean.
             mean, standard_error: in ``unit``.
             n: number of trials or jobs.
             missing: reasons why the value is missing or incomplete; empty if it is complete.
         """
-        return _frame(_column_records(self.tables), empty=_column_record(Cell()))
+        import pandas as pd
+
+        frame = pd.DataFrame([row for table in self.tables for row in table.as_rows()])
+        numbers = {"mean": float, "standard_error": float, "n": int}
+        return frame.astype(numbers) if len(frame) else frame
 
     @cached_property
     def against(self) -> pd.DataFrame:
@@ -293,16 +279,14 @@ class Results:
         """
         import pandas as pd
 
-        rows: list[Mapping[str, Any]] = []
-        for group in self.collection.groups:
-            for run in group.runs:
-                rows += _checkpoint_rows(run, group.title)
-
-        n_environments = max((run.n_environments for run in self.collection.runs), default=0)
-        accuracies = [
-            f"env{env}_{split}_acc" for env in range(n_environments) for split in ("in", "out")
-        ]
-        return pd.DataFrame(rows, columns=[*_RECORD_COLUMNS, *accuracies])
+        return pd.DataFrame(
+            [
+                row
+                for group in self.collection.groups
+                for run in group.runs
+                for row in _checkpoint_rows(run, group.title)
+            ]
+        )
 
 
 def collect(
@@ -325,8 +309,8 @@ def collect(
         **options: options of `gather`, such as ``methods``.
 
     Returns:
-        The tables, as data frames (``cells``, ``columns``, ``against``, ``records``) and in the
-        formats of ``carft collect`` (``write``, ``as_dict``).
+        The tables, as data frames (``cells``, ``against``, ``records``) and in the formats of
+        ``carft collect`` (``write``, ``as_dict``).
 
     Raises:
         CarftError: if `gather` raises it, if a column or a kind of error is unknown, or if no
@@ -350,19 +334,23 @@ def collect(
         for group in collection.groups
     ]
     suite_warnings: list[RecordWarning] = []
-    scores = [
-        row
+    suite_tables = [
+        table
         for group in collection.groups
-        for row in suites.scores(group, suite_warnings, ERROR_KINDS[error])
+        for table in suites.build(group, suite_warnings, ERROR_KINDS[error])
     ]
     collection = replace(collection, warnings=[*collection.warnings, *suite_warnings])
 
     comparisons = None
     if compare_published:
-        comparisons = [
-            published.compare(group, group_tables)
-            for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
-        ]
+        comparisons = []
+        for group, group_tables in zip(collection.groups, tables_of_groups, strict=True):
+            further_methods = published.further_methods(group, collection.methods)
+            further_tables = build(
+                group, further_methods, column_names=columns, error=ERROR_KINDS[error]
+            )
+            comparisons.append(published.compare(group, group_tables, further_tables))
+
     comparisons_against: list[Comparison] = []
     if against:
         measures = [ACCURACY, IN_DOMAIN] if IN_DOMAIN in columns else [ACCURACY]
@@ -372,159 +360,19 @@ def collect(
     return Results(
         collection=collection,
         tables_of_groups=tables_of_groups,
-        suite_scores=scores,
+        suite_tables=suite_tables,
         comparisons=comparisons,
         comparisons_against=comparisons_against,
-        column_names=columns,
         error=ERROR_KINDS[error],
     )
 
 
-def _table_entry(table: Table) -> dict[str, Any]:
-    """Convert a table for JSON, with every trial's accuracy in percent.
-
-    "measures" are the printed columns other than the environments and their average.
-    """
-    entry = {
-        "setting": table.setting,
-        "selection": table.method,
-        "dataset": None if table.averages else table.dataset,
-        "title": table.title,
-        "error": table.error.name,
-        "columns": list(table.columns),
-        "rows": [_row_entry(row, table) for row in table.rows],
-        "notes": list(table.notes),
-    }
-    measures = [
-        {"name": column.name, "title": column.title, "unit": column.unit, "device": column.device}
-        for column in table.printed_columns
-        if column.name not in DEFAULT_COLUMNS
-    ]
-    return entry | {"measures": measures} if measures else entry
-
-
-def _row_entry(row: Row, table: Table) -> dict[str, Any]:
-    cells: list[dict[str, Any]] = []
-    for target, (column, cell) in enumerate(zip(table.columns, row.cells, strict=True)):
-        entry: dict[str, Any] = {
-            "column": column,
-            "mean": cell.mean,
-            "standard_error": cell.standard_error,
-            "n": cell.n,
-            "trials": {str(trial): 100 * value for trial, value in cell.accuracies.items()},
-            "missing": list(cell.remarks),
-        }
-        choices = row.get_choices(target)
-        if choices:
-            entry["chosen"] = [_choice_entry(selected) for selected in choices]
-        cells.append(entry)
-
-    measures = [
-        {
-            "name": cell.column,
-            "device": cell.device,
-            "mean": cell.mean,
-            "standard_error": cell.standard_error,
-            "n": cell.n,
-            "label": cell.label,
-            "missing": list(cell.remarks),
-        }
-        for cell in row.printed_cells
-        if cell.column not in DEFAULT_COLUMNS
-    ]
-    row_entry = {"algorithm": row.algorithm, "cells": cells, "average": row.average}
-    return row_entry | {"measures": measures} if measures else row_entry
-
-
-def _choice_entry(selected: SelectedRun) -> dict[str, Any]:
-    """Convert the choice of a search in one trial for JSON."""
-    outcome = selected.outcome
-    return {
-        "trial": selected.trial,
-        "values": dict(outcome.values),
-        "hparams_seed": outcome.hparams_seed,
-        "members": outcome.members,
-    }
-
-
-def _accuracy_records(tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """Return a record for each accuracy of the tables."""
-    return [_accuracy_record(cell) for table in tables for cell in table.accuracies]
-
-
-def _accuracy_record(cell: Cell) -> dict[str, Any]:
-    return {
-        "setting": cell.setting,
-        "selection": cell.selection,
-        "dataset": cell.dataset,
-        "environment": cell.label,
-        "algorithm": cell.row,
-        **_value_record(cell),
-    }
-
-
-def _column_records(tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """Return a record for each printed cell of the tables, except the tables of averages."""
-    return [
-        _column_record(cell)
-        for table in tables
-        if not table.averages
-        for row in table.rows
-        for cell in row.printed_cells
-    ]
-
-
-def _column_record(cell: Cell) -> dict[str, Any]:
-    return {
-        "setting": cell.setting,
-        "selection": cell.selection,
-        "dataset": cell.dataset,
-        "algorithm": cell.row,
-        "column": cell.column,
-        "of": cell.label,
-        "device": cell.device,
-        "unit": cell.unit,
-        **_value_record(cell),
-    }
-
-
-def _value_record(cell: Cell) -> dict[str, Any]:
-    return {
-        "mean": cell.mean,
-        "standard_error": cell.standard_error,
-        "n": cell.n,
-        "missing": ". ".join(cell.remarks),
-    }
-
-
-def _frame(records: Sequence[Mapping[str, Any]], empty: Mapping[str, Any]) -> pd.DataFrame:
-    """Convert records to a data frame; the keys of ``empty`` are its columns if there are none."""
-    import pandas as pd
-
-    frame = pd.DataFrame(records, columns=list(records[0] if records else empty))
-    return frame.astype({"mean": float, "standard_error": float, "n": int})
-
-
-_RECORD_COLUMNS = (
-    "setting",
-    "folder",
-    "dataset",
-    "algorithm",
-    "test_envs",
-    "trial_seed",
-    "hparams_seed",
-    "step",
-)
-
-
 def _checkpoint_rows(run: RecordedRun, setting: str) -> list[Mapping[str, Any]]:
     """Return a row (column -> value) for each checkpoint of a run."""
-    in_splits, out_splits = selection.accuracies(run)
     names = [
-        f"env{env}_{split}_acc" for split in ("in", "out") for env in range(run.n_environments)
+        f"env{env}_{split}_acc" for env in range(run.n_environments) for split in ("in", "out")
     ]
-    accuracies = np.concatenate([in_splits, out_splits], axis=1).tolist()
-
+    accuracies = np.stack(selection.accuracies(run), axis=2).reshape(len(run.steps), -1).tolist()
     key = run.job.key
     job = {
         "setting": setting,

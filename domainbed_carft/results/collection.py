@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,7 +22,7 @@ from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.algorithms import Method, find_own_methods, get_owners
 from domainbed_carft.jobs.job import Candidate, Choice, Job
 from domainbed_carft.jobs.manifest import Sweep
-from domainbed_carft.jobs.records import RecordedRun, RecordWarning, RunsAndWarnings
+from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.jobs.setting import (
     DEFAULT,
     ENVIRONMENTS,
@@ -81,7 +82,7 @@ class Group:
             self._selections[method] = selection.select(self.runs, method)
         return self._selections[method]
 
-    @property
+    @cached_property
     def environments(self) -> dict[str, tuple[str, ...]]:
         """Dataset -> names of its environments, in the order of the tables."""
         return row_names.environment_labels(self.runs, self.planned, self.labels)
@@ -169,17 +170,22 @@ def gather(
             raise CarftError(text.unknown("part of a setting", name, KINDS))
 
     folders = as_paths(folders)
-    runs, warnings = _read_runs(folders)
+    runs, warnings = records.read(folders)
+    if not runs:
+        raise CarftError(
+            f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
+            "expected folders of jobs with results.jsonl",
+            details=records.describe_warnings(warnings),
+        )
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
-    runs = job_roles.assign_roles(runs, sweeps)
     last_stage = job_roles.select_last_stage(runs, sweeps)
     own_methods = find_own_methods({run.algorithm: run.recorded for run in runs})
     order = row_names.order_algorithms(
         (name for sweep in sweeps for name in sweep.algorithms), own_methods
     )
-    rows = row_names.label_rows(
-        last_stage.runs, last_stage.planned, by=by, folders=folders, order=order
-    )
+    rows = JointRows(last_stage.runs, last_stage.planned, order)
+    if by:
+        rows = row_names.label_rows(rows, by=by, folders=folders)
     labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
     groups = _groups(rows, labels, ignored, warnings, own_methods)
     if not groups:
@@ -203,18 +209,6 @@ def gather(
         folders=folders,
         own_methods=own_methods,
     )
-
-
-def _read_runs(folders: Sequence[Path]) -> RunsAndWarnings:
-    """Read the runs in the folders; raise CarftError with the warnings if there are none."""
-    runs_and_warnings = records.read(folders)
-    if not runs_and_warnings.runs:
-        raise CarftError(
-            f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
-            "expected folders of jobs with results.jsonl",
-            details=records.describe_warnings(runs_and_warnings.warnings),
-        )
-    return runs_and_warnings
 
 
 def _count_held_out(job: Job) -> int:
@@ -255,7 +249,7 @@ def _choose_methods(
 
     declared = {name for sweep in sweeps for name in sweep.selection} | {selection.IN_DOMAIN}
     if not all(sweep.selection for sweep in sweeps):
-        declared |= {*selection.METHODS} - {selection.LEAVE_ONE_OUT}
+        declared |= {name for name, method in selection.METHODS.items() if method.is_default}
     if 2 in held_out_counts:  # such jobs are used only by leave-one-domain-out
         declared.add(selection.LEAVE_ONE_OUT)
     return [name for name in methods_with_jobs if name in declared]

@@ -1,4 +1,4 @@
-"""The columns of tables, an entry each, with their cells and the errors printed after a mean.
+"""The columns of tables, an entry each: functions from the runs of a row to its cell.
 
 Columns hold accuracies, costs, counts, and the metrics of ``carft evaluate``. Importing this module
 loads no numpy, so that command lines can list the columns quickly.
@@ -9,31 +9,39 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.cost import Cost
 from domainbed_carft.jobs.records import RecordedRun
+from domainbed_carft.results.cells import (
+    DOMAINBED,
+    NO_VALUE,
+    NOT_ALL,
+    NOT_DECLARED,
+    PARTIAL,
+    PERCENT,
+    Cell,
+    ErrorKind,
+    accuracy_text,
+    cost_text,
+    count_text,
+    list_incomplete,
+    mean_of_cells,
+    mean_over_trials,
+    score_text,
+)
 from domainbed_carft.text import unknown
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from domainbed_carft.results.evaluations import RunMetrics, SplitMetrics
     from domainbed_carft.results.selection import SelectedRun
 
-PLUS_MINUS = "±"
-NO_VALUE = "X"
-NOT_DECLARED = "-"
-PARTIAL = "*"
-NOT_ALL = "not over all environments"
-PERCENT = 100.0
-
 ENVIRONMENTS = "environments"
 AVERAGE = "average"
+OUT_OF_DOMAIN = "out-of-domain"
 IN_DOMAIN = "in-domain"
 DEFAULT_COLUMNS = (ENVIRONMENTS, AVERAGE)
 
@@ -41,215 +49,23 @@ _CACHED_SUMMARIES = 4096
 
 
 @dataclass(frozen=True)
-class ErrorKind:
-    """An uncertainty printed after a mean and the sign ±.
-
-    Attributes:
-        name: value of ``--error``.
-        title: name in captions.
-        definition: a sentence for captions.
-        compute: computes the error from the values of two or more trials.
-    """
-
-    name: str
-    title: str
-    definition: str
-    compute: Callable[[npt.NDArray[np.float64]], float]
-
-
-def domainbed_error(values: npt.NDArray[np.float64]) -> float:
-    """Standard error of the mean with divisor n, equal to DomainBed's to the last bit."""
-    # Divide before std(), as DomainBed does: the last bit decides how a half is rounded.
-    return float((values / values.size**0.5).std())
-
-
-def sample_error(values: npt.NDArray[np.float64]) -> float:
-    """Standard error of the mean of two or more values, with divisor n - 1."""
-    return float(values.std(ddof=1) / values.size**0.5)
-
-
-def sample_deviation(values: npt.NDArray[np.float64]) -> float:
-    """Standard deviation of two or more values, with divisor n - 1."""
-    return float(values.std(ddof=1))
-
-
-DOMAINBED = ErrorKind(
-    "domainbed",
-    "standard error",
-    "Standard error = s / sqrt(n), with s the standard deviation over the n trials, divisor n "
-    "(numpy.std with ddof 0), as DomainBed computes it",
-    domainbed_error,
-)
-SAMPLE = ErrorKind(
-    "sample",
-    "standard error",
-    "Standard error = s / sqrt(n), with s the standard deviation over the n trials, "
-    "divisor n - 1 (numpy.std with ddof 1)",
-    sample_error,
-)
-DEVIATION = ErrorKind(
-    "std",
-    "standard deviation",
-    "Standard deviation over the n trials, divisor n - 1 (numpy.std with ddof 1)",
-    sample_deviation,
-)
-ERROR_KINDS = {kind.name: kind for kind in (DOMAINBED, SAMPLE, DEVIATION)}
-
-
-class Cell(NamedTuple):
-    """The mean over ``n`` trials or jobs, with its position in the tables.
-
-    Attributes:
-        mean: accuracies in percent, other values in ``unit``. None without a value.
-        standard_error: of the kind chosen by ``--error``. None for a single trial.
-        n: number of trials or jobs.
-        missing: reasons why the value is incomplete.
-        accuracies: trial -> accuracy in [0, 1].
-        partial: True if no jobs are declared for some of the environments, or if a copy of a test
-            set
-            is incomplete.
-        setting: title of the group of runs.
-        selection: name of the selection method.
-        dataset: name of the dataset.
-        row: name of the table's row.
-        column: name of the column.
-        label: environment of the value, "average" for the mean over a dataset's environments, or
-            another description.
-        device: device of a cost.
-        unit: unit of ``mean``.
-    """
-
-    mean: float | None = None
-    standard_error: float | None = None
-    n: int = 0
-    missing: tuple[str, ...] = ()
-    accuracies: Mapping[int, float] = {}
-    partial: bool = False
-    setting: str = ""
-    selection: str = ""
-    dataset: str = ""
-    row: str = ""
-    column: str = ""
-    label: str = ""
-    device: str = ""
-    unit: str = ""
-
-    @property
-    def is_expected(self) -> bool:
-        """True if the cell should have a value."""
-        return self.mean is not None or bool(self.missing)
-
-    @property
-    def is_incomplete(self) -> bool:
-        """True if a part of the value is missing, so that the cell is marked and not ranked."""
-        return bool(self.missing) or (self.partial and self.mean is not None)
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """Reasons why the cell is incomplete."""
-        return self.missing or ((NOT_ALL,) if self.is_incomplete else ())
-
-
-def mean_cell(
-    values_by_trial: Mapping[int, float],
-    missing: Sequence[str] = (),
-    error: ErrorKind = DOMAINBED,
-    scale: float = PERCENT,
-) -> Cell:
-    """Mean over the trials with its error, both times ``scale``.
-
-    Both equal those of DomainBed's collect_results to the last bit, except that a single trial has
-    no
-    error.
-    """
-    import numpy as np
-
-    if not values_by_trial:
-        return Cell(missing=tuple(missing or ["no accuracy recorded on this environment"]))
-
-    values = np.array([*values_by_trial.values()])
-    return Cell(
-        mean=scale * values.mean(),
-        standard_error=scale * error.compute(values) if values.size > 1 else None,
-        n=values.size,
-        missing=tuple(missing),
-        accuracies=values_by_trial,
-    )
-
-
-def format_accuracy(
-    value: float | None, standard_error: float | None = None, n: int | None = None
-) -> str:
-    """Format a percentage with its error and number of trials, as ``96.8 ± 0.4 (3)``.
-
-    Values that are None, and ``n`` 0, are omitted. The text is empty if there is no accuracy.
-    """
-    return _format_mean(value, standard_error, n, digits=1)
-
-
-def _format_mean(
-    value: float | None, standard_error: float | None, n: int | None, digits: int
-) -> str:
-    if value is None:
-        return ""
-
-    text = f"{value:.{digits}f}"
-    if standard_error is not None:
-        text += f" {PLUS_MINUS} {standard_error:.{digits}f}"
-    if n:
-        text += f" ({n})"
-    return text
-
-
-def accuracy_text(cell: Cell) -> str:
-    """Accuracy in percent with its error, number of trials and label."""
-    text = format_accuracy(cell.mean, cell.standard_error, cell.n)
-    if text and cell.label and cell.column != ENVIRONMENTS:
-        return f"{text} {cell.label}"
-    return text
-
-
-def score_text(cell: Cell) -> str:
-    """Score with three decimals, its error and the number of trials."""
-    return _format_mean(cell.mean, cell.standard_error, cell.n, digits=3)
-
-
-def cost_text(cell: Cell) -> str:
-    """Cost with three significant digits and all digits before the point: 0.0214, 12.3, 1,234."""
-    if cell.mean is None:
-        return ""
-    if cell.mean == 0:
-        return "0"
-
-    digits_before_point = math.floor(math.log10(abs(cell.mean))) + 1
-    return f"{cell.mean:,.{max(0, 3 - digits_before_point)}f}"
-
-
-def count_text(cell: Cell) -> str:
-    """Integer, or mean of integers with one decimal."""
-    if cell.mean is None:
-        return ""
-    return f"{cell.mean:,.0f}" if cell.mean == int(cell.mean) else f"{cell.mean:,.1f}"
-
-
-@dataclass(frozen=True)
 class RowRuns:
     """The runs from which a row is computed: one algorithm on one dataset, by one selection method.
 
     Attributes:
-        environments: names of the dataset's environments.
-        cells: accuracy on each environment.
+        dataset_title: title of the dataset.
+        accuracies: environment -> the cell of its accuracy, in the order of the environments.
         selected: the selected run of each target and trial.
         candidates: all runs from which the method selected.
         error: kind of error of the cells.
         is_partial: True if jobs are declared for some of the targets only.
     """
 
-    environments: Sequence[str]
-    cells: Sequence[Cell]
+    dataset_title: str
+    accuracies: Mapping[str, Cell]
     selected: Sequence[SelectedRun]
     candidates: Sequence[RecordedRun]
-    error: ErrorKind
+    error: ErrorKind = DOMAINBED
     is_partial: bool = False
 
     @property
@@ -258,24 +74,35 @@ class RowRuns:
         return list({id(selected.run): selected.run for selected in self.selected}.values())
 
     @property
-    def incomplete(self) -> tuple[str, ...]:
-        """The environments with incomplete cells, as a reason why a mean is incomplete."""
-        cells = zip(self.environments, self.cells, strict=True)
-        names = [name for name, cell in cells if cell.missing]
-        return (f"incomplete: {', '.join(names)}",) if names else ()
+    def lacking_results(self) -> tuple[str, ...]:
+        """The environments that lack results, as a reason why a mean over them is incomplete."""
+        names = list_incomplete(self.accuracies)
+        return (f"incomplete in {self.dataset_title}: {names}",) if names else ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The reasons why a mean over the environments is incomplete."""
+        return self.lacking_results or ((NOT_ALL,) if self.is_partial else ())
 
     def mean_over_targets(
-        self, values: Iterable[tuple[int, float]], scale: float = PERCENT
+        self,
+        values: Iterable[tuple[int, float]],
+        *,
+        scale: float = PERCENT,
+        missing: Sequence[str] = (),
     ) -> Cell:
-        """Mean over the trials of each trial's mean over its targets, from (trial, value) pairs.
+        """Average over the trials each trial's mean over its targets.
 
-        The cell is marked as incomplete if targets are missing.
+        Args:
+            values: (trial, value) pairs.
+            scale: factor from the values to the unit of the cell.
+            missing: reasons why the mean is incomplete, besides those of the row.
         """
-        means = trial_means(values)
-        if not means and not self.incomplete:
-            return Cell()
-        cell = mean_cell(means, self.incomplete, self.error, scale)
-        return cell._replace(partial=self.is_partial)
+        by_trial = sorted(values, key=lambda pair: pair[0])  # in DomainBed's order of the trials
+        if not by_trial:
+            return Cell(missing=self.lacking_results)
+        missing = (*self.missing, *missing)
+        return mean_over_trials(by_trial, missing=missing, error=self.error, scale=scale)
 
     def on_device(self, device: str) -> RowRuns:
         """Return the row with only the runs on one device, and unchanged accuracies."""
@@ -286,6 +113,11 @@ class RowRuns:
         )
 
 
+def _leave_empty(row: RowRuns) -> Cell:
+    """Return no value, for a column whose cells are made elsewhere."""
+    return Cell()
+
+
 Measure = Callable[[RowRuns], Cell]
 CostFunction = Callable[[Cost], float | None]
 Combine = Callable[[list[float]], float]
@@ -293,10 +125,10 @@ Combine = Callable[[list[float]], float]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table, with its place as the key of a cell: ``name``, ``of`` and ``device``.
 
     Attributes:
-        name: value of ``--columns``; ENVIRONMENTS for the column of a target.
+        name: value of ``--columns``; ENVIRONMENTS for the column of an environment.
         title: header of the column.
         unit: unit of the means, such as "%" or "s".
         explanation: a sentence for captions, if the column needs one.
@@ -304,26 +136,33 @@ class Column:
         write: formats the cell; an empty text without a value.
         is_ranked: True if a higher value is better.
         is_cost: True if each device has its own column.
-        device: device of this column, for costs.
         placeholder: text of a cell that has no value and needs none.
+        of: the environment, dataset or test set, if several columns have the same name.
+        device: device of this column, for costs.
     """
 
     name: str
-    title: str
-    unit: str
-    explanation: str
-    measure: Measure
-    write: Callable[[Cell], str] = accuracy_text
-    is_ranked: bool = False
-    is_cost: bool = False
+    title: str = field(compare=False)
+    unit: str = field(compare=False)
+    explanation: str = field(default="", compare=False)
+    measure: Measure = field(default=_leave_empty, compare=False)
+    write: Callable[[Cell], str] = field(default=accuracy_text, compare=False)
+    is_ranked: bool = field(default=False, compare=False)
+    is_cost: bool = field(default=False, compare=False)
+    placeholder: str = field(default=NOT_DECLARED, compare=False)
+    of: str = ""
     device: str = ""
-    placeholder: str = NOT_DECLARED
+
+    @property
+    def key(self) -> dict[str, str]:
+        """The place of the column's cells, in JSON."""
+        return {"column": self.name, "of": self.of, "device": self.device}
 
     def text(self, cell: Cell, note_number: int | None = None) -> str:
         """Format the cell, with the number of the note that explains why it is incomplete."""
         text = self.write(cell)
         if note_number is None:
-            return f"{text}{PARTIAL if cell.is_incomplete else ''}" or self.placeholder
+            return f"{text}{'' if cell.is_complete else PARTIAL}" or self.placeholder
         return f"{text or NO_VALUE} [{note_number}]"
 
     def on_device(self, device: str, name_in_title: bool) -> Column:
@@ -336,38 +175,22 @@ class Column:
         )
 
 
-def environment_column(number: int, title: str) -> Column:
-    """Return the column for the accuracy on the target ``number``."""
-    return Column(ENVIRONMENTS, title, "%", "", lambda row: row.cells[number], is_ranked=True)
-
-
-def average(cells: Iterable[Cell]) -> float | None:
-    """Mean of the expected cells in percent; None if one of them has no value."""
-    import numpy as np
-
-    means = [cell.mean for cell in cells if cell.is_expected]
-    values = [mean for mean in means if mean is not None]
-    if not values or len(values) < len(means):
-        return None
-    return float(np.mean(values))
-
-
-def trial_means(values: Iterable[tuple[int, float]]) -> dict[int, float]:
-    """Map each trial, in ascending order, to the mean of its values.
-
-    Pairs (trial, value) are summed in the given order.
-    """
-    import numpy as np
-
-    values_by_trial: dict[int, list[float]] = {}
-    for trial, value in values:
-        values_by_trial.setdefault(trial, []).append(value)
-    return {trial: float(np.mean(values_by_trial[trial])) for trial in sorted(values_by_trial)}
+def environment_column(environment: str) -> Column:
+    """Return the column for the accuracy on an environment."""
+    return Column(
+        ENVIRONMENTS,
+        title=environment,
+        unit="%",
+        measure=lambda row: row.accuracies[environment],
+        is_ranked=True,
+        of=environment,
+    )
 
 
 def _average(row: RowRuns) -> Cell:
     """Mean of the row's cells, if every expected cell has a value."""
-    return Cell(average(row.cells), missing=row.incomplete, partial=row.is_partial)
+    mean = mean_of_cells(row.accuracies.values())
+    return Cell(mean, missing=row.lacking_results if mean is None else row.missing)
 
 
 def _out_of_domain(row: RowRuns) -> Cell:
@@ -389,32 +212,33 @@ def _in_domain(row: RowRuns) -> Cell:
 
 def _worst(row: RowRuns) -> Cell:
     """The cell with the lowest mean, if every expected cell has one."""
-    expected = [
-        cell._replace(label=name)
-        for name, cell in zip(row.environments, row.cells, strict=True)
-        if cell.is_expected
-    ]
-    unmeasured = [cell.label for cell in expected if cell.mean is None]
+    expected = {name: cell for name, cell in row.accuracies.items() if cell.is_expected}
+    means = {name: cell.mean for name, cell in expected.items() if cell.mean is not None}
+    unmeasured = [name for name in expected if name not in means]
     if unmeasured:
         return Cell(missing=(f"no value: {', '.join(unmeasured)}",))
-    if not expected:
+    if not means:
         return Cell()
-    worst = min(expected, key=lambda cell: math.inf if cell.mean is None else cell.mean)
-    return worst._replace(missing=row.incomplete, partial=row.is_partial)
+    worst = min(means, key=means.__getitem__)
+    return expected[worst]._replace(label=worst, missing=row.missing)
 
 
 def _selected_cost(get_cost: CostFunction, combine: Combine, key: str) -> Measure:
     """Combine the costs of the selected runs; ``key`` names the record's key of the cost."""
-    return lambda row: _cost_cell(row.selected_runs, get_cost, combine, key)
+    return lambda row: _cost_cell(row, row.selected_runs, get_cost, combine, key)
 
 
 def _candidate_cost(get_cost: CostFunction, combine: Combine, key: str) -> Measure:
     """Combine the costs of all candidate runs; ``key`` names the record's key of the cost."""
-    return lambda row: _cost_cell(row.candidates, get_cost, combine, key)
+    return lambda row: _cost_cell(row, row.candidates, get_cost, combine, key)
 
 
 def _cost_cell(
-    runs: Sequence[RecordedRun], get_cost: CostFunction, combine: Combine, key: str
+    row: RowRuns,
+    runs: Sequence[RecordedRun],
+    get_cost: CostFunction,
+    combine: Combine,
+    key: str,
 ) -> Cell:
     """Combine the costs of runs; no value without runs, or if a run has not recorded the cost."""
     if not runs:
@@ -424,7 +248,7 @@ def _cost_cell(
     recorded_costs = [cost for cost in costs if cost is not None]
     if len(recorded_costs) < len(costs):
         return Cell(missing=(f"the records have no {key}",))
-    return Cell(combine(recorded_costs), n=len(recorded_costs))
+    return Cell(combine(recorded_costs), n=len(recorded_costs), missing=row.lacking_results)
 
 
 def _mean(values: list[float]) -> float:
@@ -438,7 +262,9 @@ def _n_jobs(row: RowRuns) -> Cell:
 def _n_draws(row: RowRuns) -> Cell:
     """Mean over targets and trials of the number of choices that the method selected from."""
     members = [float(entry.outcome.members) for entry in row.selected]
-    return Cell(_mean(members), n=len(members)) if members else Cell()
+    if not members:
+        return Cell()
+    return Cell(_mean(members), n=len(members), missing=row.lacking_results)
 
 
 def find_run_metrics(selected: SelectedRun) -> RunMetrics | str:
@@ -486,12 +312,13 @@ def _run_metric(
     """
 
     def measure(row: RowRuns) -> Cell:
+        environments = list(row.accuracies)
         values = []
         unmeasured: list[str] = []
         places_by_problem: dict[str, list[str]] = {}
         for selected in row.selected:
             metrics = find_run_metrics(selected)
-            place = f"{row.environments[selected.target]} trial {selected.trial}"
+            place = f"{environments[selected.target]} trial {selected.trial}"
             if isinstance(metrics, str):
                 places_by_problem.setdefault(metrics, []).append(place)
                 continue
@@ -507,11 +334,8 @@ def _run_metric(
                 for problem, places in places_by_problem.items()
             ]
             return Cell(missing=tuple(reasons))
-        cell = row.mean_over_targets(values, scale=1)
-        if values and unmeasured:
-            reason = f"not evaluated for: {', '.join(sorted(unmeasured))}"
-            return cell._replace(missing=(*cell.missing, reason))
-        return cell
+        missing = [f"not evaluated for: {', '.join(sorted(unmeasured))}"] if unmeasured else []
+        return row.mean_over_targets(values, scale=1, missing=missing)
 
     return measure
 
@@ -542,7 +366,7 @@ _AT_TEMPERATURE = "the same at the temperature fitted on the training environmen
 RECORD_COLUMNS = (
     Column(AVERAGE, "Avg", "%", "Avg: mean of the row's cells.",
            _average, is_ranked=True, placeholder=NO_VALUE),
-    Column("out-of-domain", "Out of domain", "%",
+    Column(OUT_OF_DOMAIN, "Out of domain", "%",
            "Out of domain: mean over trials of each trial's mean over the held-out environments.",
            _out_of_domain, is_ranked=True),
     Column("worst", "Worst", "%", "Worst: the held-out environment with the lowest mean.",
@@ -647,15 +471,14 @@ def choose(
 ) -> tuple[Column, ...]:
     """Return the columns with these names, in this order.
 
-    Each of the ``environments`` (titles of the targets) becomes a column. A cost has a column for
-    each
-    device that ``runs`` were trained on, because costs are never averaged over devices.
+    Each of the ``environments`` becomes a column. A cost has a column for each device that ``runs``
+    were trained on, because costs are never averaged over devices.
     """
     devices = list(dict.fromkeys(sorted(run.cost.device for run in runs)))
     chosen: list[Column] = []
     for name in expand(names):
         if name == ENVIRONMENTS:
-            chosen += [environment_column(*numbered) for numbered in enumerate(environments)]
+            chosen += map(environment_column, environments)
         elif COLUMNS[name].is_cost:
             chosen += [
                 COLUMNS[name].on_device(device, name_in_title=len(devices) > 1)
@@ -675,41 +498,15 @@ _WITHIN_COLUMNS = (
 def comparison_warnings(columns: Iterable[Column]) -> list[str]:
     """Return warnings about columns that cannot be compared: augmented and unaugmented images."""
     names = {column.name for column in columns}
-    out_of_domain = {ENVIRONMENTS, AVERAGE, "out-of-domain", "worst"}
+    out_of_domain = {ENVIRONMENTS, AVERAGE, OUT_OF_DOMAIN, "worst"}
     return [_WITHIN_COLUMNS] if IN_DOMAIN in names and names & out_of_domain else []
 
 
 def explanations(columns: Iterable[Column]) -> list[str]:
     """Return the captions of the printed columns, and the devices on which costs were measured."""
     columns = list(columns)
-    sentences = [column.explanation for column in columns if column.name not in DEFAULT_COLUMNS]
+    sentences = [column.explanation for column in columns if column.name != AVERAGE]
     devices = dict.fromkeys(column.device for column in columns if column.device)
     if devices:
         sentences.append(f"Costs were measured on {'; '.join(devices)}.")
-    return list(dict.fromkeys([*sentences, *comparison_warnings(columns)]))
-
-
-BEST = 1
-SECOND = 2
-OTHER = 0
-
-
-def rank_cells(cells: Sequence[Cell], column: Column) -> list[int]:
-    """Rank the cells of a column; incomplete cells and unranked columns get OTHER."""
-    return rank_means(
-        [cell.mean if column.is_ranked and not cell.is_incomplete else None for cell in cells]
-    )
-
-
-def rank_means(means: Sequence[float | None]) -> list[int]:
-    """Rank a column's means in percent as BEST, SECOND or OTHER; None is OTHER.
-
-    Means with the same first decimal share a rank, so that there can be several of each. The lower
-    of
-    two means is the worst one, so it is not SECOND.
-    """
-    printed = [None if mean is None else float(f"{mean:.1f}") for mean in means]
-    values = [value for value in printed if value is not None]
-    highest = sorted(set(values), reverse=True)
-    rank_of_value = dict(zip(highest, (BEST, SECOND) if len(values) > 2 else (BEST,)))
-    return [OTHER if value is None else rank_of_value.get(value, OTHER) for value in printed]
+    return list(dict.fromkeys(filter(None, [*sentences, *comparison_warnings(columns)])))

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +15,9 @@ import numpy.typing as npt
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import selection
+from domainbed_carft.results.cells import sample_error
 from domainbed_carft.results.collection import Collection, Group
-from domainbed_carft.results.columns import IN_DOMAIN, sample_error
+from domainbed_carft.results.columns import IN_DOMAIN
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import SelectedRun
 
@@ -67,7 +67,7 @@ CAPTION = (
     "these intervals too narrow. Unit trial: used if one model covers all environments of a trial, "
     "because no environment was held out or several were held out together.",
     "All units have the same weight. In Avg all datasets have the same weight, so that over "
-    "several datasets the mean difference is not the difference of Avg. HeldError-out environments "
+    "several datasets the mean difference is not the difference of Avg. Held-out environments "
     "share training domains, so their differences are not independent, and their intervals are too "
     "narrow as well.",
 )
@@ -122,11 +122,6 @@ class Comparison:
     trials: int
     average_difference: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return an entry for JSON and CSV, without the fields of other tables."""
-        entry = asdict(self)
-        return {name: entry[name] for name in entry if name not in _FIELDS_OF_OTHER_TABLES}
-
     @property
     def is_clear(self) -> bool:
         """True if the interval does not contain 0."""
@@ -137,9 +132,6 @@ class Comparison:
         if self.low is None:
             return f"none (one {self.unit})"
         return f"{self.low:+.{digits}f} to {self.high:+.{digits}f}"
-
-
-_FIELDS_OF_OTHER_TABLES = ("trials", "average_difference")
 
 
 def compare(

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from domainbed_carft.results.columns import PLUS_MINUS
+from domainbed_carft.results.cells import PLUS_MINUS
 from domainbed_carft.text import printable
 
 FORMATS = ("text", "markdown", "csv", "json", "latex")

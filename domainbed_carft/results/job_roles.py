@@ -34,21 +34,19 @@ class LastStage:
     notes: list[str]
 
 
-def assign_roles(runs: Iterable[RecordedRun], sweeps: Sequence[Sweep]) -> list[RecordedRun]:
-    """Return the runs with the roles of their jobs in the manifests."""
-    listed_roles = {job.folder: job.role for sweep in sweeps for job in sweep.jobs}
+def select_last_stage(runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]) -> LastStage:
+    """Give the runs their roles in the manifests, and select those that the tables show.
 
+    They belong to the second stage of a search as soon as its jobs are known.
+    """
+    listed_roles = {job.folder: job.role for sweep in sweeps for job in sweep.jobs}
     assigned = []
     for run in runs:
         role = listed_roles.get(run.job.folder, run.job.role)
         if role != run.job.role:
             run = replace(run, job=replace(run.job, role=role))
         assigned.append(run)
-    return assigned
 
-
-def select_last_stage(runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]) -> LastStage:
-    """Select what the tables show: the second stage of a search, as soon as its jobs are known."""
     hidden: set[Path] = set()
     notes: list[str] = []
     for sweep in sweeps:
@@ -59,9 +57,9 @@ def select_last_stage(runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]) -> L
             notes.append(_note_on_stages(sweep.search, sweep.jobs))
 
     return LastStage(
-        runs=[run for run in runs if run.job.folder not in hidden],
+        runs=[run for run in assigned if run.job.folder not in hidden],
         first_stages=[
-            run for run in runs if run.job.folder in hidden and run.job.role.stage == CHOOSE
+            run for run in assigned if run.job.folder in hidden and run.job.role.stage == CHOOSE
         ],
         planned=[job for sweep in sweeps for job in sweep.jobs if job.folder not in hidden],
         notes=notes,

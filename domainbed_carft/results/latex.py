@@ -7,16 +7,17 @@ from collections.abc import Sequence
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import columns, selection
-from domainbed_carft.results.columns import ENVIRONMENTS, PLUS_MINUS, Cell, Column
+from domainbed_carft.results.cells import BEST, OTHER, PLUS_MINUS, SECOND, Cell, rank_cells
+from domainbed_carft.results.columns import Column
 from domainbed_carft.results.comparisons import ACCURACY, ENVIRONMENT, LEVEL, PAIR, Comparison
-from domainbed_carft.results.tables import Row, Table
+from domainbed_carft.results.tables import Table
 from domainbed_carft.text import printable
 
 _NO_VALUE = "--"
 _INCOMPLETE = "$^{*}$"
 _CLEAR = r"$^{\dagger}$"
 _SIGNIFICANT = r"$^{\ddagger}$"
-_MARKS = {columns.BEST: r"\textbf{%s}", columns.SECOND: r"\underline{%s}"}
+_MARKS = {BEST: r"\textbf{%s}", SECOND: r"\underline{%s}"}
 
 # Characters that are neither ASCII nor letters with accents in TeX's first font encoding
 _NOT_IN_FONT = re.compile(f"[^ -~\u00c0-\u00ff{PLUS_MINUS}]|[ÐÞðþ×÷]")
@@ -39,8 +40,8 @@ _SIGNS = str.maketrans(
     }
 )
 
-# Name and title of a column
-_Key = tuple[str, str]
+# The table and name of a row
+_Row = tuple[Table, str]
 
 
 def escape_latex(text: str) -> str:
@@ -65,23 +66,19 @@ def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ())
 
     tables = _tables_of_first_method(all_tables)
     rows = [(table, row) for table in tables for row in table.rows]
-    column_of_key = {
-        (column.name, column.title): column for table in tables for column in table.printed_columns
-    }
-    titles = [escape_latex(column.title) for column in column_of_key.values()]
-    texts = [_column_texts(key, column, rows) for key, column in column_of_key.items()]
+    printed = dict.fromkeys(column for table in tables for column in table.printed)
+    titles = [escape_latex(column.title) for column in printed]
+    texts = [_column_texts(column, rows) for column in printed]
     if comparisons:
         titles.append(rf"$\Delta$ {escape_latex(comparisons[0].against)}")
         texts.append(_difference_texts(rows, comparisons))
 
     has_settings = len({table.setting for table in tables}) > 1
-    labels = [
-        _row_label(row.algorithm, table.setting if has_settings else "") for table, row in rows
-    ]
+    labels = [_row_label(row, table.setting if has_settings else "") for table, row in rows]
     frame = pd.DataFrame(zip(labels, *texts, strict=True), columns=["Method", *titles])
     layout = f"l{'c' * len(texts)}"
     body = frame.style.hide(axis="index").to_latex(hrules=True, column_format=layout)
-    comments = "".join(f"% {printable(line)}\n" for line in _comments(tables, rows, comparisons))
+    comments = "".join(f"% {printable(line)}\n" for line in _comments(tables, comparisons))
     return comments + body
 
 
@@ -90,7 +87,7 @@ def _tables_of_first_method(all_tables: Sequence[Table]) -> list[Table]:
     if not all_tables:
         raise CarftError("--format latex: no table to write; expected jobs with targets")
 
-    tables = [table for table in all_tables if table.method == all_tables[0].method]
+    tables = [table for table in all_tables if table.selection == all_tables[0].selection]
     dataset_tables = [table for table in tables if not table.averages]
     averages = [table for table in tables if table.averages]
     if averages and len({table.dataset for table in dataset_tables}) > 1:
@@ -102,22 +99,16 @@ def _row_label(algorithm: str, setting: str) -> str:
     return escape_latex("; ".join(filter(None, [algorithm, setting])))
 
 
-def _cells_by_column(row: Row, table: Table) -> dict[_Key, Cell]:
-    """Return the printed cells of a row."""
-    columns_and_cells = zip(table.printed_columns, row.printed_cells, strict=True)
-    return {(column.name, column.title): cell for column, cell in columns_and_cells}
-
-
-def _column_texts(key: _Key, column: Column, rows: Sequence[tuple[Table, Row]]) -> list[str]:
+def _column_texts(column: Column, rows: Sequence[_Row]) -> list[str]:
     """Format the cells of a column, with the best and the second marked."""
-    cells = [_cells_by_column(row, table).get(key, Cell()) for table, row in rows]
+    cells = [table.rows[row].get(column, Cell()) for table, row in rows]
+    ranks = rank_cells(cells) if column.is_ranked else [OTHER] * len(cells)
     texts = []
-    for cell, rank in zip(cells, columns.rank_cells(cells, column)):
-        if column.unit == "%":
-            text = _accuracy_text(cell, rank)
-        else:
-            text = escape_latex(column.write(cell))
-        texts.append(f"{text or _NO_VALUE}{_INCOMPLETE if text and cell.is_incomplete else ''}")
+    for cell, rank in zip(cells, ranks, strict=True):
+        text = (
+            _accuracy_text(cell, rank) if column.unit == "%" else escape_latex(column.write(cell))
+        )
+        texts.append(f"{text or _NO_VALUE}{_INCOMPLETE if text and not cell.is_complete else ''}")
     return texts
 
 
@@ -129,28 +120,23 @@ def _accuracy_text(cell: Cell, rank: int) -> str:
     text = _MARKS.get(rank, "%s") % f"{cell.mean:.1f}"
     if cell.standard_error is not None:
         text += rf" $\pm$ {cell.standard_error:.1f}"
-    if cell.label and cell.column != ENVIRONMENTS:
-        text += f" ({escape_latex(cell.label)})"
-    return text
+    return f"{text} ({escape_latex(cell.label)})" if cell.label else text
 
 
-def _difference_texts(
-    rows: Sequence[tuple[Table, Row]], comparisons: Sequence[Comparison]
-) -> list[str]:
+def _difference_texts(rows: Sequence[_Row], comparisons: Sequence[Comparison]) -> list[str]:
     """Format each row's difference in points, with equal weights of datasets, and its marks."""
     by_row = {
         (entry.setting, entry.selection, entry.algorithm): entry
         for entry in comparisons
         if entry.unit != PAIR and entry.measure == ACCURACY
     }
+    tables = {table.setting: table for table, _ in rows}
     incomplete_rows = {
-        (table.setting, row.algorithm)
-        for table, row in rows
-        if any(cell.is_incomplete for cell in (*row.cells, row.average_cell))
+        (setting, row) for setting, table in tables.items() for row in table.incomplete_rows()
     }
     texts = []
     for table, row in rows:
-        entry = by_row.get((table.setting, table.method, row.algorithm))
+        entry = by_row.get((table.setting, table.selection, row))
         if entry is None:
             texts.append(_NO_VALUE)
             continue
@@ -165,16 +151,12 @@ def _difference_texts(
     return texts
 
 
-def _comments(
-    tables: Sequence[Table],
-    rows: Sequence[tuple[Table, Row]],
-    comparisons: Sequence[Comparison],
-) -> list[str]:
+def _comments(tables: Sequence[Table], comparisons: Sequence[Comparison]) -> list[str]:
     """Describe the table and its marks."""
-    method = selection.METHODS[tables[0].method].title
-    datasets = dict.fromkeys(table.dataset_title for table in tables)
+    method = selection.METHODS[tables[0].selection].title
+    datasets = dict.fromkeys(table.name for table in tables)
     error = tables[0].error
-    counts = [cell.n for _, row in rows for cell in row.cells if cell.n] or [0]
+    counts = [cell.n for table in tables for cell in table.accuracy_cells if cell.n] or [0]
     trials = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
 
     sentences = [
@@ -183,12 +165,17 @@ def _comments(
         "Bold: the best of a column as printed; underlined: the second; ties are marked alike.",
         r"Needs \usepackage{booktabs}.",
     ]
-    printed_columns = [column for table in tables for column in table.printed_columns]
+    printed_columns = [column for table in tables for column in table.printed]
     sentences += columns.comparison_warnings(printed_columns)
-    if any(cell.is_incomplete for _, row in rows for cell in row.printed_cells):
+    if any(
+        not cells[column].is_complete
+        for table in tables
+        for cells in table.rows.values()
+        for column in table.printed
+    ):
         sentences.append("*: incomplete and not ranked; run carft collect to see what is missing.")
     if comparisons:
-        units = [entry.unit for entry in comparisons if entry.selection == tables[0].method]
+        units = [entry.unit for entry in comparisons if entry.selection == tables[0].selection]
         unit = next((name for name in units if name != PAIR), ENVIRONMENT)
         sentences += [
             rf"\Delta: minus {comparisons[0].against}, in points, over the shared trials; all "

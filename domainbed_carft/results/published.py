@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import RecordedRun
+from domainbed_carft.results.cells import Cell, format_accuracy, mean_over_trials
 from domainbed_carft.results.collection import Group
-from domainbed_carft.results.columns import Cell, ErrorKind, format_accuracy, mean_cell
+from domainbed_carft.results.columns import Column
 from domainbed_carft.results.comparisons import LEVEL, student_interval, welch_interval
 from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.selection import CLIPOOD, candidates_by_target
 from domainbed_carft.results.tables import Table
 
 AVERAGE = "average"
@@ -54,16 +55,6 @@ _SQUARED_ERRORS: dict[str, Callable[[float, int], float]] = {
     "standard error, n - 1": lambda error, n: error**2,
     "deviation": lambda error, n: error**2 / n,
 }
-_TEXT_COLUMNS = (
-    "method",
-    "dataset",
-    "backbone",
-    "error_kind",
-    *_SETTING,
-    "read_in",
-    "source",
-    "note",
-)
 # Hparams by which a run can differ from the published methods, with the published value
 _PUBLISHED_HPARAMS: dict[str, Any] = {
     "clip_backbone": BACKBONE,
@@ -90,44 +81,139 @@ _COUNTERPARTS = {
 }
 
 
-@dataclass(frozen=True)
-class PublishedCheck:
-    """The comparison of our mean with a published one.
+class PublishedAccuracy(NamedTuple):
+    """A published accuracy; texts are empty if they are unknown.
 
     Attributes:
-        name: WITHIN, DIFFERS, CANNOT_TELL or NO_CHECK.
-        reason: reason for NO_CHECK; otherwise empty.
-        low, high: interval of the difference in points; None for fewer than two trials.
-        at_least: True if the interval contains only our error.
+        method: name of the published method.
+        dataset: name of the dataset, or AVERAGE; for suites of the test set or mean.
+        accuracy: in percent.
+        standard_error: in points; None if unknown.
+        error_kind: kind of the error, of which _SQUARED_ERRORS are known.
+        n: number of trials; None if unknown.
+        selection: split on which checkpoint and hyperparameters were chosen.
+        steps, protocol, edition: the setting of the runs.
+        read_in: where the number was read, such as the paper.
+        source: the source.
+        note: a remark.
     """
 
-    name: str
+    method: str
+    dataset: str
+    accuracy: float
+    standard_error: float | None = None
+    error_kind: str = ""
+    n: int | None = None
+    selection: str = ""
+    steps: str = ""
+    protocol: str = ""
+    edition: str = ""
+    read_in: str = ""
+    source: str = ""
+    note: str = ""
+
+    @property
+    def squared_error(self) -> float | None:
+        """The squared standard error of the mean with divisor n - 1, or None if it is unknown."""
+        if self.error_kind not in _SQUARED_ERRORS or not self.n or self.standard_error is None:
+            return None
+        return _SQUARED_ERRORS[self.error_kind](self.standard_error, self.n)
+
+
+@dataclass(frozen=True)
+class PublishedComparison:
+    """Our mean next to the published one.
+
+    Attributes:
+        setting, selection, algorithm, dataset: place of our mean in the tables.
+        ours: our mean in percent.
+        published: the published accuracy.
+        reason: reason why they cannot be compared; otherwise empty.
+    """
+
+    setting: str
+    selection: str
+    algorithm: str
+    dataset: str
+    ours: Cell
+    published: PublishedAccuracy
     reason: str
-    low: float | None
-    high: float | None
-    at_least: bool
+
+    @property
+    def difference(self) -> float:
+        """Our mean minus the published one, in points."""
+        assert self.ours.mean is not None
+        return self.ours.mean - self.published.accuracy
+
+    @cached_property
+    def interval(self) -> tuple[float, float] | tuple[None, None]:
+        """Interval of the difference in points; Nones for fewer than two trials.
+
+        It contains the published error, if this is known, by Welch's t.
+        """
+        trials = [*self.ours.trials.values()]
+        published = self.published
+        if published.squared_error is None or published.n is None:
+            return student_interval([value - published.accuracy for value in trials])
+        return welch_interval(trials, published.accuracy, published.squared_error, published.n)
+
+    @property
+    def check(self) -> str:
+        """WITHIN, DIFFERS, CANNOT_TELL or NO_CHECK."""
+        low, high = self.interval
+        if self.reason or self.published.squared_error is None or low is None or high is None:
+            return NO_CHECK
+        if low >= -MARGIN and high <= MARGIN:
+            return WITHIN
+        return DIFFERS if low > MARGIN or high < -MARGIN else CANNOT_TELL
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return an entry for JSON and CSV."""
+        low, high = self.interval
+        return {
+            "setting": self.setting,
+            "selection": self.selection,
+            "algorithm": self.algorithm,
+            "dataset": self.dataset,
+            "ours": self.ours.mean,
+            "standard_error": self.ours.standard_error,
+            "n": self.ours.n,
+            "complete": self.ours.is_complete,
+            "difference": self.difference,
+            "low": low,
+            "high": high,
+            "at_least": self.published.squared_error is None,
+            "check": self.check,
+            "reason": self.reason,
+            **{
+                f"published_{name}": value
+                for name, value in self.published._asdict().items()
+                if name != "dataset"
+            },
+        }
 
 
-def read(name: str) -> list[dict[str, Any]]:
-    """Read a file in ``assets``: numbers in percent, None for unknown ones, and texts."""
+def read_accuracies(methods: Sequence[str] = ()) -> list[PublishedAccuracy]:
+    """Read published accuracies in the order of the file; only of ``methods``, if given."""
+    return [
+        PublishedAccuracy(
+            method=row["method"],
+            dataset=row["dataset"],
+            accuracy=float(row["accuracy"]),
+            standard_error=float(row["standard_error"]) if row["standard_error"] else None,
+            error_kind=row["error_kind"],
+            n=int(row["n"]) if row["n"] else None,
+            **{name: row[name] for name in (*_SETTING, "read_in", "source", "note")},
+        )
+        for row in read_rows("published.csv")
+        if not methods or row["method"] in methods
+    ]
+
+
+def read_rows(name: str) -> list[dict[str, str]]:
+    """Read the rows of a CSV file in ``assets``."""
     with (ASSETS / name).open(encoding="utf-8") as file:
-        return [
-            {key: text if key in _TEXT_COLUMNS else _percent(text) for key, text in row.items()}
-            for row in csv.DictReader(file)
-        ]
-
-
-def _percent(text: str) -> float | None:
-    return float(text) if text else None
-
-
-def read_numbers(methods: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Read published accuracies in percent in the order of the file; only of ``methods``, if given.
-
-    The columns of published.csv are the keys of an entry.
-    """
-    rows = [row for row in read("published.csv") if not methods or row["method"] in methods]
-    return [row | {"n": row["n"] and int(row["n"])} for row in rows]
+        return list(csv.DictReader(file))
 
 
 def counterpart(run: RecordedRun) -> str | None:
@@ -138,109 +224,78 @@ def counterpart(run: RecordedRun) -> str | None:
     return _COUNTERPARTS.get(run.algorithm)
 
 
-def compare(group: Group, group_tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """Compare our averages over targets with the published ones, as entries for JSON and CSV.
+def compare(
+    group: Group, group_tables: Sequence[Table], further_tables: Sequence[Table] = ()
+) -> list[PublishedComparison]:
+    """Compare our averages over targets with the published ones.
 
-    ``group_tables`` are all tables of the group. Accuracies are in percent, differences in points.
+    Args:
+        group: the runs.
+        group_tables: all tables of the group. If they contain the selection by which a number was
+            published, only this one is compared with it.
+        further_tables: tables of `further_methods`, only for numbers published by these methods.
     """
-    published_rows = {
-        (published["method"], published["dataset"]): published for published in read_numbers()
-    }
-    datasets = dict.fromkeys(dataset for _, dataset in published_rows if dataset != AVERAGE)
-    runs_by_cell: dict[tuple[str, str], list[RecordedRun]] = {}
+    tables = [table for table in (*group_tables, *further_tables) if table.averages]
+    requested = {table.selection for table in group_tables}
+    selections = {table.selection for table in tables}
+    published_by_place = {(entry.method, entry.dataset): entry for entry in read_accuracies()}
+    datasets = dict.fromkeys(dataset for _, dataset in published_by_place if dataset != AVERAGE)
+    runs_by_place: dict[tuple[str, str], list[RecordedRun]] = {}
     for run in group.runs:
         for dataset in (run.dataset, AVERAGE):
-            runs_by_cell.setdefault((run.row, dataset), []).append(run)
+            runs_by_place.setdefault((run.row, dataset), []).append(run)
 
-    entries = []
-    for table in group_tables:
-        for row in table.rows if table.averages else ():
-            cells = dict(zip(table.columns, row.cells, strict=True))
-            dataset_cells = [cells.get(name, Cell()) for name in datasets]
-            cells[AVERAGE] = _over_all(dataset_cells, table.error)
-
+    comparisons = []
+    for table in tables:
+        for row, row_cells in table.rows.items():
+            cells = {column.of: row_cells[column] for column in table.accuracies}
+            cells[AVERAGE] = _average_datasets(
+                table, [cells.get(name, Cell()) for name in datasets]
+            )
             for dataset, cell in cells.items():
-                runs = runs_by_cell.get((row.algorithm, dataset), [])
-                published = published_rows.get((_common_counterpart(runs), dataset))
-                if published and cell.mean is not None:
-                    reason = _reason_against(cell, table.method, runs, published)
-                    labels = {
-                        "setting": table.setting,
-                        "selection": table.method,
-                        "algorithm": row.algorithm,
-                        "dataset": dataset,
-                    }
-                    entries.append(
-                        labels | _entry(cell, published, check_cell(cell, published, reason))
+                runs = runs_by_place.get((row, dataset), [])
+                published = published_by_place.get((_common_counterpart(runs), dataset))
+                if not published or cell.mean is None:
+                    continue
+                if published.selection in selections:
+                    is_compared = table.selection == published.selection
+                else:
+                    is_compared = table.selection in requested
+                if is_compared:
+                    comparison = PublishedComparison(
+                        setting=table.setting,
+                        selection=table.selection,
+                        algorithm=row,
+                        dataset=dataset,
+                        ours=cell,
+                        published=published,
+                        reason=_reason_against(cell, table.selection, runs, published),
                     )
-    return entries
+                    comparisons.append(comparison)
+    return comparisons
 
 
-def _entry(cell: Cell, published: Mapping[str, Any], check: PublishedCheck) -> dict[str, Any]:
-    """Combine our mean, the published number and the check, in percent and points."""
-    return {
-        "ours": cell.mean,
-        "standard_error": cell.standard_error,
-        "n": cell.n,
-        "complete": not (cell.missing or cell.partial),
-        "published": published["accuracy"],
-        "difference": (cell.mean or 0.0) - published["accuracy"],
-        "low": check.low,
-        "high": check.high,
-        "at_least": check.at_least,
-        "check": check.name,
-        "reason": check.reason,
-        "method": published["method"],
-        "source": published["source"],
-        "read_in": published["read_in"],
-        "published_standard_error": published["standard_error"],
-        "published_error_kind": published["error_kind"],
-        "published_n": published["n"],
-        "published_selection": published["selection"],
-        "note": published["note"],
-    }
+def further_methods(group: Group, methods: Sequence[str]) -> list[str]:
+    """Return CLIPOOD unless it is among ``methods``, is not needed, or cannot select.
 
-
-def check_cell(cell: Cell, published: Mapping[str, Any], reason: str = "") -> PublishedCheck:
-    """Check a cell that has a mean against ``published``, a row of published.csv.
-
-    ``reason`` is the reason why they cannot be compared; empty if they can.
+    It is needed for rows whose numbers were published by CLIPood's protocol.
     """
-    percent = [100 * accuracy for accuracy in cell.accuracies.values()]
-    squared_error = _squared_error(published)
-    if squared_error is None:
-        low, high = student_interval([value - published["accuracy"] for value in percent])
-    else:
-        low, high = welch_interval(percent, published["accuracy"], squared_error, published["n"])
-
-    at_least = squared_error is None
-    if reason or at_least or low is None or high is None:
-        return PublishedCheck(NO_CHECK, reason, low, high, at_least)
-    if low >= -MARGIN and high <= MARGIN:
-        return PublishedCheck(WITHIN, "", low, high, at_least)
-    if low > MARGIN or high < -MARGIN:
-        return PublishedCheck(DIFFERS, "", low, high, at_least)
-    return PublishedCheck(CANNOT_TELL, "", low, high, at_least)
-
-
-def _squared_error(published: Mapping[str, Any]) -> float | None:
-    """Return the squared standard error of a published mean, divisor n - 1, or None if unknown."""
-    kind = published["error_kind"]
-    if kind not in _SQUARED_ERRORS or not published["n"]:
-        return None
-    return _SQUARED_ERRORS[kind](published["standard_error"], published["n"])
+    published_methods = {entry.method for entry in read_accuracies() if entry.selection == CLIPOOD}
+    is_needed = any(counterpart(run) in published_methods for run in group.runs)
+    has_choices = any(len(each.singles) > 1 for each in candidates_by_target(group.runs))
+    return [CLIPOOD] if is_needed and not has_choices and CLIPOOD not in methods else []
 
 
 def _reason_against(
-    cell: Cell, method: str, runs: Sequence[RecordedRun], published: Mapping[str, Any]
+    cell: Cell, method: str, runs: Sequence[RecordedRun], published: PublishedAccuracy
 ) -> str:
     """Return all reasons why our ``runs`` cannot be checked; empty if they can."""
     deviations = dict.fromkeys(name for run in runs for name in _deviations(run))
     reasons = []
     if deviations:
         names = f"{runs[0].row} has {', '.join(deviations)}"
-        reasons.append(f"{names}, unlike the published {published['method']}")
-    if cell.missing or cell.partial:
+        reasons.append(f"{names}, unlike the published {published.method}")
+    if not cell.is_complete:
         reasons.append("our average is incomplete")
     if cell.n < 2:
         reasons.append("a single trial has no interval")
@@ -251,17 +306,18 @@ def _reason_against(
         "protocol": {run.recorded.get("protocol", "not recorded") for run in runs},
         "edition": {run.recorded.get("data_edition", "not recorded") for run in runs},
     }
-    if published["steps"] == _ZERO_SHOT_STEPS:
+    if published.steps == _ZERO_SHOT_STEPS:
         del our_settings["selection"], our_settings["steps"]
 
     unknown = []
     for name, values in our_settings.items():
         texts = {text.removeprefix("verified: ") for text in values}
-        if published[name] in _UNKNOWN:
+        published_value = getattr(published, name)
+        if published_value in _UNKNOWN:
             unknown.append(name)
-        elif texts != {published[name]}:
-            reasons.append(f"{name}: {', '.join(sorted(texts))}, published: {published[name]}")
-    if _squared_error(published) is None:
+        elif texts != {published_value}:
+            reasons.append(f"{name}: {', '.join(sorted(texts))}, published: {published_value}")
+    if published.squared_error is None:
         unknown.append("error")
     if unknown:
         reasons.append(f"unknown for the published number: {', '.join(unknown)}")
@@ -287,93 +343,102 @@ def _deviations(run: RecordedRun) -> list[str]:
     return deviations
 
 
-def _over_all(cells: Sequence[Cell], error: ErrorKind) -> Cell:
-    """Return the average over the published datasets; empty unless all have the same trials."""
-    trials = sorted(cells[0].accuracies)
-    if any(cell.accuracies.keys() != cells[0].accuracies.keys() for cell in cells):
+def _average_datasets(table: Table, cells: Sequence[Cell]) -> Cell:
+    """Average over the published datasets; empty unless all of them have the same trials."""
+    if any(cell.trials.keys() != cells[0].trials.keys() for cell in cells):
         return Cell()
 
-    means = {trial: float(np.mean([cell.accuracies[trial] for cell in cells])) for trial in trials}
-    missing = [text for cell in cells for text in cell.missing]
-    average = mean_cell(means, missing, error)
-    return average._replace(partial=any(cell.partial for cell in cells))
+    return mean_over_trials(
+        [(trial, cell.trials[trial]) for trial in sorted(cells[0].trials) for cell in cells],
+        missing=list(dict.fromkeys(text for cell in cells for text in cell.missing)),
+        error=table.error,
+        scale=1,
+    )
 
 
-def grid(comparisons: Sequence[Mapping[str, Any]]) -> Grid:
-    """Make the table of entries of `compare`, a row each."""
+def grid(comparisons: Sequence[PublishedComparison]) -> Grid:
+    """Make the table of comparisons, a row each."""
     header = ["Algorithm", "Selection", "Dataset", "Ours", "Published", "Difference"]
     header += [f"{LEVEL}% interval", "Check", "Published as", "Selected on"]
 
-    reasons = dict.fromkeys(entry["reason"] for entry in comparisons if entry["reason"])
+    reasons = dict.fromkeys(entry.reason for entry in comparisons if entry.reason)
     numbers = {reason: number for number, reason in enumerate(reasons, 1)}
-    rows = [_comparison_row(entry, numbers.get(entry["reason"])) for entry in comparisons]
+    rows = [_comparison_row(entry, numbers.get(entry.reason)) for entry in comparisons]
     notes = [f"[{number}] No check: {reason}." for reason, number in numbers.items()]
+    notes += list_sources(entry.published for entry in comparisons)
 
-    settings = {comparison["setting"] for comparison in comparisons} - {""}
+    settings = {comparison.setting for comparison in comparisons} - {""}
     title = "; ".join(["Compared with published numbers", *settings])
-    return Grid(title, header, rows, [*notes, *sources(comparisons)])
+    return Grid(title, header, rows, notes)
 
 
-def _comparison_row(comparison: Mapping[str, Any], note_number: int | None) -> list[str]:
+def _comparison_row(comparison: PublishedComparison, note_number: int | None) -> list[str]:
     """Format a row; ``note_number`` is the note that gives the reason for NO_CHECK."""
-    our_accuracy = format_accuracy(
-        comparison["ours"], comparison["standard_error"], comparison["n"]
-    )
-    if not comparison["complete"]:
+    ours = comparison.ours
+    published = comparison.published
+    our_accuracy = format_accuracy(ours.mean, ours.standard_error, ours.n)
+    if not ours.is_complete:
         our_accuracy += ", incomplete"
 
-    published = format_accuracy(
-        comparison["published"],
-        comparison["published_standard_error"],
-        comparison["published_n"],
-    )
+    low, high = comparison.interval
     interval = ""
-    if comparison["low"] is not None:
-        interval = f"{comparison['low']:+.1f} to {comparison['high']:+.1f}"
-        interval = f"at least {interval}" if comparison["at_least"] else interval
-    check = comparison["check"]
+    if low is not None:
+        interval = f"{low:+.1f} to {high:+.1f}"
+        interval = f"at least {interval}" if published.squared_error is None else interval
+    check = comparison.check
     return [
-        comparison["algorithm"],
-        comparison["selection"],
-        comparison["dataset"],
+        comparison.algorithm,
+        comparison.selection,
+        comparison.dataset,
         our_accuracy,
-        published,
-        f"{comparison['difference']:+.1f}",
+        format_accuracy(published.accuracy, published.standard_error, published.n),
+        f"{comparison.difference:+.1f}",
         interval,
         f"{check} [{note_number}]" if note_number else check,
-        comparison["method"],
-        comparison["published_selection"],
+        published.method,
+        published.selection,
     ]
 
 
-def overview(methods: Sequence[str] = ()) -> Grid:
-    """Make the table of published numbers: a row for each method, a column for each dataset."""
-    entries = read_numbers(methods)
-    by_method: dict[str, dict[str, dict[str, Any]]] = {}
-    for entry in entries:
-        by_method.setdefault(entry["method"], {})[entry["dataset"]] = entry
-    columns = list(dict.fromkeys(entry["dataset"] for entry in entries))
+def build_overview(methods: Sequence[str] = ()) -> Table:
+    """Build the table of published accuracies: a row per method, a column per dataset."""
+    accuracies = read_accuracies(methods)
+    columns = [Column(name, name, "%") for name in dict.fromkeys(a.dataset for a in accuracies)]
+    facts = {
+        entry.method: {
+            "Selected on": entry.selection,
+            "Error": entry.error_kind,
+            "Read in": entry.read_in,
+        }
+        for entry in reversed(accuracies)  # the first entry of a method describes all of them
+    }
+    return Table(
+        name=f"Published, CLIP {BACKBONE}",
+        rows=make_rows(accuracies, columns),
+        accuracies=columns,
+        printed=columns,
+        notes=list_sources(accuracies),
+        facts=facts,
+        printed_facts=("Selected on", "Error", "Read in"),
+    )
 
-    rows = []
-    for method, by_dataset in by_method.items():
-        first = next(iter(by_dataset.values()))
-        cells = [by_dataset.get(column, {}) for column in columns]
-        texts = [
-            format_accuracy(cell.get("accuracy"), cell.get("standard_error")) for cell in cells
-        ]
-        labels = [method, first["selection"], str(first["n"] or ""), first["error_kind"]]
-        rows.append([*labels, first["read_in"], *texts])
 
-    header = ["Method", "Selected on", "n", "Error", "Read in", *columns]
-    return Grid(f"Published, CLIP {BACKBONE}", header, rows, sources(entries))
+def make_rows(
+    accuracies: Iterable[PublishedAccuracy], columns: Sequence[Column]
+) -> dict[str, dict[Column, Cell]]:
+    """Map each method to its cell in each of the ``columns``, which have the names of datasets."""
+    column_of = {column.name: column for column in columns}
+    rows: dict[str, dict[Column, Cell]] = {}
+    for entry in accuracies:
+        row = rows.setdefault(entry.method, dict.fromkeys(columns, Cell()))
+        cell = Cell(entry.accuracy, entry.standard_error, entry.n or 0)
+        row[column_of[entry.dataset]] = cell
+    return rows
 
 
-def sources(entries: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return notes for a table: each source with its methods, then each remark with its methods.
-
-    ``entries`` have the keys "method", "source" and "note".
-    """
+def list_sources(accuracies: Iterable[PublishedAccuracy]) -> list[str]:
+    """Return notes for a table: each source with its methods, then each remark with its methods."""
     methods: dict[str, dict[str, None]] = {}
-    for key, entry in itertools.product(("source", "note"), entries):
-        methods.setdefault(entry[key], {})[entry["method"]] = None
+    for name, entry in itertools.product(("source", "note"), accuracies):
+        methods.setdefault(getattr(entry, name), {})[entry.method] = None
     return [f"{'; '.join(names)}: {text}." for text, names in methods.items() if text]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import raise_for
@@ -47,7 +47,7 @@ def environment_labels(
     """Map each dataset to the labels of its environments, in the order of the tables.
 
     Labels are taken from the records, then the manifests (``listed``), then the known benchmarks,
-    if there are as many as recorded accuracies; otherwise they are env0, env1, ...
+    if they are distinct and as many as recorded accuracies; otherwise they are env0, env1, ...
     """
     recorded: dict[str, tuple[str, ...]] = {}
     counts: dict[str, int] = {}
@@ -71,7 +71,7 @@ def environment_labels(
         labels_by_dataset[name] = tuple(f"env{number}" for number in range(counts[name]))
         for source in (recorded, listed, benchmark_labels):
             names_in_source = source.get(name, ())
-            if len(names_in_source) == counts[name]:
+            if len(names_in_source) == len({*names_in_source}) == counts[name]:
                 labels_by_dataset[name] = tuple(names_in_source)
                 break
     return labels_by_dataset
@@ -99,40 +99,6 @@ def sort_rows(names: Iterable[str], order: Iterable[str]) -> list[str]:
     return [name for name in dict.fromkeys((*order, *sorted(distinct))) if name in distinct]
 
 
-class _JobFacts(NamedTuple):
-    """A run or planned job with its setting and variant."""
-
-    job: Job
-    setting: Mapping[str, str]
-    variant: str
-
-    def words(self, by: Sequence[str]) -> _Words:
-        """Return the job's value of each name."""
-        words = []
-        for name in by:
-            if name == VARIANT:
-                words.append(self.variant)
-            elif name in self.job.role.values:
-                words.append("")  # chosen by the selection method
-            else:
-                words.append(self.setting.get(_part(name), DEFAULT))
-        return tuple(words)
-
-
-class _Value(NamedTuple):
-    """An algorithm's value of one name of ``by``.
-
-    Attributes:
-        text: the value in the name of a row.
-        plain: the value itself.
-        is_ranked_by_word: True if rows with text values are sorted alphabetically.
-    """
-
-    text: str
-    plain: Any
-    is_ranked_by_word: bool = True
-
-
 @dataclass(frozen=True)
 class JointRow:
     """The algorithm of a row, and its value of each name of ``by`` (the default if it is known)."""
@@ -150,82 +116,96 @@ class JointRows:
         planned: the planned jobs.
         order: the names of rows and algorithms in the order of the tables.
         parts: the parts of a setting that the names show.
-        rows: name -> its algorithm and values.
+        rows: name -> its algorithm and values; empty if the rows are the algorithms.
     """
 
     runs: list[RecordedRun]
     planned: list[Job]
     order: Sequence[str]
-    parts: list[str]
-    rows: Mapping[str, JointRow]
+    parts: Sequence[str] = ()
+    rows: Mapping[str, JointRow] = field(default_factory=dict)
 
 
-def label_rows(
-    runs: Sequence[RecordedRun],
-    planned: Sequence[Job],
-    *,
-    by: Sequence[str],
-    folders: Sequence[Path | str],
-    order: Sequence[str],
-) -> JointRows:
+def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> JointRows:
     """Give each algorithm a row for each of its values of the names ``by``.
 
     Each name is a hyperparameter, an argument, or VARIANT. A row is called ``CARFT (lr 0.001)``,
-    and an algorithm with a single value keeps its name. Without ``by`` the rows are the algorithms.
-    Raises CarftError for a name of which no algorithm has several values.
+    and an algorithm with a single value keeps its name. Raises CarftError for a name of which no
+    algorithm has several values.
 
     Args:
-        runs: the collected runs.
-        planned: jobs of the manifests.
+        plain: runs and jobs whose rows are the algorithms.
         by: the names.
         folders: the collected folders, in which each variant has a folder of its own.
-        order: algorithms in the order of the tables.
     """
-    if not by:
-        return JointRows(list(runs), list(planned), order=order, parts=[], rows={})
-
-    facts = [
-        *(_JobFacts(job, setting_of(job.args), _variant(job, folders)) for job in planned),
-        *(_JobFacts(run.job, run.setting, _variant(run.job, folders)) for run in runs),
+    jobs = [
+        *((job, setting_of(job.args)) for job in plain.planned),
+        *((run.job, run.setting) for run in plain.runs),
     ]
-    _require_varying(by, facts)
+    _require_varying(by, jobs, folders)
+    words_of_jobs = [_get_words(job, setting, by, folders) for job, setting in jobs]
     words_by_algorithm: dict[str, dict[_Words, None]] = {}
-    for entry in facts:
-        words_by_algorithm.setdefault(entry.job.key.algorithm, {})[entry.words(by)] = None
+    for (job, _), words in zip(jobs, words_of_jobs, strict=True):
+        words_by_algorithm.setdefault(job.key.algorithm, {})[words] = None
 
-    defaults = _recorded_defaults(by, runs)
+    defaults = _recorded_defaults(by, plain.runs)
     names: dict[tuple[str, _Words], str] = {}
     rows = {}
-    for algorithm in sort_rows(words_by_algorithm, order):
-        row_values = _sort_values(algorithm, by, words_by_algorithm[algorithm], defaults)
-        varying = [len({words[number] for words in row_values}) > 1 for number in range(len(by))]
-        for words, values in row_values.items():
-            texts = [value.text for value, varies in zip(values, varying, strict=True) if varies]
-            name = f"{algorithm} ({', '.join(texts)})" if texts else algorithm
-            names[algorithm, words] = name
-            plain = [value.plain for value in values]
-            rows[name] = JointRow(algorithm, dict(zip(by, plain, strict=True)))
+    for algorithm in sort_rows(words_by_algorithm, plain.order):
+        plain_values = {
+            words: [
+                _plain_value(name, word, defaults.get((algorithm, name)))
+                for name, word in zip(by, words, strict=True)
+            ]
+            for words in words_by_algorithm[algorithm]
+        }
+        varying = [len({words[number] for words in plain_values}) > 1 for number in range(len(by))]
+        for words, values in sorted(plain_values.items(), key=lambda item: _rank(by, item[1])):
+            texts = [
+                _describe_value(name, word, value)
+                for name, word, value, varies in zip(by, words, values, varying, strict=True)
+                if varies
+            ]
+            row = f"{algorithm} ({', '.join(texts)})" if texts else algorithm
+            names[algorithm, words] = row
+            rows[row] = JointRow(algorithm, dict(zip(by, values, strict=True)))
 
-    jobs = [
-        replace(entry.job, row_name=names[entry.job.key.algorithm, entry.words(by)])
-        for entry in facts
+    labelled = [
+        replace(job, row_name=names[job.key.algorithm, words])
+        for (job, _), words in zip(jobs, words_of_jobs, strict=True)
     ]
+    n_planned = len(plain.planned)
     return JointRows(
-        runs=[replace(run, job=job) for run, job in zip(runs, jobs[len(planned) :])],
-        planned=jobs[: len(planned)],
-        order=(*names.values(), *order),
+        runs=[replace(run, job=job) for run, job in zip(plain.runs, labelled[n_planned:])],
+        planned=labelled[:n_planned],
+        order=(*names.values(), *plain.order),
         parts=[_part(name) for name in by if name != VARIANT],
         rows=rows,
     )
 
 
-def _variant(job: Job, folders: Iterable[Path | str]) -> str:
+def _get_words(
+    job: Job, setting: Mapping[str, str], by: Sequence[str], folders: Sequence[Path]
+) -> _Words:
+    """Return the job's value of each name."""
+    words = []
+    for name in by:
+        if name == VARIANT:
+            words.append(_variant(job, folders))
+        elif name in job.role.values:
+            words.append("")  # chosen by the selection method
+        else:
+            words.append(setting.get(_part(name), DEFAULT))
+    return tuple(words)
+
+
+def _variant(job: Job, folders: Sequence[Path]) -> str:
     """Return the path of the job's variant below one of ``folders``; empty without one."""
     if job.role.values:
         return job.role.cell  # the parent folder belongs to a member of a search
 
     parent = job.folder.parent
-    for folder in map(Path, folders):
+    for folder in folders:
         if parent.is_relative_to(folder):
             variant = os.path.relpath(parent, folder)
             return "" if variant == "." else variant
@@ -237,17 +217,20 @@ def _part(name: str) -> str:
     return name if name in ARGUMENTS else HPARAM + name
 
 
-def _require_varying(by: Sequence[str], facts: Sequence[_JobFacts]) -> None:
+def _require_varying(
+    by: Sequence[str], jobs: Sequence[tuple[Job, Mapping[str, str]]], folders: Sequence[Path]
+) -> None:
     """Raise CarftError for names of which no algorithm has several values."""
-    parts = dict.fromkeys(part for entry in facts for part in entry.setting)
+    parts = dict.fromkeys(part for _, setting in jobs for part in setting)
     candidates = [
         part.removeprefix(HPARAM) for part in parts if part in ARGUMENTS or part.startswith(HPARAM)
     ]
     varying = []
     for name in [*candidates, VARIANT]:
         words: dict[str, set[_Words]] = {}
-        for entry in facts:
-            words.setdefault(entry.job.key.algorithm, set()).add(entry.words([name]))
+        for job, setting in jobs:
+            word = _get_words(job, setting, [name], folders)
+            words.setdefault(job.key.algorithm, set()).add(word)
         if any(len(words_of_algorithm) > 1 for words_of_algorithm in words.values()):
             varying.append(name)
 
@@ -276,32 +259,11 @@ def _recorded_defaults(
     return {key: values[0] for key, values in recorded.items() if len(values) == 1}
 
 
-def _sort_values(
-    algorithm: str,
-    by: Sequence[str],
-    all_words: Iterable[_Words],
-    defaults: Mapping[tuple[str, str], Any],
-) -> dict[_Words, list[_Value]]:
-    """Return the values of an algorithm's rows in the order of the rows."""
-    values_of_words = {
-        words: [
-            _value(name, word, defaults.get((algorithm, name)))
-            for name, word in zip(by, words, strict=True)
-        ]
-        for words in all_words
-    }
-    return dict(sorted(values_of_words.items(), key=lambda item: _rank(item[1])))
-
-
-def _value(name: str, word: str, default: Any) -> _Value:
-    """Describe an algorithm's value of a name, with the recorded ``default`` if it was not set."""
-    if name == VARIANT:
-        return _Value(word or "no variant", _plain(word), is_ranked_by_word=False)
-    if word != DEFAULT:
-        return _Value(f"{name} {_plain(word)}", _plain(word))
-    if default is None:
-        return _Value(f"{name} {DEFAULT}", DEFAULT)
-    return _Value(f"{name} {default}, the {DEFAULT}", default)
+def _plain_value(name: str, word: str, default: Any) -> Any:
+    """Return an algorithm's value of a name, ``default`` if it is known and was not set."""
+    if word == DEFAULT and name != VARIANT:
+        return DEFAULT if default is None else default
+    return _plain(word)
 
 
 def _plain(word: str) -> Any:
@@ -312,12 +274,21 @@ def _plain(word: str) -> Any:
         return word
 
 
-def _rank(values: Iterable[_Value]) -> list[tuple[int, float, str]]:
+def _describe_value(name: str, word: str, value: Any) -> str:
+    """Describe a value in the name of a row."""
+    if name == VARIANT:
+        return word or "no variant"
+    if word != DEFAULT or value == DEFAULT:
+        return f"{name} {value}"
+    return f"{name} {value}, the {DEFAULT}"
+
+
+def _rank(by: Sequence[str], values: Sequence[Any]) -> list[tuple[int, float, str]]:
     """Return the sorting key of a row: numbers by size, then words; variants keep their order."""
     ranks = []
-    for value in values:
-        if isinstance(value.plain, (int, float)) and not isinstance(value.plain, bool):
-            ranks.append((0, float(value.plain), ""))
+    for name, value in zip(by, values, strict=True):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            ranks.append((0, float(value), ""))
         else:
-            ranks.append((1, 0.0, str(value.plain) if value.is_ranked_by_word else ""))
+            ranks.append((1, 0.0, "" if name == VARIANT else str(value)))
     return ranks

@@ -1,34 +1,36 @@
-"""Accuracies of runs on suites of test sets, read from the jobs' suites.jsonl.
+"""Tables of runs on suites of test sets, read from the jobs' suites.jsonl.
 
 A run is not scored on test sets that it was trained on.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.records import RecordWarning
 from domainbed_carft.results import published, selection
-from domainbed_carft.results.collection import Group
-from domainbed_carft.results.columns import (
+from domainbed_carft.results.cells import (
     DOMAINBED,
-    NOT_DECLARED,
+    INCOMPLETE_COPY,
     PLUS_MINUS,
     Cell,
     ErrorKind,
-    format_accuracy,
-    mean_cell,
+    mean_over_trials,
 )
-from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.collection import Group
+from domainbed_carft.results.columns import Column
+from domainbed_carft.results.published import PublishedAccuracy
 from domainbed_carft.results.selection import SelectedRun
+from domainbed_carft.results.tables import Table
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Suite
+
+_NOTE_ON_ALPHA = "alpha: of WiSE-FT, from 0 (the original CLIP model) to 1 (the run)."
 
 
 def caption(error: ErrorKind = DOMAINBED) -> str:
@@ -105,230 +107,204 @@ def _drop_sets(record: Mapping[str, Any], names: Collection[str]) -> Mapping[str
     return {**record, "sets": sets, **suite.means(complete)}
 
 
-class Scores(NamedTuple):
-    """Accuracies of one algorithm's weights on a suite.
+class SuiteRow(NamedTuple):
+    """The weights whose accuracies are a row of a suite's table.
 
     Attributes:
         suite: name of the suite.
-        setting: title of the group of runs.
         dataset: dataset of the training.
-        algorithm: name of the row.
+        algorithm: name of the row in the tables of datasets.
         weights: name of the weights' file.
         alpha: alpha of WiSE-FT; None for the weights themselves.
-        backbone: name of the CLIP model.
-        cells: name of a set or mean -> its cell; partial if a trial had an incomplete copy.
     """
 
     suite: str
-    setting: str
     dataset: str
     algorithm: str
     weights: str
     alpha: float | None
-    backbone: str
-    cells: Mapping[str, Cell]
-
-    @property
-    def cell_texts(self) -> list[str]:
-        """The formatted cells of its row in the suite's table."""
-        texts = []
-        for name in get_headers(catalogue.get(self.suite)):
-            cell = self.cells.get(name, Cell())
-            text = format_accuracy(cell.mean, cell.standard_error, cell.n) or NOT_DECLARED
-            texts.append(f"{text}*" if cell.partial else text)
-        return texts
 
     @property
     def label(self) -> str:
         """Algorithm, kind of weights unless they are the last ones, and alpha."""
         kinds = {file: kind for kind, file in WEIGHTS.items()}
         kind = kinds.get(self.weights, self.weights)
-
-        parts = [self.algorithm]
-        if kind != "last":
-            parts.append(kind)
-        if self.alpha is not None:
-            parts.append(f"alpha {self.alpha:g}")
-        return ", ".join(filter(None, parts))
-
-    def entry(self) -> dict[str, Any]:
-        """Convert the row for JSON; "partial" lists the names of partial cells."""
-        cells = {
-            name: {"mean": cell.mean, "standard_error": cell.standard_error, "n": cell.n}
-            for name, cell in self.cells.items()
-        }
-        partial = sorted(name for name, cell in self.cells.items() if cell.partial)
-        return {**self._asdict(), "cells": cells, "partial": partial}
-
-    def _sorting_key(self, algorithms: Sequence[str]) -> tuple[str, str, int, str, float]:
-        """Return the key for the tables' order, in which algorithms follow ``algorithms``."""
-        return (
-            self.suite,
-            self.dataset,
-            algorithms.index(self.algorithm),
-            self.weights,
-            -1 if self.alpha is None else self.alpha,
-        )
+        alpha = "" if self.alpha is None else f"alpha {self.alpha:g}"
+        return ", ".join(filter(None, [self.algorithm, "" if kind == "last" else kind, alpha]))
 
 
-class _ScoresKey(NamedTuple):
-    """The values that the trials of one `Scores` share."""
+def build(group: Group, warnings: list[RecordWarning], error: ErrorKind = DOMAINBED) -> list[Table]:
+    """Build the group's tables of suites, one for each suite and training dataset.
 
-    dataset: str
-    algorithm: str
-    backbone: str
-    suite: str
-    weights: str
-    alpha: float | None
-
-
-def scores(
-    group: Group, warnings: list[RecordWarning], error: ErrorKind = DOMAINBED
-) -> list[Scores]:
-    """Read all scores of one group, suite by suite, with algorithms in the tables' order.
-
-    Problems in the files of the jobs are added to ``warnings``.
+    Problems in the files of the jobs are added to ``warnings``. The facts of a row are its
+    `SuiteRow` and the ``backbone``, the name of the CLIP model.
     """
-    trials_by_key: dict[_ScoresKey, dict[int, list[Mapping[str, Any]]]] = {}
+    selected_by_row: dict[SuiteRow, list[tuple[SelectedRun, Mapping[str, Any]]]] = {}
     for selected, record in selected_records(group, warnings):
-        backbone = str(selected.outcome.run.recorded.get("clip_backbone", ""))
         suite, weights, alpha = (record[name] for name in records.KEY)
-        key = _ScoresKey(selected.dataset, selected.row, backbone, suite, weights, alpha)
-        trials_by_key.setdefault(key, {}).setdefault(selected.trial, []).append(record)
+        row = SuiteRow(suite, selected.dataset, selected.row, weights, alpha)
+        selected_by_row.setdefault(row, []).append((selected, record))
 
-    rows = [
-        Scores(
-            suite=key.suite,
-            setting=group.title,
-            dataset=key.dataset,
-            algorithm=key.algorithm,
-            weights=key.weights,
-            alpha=key.alpha,
-            backbone=key.backbone,
-            cells=_average_cells(trials, key.suite, error),
+    algorithms = group.order_rows(row.algorithm for row in selected_by_row)
+
+    def order(row: SuiteRow) -> tuple[str, str, int, str, float]:
+        place = algorithms.index(row.algorithm)
+        return row.suite, row.dataset, place, row.weights, -1 if row.alpha is None else row.alpha
+
+    return [
+        _build_table({row: selected_by_row[row] for row in rows}, group.title, error)
+        for _, rows in itertools.groupby(
+            sorted(selected_by_row, key=order), key=lambda row: (row.suite, row.dataset)
         )
-        for key, trials in trials_by_key.items()
     ]
-    algorithms = group.order_rows(key.algorithm for key in trials_by_key)
-    return sorted(rows, key=lambda row: row._sorting_key(algorithms))
 
 
-def _average_cells(
-    trials: Mapping[int, Sequence[Mapping[str, Any]]], suite: str, error: ErrorKind
-) -> dict[str, Cell]:
-    """Map each set or mean to its cell, from the records of each trial's runs."""
-    cells = {}
-    for name in get_headers(catalogue.get(suite)):
-        accuracies = {}
-        partial = False
-        for trial, run_records in trials.items():
-            values = []
-            for record in run_records:
-                set_record = record["sets"].get(name)
-                if set_record:
-                    values.append(set_record.get("mean_per_class", set_record["accuracy"]))
-                    partial |= not set_record["complete"]
-                elif record.get(name) is not None:
-                    values.append(record[name])
-            if values:
-                accuracies[trial] = float(np.mean(values))
+def _build_table(
+    selected_by_row: Mapping[SuiteRow, Sequence[tuple[SelectedRun, Mapping[str, Any]]]],
+    setting: str,
+    error: ErrorKind,
+) -> Table:
+    """Build the table of one suite and training dataset from the records of each row."""
+    first = next(iter(selected_by_row))
+    columns = get_columns(catalogue.get(first.suite))
+    rows = {}
+    facts = {}
+    for row, entries in selected_by_row.items():
+        # The last bit of an error depends on the order of the trials.
+        trials = list(dict.fromkeys(selected.trial for selected, _ in entries))
+        records_by_trial = [
+            (trial, record)
+            for trial in trials
+            for selected, record in entries
+            if selected.trial == trial
+        ]
+        rows[row.label] = {
+            column: _average_records(records_by_trial, column.name, error) for column in columns
+        }
+        backbones = [str(selected.run.recorded.get("clip_backbone", "")) for selected, _ in entries]
+        facts[row.label] = {**row._asdict(), "backbone": ", ".join(dict.fromkeys(backbones))}
 
-        if accuracies:
-            cells[name] = mean_cell(accuracies, missing=(), error=error)._replace(partial=partial)
-    return cells
-
-
-def rows_by_table(rows: Iterable[Scores]) -> list[list[Scores]]:
-    """Group the rows by suite, training dataset and setting, a table each."""
-    by_table: dict[tuple[str, str, str], list[Scores]] = {}
-    for row in rows:
-        by_table.setdefault((row.suite, row.dataset, row.setting), []).append(row)
-    return list(by_table.values())
-
-
-def grid(rows: Sequence[Scores]) -> Grid:
-    """Make the table of rows with the same suite, training dataset and setting."""
-    first = rows[0]
-    title = f"Suite {first.suite}"
+    name = f"Suite {first.suite}"
     if first.dataset != first.suite:
-        title += f", trained on {benchmarks.dataset_title(first.dataset)}"
-    if first.setting:
-        title += f"; {first.setting}"
+        name += f", trained on {benchmarks.dataset_title(first.dataset)}"
+    return Table(
+        name=name,
+        rows=rows,
+        accuracies=columns,
+        printed=columns,
+        dataset=first.dataset,
+        suite=first.suite,
+        setting=setting,
+        error=error,
+        notes=[_NOTE_ON_ALPHA] if any(row.alpha is not None for row in selected_by_row) else [],
+        facts=facts,
+    )
 
-    notes = []
-    if any(row.alpha is not None for row in rows):
-        notes.append("alpha: of WiSE-FT, from 0 (the original CLIP model) to 1 (the run).")
 
-    header = ["Algorithm", *get_headers(catalogue.get(first.suite)).values()]
-    return Grid(title, header, [[row.label, *row.cell_texts] for row in rows], notes)
+def _average_records(
+    records_by_trial: Iterable[tuple[int, Mapping[str, Any]]], name: str, error: ErrorKind
+) -> Cell:
+    """Average a test set or mean over (trial, record) pairs; empty if no record has it."""
+    accuracies = []
+    missing: dict[str, None] = {}
+    for trial, record in records_by_trial:
+        set_record = record["sets"].get(name)
+        if set_record:
+            accuracies.append((trial, set_record.get("mean_per_class", set_record["accuracy"])))
+            if not set_record["complete"]:
+                missing[INCOMPLETE_COPY] = None
+        elif record.get(name) is not None:
+            accuracies.append((trial, record[name]))
+    return mean_over_trials(accuracies, missing=list(missing), error=error)
 
 
-def read_published_rows(suite: Suite) -> list[dict[str, Any]]:
-    """Read published accuracies of zero-shot CLIP models (on imagenet also of others) in percent.
+def read_published(suite: Suite) -> list[PublishedAccuracy]:
+    """Read published accuracies of zero-shot CLIP models, on imagenet also of others.
 
-    A row has the keys "method", "backbone", "source", "note", and the names of `get_headers` (sets
-    and means).
+    Their methods are followed by the name of the CLIP model, and their datasets are the names of
+    `get_columns` (sets and means).
     """
     if suite.name != "imagenet":
-        zero_shot = {"method": "zero-shot CLIP", "source": suite.source, "note": ""}
         return [
-            {**zero_shot, "backbone": backbone, **accuracies}
+            PublishedAccuracy(f"zero-shot CLIP, {backbone}", name, accuracy, source=suite.source)
             for backbone, accuracies in suite.published.items()
+            for name, accuracy in accuracies.items()
         ]
 
-    rows = published.read("suites/published.csv")
-    return [
-        row | {name: mean for name, mean in suite.means(row).items() if row[name] is None}
-        for row in rows
-    ]
+    entries = []
+    for row in published.read_rows("suites/published.csv"):
+        accuracies = {
+            column.name: float(row[column.name])
+            for column in get_columns(suite)
+            if row[column.name]
+        }
+        means = suite.means(accuracies).items()
+        accuracies = {name: mean for name, mean in means if mean is not None} | accuracies
+        entries += [
+            PublishedAccuracy(
+                f"{row['method']}, {row['backbone']}",
+                name,
+                accuracy,
+                source=row["source"],
+                note=row["note"],
+            )
+            for name, accuracy in accuracies.items()
+        ]
+    return entries
 
 
-def published_grids(rows: Sequence[Scores]) -> list[Grid]:
-    """Make a table of published rows and runs for each suite, without WiSE-FT's curves."""
-    grids = []
-    for name in dict.fromkeys(row.suite for row in rows):
+def build_published(tables: Sequence[Table]) -> list[Table]:
+    """Build a table of published rows and runs for each suite, without WiSE-FT's curves."""
+    published_tables = []
+    for name in dict.fromkeys(table.suite for table in tables):
         suite = catalogue.get(name)
-        names = get_headers(suite)
-        published_entries = read_published_rows(suite)
-        if not published_entries:
+        columns = get_columns(suite)
+        entries = read_published(suite)
+        if not entries:
             continue
 
-        cells = [
-            [f"{row.label}, yours", row.backbone, *row.cell_texts]
-            for row in rows
-            if row.suite == name and row.alpha is None
-        ]
-        for row in published_entries:
-            texts = [format_accuracy(row.get(key)) for key in names]
-            cells.append([row["method"], row["backbone"], *texts])
+        rows = {}
+        for table in tables:
+            for row, facts in table.facts.items():
+                if table.suite == name and facts["alpha"] is None:
+                    label = f"{row}, {facts['backbone']}, yours"
+                    rows["; ".join(filter(None, [label, table.setting]))] = table.rows[row]
+        table = Table(
+            name=f"Suite {name}, with published numbers",
+            rows=rows | published.make_rows(entries, columns),
+            accuracies=columns,
+            printed=columns,
+            notes=published.list_sources(entries),
+        )
+        published_tables.append(table)
+    return published_tables
 
-        title = f"Suite {name}, with published numbers"
-        header = ["Method", "CLIP", *names.values()]
-        grids.append(Grid(title, header, cells, published.sources(published_entries)))
-    return grids
 
-
-def get_headers(suite: Suite) -> dict[str, str]:
-    """Map the names in ``Scores.cells`` to the headers of a suite's table."""
-    headers = {}
+def get_columns(suite: Suite) -> list[Column]:
+    """Return the columns of a suite's table: its test sets and means, by their record keys."""
+    titles = {}
     for test_set in suite.sets:
-        headers[test_set.name] = test_set.name
+        titles[test_set.name] = test_set.name
         if len(suite.sets) > 1 and not test_set.is_shifted:
-            headers[test_set.name] += ", in distribution"
-    return headers | suite.mean_titles
+            titles[test_set.name] += ", in distribution"
+    return [Column(name, title, "%") for name, title in (titles | suite.mean_titles).items()]
 
 
-def curve_points(rows: Iterable[Scores]) -> list[tuple[str, float | None, float, float]]:
+def curve_points(table: Table) -> list[tuple[str, float | None, float, float]]:
     """Return (algorithm, alpha, accuracy in distribution, mean of the shifts) of rows with both."""
-    result = []
-    weights_by_algorithm = dict[str, str]()
-    for row in rows:
-        in_distribution_set = catalogue.get(row.suite).in_distribution
-        in_distribution = row.cells.get(in_distribution_set, Cell()).mean
-        shifted = row.cells.get("mean", Cell()).mean
+    columns = {column.name: column for column in table.columns}
+    in_distribution = columns.get(catalogue.get(table.suite).in_distribution)
+    mean_of_shifts = columns.get("mean")
+    if not (in_distribution and mean_of_shifts):
+        return []
+
+    points = []
+    weights_by_algorithm: dict[str, str] = {}
+    for row, facts in table.facts.items():
         # A curve connects the original CLIP model with one file of weights.
-        if row.weights != weights_by_algorithm.setdefault(row.algorithm, row.weights):
-            continue
-        if in_distribution is not None and shifted is not None:
-            result.append((row.algorithm, row.alpha, in_distribution, shifted))
-    return result
+        weights = weights_by_algorithm.setdefault(facts["algorithm"], facts["weights"])
+        x = table.rows[row][in_distribution].mean
+        y = table.rows[row][mean_of_shifts].mean
+        if facts["weights"] == weights and x is not None and y is not None:
+            points.append((facts["algorithm"], facts["alpha"], x, y))
+    return points

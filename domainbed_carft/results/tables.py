@@ -1,29 +1,37 @@
-"""Tables of means over trials with their errors: cells and notes."""
+"""Tables of means over trials with their errors: rows by columns of cells, and notes."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import columns, selection
+from domainbed_carft.results.cells import (
+    DOMAINBED,
+    NOT_ALL,
+    NOT_DECLARED,
+    OTHER,
+    PARTIAL,
+    Cell,
+    ErrorKind,
+    list_incomplete,
+    mean_of_cells,
+    mean_over_trials,
+    rank_cells,
+)
 from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.columns import (
     AVERAGE,
     DEFAULT_COLUMNS,
-    DOMAINBED,
     ENVIRONMENTS,
-    NOT_DECLARED,
-    Cell,
+    OUT_OF_DOMAIN,
     Column,
-    ErrorKind,
     RowRuns,
-    mean_cell,
 )
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.gaps import Gaps
@@ -34,171 +42,216 @@ _UNDECLARED = (
 )
 _TRAINED_ON = "-: the runs were trained on this environment. Avg is over the other cells."
 _NOTE_ON_ONE_TRIAL = "Each cell has a single trial, so there are no errors."
+_NO_ACCURACY = "no accuracy recorded on this environment"
 
-
-class Row(NamedTuple):
-    """A row of a table.
-
-    Attributes:
-        algorithm: name of the row.
-        cells: one for each environment or dataset.
-        average_cell: mean of ``cells``.
-        printed_cells: one for each printed column.
-        selected: selected runs of one dataset, by target and trial.
-    """
-
-    algorithm: str
-    cells: Sequence[Cell]
-    average_cell: Cell
-    printed_cells: Sequence[Cell]
-    selected: Sequence[SelectedRun] = ()
-
-    @property
-    def average(self) -> float | None:
-        """Mean of the cells in percent; None if an expected cell has no value."""
-        return self.average_cell.mean
-
-    def get_choices(self, target: int) -> list[SelectedRun]:
-        """Return each trial's choice of a search for a cell; empty without a search."""
-        return [entry for entry in self.selected if entry.target == target and entry.outcome.values]
+_Run = TypeVar("_Run", RecordedRun, SelectedRun)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a group's algorithms on one dataset, by one selection method.
+    """Rows by columns of cells.
 
     Attributes:
+        name: title of the dataset or suite, or "Averages".
+        rows: row -> column -> cell. All rows have the same columns, of which only some are printed.
+        accuracies: the columns of the environments, or for averages of the datasets.
+        printed: the columns that are printed, in their order.
+        dataset: name of the dataset; empty for the averages over datasets.
+        suite: name of the suite of test sets; otherwise empty.
         setting: title of the group of runs.
-        method: name of the selection method.
-        dataset: name of the dataset.
-        columns: the environments, or for averages the datasets.
-        printed_columns: the columns of `grid`.
-        cells: row by row: accuracies on the environments, their average, other printed columns.
+        selection: name of the selection method.
+        error: kind of the errors.
         notes: remarks below the table.
-        averages: True for the table of averages over datasets.
-        dataset_titles: dataset -> its title, if it differs from the name.
-        error: kind of error printed after a mean.
-        selected: name of a row -> its selected runs.
+        row_runs: row -> the runs from which its cells were computed; only of datasets.
+        facts: row -> further values, by title or key; only of suites and published accuracies.
+        printed_facts: the facts that are printed before the cells.
     """
 
-    setting: str
-    method: str
-    dataset: str
-    columns: Sequence[str]
-    printed_columns: Sequence[Column]
-    cells: Sequence[Cell]
-    notes: Sequence[str] = ()
-    averages: bool = False
-    dataset_titles: Mapping[str, str] = field(default_factory=dict)
+    name: str
+    rows: Mapping[str, Mapping[Column, Cell]]
+    accuracies: Sequence[Column]
+    printed: Sequence[Column]
+    dataset: str = ""
+    suite: str = ""
+    setting: str = ""
+    selection: str = ""
     error: ErrorKind = DOMAINBED
-    selected: Mapping[str, Sequence[SelectedRun]] = field(default_factory=dict)
-
-    @cached_property
-    def rows(self) -> list[Row]:
-        by_row = itertools.groupby(self.cells, key=lambda cell: cell.row)
-        return [self._row(name, list(cells)) for name, cells in by_row]
-
-    def _row(self, name: str, cells: Sequence[Cell]) -> Row:
-        accuracies = [cell for cell in cells if cell.column == ENVIRONMENTS]
-        cell_of_column = {(cell.column, cell.device): cell for cell in cells}
-
-        printed_cells = []
-        remaining_accuracies = iter(accuracies)
-        for column in self.printed_columns:
-            if column.name == ENVIRONMENTS:
-                printed_cells.append(next(remaining_accuracies))
-            else:
-                printed_cells.append(cell_of_column[column.name, column.device])
-        return Row(
-            algorithm=name,
-            cells=accuracies,
-            average_cell=cell_of_column[AVERAGE, ""],
-            printed_cells=printed_cells,
-            selected=self.selected.get(name, ()),
-        )
-
-    @property
-    def dataset_title(self) -> str:
-        """Title of the dataset; for a user's own dataset the name of its folder."""
-        return self.dataset_titles.get(self.dataset, self.dataset)
+    notes: Sequence[str] = ()
+    row_runs: Mapping[str, RowRuns] = field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    printed_facts: Sequence[str] = ()
 
     @property
     def title(self) -> str:
-        """Dataset, selection method, and setting of the group."""
-        return self._title(self.dataset_title)
+        """Name of the table, selection method, and setting of the group."""
+        return self._title(self.name)
 
-    def _title(self, first: str) -> str:
-        method = selection.METHODS[self.method].title
-        return "; ".join(filter(None, [first, method, self.setting]))
+    def _title(self, name: str) -> str:
+        method = selection.METHODS[self.selection].title if self.selection else ""
+        return "; ".join(filter(None, [name, method, self.setting]))
 
     @property
-    def accuracies(self) -> list[Cell]:
-        """The cells of the environments, or of the datasets."""
-        return [cell for cell in self.cells if cell.column == ENVIRONMENTS]
+    def averages(self) -> bool:
+        """True for the averages over datasets."""
+        return not self.dataset
+
+    @property
+    def columns(self) -> list[Column]:
+        """All columns, printed or not."""
+        return list(next(iter(self.rows.values()), {}))
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the environments, or of the datasets."""
+        return [column.of for column in self.accuracies]
+
+    def get_column(self, name: str) -> dict[str, Cell]:
+        """Return row -> cell of the column ``name`` of COLUMNS, measured if it is not printed."""
+        column = columns.COLUMNS[name]
+        return {
+            row: cells[column] if column in cells else column.measure(self.row_runs[row])
+            for row, cells in self.rows.items()
+        }
+
+    @property
+    def accuracy_cells(self) -> list[Cell]:
+        """The cells of the environments, or of the datasets, row by row."""
+        return [cells[column] for cells in self.rows.values() for column in self.accuracies]
 
     @property
     def n_incomplete(self) -> int:
-        """Number of incomplete accuracies."""
-        return sum(bool(cell.missing) for cell in self.accuracies)
-
-    @property
-    def ranks(self) -> list[list[int]]:
-        """Ranks of each row's printed cells in their columns; only accuracies are ranked."""
-        ranks_of_columns = [
-            columns.rank_cells([row.printed_cells[number] for row in self.rows], column)
-            for number, column in enumerate(self.printed_columns)
-        ]
-        return [list(row_ranks) for row_ranks in zip(*ranks_of_columns, strict=True)]
+        """Number of accuracies that lack results of declared jobs."""
+        return sum(cell.lacks_results for cell in self.accuracy_cells)
 
     def incomplete_rows(self, environment: str = "") -> list[str]:
-        """Return the rows with an incomplete cell, of one ``environment`` or in all."""
+        """Return the rows with an incomplete accuracy, of one ``environment`` or of all."""
         return [
-            row.algorithm
-            for row in self.rows
-            if any(
-                cell.is_incomplete
-                for cell in (*row.cells, row.average_cell)
-                if not environment or cell.label == environment
+            row
+            for row, cells in self.rows.items()
+            if not all(
+                cell.is_complete
+                for column, cell in cells.items()
+                if (column in self.accuracies or column.name == AVERAGE)
+                and environment in ("", column.of)
             )
         ]
 
-    def grid(self) -> Grid:
-        """Format the printed cells, with numbered notes on incomplete ones."""
+    def get_ranks(self, column: Column) -> dict[str, int]:
+        """Return row -> BEST, SECOND or OTHER in a column; only accuracies are ranked."""
+        if not column.is_ranked:
+            return dict.fromkeys(self.rows, OTHER)
+        return dict(zip(self.rows, rank_cells(cells[column] for cells in self.rows.values())))
+
+    def get_choices(self, row: str, column: Column) -> list[SelectedRun]:
+        """Return each trial's choice of a search for an accuracy; empty without a search."""
+        if row not in self.row_runs:
+            return []
+        target = self.accuracies.index(column)
+        selected = self.row_runs[row].selected
+        return [entry for entry in selected if entry.target == target and entry.outcome.values]
+
+    def grid(self, *, is_short: bool = False, means_only: bool = False) -> Grid:
+        """Format the printed cells, with numbered notes on incomplete ones.
+
+        Args:
+            is_short: if no cell has several trials, one note replaces all numbers of trials.
+            means_only: omit all errors and numbers of trials.
+        """
+        is_short = is_short and not any(cell.n > 1 for cell in self.accuracy_cells)
         note_numbers: dict[tuple[str, ...], int] = {}
         rows = []
-        for row in self.rows:
-            texts = [row.algorithm]
-            for column, cell in zip(self.printed_columns, row.printed_cells, strict=True):
+        for row, cells in self.rows.items():
+            texts = [row, *(str(self.facts[row][name]) for name in self.printed_facts)]
+            for column in self.printed:
+                cell = cells[column]
+                if is_short or means_only:
+                    cell = cell._replace(n=0)
+                if means_only:
+                    cell = cell._replace(standard_error=None)
                 note_number = None
-                if cell.missing:  # a new reason gets the next number
+                if cell.lacks_results:  # a new reason gets the next number
                     note_number = note_numbers.setdefault(cell.missing, len(note_numbers) + 1)
                 texts.append(column.text(cell, note_number))
             rows.append(texts)
 
-        header = ["Algorithm", *(column.title for column in self.printed_columns)]
         notes = [f"[{number}] {'. '.join(missing)}." for missing, number in note_numbers.items()]
-        return Grid(self.title, header, rows, [*notes, *self.notes])
-
-    def single_trial_grid(self) -> Grid:
-        """Return `grid`; if no cell has several trials, one note replaces all numbers of trials."""
-        if any(cell.n > 1 for cell in self.accuracies):
-            return self.grid()
-        cells = [cell._replace(n=0) if cell.column == ENVIRONMENTS else cell for cell in self.cells]
-        return replace(self, cells=cells, notes=[*self.notes, _NOTE_ON_ONE_TRIAL]).grid()
+        notes += [*self.notes, *([_NOTE_ON_ONE_TRIAL] if is_short else [])]
+        header = ["Algorithm", *self.printed_facts, *(column.title for column in self.printed)]
+        return Grid(self.title, header, rows, notes)
 
     def choices_grid(self) -> Grid | None:
         """Format the values that a search chose for the cells, or return None without a search."""
         rows = []
         for row in self.rows:
-            choices = [row.get_choices(target) for target in range(len(self.columns))]
+            choices = [self.get_choices(row, column) for column in self.accuracies]
             if any(choices):
                 texts = map(_choices_text, choices)
-                members = _members_text(list(itertools.chain(*choices)))
-                rows.append([row.algorithm, *texts, members])
+                rows.append([row, *texts, _members_text(list(itertools.chain(*choices)))])
         if not rows:
             return None
-        title = self._title(f"{self.dataset_title}, chosen")
-        return Grid(title, ["Algorithm", *self.columns, "Of"], rows, notes=[])
+        header = ["Algorithm", *(column.title for column in self.accuracies), "Of"]
+        return Grid(self._title(f"{self.name}, chosen"), header, rows, notes=[])
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """Return column -> value for each printed cell, for CSV and data frames."""
+        return [
+            {
+                "setting": self.setting,
+                "selection": self.selection,
+                "dataset": self.dataset,
+                "algorithm": row,
+                **column.key,
+                "of": column.of or cells[column].label,
+                "unit": column.unit,
+                "mean": cells[column].mean,
+                "standard_error": cells[column].standard_error,
+                "n": cells[column].n,
+                "missing": ". ".join(cells[column].missing),
+            }
+            for row, cells in self.rows.items()
+            for column in self.printed
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the table for JSON, with all cells, printed or not."""
+        rows = []
+        for row, cells in self.rows.items():
+            chosen = [
+                {"of": column.of, **_choice_entry(selected)}
+                for column in self.accuracies
+                for selected in self.get_choices(row, column)
+            ]
+            entry: dict[str, Any] = {"algorithm": row}
+            if row in self.facts:
+                entry["facts"] = dict(self.facts[row])
+            entry["cells"] = [{**column.key, **cell._asdict()} for column, cell in cells.items()]
+            if chosen:
+                entry["chosen"] = chosen
+            rows.append(entry)
+        return {
+            "title": self.title,
+            "setting": self.setting,
+            "selection": self.selection,
+            "dataset": self.dataset or None,
+            "error": self.error.name,
+            "columns": [
+                {**column.key, "title": column.title, "unit": column.unit}
+                for column in self.columns
+            ],
+            "rows": rows,
+            "notes": list(self.notes),
+        }
+
+
+def _choice_entry(selected: SelectedRun) -> dict[str, Any]:
+    """Convert the choice of a search in one trial for JSON."""
+    outcome = selected.outcome
+    return {
+        "trial": selected.trial,
+        "values": dict(outcome.values),
+        "hparams_seed": outcome.hparams_seed,
+        "members": outcome.members,
+    }
 
 
 def _choices_text(trials: Sequence[SelectedRun]) -> str:
@@ -229,12 +282,28 @@ def build(
 ) -> list[Table]:
     """Build all tables of a group: for each method one per dataset, then the table of averages.
 
-    ``column_names`` are values of ``--columns``.
+    ``column_names`` are values of ``--columns``. There are no averages if no environment was held
+    out, or several together.
     """
     gaps = Gaps(group.runs, group.planned)
     tables = []
     for method in methods:
-        tables += _TableMaker(group, method, gaps, column_names, error).tables()
+        rows_by_dataset = _collect_rows(group, method, gaps, error)
+        dataset_tables = [
+            _build_table(
+                group,
+                method,
+                dataset,
+                rows,
+                column_names=column_names,
+                error=error,
+                notes=_notes_on_empty_cells(rows, group),
+            )
+            for dataset, rows in rows_by_dataset.items()
+        ]
+        tables += dataset_tables
+        if dataset_tables and selection.METHODS[method].holds_out and not group.source:
+            tables.append(_average_tables(dataset_tables))
     return tables
 
 
@@ -246,234 +315,184 @@ def build_by_environment(
     ``column_names`` are values of ``--columns``, computed from the runs that held out the
     environment.
     """
+    names = [name for name in column_names if name != ENVIRONMENTS]
     tables = []
     for group in collection.groups:
         gaps = Gaps(group.runs, group.planned)
         for method in collection.methods:
-            tables += _TableMaker(group, method, gaps, column_names, error).tables_by_environment()
+            for dataset, rows in _collect_rows(group, method, gaps, error).items():
+                parts = {
+                    f"{row}, {environment}": part
+                    for row, row_runs in rows.items()
+                    for environment, part in _split_by_environment(row_runs).items()
+                }
+                table = _build_table(group, method, dataset, parts, column_names=names, error=error)
+                tables.append(table)
     return tables
 
 
-class _TableMaker:
-    """Makes the tables of one group by one method."""
-
-    def __init__(
-        self,
-        group: Group,
-        method: str,
-        gaps: Gaps,
-        column_names: Sequence[str],
-        error: ErrorKind,
-    ) -> None:
-        self._group = group
-        self._method = method
-        self._gaps = gaps
-        self._column_names = column_names
-        self._error = error
-        self._environments = group.environments
-        self._dataset_titles = benchmarks.dataset_titles(self._environments)
-        self._holds_out = selection.METHODS[method].holds_out
-
-        # (row, dataset) -> the selected runs, in the order of DomainBed's groups, on which the
-        # last bit of a mean depends.
-        self._selected: dict[tuple[str, str], list[SelectedRun]] = {}
-        for entry in group.select(method):
-            self._selected.setdefault((entry.row, entry.dataset), []).append(entry)
-
-        self._candidates: dict[tuple[str, str], list[RecordedRun]] = {}
-        for run in selection.candidate_runs(group.runs, method):
-            self._candidates.setdefault((run.row, run.dataset), []).append(run)
-
-        jobs = gaps.get_candidates(method)
-        datasets_with_jobs = {job.dataset for job in jobs}
-        self._datasets = [name for name in self._environments if name in datasets_with_jobs]
-        self._row_names = group.order_rows(job.row for job in jobs)
-
-    def tables(self) -> list[Table]:
-        """Make a table for each dataset, then the averages if environments were held out."""
-        tables = [self._dataset_table(dataset) for dataset in self._datasets]
-        if tables and self._holds_out and not self._group.source:
-            tables.append(self._averages(tables))
-        return tables
-
-    def tables_by_environment(self) -> list[Table]:
-        """Make a table for each dataset, with a row for each algorithm and environment."""
-        return [self._table_by_environment(dataset) for dataset in self._datasets]
-
-    def _dataset_table(self, dataset: str) -> Table:
-        """Make the table of one dataset, with a row for each algorithm."""
-        environments = self._environments[dataset]
-        printed_columns = columns.choose(self._column_names, environments, self._runs_on(dataset))
-        cells: list[Cell] = []
-        for name in self._row_names:
-            cells += self._row_cells(self._row_runs(name, dataset), printed_columns, dataset, name)
-
-        notes = []
-        if not all(cell.is_expected for cell in cells if cell.column == ENVIRONMENTS):
-            notes.append(_TRAINED_ON if self._group.source else _UNDECLARED)
-        return self._table(
-            dataset,
-            environments,
-            printed_columns,
-            cells,
-            notes=notes,
-            selected={name: self._selected.get((name, dataset), []) for name in self._row_names},
-        )
-
-    def _table_by_environment(self, dataset: str) -> Table:
-        """Make the table of one dataset, with a row for each algorithm and held-out environment."""
-        environments = self._environments[dataset]
-        names = [name for name in self._column_names if name != ENVIRONMENTS]
-        printed_columns = columns.choose(names, (), self._runs_on(dataset))
-        cells: list[Cell] = []
-        for name in self._row_names:
-            row_runs = self._row_runs(name, dataset)
-            for target, environment in enumerate(environments):
-                selected = [entry for entry in row_runs.selected if entry.target == target]
-                if selected:
-                    accuracies = [Cell() for _ in environments]
-                    accuracies[target] = row_runs.cells[target]
-                    part = replace(row_runs, cells=accuracies, selected=selected, is_partial=False)
-                    label = f"{name}, {environment}"
-                    cells += self._row_cells(part, printed_columns, dataset, label)
-        return self._table(dataset, environments, printed_columns, cells)
-
-    def _runs_on(self, dataset: str) -> list[RecordedRun]:
-        return [run for run in self._group.runs if run.dataset == dataset]
-
-    def _row_runs(self, name: str, dataset: str) -> RowRuns:
-        """Collect the runs from which the cells of a row are computed."""
-        environments = self._environments[dataset]
-        selected = self._selected.get((name, dataset), [])
-        cells = [
-            self._accuracy(name, dataset, target, selected) for target in range(len(environments))
-        ]
-        return RowRuns(
-            environments=environments,
-            cells=cells,
-            selected=selected,
-            candidates=self._candidates.get((name, dataset), []),
-            error=self._error,
-            # With a single source, the environments without a cell were trained on.
-            is_partial=not (self._group.source or all(cell.is_expected for cell in cells)),
-        )
-
-    def _accuracy(
-        self, name: str, dataset: str, target: int, selected: Sequence[SelectedRun]
-    ) -> Cell:
-        """Return the cell of one target."""
-        missing = self._gaps.find_missing(
-            dataset=dataset,
-            row=name,
-            target=target,
-            method=self._method,
-            n_environments=len(self._environments[dataset]),
-        )
-        if missing is None:
-            return Cell()
-
-        trials = {
-            entry.trial: entry.outcome.accuracy for entry in selected if entry.target == target
-        }
-        return mean_cell(trials, missing, self._error)
-
-    def _row_cells(
-        self, row_runs: RowRuns, printed_columns: Sequence[Column], dataset: str, row: str
-    ) -> list[Cell]:
-        """Compute the cells of a row: accuracies, their average, other printed columns."""
-        cells = [
-            self._place(cell._replace(label=environment), ENVIRONMENTS, "%", dataset, row)
-            for environment, cell in zip(row_runs.environments, row_runs.cells, strict=True)
-        ]
-        measured = [columns.COLUMNS[AVERAGE]]
-        measured += [column for column in printed_columns if column.name not in DEFAULT_COLUMNS]
-        for column in measured:
-            cell = column.measure(row_runs)._replace(device=column.device)
-            cells.append(self._place(cell, column.name, column.unit, dataset, row))
-        return cells
-
-    def _place(self, cell: Cell, column: str, unit: str, dataset: str, row: str) -> Cell:
-        """Add the cell's position in the tables."""
-        return cell._replace(
-            setting=self._group.title,
-            selection=self._method,
-            dataset=dataset,
-            row=row,
-            column=column,
-            unit=unit,
-        )
-
-    def _averages(self, tables: Sequence[Table]) -> Table:
-        """Make the table of averages, with a column for each dataset.
-
-        Its cells are means over trials of each trial's mean over its targets.
-        """
-        cells: list[Cell] = []
-        rows_by_undeclared: dict[str, list[str]] = {}
-        for number, name in enumerate(self._row_names):
-            row_cells = []
-            for table in tables:
-                accuracies = table.rows[number].cells
-                cell = self._dataset_average(name, table, accuracies)
-                undeclared = [accuracy.label for accuracy in accuracies if not accuracy.is_expected]
-                if undeclared:
-                    places = f"{', '.join(undeclared)} on {table.dataset_title}"
-                    rows_by_undeclared.setdefault(places, []).append(name)
-                    cell = cell._replace(partial=True)
-                cell = cell._replace(label=AVERAGE)
-                row_cells.append(self._place(cell, ENVIRONMENTS, "%", table.dataset, name))
-
-            incomplete = [self._dataset_titles[cell.dataset] for cell in row_cells if cell.missing]
-            average = Cell(
-                columns.average(row_cells),
-                missing=(f"incomplete: {', '.join(incomplete)}",) if incomplete else (),
-                partial=any(cell.partial for cell in row_cells),
+def _split_by_environment(row_runs: RowRuns) -> dict[str, RowRuns]:
+    """Map each environment that selected runs held out to the part of the row with these runs."""
+    parts = {}
+    for target, environment in enumerate(row_runs.accuracies):
+        selected = [entry for entry in row_runs.selected if entry.target == target]
+        if selected:
+            accuracies = {
+                name: cell if name == environment else Cell()
+                for name, cell in row_runs.accuracies.items()
+            }
+            parts[environment] = replace(
+                row_runs, accuracies=accuracies, selected=selected, is_partial=False
             )
-            cells += [*row_cells, self._place(average, AVERAGE, "%", dataset="", row=name)]
+    return parts
 
-        titles = [table.dataset_title for table in tables]
-        return self._table(
-            "Averages",
-            [table.dataset for table in tables],
-            columns.choose(DEFAULT_COLUMNS, titles, runs=()),
-            cells,
-            notes=[
-                f"{columns.PARTIAL}: no job was declared for {undeclared}: {', '.join(names)}."
-                for undeclared, names in rows_by_undeclared.items()
-            ],
-            averages=True,
+
+def _collect_rows(
+    group: Group, method: str, gaps: Gaps, error: ErrorKind
+) -> dict[str, dict[str, RowRuns]]:
+    """Map each dataset and row to the runs from which its cells are computed."""
+    # In the order of DomainBed's groups, on which the last bit of a mean depends.
+    selected = _group_by_row(group.select(method))
+    candidates = _group_by_row(selection.candidate_runs(group.runs, method))
+    environments = group.environments
+    titles = benchmarks.dataset_titles(environments)
+    jobs = gaps.get_candidates(method)
+    datasets = sorted({job.dataset for job in jobs}, key=list(environments).index)
+    row_names = group.order_rows(job.row for job in jobs)
+
+    rows_by_dataset: dict[str, dict[str, RowRuns]] = {}
+    for dataset, row in itertools.product(datasets, row_names):
+        row_selected = selected.get((dataset, row), [])
+        accuracies = {}
+        for target, environment in enumerate(environments[dataset]):
+            missing = gaps.find_missing(
+                dataset=dataset,
+                row=row,
+                target=target,
+                method=method,
+                n_environments=len(environments[dataset]),
+            )
+            on_target = [entry for entry in row_selected if entry.target == target]
+            accuracies[environment] = _measure_accuracy(on_target, missing, error)
+
+        is_declared = all(cell.is_expected for cell in accuracies.values())
+        rows_by_dataset.setdefault(dataset, {})[row] = RowRuns(
+            dataset_title=titles[dataset],
+            accuracies=accuracies,
+            selected=row_selected,
+            candidates=candidates.get((dataset, row), []),
+            error=error,
+            # With a single source, the environments without a cell were trained on.
+            is_partial=not (is_declared or group.source),
         )
+    return rows_by_dataset
 
-    def _dataset_average(self, name: str, table: Table, accuracies: Sequence[Cell]) -> Cell:
-        """Return the cell of one dataset in the table of averages."""
-        if not any(cell.is_expected for cell in accuracies):
-            return Cell()
 
-        incomplete = [cell.label for cell in accuracies if cell.missing]
-        missing = []
-        if incomplete:
-            missing.append(f"incomplete in {table.dataset_title}: {', '.join(incomplete)}")
-        selected = self._selected.get((name, table.dataset), [])
-        means = columns.trial_means((entry.trial, entry.outcome.accuracy) for entry in selected)
-        return mean_cell(means, missing, self._error)
+def _group_by_row(runs: Iterable[_Run]) -> dict[tuple[str, str], list[_Run]]:
+    """Map (dataset, row) to its runs."""
+    by_row: dict[tuple[str, str], list[_Run]] = {}
+    for run in runs:
+        by_row.setdefault((run.dataset, run.row), []).append(run)
+    return by_row
 
-    def _table(
-        self,
-        dataset: str,
-        environments: Sequence[str],
-        printed_columns: Sequence[Column],
-        cells: Sequence[Cell],
-        **details: Any,
-    ) -> Table:
-        """Make a table of this group and method; ``details`` are its other fields."""
-        return Table(
-            setting=self._group.title,
-            method=self._method,
-            dataset=dataset,
-            columns=environments,
-            printed_columns=printed_columns,
-            cells=cells,
-            dataset_titles=self._dataset_titles,
-            error=self._error,
-            **details,
-        )
+
+def _measure_accuracy(
+    selected: Sequence[SelectedRun], missing: Sequence[str] | None, error: ErrorKind
+) -> Cell:
+    """Return the cell of one target; ``missing`` is the result of `Gaps.find_missing`."""
+    if missing is None:
+        return Cell()
+    return mean_over_trials(
+        [(entry.trial, entry.outcome.accuracy) for entry in selected],
+        missing=missing or ([] if selected else [_NO_ACCURACY]),
+        error=error,
+    )
+
+
+def _notes_on_empty_cells(rows: Mapping[str, RowRuns], group: Group) -> list[str]:
+    """Explain the environments without a cell: undeclared ones, or those of a single source."""
+    cells = [cell for row_runs in rows.values() for cell in row_runs.accuracies.values()]
+    if all(cell.is_expected for cell in cells):
+        return []
+    return [_TRAINED_ON if group.source else _UNDECLARED]
+
+
+def _build_table(
+    group: Group,
+    method: str,
+    dataset: str,
+    rows: Mapping[str, RowRuns],
+    *,
+    column_names: Sequence[str],
+    error: ErrorKind,
+    notes: Sequence[str] = (),
+) -> Table:
+    """Build the table of one dataset; its accuracies and their average need not be printed."""
+    environments = group.environments
+    runs = [run for run in group.runs if run.dataset == dataset]
+    printed = columns.choose(column_names, environments[dataset], runs)
+    accuracies = [columns.environment_column(name) for name in environments[dataset]]
+    measured = dict.fromkeys([*accuracies, columns.COLUMNS[AVERAGE], *printed])
+    return Table(
+        name=benchmarks.dataset_titles(environments)[dataset],
+        rows={
+            row: {column: column.measure(row_runs) for column in measured}
+            for row, row_runs in rows.items()
+        },
+        accuracies=accuracies,
+        printed=printed,
+        dataset=dataset,
+        setting=group.title,
+        selection=method,
+        error=error,
+        notes=notes,
+        row_runs=rows,
+    )
+
+
+def _average_tables(tables: Sequence[Table]) -> Table:
+    """Build the table of averages, with the column OUT_OF_DOMAIN of each dataset's table."""
+    average = columns.COLUMNS[AVERAGE]
+    by_dataset = {}
+    for table in tables:
+        column = columns.COLUMNS[OUT_OF_DOMAIN]
+        column = replace(column, title=table.name, explanation="", of=table.dataset)
+        by_dataset[column] = table.get_column(OUT_OF_DOMAIN)
+
+    rows = {}
+    for row in tables[0].rows:
+        cells = {column: by_row[row] for column, by_row in by_dataset.items()}
+        rows[row] = {**cells, average: _average_datasets(cells)}
+
+    rows_by_undeclared: dict[str, list[str]] = {}
+    for row, table in itertools.product(rows, tables):
+        undeclared = [
+            column.of for column in table.accuracies if not table.rows[row][column].is_expected
+        ]
+        if undeclared:
+            places = f"{', '.join(undeclared)} on {table.name}"
+            rows_by_undeclared.setdefault(places, []).append(row)
+
+    return replace(
+        tables[0],
+        name="Averages",
+        rows=rows,
+        accuracies=list(by_dataset),
+        printed=[*by_dataset, average],
+        dataset="",
+        notes=[
+            f"{PARTIAL}: no job was declared for {undeclared}: {', '.join(names)}."
+            for undeclared, names in rows_by_undeclared.items()
+        ],
+        row_runs={},
+    )
+
+
+def _average_datasets(cells: Mapping[Column, Cell]) -> Cell:
+    """Mean of the cells of a row of averages, if every expected cell has a value."""
+    mean = mean_of_cells(cells.values())
+    names = list_incomplete({column.title: cell for column, cell in cells.items()})
+    if names:
+        return Cell(mean, missing=(f"incomplete: {names}",))
+    covers_all = all(cell.is_expected and cell.is_complete for cell in cells.values())
+    return Cell(mean, missing=() if covers_all or mean is None else (NOT_ALL,))

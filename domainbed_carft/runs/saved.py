@@ -48,7 +48,6 @@ _PREDICTION_FUNCTIONS = (
     "features",
     "class_logits",
     "context_logits",
-    "logits_over",
 )
 _PREDICTION_WEIGHTS = (
     _ENCODER,

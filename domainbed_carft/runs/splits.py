@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import hashlib
 import os
@@ -35,6 +36,7 @@ from domainbed_carft.method.dataset_facts import parse_dataset_name
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.paths import AnyPath, as_text
 from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.squares import Squares
 from domainbed_carft.text import trim_differences
 
 SEEDS = 2**64  # the seed of a key is taken modulo this number
@@ -52,6 +54,8 @@ class Split:
         items: a map-style torch dataset of (image, label). The augmentation of an item does not
             depend on when and in which process it is read.
         number: index of the environment, from 0.
+        squares: the images before the second stage of their plan, if it has no random steps and
+            reads them from files; otherwise None.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Split:
     is_target: bool
     items: Any
     number: int = 0
+    squares: Squares | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -78,10 +83,11 @@ class RunData:
     splits: list[Split]
     plan: ImagePlan | None
 
-    def select_items(self, number: int, positions: Sequence[int]) -> Dataset[Any]:
-        """Return the images of an environment at ``positions``, read like those of the splits."""
-        part = Subset(self.dataset[number], positions)
-        return _KeyedItems(part, (number,), self.plan)
+    def select(self, split: Split, positions: Sequence[int]) -> Split:
+        """Return a split with the images of its environment at ``positions``."""
+        part = Subset(self.dataset[split.number], positions)
+        items = _KeyedItems(part, (split.number,), self.plan)
+        return dataclasses.replace(split, items=items, squares=items.squares)
 
 
 def read_splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
@@ -138,16 +144,19 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
     key = (seed % SEEDS, 0 if run.algorithm.is_constant else step)
     numbers = {split.name: number for number, split in enumerate(job_splits)}
     kinds = host_lookup.get_evaluated_kinds(dataset)
-    evaluated_splits = [
-        Split(
-            name=split.name,
-            environment=names[split.environment],
-            is_target=split.environment in targets,
-            items=_KeyedItems(split.items, (*key, numbers[split.name]), plan),
-            number=split.environment,
+    evaluated_splits = []
+    for split in select_evaluated(job_splits, kinds):
+        items = _KeyedItems(split.items, (*key, numbers[split.name]), plan)
+        evaluated_splits.append(
+            Split(
+                name=split.name,
+                environment=names[split.environment],
+                is_target=split.environment in targets,
+                items=items,
+                number=split.environment,
+                squares=items.squares,
+            )
         )
-        for split in select_evaluated(job_splits, kinds)
-    ]
     return RunData(dataset, evaluated_splits, plan)
 
 
@@ -349,6 +358,16 @@ class _KeyedItems(Dataset[Any]):
     def host_items(self) -> Any:
         """The host's dataset: an environment or a part of one."""
         return self._items
+
+    @property
+    def squares(self) -> Squares | None:
+        """The images before their second stage, see `Split`."""
+        if self._source is None or self._source.plan.is_random:
+            return None
+        samples = self._source.samples
+        if self._source.positions is not None:
+            samples = [samples[position] for position in self._source.positions]
+        return Squares(samples, self._source.plan, accepts_truncated=True)
 
     def __len__(self) -> int:
         return len(self._items)

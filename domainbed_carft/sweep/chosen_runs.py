@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_carft.results.columns import format_accuracy
+from domainbed_carft.results.cells import format_accuracy
 from domainbed_carft.results.top import BestHparams
 
 _MAX_VALUE_LENGTH = 40  # characters of a hyperparameter's value, such as a list of contexts

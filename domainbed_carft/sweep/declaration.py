@@ -31,8 +31,9 @@ from domainbed_carft.jobs.manifest import ChosenValues, Dataset
 
 TASK = "domain_generalization"
 LEAVE_ONE_OUT = "leave-one-domain-out"
-# Selection methods that look at the target, so that a search must not choose by them.
-_METHODS_WITH_TARGET = ("oracle",)
+CLIPOOD = "clipood"
+# Selection methods by which a search must not choose: they look at the target, or choose nothing.
+_METHODS_WITHOUT_CHOICE = ("oracle", CLIPOOD)
 
 Values = Mapping[str, Any]
 
@@ -105,7 +106,7 @@ Division = Annotated[
     | Annotated[Annotated[list[EnvironmentReferences], Field(min_length=1)], Tag("<lists>")],
     Discriminator(_get_division_tag),
 ]
-MethodName = Literal["training-domain", "leave-one-domain-out", "oracle"]
+MethodName = Literal["training-domain", "leave-one-domain-out", "oracle", "clipood"]
 SweepName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")]
 
@@ -256,8 +257,8 @@ class Shape(Keys):
 
     @property
     def choosing_method(self) -> str | None:
-        """The first selection method that does not look at the target, or None."""
-        return next((name for name in self.selection if name not in _METHODS_WITH_TARGET), None)
+        """The first selection method by which a search can choose, or None."""
+        return next((name for name in self.selection if name not in _METHODS_WITHOUT_CHOICE), None)
 
     def cells(self) -> Iterator[SweepCell]:
         """Iterate over all cells, variant by variant; each variant is repeated at each grid point.

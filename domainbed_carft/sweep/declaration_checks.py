@@ -14,6 +14,7 @@ from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.results import published
 from domainbed_carft.sweep import host
 from domainbed_carft.sweep.declaration import (
+    CLIPOOD,
     LEAVE_ONE_OUT,
     SINGLE_SOURCE,
     DeclaredSearch,
@@ -50,7 +51,7 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
         CarftError: the domainbed cannot be imported, or the user's own methods cannot be loaded.
     """
     host.require_own_methods()
-    published_rows = list(dict.fromkeys(row["method"] for row in published.read_numbers()))
+    published_rows = list(dict.fromkeys(row.method for row in published.read_accuracies()))
 
     datasets, dataset_problems = _look_up(host.get_dataset_facts, shape.datasets, "datasets")
     algorithms, algorithm_problems = _look_up(
@@ -72,6 +73,7 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
         ),
         *_check_searched_values(shape),
         *_check_draws_and_stages(shape),
+        *_check_selection(shape),
         *_check_hparams(shape, list(datasets), algorithms),
         *_check_folders(shape),
     ]
@@ -113,6 +115,21 @@ def _check_references(shape: Shape) -> Iterator[_Problem]:
     for key, path, name in references:
         if name not in getattr(shape, key):
             yield path, unknown(f"{_KINDS[key]} of this sweep", name, getattr(shape, key))
+
+
+def _check_selection(shape: Shape) -> Iterator[_Problem]:
+    """Check that jobs have no choice of hyperparameters if a selection method chooses none."""
+    if CLIPOOD not in shape.selection:
+        return
+    n_choices = len(shape.choices)
+    if not shape.has_stages:
+        n_choices *= max((len(cell.members) for cell in shape.cells()), default=1)
+    if n_choices > 1:
+        yield (
+            ("selection", shape.selection.index(CLIPOOD)),
+            f"{CLIPOOD} selects from a single choice of hyperparameters, but each trial has up to "
+            f"{n_choices}; remove {CLIPOOD}, or use a grid, which makes each value a row",
+        )
 
 
 def _get_blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:

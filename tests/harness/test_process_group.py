@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from domainbed import hparams_registry
+from domainbed import algorithms, hparams_registry
 from domainbed.lib import checks, fast_data_loader, preparation
 from domainbed.lib.process_group import ProcessGroup, attach_process_group
 from domainbed.scripts import train
@@ -102,7 +102,8 @@ def alone(images, tmp_path_factory) -> Path:
 def test_batch_slices_of_all_processes_add_up_to_the_batches_of_one(images, size):
     args = train.parse(train_arguments(images, Path("unused")))[0]
     given = checks.parse_hparams(args.hparams)
-    hparams = checks.resolve_hparams(args.algorithm, args.dataset, given, steps=args.steps).values
+    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+    hparams = algorithm_class.resolve_hparams(args.dataset, given, steps=args.steps).values
     _, environments = preparation.load_environments(args, hparams)
     splits = [environment.in_split for environment in environments]
     evaluated = {"a": splits[0], "b": torch.utils.data.Subset(splits[1], [3])}

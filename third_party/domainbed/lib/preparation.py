@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import os
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,20 +57,6 @@ class PreparedJob:
     def training_envs(self) -> list[int]:
         """Numbers of the training environments."""
         return [i for i in range(len(self.environments)) if i not in self.args.test_envs]
-
-    def build_algorithm(self, hparams: Mapping[str, Any]) -> Any:
-        """Build the job's algorithm with these hyperparameters, on the CPU."""
-        algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
-        options = {}
-        if takes_dataset_facts(algorithm_class):
-            options["dataset_facts"] = self.dataset.dataset_facts
-        return algorithm_class(
-            self.dataset.input_shape,
-            self.dataset.num_classes,
-            len(self.training_envs),
-            dict(hparams),
-            **options,
-        )
 
 
 def seed_everything(seed: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from domainbed import algorithms
 from domainbed.lib import (
     algorithm_state,
     checkpoints,
@@ -31,6 +32,7 @@ from domainbed.lib.progress import ProgressPublisher
 from domainbed_carft import machine, text
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import rng, transforms
+from domainbed_carft.images.dataset_facts import takes_dataset_facts
 from domainbed_carft.jobs import splits
 from domainbed_carft.jobs.facts import DECLARATIONS
 from domainbed_carft.jobs.folder import WEIGHTS_FORMAT, JobFolder, Lock
@@ -145,7 +147,14 @@ class Trainer:
             for name, value in self.hparams.items()
         }
 
-        algorithm = self.job.build_algorithm(hparams)
+        dataset = self.dataset
+        algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
+        options = {}
+        if takes_dataset_facts(algorithm_class):
+            options["dataset_facts"] = dataset.dataset_facts
+        algorithm = algorithm_class(
+            dataset.input_shape, dataset.num_classes, self.num_domains, hparams, **options
+        )
         if self.process_group.size > 1:
             attach_process_group(algorithm, self.process_group, hparams["batch_size"])
         algorithm.to(self.device)

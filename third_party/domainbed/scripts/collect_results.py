@@ -19,10 +19,7 @@ from domainbed.lib.command_line import exit_status, printed_at_once
 from domainbed.lib.query import Q
 from domainbed.model_selection import SELECTION_METHODS, SelectionMethod
 from domainbed_carft import files
-from domainbed_carft.results import columns
-
-# The accuracies in the cells of a row.
-Cells = Sequence[Sequence[float]]
+from domainbed_carft.results.cells import Cell, mean_over_trials
 
 
 def format_mean(data: Iterable[float], latex: bool) -> tuple[Any, Any, str]:
@@ -35,7 +32,11 @@ def format_mean(data: Iterable[float], latex: bool) -> tuple[Any, Any, str]:
     Returns:
         Mean and standard error (ddof 0) in percent, and the text; (None, None, "X") without data.
     """
-    cell = columns.mean_cell(dict(enumerate(data)))
+    return _format_cell(mean_over_trials(enumerate(data)), latex)
+
+
+def _format_cell(cell: Cell, latex: bool) -> tuple[Any, Any, str]:
+    """Format a cell as `format_mean` does."""
     if cell.mean is None:
         return None, None, "X"
 
@@ -82,7 +83,7 @@ def print_table(
 
 def print_results_tables(records: Q, selection_method: type[SelectionMethod], latex: bool) -> None:
     """Print a table for each dataset, then one of the averages over environments."""
-    # (algorithm, dataset) -> test environment, trial and accuracy
+    # (algorithm, dataset) -> (test environment, trial, accuracy)
     selected: dict[tuple[str, str], list[tuple[int, int, float]]] = defaultdict(list)
     for group in reporting.get_grouped_records(records):
         accuracy = selection_method.sweep_acc(group["records"])
@@ -98,9 +99,13 @@ def print_results_tables(records: Q, selection_method: type[SelectionMethod], la
     method = f"model selection method: {selection_method.name}"
 
     for dataset, labels in labels_by_dataset.items():
-        rows: dict[str, Cells] = {
+        rows = {
             name: [
-                [accuracy for env, _, accuracy in selected[name, dataset] if env == test_env]
+                mean_over_trials(
+                    (trial, accuracy)
+                    for env, trial, accuracy in selected[name, dataset]
+                    if env == test_env
+                )
                 for test_env in range(len(labels))
             ]
             for name in names
@@ -109,9 +114,12 @@ def print_results_tables(records: Q, selection_method: type[SelectionMethod], la
             print(f"\n\\subsubsection{{{dataset}}}")
         _print_means(rows, f"Dataset: {dataset}, {method}", labels, 20, latex)
 
-    averages: dict[str, Cells] = {
+    averages = {
         name: [
-            [*columns.trial_means(item[1:] for item in selected[name, dataset]).values()]
+            # Upstream sorts the trials, and the last bit of a mean depends on their order.
+            mean_over_trials(
+                sorted((item[1:] for item in selected[name, dataset]), key=lambda item: item[0])
+            )
             for dataset in labels_by_dataset
         ]
         for name in names
@@ -122,12 +130,16 @@ def print_results_tables(records: Q, selection_method: type[SelectionMethod], la
 
 
 def _print_means(
-    rows: Mapping[str, Cells], header: str, labels: Sequence[str], width: int, latex: bool
+    rows: Mapping[str, Sequence[Cell]],
+    header: str,
+    labels: Sequence[str],
+    width: int,
+    latex: bool,
 ) -> None:
     """Print mean and standard error of each cell's accuracies, and the average of each row."""
     table = []
     for row in rows.values():
-        cells = [format_mean(cell, latex) for cell in row]
+        cells = [_format_cell(cell, latex) for cell in row]
         means = [mean for mean, _, _ in cells]
         is_complete = means and None not in means
         average = f"{sum(means) / len(means):.1f}" if is_complete else "X"
