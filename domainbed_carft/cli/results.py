@@ -63,7 +63,7 @@ def _add_output(output: Any) -> None:
 
 def _add_report(commands: Any) -> None:
     parser = commands.add_parser(
-        "report", help="write a web page with a sweep's results: tables, figures, example images"
+        "report", help="write a web page with a sweep's results: tables and figures"
     )
     add_common(parser, _report)
     table_options.add_to(parser)
@@ -75,26 +75,6 @@ def _add_report(commands: Any) -> None:
         metavar="FOLDER",
         help="folder for index.html and figures/; it must be new, empty, or contain an earlier "
         "report (default: report)",
-    )
-    examples = parser.add_argument_group("example images")
-    examples.add_argument(
-        "--examples",
-        nargs=2,
-        metavar=("A", "B"),
-        help="compare the predictions of these two algorithms image by image (default: CARFT "
-        "CLIPFineTune)",
-    )
-    examples.add_argument(
-        "--n_examples",
-        type=int,
-        default=4,
-        help="number of images per environment that A classifies correctly and B does not, and "
-        "vice versa; needs the predictions of carft evaluate (default: 4; 0 for none)",
-    )
-    examples.add_argument(
-        "--data_dir",
-        help="folder that contains the datasets' folders, if they have moved (default: the folder "
-        "in the jobs' records)",
     )
 
 
@@ -207,9 +187,6 @@ def _report(arguments: argparse.Namespace) -> None:
     report = write_report(
         arguments.folders,
         arguments.output,
-        pair=arguments.examples,
-        n_examples=arguments.n_examples,
-        data_dir=arguments.data_dir,
         methods=arguments.select,
         ignored=arguments.ignore,
         columns=arguments.columns or DEFAULT_COLUMNS,
@@ -218,8 +195,6 @@ def _report(arguments: argparse.Namespace) -> None:
         against=arguments.against,
     )
     print_errors(describe_warnings(report.warnings))
-    if report.no_examples_reason:
-        print_errors([f"No example images: {report.no_examples_reason}"])
     if not report.is_complete:
         print_errors(["Some cells are incomplete; see the notes on the page."])
     print(f"Report: {printable(str(report.index))}")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.lines import Line2D
 
 from domainbed_carft.jobs.algorithms import INK, PAPER, Style
-from domainbed_carft.report.frames import AT_TEMPERATURE, calibration_error, rows_by
+from domainbed_carft.report.figure_data import AT_TEMPERATURE
 from domainbed_carft.report.plots import (
     MUTED,
     Figure,
@@ -19,6 +19,7 @@ from domainbed_carft.report.plots import (
     new_canvas,
     save_figure,
 )
+from domainbed_carft.results.evaluations import Flips, ReliabilityBins, expected_calibration_error
 from domainbed_carft.text import printable
 
 # With more algorithms, each environment has its own figure, because a printed page has 9 inches.
@@ -30,45 +31,53 @@ _LENGTH_WITH_NUMBER = 1.35  # times the longest bar, with the number behind it
 _FADED = 0.45  # of the bars of lost images
 
 
-def draw_reliability(title: str, name: str, bins: pd.DataFrame, style: Style) -> Figure:
+def draw_reliability(
+    title: str, name: str, series: Mapping[str, ReliabilityBins], style: Style
+) -> Figure:
     """Draw accuracy over confidence, and below it the share of images per bin.
 
     Args:
         title: name of the algorithm; its expected calibration error is appended.
         name: stem of the figure's file names.
-        bins: rows of `frames.reliability` of this algorithm.
+        series: the algorithm's result of `figure_data.pool_reliability`.
         style: style of the algorithm.
     """
-    series = rows_by(bins, "series")
     canvas = new_canvas(3.9, [*series])
     upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
     handles = {
-        label: _draw_reliability_line(upper, lower, rows, style, is_hollow=label == AT_TEMPERATURE)
-        for label, rows in series.items()
+        label: _draw_reliability_line(upper, lower, bins, style, is_hollow=label == AT_TEMPERATURE)
+        for label, bins in series.items()
     }
     upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy (%)")
     lower.set(xlabel="confidence (%)", ylabel="images (%)")
     lower.set_ylim(bottom=0)
     add_legend(canvas, handles)
 
-    unscaled, *scaled = [calibration_error(rows) for rows in series.values()]
-    title += f": ECE {unscaled:.1f}%"
-    if scaled:
-        title += f", {AT_TEMPERATURE} {scaled[0]:.1f}%"
+    errors = [100 * expected_calibration_error(bins) for bins in series.values()]
+    title += f": ECE {errors[0]:.1f}%"
+    if len(errors) > 1:
+        title += f", {AT_TEMPERATURE} {errors[1]:.1f}%"
     alt = f"Lines of accuracy over confidence, {' and '.join(series)}: {title}."
-    return save_figure(canvas, title, name, alt, bins.drop(columns="algorithm"))
+    rows = [
+        (label, number, *counts)
+        for label, bins in series.items()
+        for number, counts in enumerate(zip(bins.images, bins.correct, bins.confidence))
+    ]
+    header = ["series", "bin", "images", "correct", "confidence"]
+    return save_figure(canvas, title, name, alt, header, rows)
 
 
 def _draw_reliability_line(
-    upper: Any, lower: Any, bins: pd.DataFrame, style: Style, is_hollow: bool
+    upper: Any, lower: Any, bins: ReliabilityBins, style: Style, is_hollow: bool
 ) -> Line2D:
     """Draw the accuracies of non-empty bins and the histogram of images; return the line."""
-    with_images = bins[bins["images"] > 0]
+    images = np.array(bins.images)
+    is_filled = images > 0
     dash: Any = (0, (3, 1.5)) if is_hollow else "solid"
     (line,) = upper.plot(
-        100 * with_images["confidence"] / with_images["images"],
-        100 * with_images["correct"] / with_images["images"],
+        100 * np.array(bins.confidence)[is_filled] / images[is_filled],
+        100 * np.array(bins.correct)[is_filled] / images[is_filled],
         color=style.colour,
         lw=1.6,
         ls=dash,
@@ -80,39 +89,43 @@ def _draw_reliability_line(
         zorder=3,
     )
 
-    shares = 100 * bins["images"] / bins["images"].sum()
-    edges = np.linspace(0, 100, len(bins) + 1)
-    lower.stairs(shares, edges, color=style.colour, lw=1.4, ls=dash, fill=False)
+    edges = np.linspace(0, 100, len(images) + 1)
+    lower.stairs(
+        100 * images / images.sum(), edges, color=style.colour, lw=1.4, ls=dash, fill=False
+    )
     return line
 
 
 def draw_flips(
-    title: str, name: str, rows: pd.DataFrame, styles: Styles, names: Mapping[str, str]
+    title: str,
+    name: str,
+    flips: Mapping[str, Mapping[str, Flips]],
+    styles: Styles,
+    names: Mapping[str, str],
 ) -> Figure:
     """Draw bars of gained images to the right and of lost images to the left, in percent.
 
     Args:
         title: title of the figure.
         name: stem of the figure's file names.
-        rows: rows of `frames.flips`; each environment is a group of bars.
+        flips: environment -> algorithm -> its flips; each environment is a group of bars.
         styles: algorithm -> style.
         names: algorithm -> name on the page.
     """
-    groups = rows_by(rows, "environment")
-    canvas = new_canvas(0.75 + _BAR_HEIGHT * (len(rows) + _GROUP_GAP * len(groups)))
+    n_bars = sum(map(len, flips.values()))
+    canvas = new_canvas(0.75 + _BAR_HEIGHT * (n_bars + _GROUP_GAP * len(flips)))
     axes = canvas.subplots()
 
     height = 0.0
     longest = 0.0
     ticks = {}
-    for label, group in groups.items():
-        axes.text(0, height, printable(label), ha="center", va="center", weight="bold")
-        counts = group.set_index("algorithm")
+    for environment, by_algorithm in flips.items():
+        axes.text(0, height, printable(environment), ha="center", va="center", weight="bold")
         for algorithm, style in styles.items():
-            if algorithm in counts.index:
+            if algorithm in by_algorithm:
                 height += 1
                 ticks[height] = printable(names[algorithm])
-                length = _draw_flip_bars(axes, height, counts.loc[algorithm], style.colour)
+                length = _draw_flip_bars(axes, height, by_algorithm[algorithm], style.colour)
                 longest = max(longest, length)
         height += _GROUP_GAP
 
@@ -128,17 +141,22 @@ def draw_flips(
 
     alt = (
         "Bars of the images gained and lost compared with zero-shot CLIP on "
-        f"{', '.join(groups)}: {title}."
+        f"{', '.join(flips)}: {title}."
     )
-    data = rows.assign(algorithm=rows["algorithm"].map(names))
-    return save_figure(canvas, title, name, alt, data)
+    rows = [
+        (environment, names[algorithm], *dataclasses.astuple(counts))
+        for environment, by_algorithm in flips.items()
+        for algorithm, counts in by_algorithm.items()
+    ]
+    counted = [field.name for field in dataclasses.fields(Flips)]
+    return save_figure(canvas, title, name, alt, ["environment", "algorithm", *counted], rows)
 
 
-def _draw_flip_bars(axes: Any, height: float, counts: pd.Series[int], colour: str) -> float:
+def _draw_flip_bars(axes: Any, height: float, flips: Flips, colour: str) -> float:
     """Draw the two bars of one algorithm with their numbers; return the longer length."""
-    n_images = counts[["gained", "lost", "both_right", "both_wrong"]].sum()
-    gained_percent = 100 * counts["gained"] / n_images
-    lost_percent = 100 * counts["lost"] / n_images
+    n_images = sum(dataclasses.astuple(flips))
+    gained_percent = 100 * flips.gained / n_images
+    lost_percent = 100 * flips.lost / n_images
     axes.barh(height, gained_percent, 0.78, color=colour, edgecolor=INK, linewidth=0.6)
     axes.barh(height, -lost_percent, 0.78, color=colour, alpha=_FADED, edgecolor=INK, linewidth=0.6)
 
