@@ -118,7 +118,7 @@ def test_figure_of_means_has_the_cells_of_in_domain_and_out_of_domain(tmp_path, 
     _, *rows = page.tables[report_page.TABLE]
     assert "In-domain against out-of-domain (incomplete: CARFT)" in page.text
 
-    name = "PACS-robustness-In_domain_against_out_of_domain.csv"
+    name = "PACS-robustness.csv"
     means = pd.read_csv(tmp_path / "report" / "figures" / name).set_index("algorithm")
     for row, *cells in rows:
         mean = means.loc[row]
@@ -167,7 +167,7 @@ def test_lines_over_a_hyperparameter_are_the_means_over_trials(joint_sweep, tmp_
     )
     selected = checkpoints[checkpoints["is_selected"]]
 
-    path = tmp_path / "figures" / "PACS-over-PACS_over_lr.csv"
+    path = tmp_path / "figures" / "PACS-over-lr.csv"
     lines = pd.read_csv(path)
     lines = lines[lines["panel"] == plots.AXES["out_of_domain"]].set_index(["algorithm", "lr"])
     assert [*lines.index] == [*(("CARFT", rate) for rate in RATES), ("CLIPFineTune", 0.01)]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.lines import Line2D
 
 from domainbed_carft.jobs.algorithms import INK, PAPER, Style
-from domainbed_carft.report.figure_data import AT_TEMPERATURE
 from domainbed_carft.report.plots import (
     MUTED,
     Figure,
@@ -19,11 +18,24 @@ from domainbed_carft.report.plots import (
     new_canvas,
     save_figure,
 )
-from domainbed_carft.results.evaluations import Flips, ReliabilityBins, expected_calibration_error
+from domainbed_carft.results.columns import find_run_metrics
+from domainbed_carft.results.evaluations import (
+    Flips,
+    ReliabilityBins,
+    SplitMetrics,
+    expected_calibration_error,
+)
+from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.text import printable
+
+BEFORE_SCALING = "before scaling"
+AT_TEMPERATURE = "at the fitted temperature"
 
 # With more algorithms, each environment has its own figure, because a printed page has 9 inches.
 MAX_BARS_IN_GROUP = 6
+
+# A selected run and its metrics on its target
+EvaluatedRun = tuple[SelectedRun, SplitMetrics]
 
 _BAR_HEIGHT = 0.2  # inches from one bar to the next
 _GROUP_GAP = 1.6  # bars between two groups, for the title of the second
@@ -31,17 +43,35 @@ _LENGTH_WITH_NUMBER = 1.35  # times the longest bar, with the number behind it
 _FADED = 0.45  # of the bars of lost images
 
 
+def read_target_metrics(selected_runs: Sequence[SelectedRun]) -> list[EvaluatedRun]:
+    """Return the selected runs that were evaluated, and their metrics on the target, by target."""
+    evaluations = []
+    for selected in sorted(selected_runs, key=lambda selected: selected.target):
+        run_metrics = find_run_metrics(selected)
+        if not isinstance(run_metrics, str):
+            metrics = run_metrics.get_environment(selected.target)
+            if metrics:
+                evaluations.append((selected, metrics))
+    return evaluations
+
+
 def draw_reliability(
-    title: str, name: str, series: Mapping[str, ReliabilityBins], style: Style
+    title: str, name: str, metrics: Sequence[SplitMetrics], style: Style
 ) -> Figure:
     """Draw accuracy over confidence, and below it the share of images per bin.
+
+    At the fitted temperature they are drawn only if all runs have one.
 
     Args:
         title: name of the algorithm; its expected calibration error is appended.
         name: stem of the figure's file names.
-        series: the algorithm's result of `figure_data.pool_reliability`.
+        metrics: metrics of all runs of the algorithm, whose images are pooled.
         style: style of the algorithm.
     """
+    series = {BEFORE_SCALING: _pool_bins([entry.calibration.reliability for entry in metrics])}
+    scaled = [entry.scaled.reliability for entry in metrics if entry.scaled]
+    if len(scaled) == len(metrics):
+        series[AT_TEMPERATURE] = _pool_bins(scaled)
     canvas = new_canvas(3.9, [*series])
     upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
@@ -66,6 +96,14 @@ def draw_reliability(
     ]
     header = ["series", "bin", "images", "correct", "confidence"]
     return save_figure(canvas, title, name, alt, header, rows)
+
+
+def _pool_bins(all_bins: Sequence[ReliabilityBins]) -> ReliabilityBins:
+    sums = {
+        field.name: np.sum([getattr(bins, field.name) for bins in all_bins], axis=0).tolist()
+        for field in dataclasses.fields(ReliabilityBins)
+    }
+    return ReliabilityBins(**sums)
 
 
 def _draw_reliability_line(
@@ -94,6 +132,23 @@ def _draw_reliability_line(
         100 * images / images.sum(), edges, color=style.colour, lw=1.4, ls=dash, fill=False
     )
     return line
+
+
+def pool_flips(
+    evaluations: Sequence[EvaluatedRun], environments: Sequence[str]
+) -> dict[str, dict[str, Flips]]:
+    """Add up the flips over trials; return environment -> algorithm -> its flips."""
+    counts: dict[str, dict[str, list[Flips]]] = {}
+    for selected, metrics in evaluations:
+        by_row = counts.setdefault(environments[selected.target], {})
+        by_row.setdefault(selected.row, []).append(metrics.flips)
+    return {
+        environment: {
+            row: Flips(*np.sum([dataclasses.astuple(entry) for entry in flips], axis=0).tolist())
+            for row, flips in by_row.items()
+        }
+        for environment, by_row in counts.items()
+    }
 
 
 def draw_flips(

@@ -7,7 +7,6 @@ DomainBed reports. Means over trials are those of `cells.mean_over_trials`, as i
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import sys
@@ -22,8 +21,6 @@ from domainbed_carft.jobs.job import CHOOSE, Choice
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import selection
 from domainbed_carft.results.cells import Cell, ErrorKind, mean_over_trials
-from domainbed_carft.results.columns import find_run_metrics
-from domainbed_carft.results.evaluations import Flips, ReliabilityBins, SplitMetrics
 from domainbed_carft.results.selection import SelectedRun
 
 NO_TARGET = -1  # for runs without a target
@@ -35,13 +32,8 @@ ACCURACIES = (OUT_OF_DOMAIN, IN_DOMAIN)
 # Drift of the context distribution, recorded by CLIP algorithms
 DRIFT = ("loss_kl", "context_agreement")
 
-BEFORE_SCALING = "before scaling"
-AT_TEMPERATURE = "at the fitted temperature"
-
 # Row -> step, or value of a hyperparameter -> its cell
 Lines = Mapping[str, Mapping[float, Cell]]
-# A selected run and its metrics on its target
-EvaluatedRun = tuple[SelectedRun, SplitMetrics]
 
 
 class Checkpoint(NamedTuple):
@@ -195,58 +187,3 @@ def list_choices(
             )
             choices.append(choice)
     return choices
-
-
-# Metrics of `carft evaluate`
-
-
-def read_target_metrics(selected_runs: Sequence[SelectedRun]) -> list[EvaluatedRun]:
-    """Return the selected runs that were evaluated, and their metrics on the target, by target."""
-    evaluations = []
-    for selected in sorted(selected_runs, key=lambda selected: selected.target):
-        run_metrics = find_run_metrics(selected)
-        if not isinstance(run_metrics, str):
-            metrics = run_metrics.get_environment(selected.target)
-            if metrics:
-                evaluations.append((selected, metrics))
-    return evaluations
-
-
-def pool_reliability(metrics: Sequence[SplitMetrics]) -> dict[str, ReliabilityBins]:
-    """Add up the images of each bin, BEFORE_SCALING and, if all have a temperature, AT_TEMPERATURE.
-
-    Returns:
-        Name of the series -> its bins.
-    """
-    calibrations = {BEFORE_SCALING: [entry.calibration for entry in metrics]}
-    scaled = [entry.scaled for entry in metrics if entry.scaled]
-    if len(scaled) == len(metrics):
-        calibrations[AT_TEMPERATURE] = scaled
-    return {
-        series: ReliabilityBins(
-            **{
-                field.name: np.sum(
-                    [getattr(entry.reliability, field.name) for entry in entries], axis=0
-                ).tolist()
-                for field in dataclasses.fields(ReliabilityBins)
-            }
-        )
-        for series, entries in calibrations.items()
-    }
-
-
-def pool_flips(
-    evaluations: Sequence[EvaluatedRun], environments: Sequence[str]
-) -> dict[str, dict[str, Flips]]:
-    """Add up the flips over trials; return environment -> row -> its flips."""
-    counts: dict[str, dict[str, list[Flips]]] = {}
-    for selected, metrics in evaluations:
-        by_row = counts.setdefault(environments[selected.target], {})
-        by_row.setdefault(selected.row, []).append(metrics.flips)
-    return {
-        environment: {
-            row: Flips(*np.sum([dataclasses.astuple(entry) for entry in flips], axis=0).tolist())
-            for row, flips in by_row.items()
-        }
-        for environment, by_row in counts.items()
-    }

@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -317,25 +317,14 @@ def draw_dots(
 # Lines: accuracy over steps, or over a hyperparameter
 
 
-@dataclass(frozen=True)
-class HorizontalAxis:
-    """The horizontal axis of a figure with lines."""
-
-    title: str
-    is_logarithmic: bool = False
-    ticks: Mapping[float, str] = field(default_factory=dict)  # place -> label; integers by default
-
-
-STEPS = HorizontalAxis("training step")
-
-
 def draw_curves(
     title: str,
     name: str,
     panels: Mapping[str, Lines],
     styles: Styles,
     *,
-    over: HorizontalAxis = STEPS,
+    over: str = "training step",
+    ticks: Mapping[float, str] = {},
     limits: Mapping[str, Limits] = {},
     has_legend: bool = False,
 ) -> Figure:
@@ -348,7 +337,8 @@ def draw_curves(
         name: stem of the figure's file names.
         panels: name of a value -> its lines.
         styles: algorithm -> style.
-        over: the horizontal axis.
+        over: label of the horizontal axis.
+        ticks: place on the horizontal axis -> its label; integers by default.
         limits: name of a value -> limits shared with other figures.
         has_legend: add a legend to the figure, for lines that are not in the page's legend.
     """
@@ -366,20 +356,26 @@ def draw_curves(
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.set_ylim(limits.get(panel))
 
-    all_axes[-1].set_xlabel(printable(over.title))
-    _scale_axis(all_axes[-1], over)
+    axes = all_axes[-1]
+    axes.set_xlabel(printable(over))
+    if ticks and 0 < _LOGARITHMIC_RATIO * min(ticks) <= max(ticks):
+        axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    if ticks:
+        _name_ticks(axes, list(ticks), list(ticks.values()))
     if has_legend:
         add_legend(canvas, {algorithm: handles[algorithm] for algorithm in algorithms})
 
     headings = " and ".join(AXES[panel] for panel in panels)
-    alt = f"Lines over {over.title} of {headings}: {title}, for {', '.join(algorithms)}."
+    alt = f"Lines over {over} of {headings}: {title}, for {', '.join(algorithms)}."
     rows = [
         (AXES[panel], algorithm, place, cell.mean, cell.standard_error or 0)
         for panel, lines in panels.items()
         for algorithm, line in lines.items()
         for place, cell in line.items()
     ]
-    header = ["panel", "algorithm", over.title, "mean", "error"]
+    header = ["panel", "algorithm", over, "mean", "error"]
     return save_figure(canvas, title, name, alt, header, rows)
 
 
@@ -406,18 +402,6 @@ def _draw_line(axes: Any, line: Mapping[float, Cell], style: Style) -> Any:
     return handle
 
 
-def _scale_axis(axes: Any, over: HorizontalAxis) -> None:
-    """Scale the horizontal axis, and set its ticks."""
-    if over.is_logarithmic:
-        axes.set_xscale("log")
-    axes.minorticks_off()
-
-    if over.ticks:
-        _name_ticks(axes, list(over.ticks), list(over.ticks.values()))
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-
-
 def draw_hparam_curve(
     title: str,
     name: str,
@@ -436,23 +420,22 @@ def draw_hparam_curve(
         cells: name of an accuracy -> name of a row -> its cell, with a mean.
         own_methods: the user's methods.
     """
-    texts = {row: f"{joint.values[hparam]}" for row, joint in rows.items()}
-    places = _place_values([joint.values[hparam] for joint in rows.values()])
-    line_names = {row: _line_name(joint, hparam) for row, joint in rows.items()}
+    places = _place_values([row.values[hparam] for row in rows.values()])
+    points = {
+        name: (_line_name(row, hparam), places[str(row.values[hparam])])
+        for name, row in rows.items()
+    }
     panels: dict[str, dict[str, dict[float, Cell]]] = {}
     for panel, cell_by_row in cells.items():
         lines = panels.setdefault(panel, {})
-        for row, cell in sorted(cell_by_row.items(), key=lambda item: places[texts[item[0]]]):
-            lines.setdefault(line_names[row], {})[places[texts[row]]] = cell
+        for row in sorted(cell_by_row, key=lambda row: points[row][1]):
+            algorithm, place = points[row]
+            lines.setdefault(algorithm, {})[place] = cell_by_row[row]
 
-    styles = get_styles(list(dict.fromkeys(line_names.values())), own_methods)
-    low, high = min(places.values()), max(places.values())
-    over = HorizontalAxis(
-        hparam,
-        is_logarithmic=0 < _LOGARITHMIC_RATIO * low <= high,
-        ticks={place: text for text, place in places.items()},
-    )
-    return draw_curves(title, name, panels, styles, over=over, has_legend=True)
+    names = dict.fromkeys(algorithm for algorithm, _ in points.values())
+    styles = get_styles(list(names), own_methods)
+    ticks = {place: text for text, place in places.items()}
+    return draw_curves(title, name, panels, styles, over=hparam, ticks=ticks, has_legend=True)
 
 
 def _place_values(values: Sequence[Any]) -> dict[str, float]:
@@ -491,11 +474,12 @@ class Mark(NamedTuple):
 
 def make_marks(in_domain: Mapping[str, Cell], out_of_domain: Mapping[str, Cell]) -> list[Mark]:
     """Return the marks of the rows that have both accuracies."""
-    return [
-        Mark(row, x.mean, y.mean, x.standard_error, y.standard_error)
-        for row, x, y in ((row, x, out_of_domain[row]) for row, x in in_domain.items())
-        if x.mean is not None and y.mean is not None
-    ]
+    marks = []
+    for row, x in in_domain.items():
+        y = out_of_domain.get(row, Cell())
+        if x.mean is not None and y.mean is not None:
+            marks.append(Mark(row, x.mean, y.mean, x.standard_error, y.standard_error))
+    return marks
 
 
 def draw_robustness(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from domainbed_carft.report import evaluation_plots, figure_data, plots
+from domainbed_carft.report.evaluation_plots import EvaluatedRun
 from domainbed_carft.report.figure_data import (
     ACCURACIES,
     DRIFT,
@@ -18,7 +19,6 @@ from domainbed_carft.report.figure_data import (
     OUT_OF_DOMAIN,
     Checkpoint,
     ChoiceOutcome,
-    EvaluatedRun,
     Lines,
 )
 from domainbed_carft.report.plots import Figure, Mark, Styles
@@ -208,7 +208,7 @@ class SectionMaker:
             entry for entry in group.select(table.selection) if entry.dataset == table.dataset
         ]
         environments = {
-            column.of: {row: cells[column] for row, cells in table.rows.items()}
+            column.of: _select_measured({row: cells[column] for row, cells in table.rows.items()})
             for column in table.accuracies
         }
         checkpoints = figure_data.read_checkpoints(selected)
@@ -254,42 +254,40 @@ class SectionMaker:
         parts = _make_parts({"suite": figures})
         return Section(id=identity, title=table.title, table=table.grid(), parts=parts)
 
-    def _label(self, table: Table, kind: str, title: str, environment: str = "") -> tuple[str, str]:
-        """Return the title of a figure, which lists its incomplete rows, and its unique name."""
+    def _label(
+        self, table: Table, title: str, *words: str, environment: str = ""
+    ) -> tuple[str, str]:
+        """Return a figure's title, which lists its incomplete rows, and its name from words."""
         marked_title = f"{title}{_mark_incomplete(table, environment)}"
-        return marked_title, self.make_name(table.dataset, kind, title)
+        return marked_title, self.make_name(table.dataset, *words)
 
     def _draw_lead(self, table: Table) -> list[Figure]:
         """Draw the averages, unless there is only one algorithm."""
         if len(table.rows) < 2:
             return []
 
-        marks = plots.make_marks(
-            table.get_column(columns.IN_DOMAIN), table.get_column(columns.OUT_OF_DOMAIN)
-        )
-        title, name = self._label(table, "robustness", "In-domain against out-of-domain")
-        averages = {"Average over environments": table.get_column(columns.AVERAGE)}
+        in_domain = _get_measured(table, columns.IN_DOMAIN)
+        marks = plots.make_marks(in_domain, _get_measured(table, columns.OUT_OF_DOMAIN))
+        label = self._label(table, "In-domain against out-of-domain", "robustness")
+        averages = {"Average over environments": _get_measured(table, columns.AVERAGE)}
         return [
-            *([plots.draw_robustness(title, name, marks, self.styles)] if marks else []),
+            *([plots.draw_robustness(*label, marks, self.styles)] if marks else []),
             *self._draw_dots(table, averages),
         ]
 
     def _draw_dots(
-        self, table: Table, columns_by_title: Mapping[str, Mapping[str, Cell]]
+        self, table: Table, cells_by_title: Mapping[str, Mapping[str, Cell]]
     ) -> list[Figure]:
-        """Draw the cells of columns, all with the same limits."""
-        cells = {title: _with_mean(column) for title, column in columns_by_title.items()}
-        all_cells = [cell for by_row in cells.values() for cell in by_row.values()]
-        return [
-            plots.draw_dots(
-                *self._label(table, "accuracy", title, title if title in table.labels else ""),
-                by_row,
-                self.styles,
-                plots.error_limits(all_cells),
-            )
-            for title, by_row in cells.items()
-            if by_row
-        ]
+        """Draw the cells of each title, all with the same limits; a title can be an environment."""
+        all_cells = [cell for cells in cells_by_title.values() for cell in cells.values()]
+        figures = []
+        for title, cells in cells_by_title.items():
+            if cells:
+                environment = title if title in table.labels else ""
+                label = self._label(table, title, "accuracy", title, environment=environment)
+                limits = plots.error_limits(all_cells)
+                figures.append(plots.draw_dots(*label, cells, self.styles, limits))
+        return figures
 
     def _draw_choices(self, table: Table, group: Group) -> list[Figure]:
         """Draw the choices of each algorithm that has several."""
@@ -316,9 +314,11 @@ class SectionMaker:
 
     def _draw_hparams(self, table: Table) -> list[Figure]:
         """Draw accuracy over each hyperparameter in which the rows of a joint table differ."""
-        in_domain = _with_mean(table.get_column(columns.IN_DOMAIN))
-        out_of_domain = _with_mean(table.get_column(columns.OUT_OF_DOMAIN))
-        panels = {OUT_OF_DOMAIN: out_of_domain, IN_DOMAIN: in_domain}
+        in_domain = _get_measured(table, columns.IN_DOMAIN)
+        panels = {
+            OUT_OF_DOMAIN: _get_measured(table, columns.OUT_OF_DOMAIN),
+            IN_DOMAIN: in_domain,
+        }
         joint_rows = self.collection.joint_rows
         rows = {row: joint_rows[row] for row in in_domain if row in joint_rows}
         values_by_hparam: dict[str, set[str]] = {}
@@ -327,7 +327,7 @@ class SectionMaker:
                 values_by_hparam.setdefault(hparam, set()).add(str(value))
         return [
             plots.draw_hparam_curve(
-                *self._label(table, "over", f"{table.name}, over {hparam}"),
+                *self._label(table, f"{table.name}, over {hparam}", "over", hparam),
                 hparam,
                 rows,
                 {name: cells for name, cells in panels.items() if cells},
@@ -356,7 +356,7 @@ class SectionMaker:
         limits = {name: plots.error_limits(panel_cells) for name, panel_cells in cells.items()}
         return [
             plots.draw_curves(
-                *self._label(table, "over_steps", title, environment),
+                *self._label(table, title, "over_steps", title, environment=environment),
                 panels,
                 self.styles,
                 limits=limits,
@@ -379,7 +379,7 @@ class SectionMaker:
         )
         return [
             plots.draw_robustness(
-                *self._label(table, "robustness", title, environment),
+                *self._label(table, title, "robustness", title, environment=environment),
                 [
                     Mark(entry.row, entry.in_domain, entry.out_of_domain, trial=entry.trial)
                     for entry in entries
@@ -393,15 +393,14 @@ class SectionMaker:
     def _draw_drift(self, table: Table, checkpoints: Sequence[Checkpoint]) -> list[Figure]:
         """Draw the drift of the context distribution if a run recorded it."""
         panels = _average_by_step(checkpoints, DRIFT, table)
-        title = f"{table.name}{_mark_incomplete(table)}"
-        name = self.make_name(table.dataset, "context_drift")
-        return [plots.draw_curves(title, name, panels, self.styles)] if panels else []
+        label = self._label(table, table.name, "context_drift")
+        return [plots.draw_curves(*label, panels, self.styles)] if panels else []
 
     def _draw_evaluations(
         self, table: Table, selected: Sequence[SelectedRun]
     ) -> dict[str, list[Figure]]:
         """Draw the metrics of ``carft evaluate``; return the kind of each part -> its figures."""
-        evaluations = figure_data.read_target_metrics(selected)
+        evaluations = evaluation_plots.read_target_metrics(selected)
         if not evaluations:
             return {"evaluation": []}
 
@@ -410,25 +409,27 @@ class SectionMaker:
             evaluation_plots.draw_reliability(
                 f"{names[row]}{_mark_row(row, table)}",
                 self.make_name(table.dataset, "reliability", row),
-                figure_data.pool_reliability(
-                    [metrics for entry, metrics in evaluations if entry.row == row]
-                ),
+                [metrics for entry, metrics in evaluations if entry.row == row],
                 style,
             )
             for row, style in self.styles.items()
             if row in names
         ]
 
-        flips = figure_data.pool_flips(evaluations, table.labels)
+        flips = evaluation_plots.pool_flips(evaluations, table.labels)
         if len(names) <= evaluation_plots.MAX_BARS_IN_GROUP:
-            title = f"{table.name}{_mark_incomplete(table)}"
-            name = self.make_name(table.dataset, "flips")
-            figures = [evaluation_plots.draw_flips(title, name, flips, self.styles, names)]
+            label = self._label(table, table.name, "flips")
+            figures = [evaluation_plots.draw_flips(*label, flips, self.styles, names)]
         else:
             figures = [
                 evaluation_plots.draw_flips(
-                    f"{table.name}, {environment}{_mark_incomplete(table, environment)}",
-                    self.make_name(table.dataset, "flips", environment),
+                    *self._label(
+                        table,
+                        f"{table.name}, {environment}",
+                        "flips",
+                        environment,
+                        environment=environment,
+                    ),
                     {environment: by_row},
                     self.styles,
                     names,
@@ -447,8 +448,17 @@ def _make_parts(figures_by_kind: Mapping[str, Sequence[Figure]]) -> list[Part]:
     ]
 
 
-def _with_mean(cells: Mapping[str, Cell]) -> dict[str, Cell]:
-    return {row: cell for row, cell in cells.items() if cell.mean is not None}
+def _get_measured(table: Table, name: str) -> dict[str, Cell]:
+    """Return row -> cell of a column, without cells that have no mean."""
+    return _select_measured(table.get_column(name))
+
+
+def _select_measured(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    return {
+        row: cell
+        for row, cell in cells.items()
+        if cell.mean is not None and not math.isnan(cell.mean)
+    }
 
 
 def _average_by_step(
