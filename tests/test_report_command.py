@@ -177,6 +177,23 @@ def test_headline_averages_datasets_and_has_the_t_interval_over_environments(tmp
     assert f"Over the trials that both have, {weights}, {interval}" in header
 
 
+def test_headline_names_the_weighting_if_an_average_is_incomplete(sweep, page):
+    methods = ["training-domain"]
+    results = collect_sweeps.collect(sweep, methods=methods, against="CLIPFineTune")
+    (difference,) = {
+        entry.average_difference
+        for entry in results.comparisons_against
+        if entry.algorithm == "CARFT"
+    }
+    side = "more" if difference >= 0 else "less"
+    text = html.unescape(page.text).split("<section")[0]
+    assert (
+        f"CARFT is {abs(difference):.1f} points {side} accurate than CLIPFineTune on held-out "
+        "environments, over the trials that both have." in text
+    )
+    assert "CLIPFineTune" not in text.split("Highest average accuracy: ")[1].split("</p>")[0]
+
+
 @pytest.mark.usefixtures("no_drawing")
 def test_page_has_declaration_and_launch_command_of_the_sweep(tmp_path):
     folder = tmp_path / "sweep"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple, fields
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ EvaluatedRun = tuple[SelectedRun, SplitMetrics]
 
 _BAR_HEIGHT = 0.2  # inches from one bar to the next
 _GROUP_GAP = 1.6  # bars between two groups, for the title of the second
-_LENGTH_WITH_NUMBER = 1.35  # times the longest bar, with the number behind it
+_LENGTH_WITH_NUMBER = 1.5  # times the longest bar, with the number behind it
 _FADED = 0.45  # of the bars of lost images
 
 
@@ -101,7 +101,7 @@ def draw_reliability(
 def _pool_bins(all_bins: Sequence[ReliabilityBins]) -> ReliabilityBins:
     sums = {
         field.name: np.sum([getattr(bins, field.name) for bins in all_bins], axis=0).tolist()
-        for field in dataclasses.fields(ReliabilityBins)
+        for field in fields(ReliabilityBins)
     }
     return ReliabilityBins(**sums)
 
@@ -144,7 +144,7 @@ def pool_flips(
         by_row.setdefault(selected.row, []).append(metrics.flips)
     return {
         environment: {
-            row: Flips(*np.sum([dataclasses.astuple(entry) for entry in flips], axis=0).tolist())
+            row: Flips(*np.sum([astuple(entry) for entry in flips], axis=0).tolist())
             for row, flips in by_row.items()
         }
         for environment, by_row in counts.items()
@@ -167,26 +167,36 @@ def draw_flips(
         styles: algorithm -> style.
         names: algorithm -> name on the page.
     """
-    n_bars = sum(map(len, flips.values()))
-    canvas = new_canvas(0.75 + _BAR_HEIGHT * (n_bars + _GROUP_GAP * len(flips)))
-    axes = canvas.subplots()
-
+    headings: dict[float, str] = {}
+    bars: dict[float, tuple[str, str, Flips]] = {}
     height = 0.0
-    longest = 0.0
-    ticks = {}
     for environment, by_algorithm in flips.items():
-        axes.text(0, height, printable(environment), ha="center", va="center", weight="bold")
-        for algorithm, style in styles.items():
+        headings[height] = environment
+        for algorithm in styles:
             if algorithm in by_algorithm:
                 height += 1
-                ticks[height] = printable(names[algorithm])
-                length = _draw_flip_bars(axes, height, by_algorithm[algorithm], style.colour)
-                longest = max(longest, length)
+                bars[height] = (environment, algorithm, by_algorithm[algorithm])
         height += _GROUP_GAP
+
+    canvas = new_canvas(0.75 + _BAR_HEIGHT * height)
+    axes = canvas.subplots()
+    colours = [styles[algorithm].colour for _, algorithm, _ in bars.values()]
+    longest = 0.0
+    for kind, sign, alpha in (("gained", 1, 1.0), ("lost", -1, _FADED)):
+        percents = np.array(
+            [100 * getattr(counts, kind) / sum(astuple(counts)) for _, _, counts in bars.values()]
+        )
+        longest = max(longest, *percents)
+        drawn = axes.barh(
+            list(bars), sign * percents, 0.78, color=colours, alpha=alpha, edgecolor=INK, lw=0.6
+        )
+        axes.bar_label(drawn, [f"{percent:.1f}" for percent in percents], padding=3, fontsize=9)
+    for place, environment in headings.items():
+        axes.text(0, place, printable(environment), ha="center", va="center", weight="bold")
 
     reach = (longest or 1.0) * _LENGTH_WITH_NUMBER
     axes.axvline(0, color=INK, lw=0.8)
-    axes.set_yticks(list(ticks), list(ticks.values()))
+    axes.set_yticks(list(bars), [printable(names[algorithm]) for _, algorithm, _ in bars.values()])
     axes.tick_params(axis="y", length=0)
     axes.set(ylim=(height - 0.7, -0.8), xlim=(-reach, reach))
     axes.xaxis.set_major_formatter(lambda value, position: f"{abs(value):g}")
@@ -199,22 +209,8 @@ def draw_flips(
         f"{', '.join(flips)}: {title}."
     )
     rows = [
-        (environment, names[algorithm], *dataclasses.astuple(counts))
-        for environment, by_algorithm in flips.items()
-        for algorithm, counts in by_algorithm.items()
+        (environment, names[algorithm], *astuple(counts))
+        for environment, algorithm, counts in bars.values()
     ]
-    counted = [field.name for field in dataclasses.fields(Flips)]
-    return save_figure(canvas, title, name, alt, ["environment", "algorithm", *counted], rows)
-
-
-def _draw_flip_bars(axes: Any, height: float, flips: Flips, colour: str) -> float:
-    """Draw the two bars of one algorithm with their numbers; return the longer length."""
-    n_images = sum(dataclasses.astuple(flips))
-    gained_percent = 100 * flips.gained / n_images
-    lost_percent = 100 * flips.lost / n_images
-    axes.barh(height, gained_percent, 0.78, color=colour, edgecolor=INK, linewidth=0.6)
-    axes.barh(height, -lost_percent, 0.78, color=colour, alpha=_FADED, edgecolor=INK, linewidth=0.6)
-
-    axes.text(gained_percent, height, f" {gained_percent:.1f}", va="center", fontsize=9)
-    axes.text(-lost_percent, height, f"{lost_percent:.1f} ", va="center", ha="right", fontsize=9)
-    return max(gained_percent, lost_percent)
+    header = ["environment", "algorithm", *(field.name for field in fields(Flips))]
+    return save_figure(canvas, title, name, alt, header, rows)
