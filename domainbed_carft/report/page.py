@@ -126,9 +126,9 @@ def write_report(
     page = _template().render(
         version=__version__,
         results=results,
-        title=_title(collection),
-        headline=_headline(results, differences),
-        facts=_facts(collection),
+        title=_make_title(collection),
+        headline=_make_headline(results, differences),
+        facts=_list_facts(collection),
         keys=keys,
         legend=legend,
         sections=sections,
@@ -168,7 +168,7 @@ def _compare_featured(results: Results) -> list[Comparison]:
     ]
 
 
-def _headline(results: Results, differences: Sequence[Comparison]) -> list[str]:
+def _make_headline(results: Results, differences: Sequence[Comparison]) -> list[str]:
     """Describe the setting with the most rows."""
     tables = max(
         results.tables_of_groups,
@@ -208,7 +208,7 @@ def _published_grids(results: Results) -> list[Grid]:
     return [*map(published.grid, results.comparisons or ()), *grids]
 
 
-def _title(collection: Collection) -> str:
+def _make_title(collection: Collection) -> str:
     """Return the page's title: the datasets, the protocol, and the algorithms."""
     runs = collection.runs
     protocol = f"{'one' if any(run.test_envs for run in runs) else 'no'} domain held out"
@@ -221,7 +221,7 @@ def _title(collection: Collection) -> str:
     return f"{', '.join(titles.values())}, {protocol}: {listing}"
 
 
-def _facts(collection: Collection) -> list[tuple[str, str]]:
+def _list_facts(collection: Collection) -> list[tuple[str, str]]:
     """Return names and values of facts: numbers of jobs, training time, selection method."""
     runs = collection.runs
     algorithms = {run.algorithm for run in runs}
@@ -230,12 +230,12 @@ def _facts(collection: Collection) -> list[tuple[str, str]]:
         ("Jobs", f"{len(runs):,}"),
         ("Methods", f"{len(algorithms):,}"),
         ("Trials", f"{len(trials):,}"),
-        *(("Training", duration) for duration in _training_times(runs)),
+        *(("Training", duration) for duration in _list_training_times(runs)),
         ("Selected by", selection.METHODS[collection.methods[0]].title),
     ]
 
 
-def _training_times(runs: Sequence[RecordedRun]) -> list[str]:
+def _list_training_times(runs: Sequence[RecordedRun]) -> list[str]:
     """Return the total training time if all records have times of the same device."""
     hours = [run.cost.training_hours for run in runs if run.cost.training_hours is not None]
     devices = {run.cost.device for run in runs}
@@ -305,7 +305,7 @@ def _get_difference(entry: Comparison, table: Table) -> tuple[float, str]:
 def _describe_intervals(difference: float, by_unit: Comparison, by_pair: Comparison | None) -> str:
     """Describe the intervals of the difference, over environments or trials and over pairs."""
     if by_unit.trials == 1:
-        return "These are the runs of one trial, too few for an interval: other trials can differ."
+        return "Both share one trial, too few for an interval: other trials can differ."
     units = f"{by_unit.n} {by_unit.unit}s"
     sentences = f"With one {by_unit.unit} there is no {LEVEL}% interval over {by_unit.unit}s."
     if by_unit.low is not None:
