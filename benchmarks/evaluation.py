@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
+from domainbed import algorithms
 from domainbed.lib import checks, preparation, training
 from domainbed.scripts import train
 from PIL import Image
@@ -61,7 +62,8 @@ def evaluate(words: list[str], way: str) -> tuple[float, float, dict[str, float]
     """Return wall-clock seconds, CPU seconds, and the accuracies of an evaluation."""
     args = train.parse(words)[0]
     given = checks.parse_hparams(args.hparams)
-    hparams = checks.resolve_hparams(args.algorithm, args.dataset, given, steps=args.steps).values
+    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+    hparams = algorithm_class.resolve_hparams(args.dataset, given, steps=args.steps).values
     with contextlib.redirect_stdout(io.StringIO()):
         job = preparation.prepare(args, hparams, MEMORY if way == IN_MEMORY else 0)
         if way == TRANSFORMS:

@@ -98,6 +98,7 @@ def serve_package(root: str) -> None:
     import torch
     from domainbed.datasets import MultipleEnvironmentImageFolder
     from domainbed.lib import fast_data_loader
+    from domainbed.lib.process_group import SINGLE_PROCESS
 
     from domainbed_carft import machine
     from domainbed_carft.images import loading, rng, stages, transforms
@@ -122,20 +123,28 @@ def serve_package(root: str) -> None:
                     seed = rng.derive_seed(number, next(steps), position)
                     torch.default_generator.manual_seed(seed)
                     pixels = loading.decode(samples[position][0])
-                    items.append(stages.first_stage(plans[number], pixels))
+                    square = stages.crop(plans[number], pixels)
+                    items.append((square, stages.draw_choices(plans[number])))
             images, choices = (torch.stack(part) for part in zip(*items))
             stages.second_stage(plans[number], images, choices, memory if number else None)
         return len(order) // size * size
 
-    test_environment = environments[1]
-    in_memory = fast_data_loader.ImageMemory({0: 3 * 224**2}, limit=1 << 30, pinned=False)
+    evaluations = fast_data_loader.JobBatches(
+        in_splits=[],
+        evaluated={"test": environments[1]},
+        hparams={"class_balanced": False, "batch_size": TRAINING_BATCH},
+        steps=sys.maxsize,
+        checkpoint_freq=1,
+        seed=0,
+        device=torch.device("cpu"),
+        process_group=SINGLE_PROCESS,
+        by_plan=True,
+        memory_limit=1 << 30,
+    )
+    evaluations.begin(step=0, pending=False, once=False, workers=0)
 
     def evaluate() -> int:
-        requests = [*fast_data_loader.evaluation_requests([len(test_environment)], TEST_BATCH, ())]
-        missing = in_memory.missing(iter(requests))
-        loaded = fast_data_loader.load_batches([test_environment], missing, 0, by_plan=True)
-        kept = in_memory.batches(iter(requests), loaded)
-        return sum(len(y) for _, y in fast_data_loader.copy_to_device(kept, torch.device("cpu")))
+        return sum(len(y) for _, y in evaluations.split_batches(environments[1]))
 
     evaluate()  # fills the memory
     cases = (

@@ -1,12 +1,13 @@
-"""Measure the cost of `carft evaluate OUT` relative to its predictions alone.
+"""Measure the cost of `carft evaluate OUT` relative to predictions that share no images.
 
     python benchmarks/sweep_evaluation.py [--rounds 5] [--trials 4] [--images 24] [--device cpu]
 
 CARFT on the tiny CLIP model is trained for one step, with each environment of a PACS-like tree of
-JPEGs as target. Each round runs in the same pool the predictions that the evaluation needs, and a
-complete evaluation without any cached results. CPU time includes all processes: the command, the
-fork server, and the runs. Zero-shot CLIP predicts each environment once for all runs, so the ratio
-depends on --trials. The exit status is 1 if the ratio is above the limit.
+JPEGs as target. Each round runs in the same pool the predictions that the evaluation needs, where
+each run decodes its images anew, and a complete evaluation without any cached results. CPU time
+includes all processes. The evaluation keeps decoded images, and zero-shot CLIP predicts each
+environment once for all runs, so the ratio depends on --trials. The exit status is 1 if the ratio
+is above the limit.
 """
 
 from __future__ import annotations
@@ -21,56 +22,42 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from synthetic_tree import write_jpegs
 
 from domainbed_carft import process_variables
-from domainbed_carft.jobs import records
-from domainbed_carft.runs import predictions, sweep, sweep_job
+from domainbed_carft.jobs.records import RecordedRun
+from domainbed_carft.results import collection
+from domainbed_carft.runs import predictions, sweep, sweep_run
 from domainbed_carft.runs.saved import open_step
+from domainbed_carft.runs.sweep_run import SweepOptions
 
-LIMIT = 1.15
+LIMIT = 1.05
 WAYS = PREDICTIONS, EVALUATION = ("predictions", "evaluation")
 WAY = "COUNTED_WAY"  # environment variable: the element of WAYS to measure
-FOLDER = "COUNTED_FOLDER"  # environment variable: folder for a file per process with its seconds
 SWEEP = "--run_sweep"
 
 
 def run_sweep(output: Path, device: str) -> None:
-    """Evaluate or only predict the sweep, in processes that run `count_job`."""
-    sweep_job.MODULE = Path(__file__).stem
+    """Evaluate or only predict the sweep."""
     if os.environ[WAY] == PREDICTIONS:
-        sweep.find_run_metrics = lambda _: "only predicted"
-    evaluation = sweep.evaluate_sweep(output, sweep.SweepOptions(device=device))
-    n_runs = len({(run.folder, run.step) for run in evaluation.runs})
-    if evaluation.measured != n_runs:
-        raise SystemExit(f"{evaluation.measured} of {n_runs} runs were measured")
+        sweep.measure_recorded_run = predict
+    scores = sweep.measure_sweep(collection.gather([output]), SweepOptions(device))
+    n_runs = len({(run.folder, run.step) for run in scores.runs})
+    if scores.measured != n_runs:
+        raise SystemExit(f"{scores.measured} of {n_runs} runs were measured")
 
 
-def count_job(task: str) -> int:
-    """Run the task of one process of the pool, and write its CPU time to a file."""
-    status = sweep_job.main([task]) if os.environ[WAY] == EVALUATION else predict(json.loads(task))
-    Path(os.environ[FOLDER], str(os.getpid())).write_text(str(sum(os.times()[:4])))
-    return status
-
-
-def predict(task: dict[str, Any]) -> int:
-    """Predict the images that the evaluation of one run needs, and return the exit status."""
-    options = predictions.LoadingOptions(
-        device=predictions.choose_device(task["device"]),
-        batch_size=task["batch_size"],
-        workers=task["workers"],
-    )
-    (recorded,), _ = records.read([Path(task["folder"])])
-    run = open_step(recorded, task["step"])
+def predict(recorded: RecordedRun, step: int, options: SweepOptions) -> bool:
+    """Predict the images that the evaluation of one run needs."""
+    run = open_step(recorded, step)
     assert run is not None  # `train` saved it
-    evaluation = sweep_job.prepare(run, task["step"])
-    splits = [*evaluation.reported, *evaluation.validation]
-    predictor = predictions.make_predictor(run, options.device)
-    (rows,) = predictions.predict_rows(splits, predictor, options)
-    return 0 if all(len(part.label) for part in rows) else 1
+    task = sweep_run.prepare(run, step)
+    loading = options.for_loading(recorded.dataset)
+    predictor = predictions.make_predictor(run, loading.device)
+    (rows,) = predictions.predict_rows([*task.reported, *task.validation], predictor, loading)
+    return all(map(len, rows))
 
 
 def measure(way: str, output: Path, device: str) -> float:
@@ -78,15 +65,14 @@ def measure(way: str, output: Path, device: str) -> float:
     for path in output.glob("*/evaluation_step*"):
         path.unlink()
     shutil.rmtree(Path(os.environ[process_variables.CACHE.name], "zero_shot"), ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="carft-counted-") as folder:
-        variables = {WAY: way, FOLDER: folder, "PYTHONPATH": str(Path(__file__).parent.resolve())}
-        usage_before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, __file__, SWEEP, str(output), "--device", device]
-        subprocess.run(command, env={**os.environ, **variables}, check=True)
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # The fork server does not wait for its processes, so their time is not in `usage`.
-        seconds = sum(float(path.read_text()) for path in Path(folder).iterdir())
-    seconds += usage.ru_utime + usage.ru_stime
+    variables = {WAY: way}
+    if way == PREDICTIONS:
+        variables[process_variables.IMAGE_MEMORY.name] = "0"
+    usage_before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, __file__, SWEEP, str(output), "--device", device]
+    subprocess.run(command, env={**os.environ, **variables}, check=True)
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = usage.ru_utime + usage.ru_stime
     return seconds - usage_before.ru_utime - usage_before.ru_stime
 
 
@@ -145,4 +131,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(count_job(sys.argv[1]) if sys.argv[1:2] and sys.argv[1][0] == "{" else main())
+    sys.exit(main())

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from domainbed_carft.jobs.differences import diff
     from domainbed_carft.method.build import build
     from domainbed_carft.results.collect import collect
-    from domainbed_carft.runs.evaluate import evaluate
+    from domainbed_carft.runs.evaluate import evaluate, evaluate_on_suite, evaluate_sweep
     from domainbed_carft.runs.export import export
     from domainbed_carft.runs.run import Run
-    from domainbed_carft.runs.saved import load_run
+    from domainbed_carft.runs.saved import load_original, load_run
     from domainbed_carft.runs.soup import soup
     from domainbed_carft.runs.training import train
     from domainbed_carft.runs.wise_ft import wise_ft
@@ -31,7 +31,10 @@ LAZY_NAMES = {
     "collect": "domainbed_carft.results.collect",
     "diff": "domainbed_carft.jobs.differences",
     "evaluate": "domainbed_carft.runs.evaluate",
+    "evaluate_on_suite": "domainbed_carft.runs.evaluate",
+    "evaluate_sweep": "domainbed_carft.runs.evaluate",
     "export": "domainbed_carft.runs.export",
+    "load_original": "domainbed_carft.runs.saved",
     "load_run": "domainbed_carft.runs.saved",
     "soup": "domainbed_carft.runs.soup",
     "train": "domainbed_carft.runs.training",
@@ -49,7 +52,10 @@ __all__ = [
     "collect",
     "diff",
     "evaluate",
+    "evaluate_on_suite",
+    "evaluate_sweep",
     "export",
+    "load_original",
     "load_run",
     "register",
     "soup",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-from domainbed_carft.errors import invalid, raise_for
+from domainbed_carft import machine, process_variables
+from domainbed_carft.errors import CarftError, invalid, raise_for
 
 
 class Kind(NamedTuple):
@@ -49,3 +51,29 @@ def check(kind: Kind, *, is_optional: bool = False, **arguments: Any) -> None:
         for name, value in arguments.items()
         if not (value is None and is_optional) and not kind.fits(value)
     )
+
+
+def parse_memory_limit(text: str | None) -> int:
+    """Parse a limit of the memory for evaluation images.
+
+    Args:
+        text: A size such as "8G" or "500M"; None for the default, a share of the memory.
+
+    Returns:
+        The size in bytes.
+
+    Raises:
+        CarftError: The text is not a size.
+    """
+    if text is None:
+        return machine.image_memory()
+
+    size = re.fullmatch(
+        r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII
+    )
+    if not size:
+        raise CarftError(
+            f"--image_memory is {text!r}, expected a size such as 8G or 500M, or 0 to keep "
+            f"no images (the default is ${process_variables.IMAGE_MEMORY.name})"
+        )
+    return int(float(size[1]) * 1024 ** " KMGT".index(size[2].upper() or " "))

@@ -40,21 +40,28 @@ class HparamProblem:
 class CarftError(ValueError):
     """A request that this package cannot carry out.
 
-    Prints as its only problem, or as a headline and one line per problem.
+    Prints as its only problem, or as a headline and one line per problem, then the details. Each is
+    one line: a line break in a name that it contains is printed as an escape.
 
     Attributes:
         problems: Sentences, each with what is wrong and what to do about it.
+        details: Lines that follow the problems, such as a list of files.
     """
 
-    def __init__(self, *problems: str) -> None:
+    def __init__(self, *problems: str, details: Iterable[str] = ()) -> None:
         super().__init__(*problems)
         self.problems = problems
+        self.details = list(details)
 
     def __str__(self) -> str:
-        if len(self.problems) < 2:
-            return "".join(self.problems)
-        headline = f"{len(self.problems)} problems, nothing was done"
-        return "\n".join([headline, *(f"- {problem}" for problem in self.problems)])
+        # Not at the top: this module must load even if the installation is damaged.
+        from domainbed_carft.text import printable
+
+        lines = list(self.problems)
+        if len(lines) > 1:
+            headline = f"{len(lines)} problems, nothing was done"
+            lines = [headline, *(f"- {problem}" for problem in lines)]
+        return "\n".join(map(printable, [*lines, *self.details]))
 
     def __reduce__(self) -> Any:
         # Subclasses are made from other arguments than problems, so their __init__ is skipped.

@@ -47,7 +47,7 @@ KEEP_WEIGHTS = Variable(
     meaning="the weights that a job keeps: `both`, `last`, `best` or `none`, like `train "
     "--keep_weights`",
     default="`both`",
-    writer="`carft sweep launch --keep_weights`; you",
+    writer="`carft sweep launch --keep-weights`; you",
 )
 SKIP_TRAINING_IN_SPLITS = Variable(
     name="DOMAINBED_SKIP_TRAINING_IN_SPLITS",

@@ -7,10 +7,8 @@ import numpy as np
 from domainbed_carft.jobs.job import IDENTITY
 from domainbed_carft.results import evaluations
 from domainbed_carft.results.evaluations import (
-    EvaluatedRows,
     EvaluatedSplit,
     EvaluationFacts,
-    ImageRows,
     Temperature,
     ValidationSplit,
 )
@@ -54,14 +52,13 @@ def _random_rows(draw, n_images, num_classes):
     classes = draw.integers(0, num_classes, (3, n_images)).astype(np.uint16)
     predicted = np.where(draw.random(n_images) < 0.5, classes[0], classes[1])
 
-    def rows():
-        top = draw.uniform(0.2, 1, n_images)
-        log_true = np.log(draw.uniform(0.01, 1, n_images))
-        return ImageRows(classes[0], predicted, top, log_true, top**2)
-
-    return EvaluatedRows(
-        zero_shot=np.where(draw.random(n_images) < 0.4, classes[0], classes[2]),
-        alignment=draw.normal(0.22, 0.04, n_images).astype(np.float32),
-        raw=rows(),
-        scaled=rows(),
-    )
+    rows = np.empty(n_images, evaluations.EVALUATED_ROW)
+    rows["label"] = classes[0]
+    rows["predicted"] = predicted
+    rows["zero_shot"] = np.where(draw.random(n_images) < 0.4, classes[0], classes[2])
+    rows["alignment"] = draw.normal(0.22, 0.04, n_images)
+    for prefix in ("", evaluations.SCALED):
+        rows[f"{prefix}top"] = draw.uniform(0.2, 1, n_images)
+        rows[f"{prefix}log_true"] = np.log(draw.uniform(0.01, 1, n_images))
+        rows[f"{prefix}sum_of_squares"] = rows[f"{prefix}top"] ** 2
+    return rows

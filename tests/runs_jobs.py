@@ -1,7 +1,5 @@
 """Small training jobs on a user's own images, and helpers to read and change their runs."""
 
-import contextlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +62,7 @@ def evaluate_json(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
 
 
 def accuracies_by_split(document: Any) -> dict[str, float]:
-    return {split["name"]: split["accuracy"] for split in document["splits"]}
+    return {name: split["accuracy"] for name, split in document["sets"].items()}
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -105,12 +103,3 @@ def calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:
             gap = is_correct[inside].mean() - confidences[inside].mean()
             error += float(inside.double().mean() * gap.abs())
     return error
-
-
-def run_sweep_job(command: Sequence[str], slot: object, children: object) -> Any:
-    """Evaluate in this process, without the seconds that a new process takes to start."""
-    from domainbed_carft.runs import sweep, sweep_job  # slow imports, for few tests
-
-    with contextlib.redirect_stderr(io.StringIO()) as stderr:
-        status = sweep_job.main(command[3:])
-    return sweep.ProcessEnd(status, stderr.getvalue().strip())

@@ -100,6 +100,25 @@ def test_check_needs_runs_of_the_published_setting(tmp_path, facts, reason):
     assert grid.rows[0][grid.header.index("Check")] == expected
 
 
+def test_numbers_published_by_clipoods_protocol_are_compared_by_it(tmp_path):
+    facts = {"trials": 3, "at": (0, 2500, 4999), "protocol": "clip"}
+    recorded = {"clip_backbone": "ViT-B/16", "average": "beta", "margin": 0.3}
+    collect_sweeps.write_sweep(tmp_path, ["CLIPood"], choices=1, recorded=recorded, **facts)
+    results, (entry,) = compare(tmp_path, "training-domain")
+    assert (entry["published_method"], entry["selection"]) == ("CLIPood", "clipood")
+    assert {table.selection for table in results.tables} == {"training-domain"}
+
+    clipood = collect(tmp_path, methods=["clipood"]).tables[-1].get_column("average")["CLIPood"]
+    assert entry["ours"] == clipood.mean
+    assert "selection" not in entry["reason"] and "steps" not in entry["reason"]
+
+    collect_sweeps.write_sweep(
+        tmp_path / "more", ["CLIPood"], choices=2, recorded=recorded, **facts
+    )
+    _, (entry,) = compare(tmp_path / "more", "training-domain")
+    assert "selection: training-domain, published: clipood" in entry["reason"]
+
+
 def test_every_published_number_has_a_source_and_matches_its_average():
     rows = published.read_accuracies()
     assert len({(row.method, row.dataset) for row in rows}) == len(rows) > 200

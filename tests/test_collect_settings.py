@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from collect_sweeps import write_job, write_sweep
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.job import Job
 from domainbed_carft.results import collection
 from domainbed_carft.results.collect import collect
+from domainbed_carft.results.rows import environment_labels
 
 
 def collect_settings(folder, **options):
@@ -145,3 +148,11 @@ def test_by_fails_for_a_name_that_does_not_vary(tmp_path, values, message):
     write_grid(tmp_path, values)
     with pytest.raises(CarftError, match=message):
         collect(tmp_path, by=["lr"])
+
+
+def test_labels_of_a_manifest_are_used_only_if_they_are_distinct():
+    args = {"dataset": "PACS", "algorithm": "ERM", "test_envs": [0]}
+    planned = [Job(args | {"trial_seed": 0, "hparams_seed": 0}, Path("job"))]
+    for labels, expected in (("abcd", "abcd"), ("aabc", "ACPS")):
+        listed = {"PACS": tuple(labels)}
+        assert environment_labels([], planned, listed) == {"PACS": tuple(expected)}

@@ -2,15 +2,18 @@
 
 import json
 import lzma
+from dataclasses import asdict
 from pathlib import Path
 
 import collect_sweeps
 import numpy as np
 import packed_records
+import pandas as pd
 import pytest
 from domainbed.scripts import collect_results
 from harness import synthetic_records
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import records
 from domainbed_carft.results import collection, selection
 from domainbed_carft.results.collect import collect
@@ -122,7 +125,7 @@ def test_tables_of_packed_records_equal_the_golden_tables(pack, peers_emoji, tmp
     assert all_columns.write("csv") == golden["columns_csv"]
     assert [list(grid) for grid in all_columns.grids] == golden["text"]
 
-    entries = json.loads(json.dumps([entry.as_dict() for entry in top(plain).entries]))
+    entries = json.loads(json.dumps([asdict(entry) for entry in top(plain).entries]))
     names = golden["top"][0].keys()
     assert [{name: entry[name] for name in names} for entry in entries] == golden["top"]
 
@@ -131,6 +134,38 @@ def test_tables_of_packed_records_equal_the_golden_tables(pack, peers_emoji, tmp
     content = json.loads(results.write("json"))
     del content["caption"], content["notes"]
     assert content == golden["json"]
+
+
+def test_clipood_selection_equals_a_computation_by_pandas(tmp_path):
+    """The last step and the target's out-split; rows by variant, means over trials and targets."""
+    packed_records.unpack(tmp_path, "fresh-emoji")
+    table = collect(tmp_path / "fresh-emoji", methods=["clipood"], by=["variant"]).tables[0]
+    lines = []
+    for path in (tmp_path / "fresh-emoji").glob("*/*/results.jsonl"):
+        records_of_run = map(json.loads, path.read_text().splitlines())
+        record = max(records_of_run, key=lambda line: line["step"])
+        algorithm = record["args"]["algorithm"]
+        row = f"{algorithm} ({path.parts[-3]})" if algorithm == "CARFT" else algorithm
+        (target,) = record["args"]["test_envs"]
+        accuracy = 100 * record[f"env{target}_out_acc"]
+        lines.append([row, target, record["args"]["trial_seed"], accuracy])
+    frame = pd.DataFrame(lines, columns=["row", "target", "trial", "accuracy"])
+
+    by_target = frame.groupby(["row", "target"])["accuracy"].mean().unstack()
+    by_trial = frame.groupby(["row", "trial"])["accuracy"].mean()
+    assert {*by_target.index} == {*table.rows} and len(frame) == 280
+    for row, cells in table.rows.items():
+        accuracies = [cells[column].mean for column in table.accuracies]
+        assert accuracies == pytest.approx(by_target.loc[row].tolist())
+        out_of_domain = table.get_column("out-of-domain")[row]
+        assert out_of_domain.mean == pytest.approx(by_trial[row].mean())
+        assert out_of_domain.standard_error == pytest.approx(by_trial[row].std(ddof=0) / 10**0.5)
+
+
+def test_clipood_selection_refuses_a_choice(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], choices=2)
+    with pytest.raises(CarftError, match="ERM on PACS has 2 choices of hyperparameters in trial 0"):
+        collect(tmp_path, methods=["clipood"])
 
 
 def test_method_names_equal_the_methods():

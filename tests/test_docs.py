@@ -11,7 +11,9 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+import torch
 from domainbed.lib import sweep_arguments, train_arguments
 from fake_checkout import REPO
 from PIL import Image
@@ -152,10 +154,11 @@ FORMER_WORDS = {
     "stranger": "untrusted",
     "one left out": "target",
 }
-# HTML's element, a class of DomainNet, and names of Hugging Face's tokenizers.
+# HTML's element, a class of DomainNet, and names of Hugging Face's tokenizers and transforms.
 OTHER_MEANINGS = re.compile(
     r"</?picture>|picture[ _]frame|(post_|[Pp]re)processor"
     r"|processors\.TemplateProcessing|pre_tokenizers, processors"
+    r"|CLIP(Image)?Processor|image_processor_type|processor_class"
 )
 
 
@@ -306,3 +309,53 @@ def test_own_method_page_runs(tmp_path):
 
     records = (tmp_path / "ANCHOR" / "results.jsonl").read_text(encoding="utf-8")
     assert '"loss_anchor"' in records and '"method_digest"' in records
+
+
+# The page of features and heat maps
+
+
+def test_examples_on_pages_equal_the_files():
+    shown = [
+        block for page in PAGES for block in blocks(page) if block.title.startswith("examples/")
+    ]
+    assert len(shown) == 2
+    for block in shown:
+        assert block.text == (REPO / block.title).read_text(encoding="utf-8"), block.title
+
+
+def run_example(name, job, figure_file, monkeypatch, replaced=("", "")):
+    """Run an example for a job, check that it draws a figure, and return its names."""
+    monkeypatch.setattr(sys, "argv", [name, str(job), str(figure_file)])
+    names = {}
+    exec((REPO / "examples" / name).read_text(encoding="utf-8").replace(*replaced), names)
+    assert len(Image.open(figure_file).convert("RGB").getcolors(1 << 20)) > 100
+    names["plt"].close("all")
+    return names
+
+
+@pytest.mark.slow
+def test_example_draws_features_and_prints_shares_of_neighbours(
+    trained, tmp_path, monkeypatch, capsys
+):
+    neighbours = pytest.importorskip("sklearn.neighbors")
+    figure_file = tmp_path / "features.png"
+    few = ('.png"))', '.png"))[::20]')
+    names = run_example("features.py", trained, figure_file, monkeypatch, few)
+
+    printed = capsys.readouterr().out.splitlines()[-1]
+    search = neighbours.NearestNeighbors(metric="cosine").fit(names["features"].numpy())
+    nearest = search.kneighbors(n_neighbors=1, return_distance=False)[:, 0]
+    classes = np.array(names["classes"])
+    share = 100 * np.mean(classes == classes[nearest])
+    assert printed == f"CARFT: {share:.1f}% of nearest neighbours have the same class"
+
+
+@pytest.mark.slow
+def test_example_draws_heat_maps_of_patches_in_the_order_of_rows(trained, tmp_path, monkeypatch):
+    pytest.importorskip("pytorch_grad_cam")
+    names = run_example("heat_maps.py", trained, tmp_path / "heat-maps.png", monkeypatch)
+    heat_maps = names["heat_maps"]
+    assert heat_maps.shape == (10, 48, 48) and heat_maps.min() == 0 and heat_maps.max() <= 1
+
+    tokens = torch.arange(-1, 36).view(37, 1, 1)  # the class token, then 6 x 6 patches
+    assert names["tokens_as_map"](tokens)[0, 0, 2, 4] == 2 * 6 + 4

@@ -115,9 +115,9 @@ def test_different_data_is_installed_only_if_accepted(pacs, archive, tmp_path, c
 
     message = capsys.readouterr().err
     assert "'photo' has 8 images, expected 7 in the edition of the test (+1): 'dog'" in message
-    assert "--accept_different" in message
+    assert "--accept-different" in message
     assert not (tmp_path / "PACS").exists() and archive.exists()
-    assert cli.main([*arguments, "--accept_different"]) == 0
+    assert cli.main([*arguments, "--accept-different"]) == 0
     assert "\ndiffers: 29 images" in capsys.readouterr().out
     assert (tmp_path / "PACS" / "photo" / "dog" / "2.jpg").exists() and not archive.exists()
 

@@ -21,6 +21,7 @@ from domainbed_carft.method import prompts
 from domainbed_carft.plugin import datasets
 from domainbed_carft.results import comparisons
 from domainbed_carft.runs.predictions import LoadingOptions
+from domainbed_carft.runs.scores import Scores
 from domainbed_carft.runs.suites import SuiteTest
 from domainbed_carft.suites import catalogue
 
@@ -133,7 +134,7 @@ def test_suite_and_dataset_produce_the_same_input(protocol):
     test = SuiteTest(
         suite=replace(suite, sets=suite.sets[: len(styles)]),
         copies={name: replace(copy, samples=copy.samples[::4]) for name, copy in copies.items()},
-        unread={},
+        unread=[],
         plan=dataset[0].transform.plan,
         options=LoadingOptions(torch.device("cpu"), workers=0),
     )
@@ -143,7 +144,7 @@ def test_suite_and_dataset_produce_the_same_input(protocol):
         batches.append(images.clone())
         return [torch.zeros(len(images), 10)]
 
-    test.measure(predict)
+    test.measure(predict, [Scores(run="", algorithm="", title="", classes=[])])
     images = {
         path: environment[position][0]
         for environment in dataset

@@ -45,12 +45,9 @@ def test_help_begins_with_valid_examples(command, capsys):
 
 
 @pytest.mark.parametrize("command", PAGES)
-def test_flags_accept_hyphens_and_underscores(command, capsys):
-    words = command.split()[1:]
-    for flag in set(re.findall(r"^  (?:-\w, )?--(\w+[-_][-\w]*)", read_help(capsys, *words), re.M)):
-        for spelling in (flag.replace("-", "_"), flag.replace("_", "-")):
-            error = read_error(capsys, [*words, "x", "y", f"--{spelling}", "--jjj"])
-            assert f"unrecognized arguments: --{spelling}" not in error
+def test_flags_have_hyphens_except_those_of_domainbed(command, capsys):
+    flags = re.findall(r"^  (?:-\w, )?--([-\w]+)", read_help(capsys, *command.split()[1:]), re.M)
+    assert {flag for flag in flags if "_" in flag} <= {"data_dir", "output_dir"}
 
 
 def test_values_keep_hyphens_and_underscores(tmp_path, capsys):

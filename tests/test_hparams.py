@@ -7,14 +7,15 @@ from types import SimpleNamespace
 import domainbed
 import pytest
 from domainbed import hparams_registry
-from domainbed.lib import checks, misc
+from domainbed.algorithms import get_algorithm_class
+from domainbed.lib import misc
 from fake_checkout import run_python, write_checkout
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.hparams import get_draw_seed
 from domainbed_carft.method import algorithms
-from domainbed_carft.method.hparam_tables import get_hparams
 from domainbed_carft.method.hparams import Conditions
+from domainbed_carft.method.resolution import get_hparams
 
 # Defaults on a benchmark that differ from fine-tuning; most of them are published.
 PUBLISHED = {
@@ -143,7 +144,7 @@ def test_other_clip_models_and_algorithms_imply_no_hparams():
 def test_unused_hparams_of_an_algorithm_are_listed(algorithm, unused):
     names = ["kl_weight", "sp_weight", "kl_direction", "lr", "batch_size", "clip_digest"]
     names += ["data_augmentation", "shots"]
-    resolved = checks.resolve_hparams(algorithm, "PACS", dict.fromkeys(names))
+    resolved = get_algorithm_class(algorithm).resolve_hparams("PACS", dict.fromkeys(names))
     assert [*resolved.unread] == unused
 
 
@@ -173,7 +174,8 @@ def test_swad_is_rejected_in_a_checkout(monkeypatch):
 
 
 def problems(algorithm, hparams, steps=None):
-    resolved = checks.resolve_hparams(algorithm, "EmojiStyles", hparams, steps=steps)
+    algorithm_class = get_algorithm_class(algorithm)
+    resolved = algorithm_class.resolve_hparams("EmojiStyles", hparams, steps=steps)
     return [*map(str, resolved.problems)]
 
 

@@ -169,11 +169,11 @@ def test_stages_equal_pillows_transform(folder, protocol, preprocessing, augment
         state_after_transform = torch.get_rng_state()
 
         torch.manual_seed(0)
-        square, square_choices = stages.first_stage(plan, decode(str(folder / name)))
+        square = stages.crop(plan, decode(str(folder / name)))
+        choices.append(stages.draw_choices(plan))
         assert torch.equal(torch.get_rng_state(), state_after_transform)
         assert square.dtype == torch.uint8 and square.shape == (224, 224, 3)
         squares.append(square)
-        choices.append(square_choices)
 
     images = stages.second_stage(plan, torch.stack(squares), torch.stack(choices))
     levels_per_unit = 255 * torch.tensor(plan.std).view(3, 1, 1)
@@ -189,7 +189,7 @@ def test_stages_equal_pillows_transform(folder, protocol, preprocessing, augment
 
 
 def random_choices(count):
-    """Return choices (count, 10) like the first stage's, but with larger factors."""
+    """Return choices (count, 10) like `draw_choices`, but with larger factors."""
     generator = torch.Generator().manual_seed(0)
     choices = torch.rand(count, augmentation.N_COLUMNS, generator=generator)
     for column in (augmentation.FLIP, augmentation.GREY):

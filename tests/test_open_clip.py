@@ -23,7 +23,7 @@ from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method import encoders, flyp, penalties
 from domainbed_carft.method.optim import EMBEDDINGS
-from domainbed_carft.runs import saved, soup_members
+from domainbed_carft.runs import export, saved, soup_members
 
 open_clip = pytest.importorskip("open_clip")
 pytest.importorskip("transformers")
@@ -46,6 +46,14 @@ def no_network(monkeypatch):
 
     for owner, name in ((socket.socket, "connect"), (socket, "getaddrinfo")):
         monkeypatch.setattr(owner, name, refuse)
+
+
+def test_resnet_is_not_exported_for_transformers(folders, tmp_path):
+    run = reopened(make(folders["resnet"]), tmp_path)
+    options = {"format": "transformers", "original": folders["resnet"]}
+    with pytest.raises(CarftError, match="no equal architecture: its image encoder is a ResNet"):
+        export.export(run, tmp_path / "folder", **options)
+    assert not (tmp_path / "folder").exists()
 
 
 # Loading
@@ -309,8 +317,8 @@ def test_commands_accept_a_job_with_an_open_clip_checkpoint(kind, algorithm, fol
     evaluating = ["evaluate", str(job), "--json", "--workers", "0", "-o", str(measured)]
     for command in (evaluating, ["predict", str(job), str(images), "--workers", "0"], exporting):
         assert cli.main(command) == 0
-    splits = json.loads(measured.read_text())["splits"]
-    assert {s["name"]: s["accuracy"] for s in splits} == runs_jobs.accuracies(record)
+    scores = json.loads(measured.read_text())
+    assert runs_jobs.accuracies_by_split(scores) == runs_jobs.accuracies(record)
 
     # open_clip loads the export: images, head, texts.
     run = saved.open_run(job)

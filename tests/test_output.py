@@ -1,6 +1,7 @@
 """Output of commands: full disks, closed pipes, terminals, and permissions of files."""
 
 import io
+import itertools
 import os
 import resource
 import subprocess
@@ -9,8 +10,9 @@ import sys
 import collect_sweeps
 import pytest
 from sweep_folders import add_attempts, write_launched_sweep
+from tqdm import tqdm
 
-from domainbed_carft import cli, files
+from domainbed_carft import cli, files, text
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +56,46 @@ def test_characters_outside_terminal_encoding_are_escaped(sweep):
 @pytest.mark.parametrize("words", ["collect {}", "predict {} x"])
 def test_control_characters_in_errors_are_escaped(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    command = [word.format("no\x1b[31m\u202esuch") for word in words.split()]
+    command = [word.format("no\x1b[31m\u202esuch\ncarft: done") for word in words.split()]
     assert cli.main(command) == 1
     output = capsys.readouterr()
-    assert r"no\x1b[31m\u202esuch" in output.err
+    assert r"no\x1b[31m\u202esuch\ncarft: done" in output.err
     assert not {"\x1b", "\u202e"} & {*output.err, *output.out}
+    assert output.err.count("\n") == 1
 
 
-class InterruptedTerminal(io.StringIO):
-    """A terminal at which the user answers a question with Ctrl-C."""
+class Terminal(io.StringIO):
+    """A terminal that keeps what is printed on it."""
 
     def isatty(self):
         return True
+
+
+def print_bars(stream, description):
+    """Print two bars, one below the other, and a line above them."""
+    with tqdm(range(2), description, file=stream, ncols=60, position=0, mininterval=0) as outer:
+        for _ in outer:
+            for _ in tqdm(range(2), "inner", file=stream, ncols=60, position=1, mininterval=0):
+                pass
+            tqdm.write("a line", stream)
+
+
+def test_stream_passes_bars_and_line_breaks_and_escapes_names(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock) % 1000)
+    terminal, escaped = Terminal(), Terminal()
+    print_bars(terminal, "epochs")
+    clock = itertools.count()
+    print_bars(text.EscapedStream(escaped), "epochs")
+    assert escaped.getvalue() == terminal.getvalue()
+
+    print_bars(text.EscapedStream(escaped), "a\x1b]0;owned\x07")
+    assert r"a\x1b]0;owned\x07" in escaped.getvalue()
+    assert not {"\x1b", "\x07"} & {*escaped.getvalue().replace("\x1b[A", "")}
+
+
+class InterruptedTerminal(Terminal):
+    """A terminal at which the user answers a question with Ctrl-C."""
 
     def readline(self, size=-1):
         raise KeyboardInterrupt

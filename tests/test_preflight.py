@@ -140,7 +140,7 @@ def test_jobs_with_equal_costs_share_a_recipe_and_a_gate():
     assert "CARFT average='ema'" in recipe_by_label
     plain = recipe_by_label["CLIPFineTune"]
     assert plain.job.variant == "larger"  # the variant with the largest batch
-    assert {"plain", "slower", "larger"} <= {row[0] for row in plain.rows}
+    assert {"plain", "slower", "larger"} <= {job.variant for job in plain.jobs}
     assert sum(len(recipe.jobs) for recipe in groups) == len(jobs)
 
     gates = recipes.zero_shot_jobs(jobs)
@@ -153,8 +153,7 @@ def test_jobs_with_equal_costs_share_a_recipe_and_a_gate():
 
 def save_preflight(folder, **changes):
     """Write preflight.json of the declaration `demo` into a folder."""
-    cost = {"variant": "", "dataset": "EmojiStyles", "algorithm": "CARFT", "memory_gb": 12.25}
-    cost |= {"training_seconds": 3600 / 9792, "evaluation_seconds": 0.1}
+    cost = {"trained": 9792, "training_hours": 1.0, "evaluation_hours": 0.1, "memory_gb": 12.25}
     fields = {
         "carft": "1",
         "sweep": "demo",
@@ -164,7 +163,7 @@ def save_preflight(folder, **changes):
         "device": "NVIDIA H100",
         "hours": 1.5,
         "rows": [],
-        "costs": [cost],
+        "costs": {"": {"EmojiStyles": {"CARFT": cost}}},
     }
     preflight = preflight_file.Preflight.model_validate({**fields, **changes})
     preflight_file.write(folder, preflight)
@@ -266,15 +265,16 @@ def test_preflight_of_a_declared_sweep_passes_and_writes_its_file(
         "pass",
     )
     assert openai.TINY_SHA256 in "".join(row["found"] for row in printed["rows"])
-    (cost,) = printed["costs"]
+    cost = printed["costs"][""]["EmojiStyles"]["CLIPFineTune"]
     assert 0.1 < cost["memory_gb"] < steps.total_memory() / 1e9
 
     # 51 steps with 4 images from each of 3 environments; no evaluation of training in-splits
     declaration = declaration_file.parse(SMALL_SWEEP, "x.yaml")
     (job,) = declaration.jobs("embedded", output)
     evaluated = costs.estimate_job_cost(job, declaration.facts["EmojiStyles"], True).evaluated
-    seconds = cost["training_seconds"] * 51 * 12 + cost["evaluation_seconds"] * evaluated
-    assert printed["hours"] == pytest.approx(seconds / 3600) and seconds > 0
+    assert (cost["trained"], cost["evaluated"]) == (51 * 12, evaluated)
+    hours = cost["training_hours"] + cost["evaluation_hours"]
+    assert printed["hours"] == pytest.approx(hours) and cost["training_hours"] > 0
 
 
 def test_steps_that_fail_or_diverge_are_failures_without_hours(
@@ -291,7 +291,7 @@ def test_steps_that_fail_or_diverge_are_failures_without_hours(
     assert cli.main(["preflight", str(declaration_path), "--output_dir", str(tmp_path)]) == 1
 
     preflight = preflight_file.read(tmp_path)
-    assert preflight.hours is None and preflight.costs == []
+    assert preflight.hours is None and preflight.costs == {}
     memory, error, divergence = [row for row in preflight.rows if row.state == "failure"]
     assert "does not fit into " in memory.found and "micro_batch" in memory.hint
     assert "RuntimeError: shapes differ (" in error.found and "report this error" in error.hint
@@ -310,4 +310,4 @@ def test_missing_data_is_a_failure_and_its_rows_are_skipped(tmp_path, capsys):
     assert failures == [f"data {name}" for name in names]
     skipped = {row["name"] for row in printed["rows"] if row["state"] == "skipped"}
     assert skipped == {*names, "CARFT", *(f"on {name}" for name in names), "of the sweep"}
-    assert printed["hours"] is None and printed["costs"] == []
+    assert printed["hours"] is None and printed["costs"] == {}

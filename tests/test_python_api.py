@@ -35,6 +35,7 @@ def test_examples_in_docstrings_pass(pets, image, tmp_path):
         "image": image,
         "folder": tmp_path,
         "load_run": domainbed_carft.load_run,
+        "load_original": domainbed_carft.load_original,
     }
     examples = [
         test
@@ -42,7 +43,7 @@ def test_examples_in_docstrings_pass(pets, image, tmp_path):
         for test in doctest.DocTestFinder().find(module)
         if test.examples
     ]
-    assert len(examples) == 7  # one for each function and for Run.predict
+    assert len(examples) == 9  # one for each function, and for predict and features of Run
 
     runner = doctest.DocTestRunner()
     for example in examples:
@@ -77,13 +78,15 @@ def test_examples_in_docstrings_pass(pets, image, tmp_path):
         ("evaluate", {"batch_size": None}),
         ("evaluate", {"workers": -1}),
         ("evaluate", {"workers": "x"}),
-        ("evaluate", {"suite": 5}),
-        ("evaluate", {"jobs": "x"}),
-        ("evaluate", {"methods": 5}),
-        ("evaluate", {"original": "/nope"}),
+        ("evaluate_on_suite", {"suite": 5}),
+        ("evaluate_on_suite", {"workers": -1}),
+        ("evaluate_sweep", {"jobs": "x"}),
+        ("evaluate_sweep", {"methods": 5}),
+        ("evaluate_sweep", {"batch_size": 0}),
         ("wise_ft", {"alphas": "half"}),
         ("soup", {"batch_size": 0}),
         ("export", {"half": 1}),
+        ("export", {"format": "onnx"}),
     ],
 )
 def test_argument_of_a_wrong_type_is_named_before_files_are_read(
@@ -97,6 +100,8 @@ def test_argument_of_a_wrong_type_is_named_before_files_are_read(
         "soup": {"runs": "gone"},
         "load_run": {"path": "gone"},
         "export": {"run": "gone", "path": "out.pt"},
+        "evaluate_on_suite": {"suite": "imagenet", "run": "gone"},
+        "evaluate_sweep": {"folder": "gone"},
     }
     call = {**required.get(function, {"run": "gone"}), **arguments}
     (name,) = arguments
@@ -106,7 +111,7 @@ def test_argument_of_a_wrong_type_is_named_before_files_are_read(
 
 
 @pytest.mark.parametrize("path", [["OUT"], 5, None, b"OUT", "", "a\0b", "no/such"])
-@pytest.mark.parametrize("function", ["load_run", "evaluate", "wise_ft", "soup"])
+@pytest.mark.parametrize("function", ["load_run", "load_original", "evaluate", "wise_ft", "soup"])
 def test_invalid_path_is_a_carft_error(function, path):
     with pytest.raises(CarftError):
         getattr(domainbed_carft, function)(path)

@@ -8,8 +8,12 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 from runs_jobs import carft, copy_changed, load_weights
+from torchvision import transforms
 from torchvision.datasets.folder import default_loader
 
+import domainbed_carft
+from domainbed_carft.clips import backbone
+from domainbed_carft.errors import CarftError
 from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from domainbed_carft.images.protocols import plan_for
@@ -53,6 +57,56 @@ def test_probabilities_equal_a_direct_computation(pets, capfd):
         assert list(prediction["contexts"].values()) == pytest.approx(contexts, abs=1e-5)
 
 
+def test_features_equal_clip_with_the_weights_of_the_run(pets):
+    run = domainbed_carft.load_run(pets / "CARFT", device="cpu")
+    paths = sorted((pets / "my pets" / "art").glob("*/*.png"))
+    steps = (transforms.Resize((48, 48)), transforms.ToTensor())
+    preprocess = transforms.Compose([*steps, transforms.Normalize(CLIP_MEAN, CLIP_STD)])
+    images = torch.stack([preprocess(default_loader(str(path))) for path in paths])
+
+    clip = backbone.load("tiny").model
+    state = load_weights(run.path)
+    encoder = {name[8:]: tensor for name, tensor in state.items() if name.startswith("encoder.")}
+    with torch.no_grad():
+        original = clip.encode_image(images)
+        clip.visual.load_state_dict(encoder)
+        tuned = clip.encode_image(images)
+    features = run.features(paths)
+    torch.testing.assert_close(features, tuned, rtol=0, atol=1e-5)
+    features_of_original = domainbed_carft.load_original(run).features(paths)
+    torch.testing.assert_close(features_of_original, original, rtol=0, atol=1e-5)
+
+    cosines = features / features.norm(dim=1, keepdim=True) @ state["head.weight"].T
+    logits = cosines * state["head_factor"] + state["head.bias"]
+    shares = run.predict(paths).class_probabilities
+    torch.testing.assert_close(logits.double().softmax(1), shares, rtol=0, atol=1e-5)
+
+
+def test_features_do_not_depend_on_batches_or_the_kind_of_image(pets):
+    run = domainbed_carft.load_run(pets / "CARFT", device="cpu")
+    paths = sorted((pets / "my pets" / "art").glob("*/*.png"))
+    features = run.features(paths)
+    images = [Image.open(path) for path in paths]
+    batch = torch.stack([transforms.functional.pil_to_tensor(image) for image in images])
+    for inputs in (images, batch, [*batch], torch.stack([*map(run.transform(), images)])):
+        torch.testing.assert_close(run.features(inputs, batch_size=3), features)
+    torch.testing.assert_close(run.features(batch[0]), features[:1])
+
+    with pytest.raises(CarftError, match="gone.png cannot be read"):
+        run.features([paths[0], "gone.png"])
+
+
+@pytest.mark.parametrize("job", ["CARFT", "CLIPLinearProbe"])
+def test_original_of_a_run_predicts_as_zero_shot_clip(job, pets):
+    paths = sorted((pets / "my pets" / "art").glob("*/*.png"))
+    run = domainbed_carft.load_run(pets / job, device="cpu")
+    before = run.predict(paths).class_probabilities
+    predicted = domainbed_carft.load_original(run).predict(paths).class_probabilities
+    zero_shot = domainbed_carft.load_run(pets / "CLIPZeroShot", device="cpu").predict(paths)
+    torch.testing.assert_close(predicted, zero_shot.class_probabilities, rtol=0, atol=1e-5)
+    assert torch.equal(run.predict(paths).class_probabilities, before)
+
+
 def test_folder_is_searched_recursively_for_any_file_name(pets, tmp_path, capfd):
     folder = tmp_path / "in"
     (folder / "z" / "deep er").mkdir(parents=True)
@@ -80,7 +134,7 @@ def test_broken_images_are_named_and_skipped(pets, tmp_path, capfd, workers):
     (tmp_path / "6 empty").mkdir()
     assert ImageFile.LOAD_TRUNCATED_IMAGES  # set by the harness for its datasets
 
-    flags = ("--workers", workers, "--batch_size", "3")
+    flags = ("--workers", workers, "--batch-size", "3")
     paths = (tmp_path, tmp_path / "6 empty")
     predictions, err = predict(capfd, pets / "CARFT", *paths, status=3, flags=flags)
     reasons = {os.path.basename(row["path"]): row.get("error", "") for row in predictions}
@@ -144,5 +198,5 @@ def test_overflow_of_logits_is_an_error(pets, tmp_path, capfd):
 
 def test_out_of_memory_is_reported_in_one_line(pets, capfd, monkeypatch):
     monkeypatch.setattr(CLIPAlgorithm, "features", lambda *_: torch.empty(1 << 60))
-    carft("evaluate", pets / "CARFT", "--batch_size", "77", status=1)
-    assert "out of memory with --batch_size 77" in capfd.readouterr().err
+    carft("evaluate", pets / "CARFT", "--batch-size", "77", status=1)
+    assert "out of memory with --batch-size 77" in capfd.readouterr().err

@@ -63,8 +63,11 @@ def compute_mean(paths):
 def test_soups_are_means_of_runs_chosen_by_validation(runs, tmp_path, capsys):
     carft("soup", *runs, "-o", tmp_path / "out")
     document, contents = read_soups(tmp_path / "out")
-    validation = {row["run"]: row["validation"] for row in document["runs"]}
-    by_kind = {row["soup"]: row for row in document["soups"]}
+    by_kind = {kind: scores["soup"] for kind, scores in document.items()}
+    runs_by_kind = {
+        kind: [member["run"] for member in row["members"]] for kind, row in by_kind.items()
+    }
+    validation = {row["run"]: row["validation"] for row in by_kind["uniform"]["members"]}
     assert contents[0]["args"]["algorithm"] == "CLIPFineTune"
 
     def measure_in_domain(paths):
@@ -75,16 +78,18 @@ def test_soups_are_means_of_runs_chosen_by_validation(runs, tmp_path, capsys):
 
     path, accuracy = max(validation.items())
     assert measure_in_domain([path]) == pytest.approx(accuracy)
-    assert sorted(by_kind["uniform"]["runs"]) == sorted(validation)
-    greedy = by_kind["greedy"]
-    assert greedy["runs"][0] == max(validation, key=validation.get)
-    assert greedy["in_domain"] == pytest.approx(measure_in_domain(greedy["runs"]))
+    assert sorted(runs_by_kind["uniform"]) == sorted(map(str, runs))
+    assert runs_by_kind["greedy"][0] == max(validation, key=validation.get)
+    in_domain = by_kind["greedy"]["in_domain"]
+    assert in_domain == pytest.approx(measure_in_domain(runs_by_kind["greedy"]))
 
-    for kind, row in by_kind.items():
+    for kind, scores in document.items():
         path = tmp_path / "out" / f"model_soup_{kind}.pkl"
-        expected = compute_mean(row["runs"])
+        expected = compute_mean(runs_by_kind[kind])
         torch.testing.assert_close(load_weights(path), expected, rtol=1e-6, atol=1e-7)
-    assert accuracies_by_split(evaluate_json(capsys, path)) == row["splits"]
+        evaluated = evaluate_json(capsys, path)
+        assert accuracies_by_split(evaluated) == accuracies_by_split(scores)
+        assert evaluated["soup"] == scores["soup"] and evaluated["title"] == scores["title"]
 
 
 def test_greedy_soup_adds_only_runs_that_strictly_improve_it():
@@ -128,24 +133,24 @@ def test_images_of_a_soup_are_not_augmented(runs, uniform, tmp_path, capsys):
 
 def test_wise_ft_of_a_soup_keeps_its_description(uniform, tmp_path, capsys):
     carft("wise-ft", uniform, "-o", tmp_path / "mix", "--alphas", 0.5, 1, "--save", 0.5)
-    rows = json.loads((tmp_path / "mix" / "wise_ft.json").read_text())["alphas"]
+    rows = json.loads((tmp_path / "mix" / "wise_ft.json").read_text())
     document = evaluate_json(capsys, uniform)
-    assert rows[1]["splits"] == accuracies_by_split(document)
+    assert accuracies_by_split(rows[1]) == accuracies_by_split(document)
     assert (document["transform"], document["title"]) == ("test", "soup of 2 runs (CARFT)")
 
     half = saved.open_run(tmp_path / "mix" / "model_alpha_0.50.pkl")
     assert half.alpha == 0.5 and half.soup == saved.open_run(uniform).soup
-    assert accuracies_by_split(evaluate_json(capsys, half.path)) == rows[0]["splits"]
+    assert accuracies_by_split(evaluate_json(capsys, half.path)) == accuracies_by_split(rows[0])
 
 
 def test_soup_describes_its_members_without_their_training_settings(pets, tmp_path):
     carft("soup", pets / "CARFT", pets / "CLIPLinearProbe", "-o", tmp_path / "out")
     document, contents = read_soups(tmp_path / "out")
-    for content, row in zip(contents, document["soups"], strict=True):
+    for content, (kind, scores) in zip(contents, document.items(), strict=True):
         assert not {"seed", "steps", "hparams", "hparams_seed"} & content["args"].keys()
         description = content["soup"]
-        assert (description["kind"], description["in_domain"]) == (row["soup"], row["in_domain"])
-        assert [member["run"] for member in description["members"]] == row["runs"]
+        assert description == scores["soup"] and description["kind"] == kind
+        assert description["in_domain"] == scores["means"]["in_domain"]
         assert sum(member["weight"] for member in description["members"]) == pytest.approx(1)
 
     members = {member["run"]: member for member in contents[0]["soup"]["members"]}

@@ -22,7 +22,7 @@ def mixed(pets, tmp_path_factory):
 
 
 def read_results(folder):
-    rows = json.loads((folder / "wise_ft.json").read_text())["alphas"]
+    rows = json.loads((folder / "wise_ft.json").read_text())
     return {row["alpha"]: row for row in rows}
 
 
@@ -53,22 +53,23 @@ def test_saved_weights_equal_the_formula_to_the_bit(pets, mixed):
 
 def test_accuracies_equal_the_records(pets, mixed):
     rows = read_results(mixed)
-    assert rows[1.0]["splits"] == accuracies(records(pets / "CARFT")[-1])
+    splits = {alpha: accuracies_by_split(row) for alpha, row in rows.items()}
+    assert splits[1.0] == accuracies(records(pets / "CARFT")[-1])
 
     zero_shot = accuracies(records(pets / "CLIPZeroShot")[-1])
     for name in ("env0_in", "env0_out"):  # images of the target are not augmented
-        assert rows[0.0]["splits"][name] == zero_shot[name]
+        assert splits[0.0][name] == zero_shot[name]
 
-    for row in rows.values():
-        inner = [row["splits"][f"env{index}_out"] for index in (1, 2)]
-        assert row["in_domain"] == sum(inner) / 2
-        assert row["out_of_domain"] == row["splits"]["env0_in"]
+    for alpha, row in rows.items():
+        inner = [splits[alpha][f"env{index}_out"] for index in (1, 2)]
+        assert row["means"]["in_domain"] == sum(inner) / 2
+        assert row["means"]["out_of_domain"] == splits[alpha]["env0_in"]
 
 
 def test_saved_weights_are_a_run_that_can_be_interpolated_again(pets, mixed, capsys, tmp_path):
     path = mixed / "model_alpha_0.50.pkl"
     document = evaluate_json(capsys, path)
-    assert accuracies_by_split(document) == read_results(mixed)[0.5]["splits"]
+    assert accuracies_by_split(document) == accuracies_by_split(read_results(mixed)[0.5])
     assert document["wise_ft_alpha"] == 0.5
 
     carft("wise-ft", path, "-o", tmp_path / "again", "--alphas", "0.5", "--save", "0.5")

@@ -6,18 +6,23 @@ import runpy
 from pathlib import Path
 
 import pytest
-from domainbed.lib import checks
 from fake_checkout import REPO
 from sweep_jobs import carft
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.method import algorithms
 from domainbed_carft.sweep import costs, declaration_file, states
 
 MINIMAL_DECLARATION = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
 
 
-def hparams(declaration, dataset, algorithm, variant=""):
-    return declaration.get_hparams(dataset, algorithm, declaration.settings[variant])
+def get_cell(declaration, dataset, algorithm, variant=""):
+    cells = {(cell.name, cell.dataset, cell.algorithm): cell for cell in declaration.cells()}
+    return cells[variant, dataset, algorithm]
+
+
+def hparams(*row, **variant):
+    return get_cell(*row, **variant).hparams
 
 
 def test_later_settings_override_earlier_ones_for_the_jobs_they_name():
@@ -47,9 +52,9 @@ variants:
     assert hparams(declaration, "DomainNet", "CLIPFineTune", variant="a")["lr"] == 2e-5
     assert hparams(declaration, "DomainNet", "CARFT", variant="a")["lr"] == 3e-5
     assert hparams(declaration, "DomainNet", "CARFT", variant="b")["lr"] == 4e-5
-    assert declaration.get_steps("DomainNet", "CLIPFineTune") == 10000
-    assert declaration.get_steps("DomainNet", "CARFT") == 7
-    assert declaration.get_steps("PACS", "CARFT") is None
+    assert get_cell(declaration, "DomainNet", "CLIPFineTune", "a").steps == 10000
+    assert get_cell(declaration, "DomainNet", "CARFT", "a").steps == 7
+    assert get_cell(declaration, "PACS", "CARFT", "a").steps is None
     assert {job.args["algorithm"] for job in declaration.jobs("D", Path("o"))[84:]} == {"CARFT"}
 
 
@@ -58,7 +63,7 @@ def test_test_environments_accept_labels_and_indices(environments):
     declaration = declaration_file.parse(
         MINIMAL_DECLARATION + f"test_environments: {environments}", "x.yaml"
     )
-    assert declaration.targets("PACS") == [[0], [3]]
+    assert declaration.targets("PACS", "ACPS") == [[0], [3]]
 
 
 def problems(text):
@@ -149,7 +154,7 @@ def test_declaration_refuses_exactly_the_values_that_train_refuses(name, values)
     text = "name: x\ndatasets: [EmojiStyles]\nalgorithms: [CLIPFineTune]\nhparams: "
     for value in values:
         hparams = json.dumps({name: value})
-        if checks.resolve_hparams("CLIPFineTune", "EmojiStyles", {name: value}).problems:
+        if algorithms.CLIPFineTune.resolve_hparams("EmojiStyles", {name: value}).problems:
             (problem,) = problems(text + hparams)
             assert problem.startswith(f"4: hparams.{name}: got {value!r}, expected ")
         else:

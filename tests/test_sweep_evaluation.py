@@ -1,5 +1,7 @@
 """`carft evaluate OUT`: the figures of a sweep equal a direct computation from the logits."""
 
+import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -7,22 +9,24 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import collect_sweeps
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from runs_jobs import calibration_error, carft, copy_changed, records, run_sweep_job
+from runs_jobs import calibration_error, carft, copy_changed, records
 from torch.utils.data import DataLoader
 
 import domainbed_carft
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images import loading
+from domainbed_carft.jobs import records as job_records
 from domainbed_carft.results import evaluations
-from domainbed_carft.runs import saved, splits, sweep, sweep_job
-from domainbed_carft.runs.predictions import LoadingOptions
-from domainbed_carft.runs.sweep import SweepOptions, evaluate_sweep
+from domainbed_carft.runs import pool, saved, splits, sweep_run, temperature
+from domainbed_carft.runs.sweep_run import SweepOptions
 
 TOLERANCE = 1e-9
 LAST_STEP = 2
@@ -50,7 +54,7 @@ def output(pets, tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluation(output):
     """The first evaluation, in separate processes."""
-    return evaluate_sweep(output, SweepOptions(device="cpu", workers=0, jobs=2))
+    return domainbed_carft.evaluate_sweep(output, device="cpu", workers=0, jobs=2)
 
 
 @pytest.fixture
@@ -66,15 +70,11 @@ def copy(job, output):
     return job.parent
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    monkeypatch.setattr(sweep, "run_process", run_sweep_job)
-
-
 def evaluate_again(job, data_dir=None):
     """Evaluate a job at its last step; return True if its images were predicted again."""
-    options = LoadingOptions(torch.device("cpu"), workers=0, data_dir=data_dir)
-    return sweep_job.evaluate_run(job, LAST_STEP, options)
+    ((recorded,), _) = job_records.read([job])
+    options = SweepOptions("cpu", workers=0, data_dir=data_dir)
+    return sweep_run.measure_recorded_run(recorded, LAST_STEP, options)
 
 
 def predict_logits(run, split):
@@ -91,30 +91,30 @@ def test_temperature_is_the_root_of_the_derivative_of_the_likelihood(scale, n_wr
     logits = scale * torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     labels = logits.argmax(dim=1)
     labels[:n_wrong] = (labels[:n_wrong] + 1) % 3
-    temperature = sweep_job.fit_temperature(logits, labels)
-    assert temperature.is_at_limit == (limit is not None) and temperature.images == 50
+    fitted = temperature.fit_temperature(logits, labels)
+    assert fitted.is_at_limit == (limit is not None) and fitted.images == 50
     if limit:
-        assert temperature.value == limit
+        assert fitted.value == limit
     else:
-        inverse = torch.tensor(1 / temperature.value, dtype=torch.float64, requires_grad=True)
+        inverse = torch.tensor(1 / fitted.value, dtype=torch.float64, requires_grad=True)
         F.cross_entropy(logits.double() * inverse, labels).backward()
         assert float(inverse.grad) == pytest.approx(0, abs=TOLERANCE)
 
 
 def test_figures_equal_a_direct_computation(pets, evaluation):
     zero_shot = saved.open_run(pets / "CLIPZeroShot")
-    assert {run.method for run in evaluation.runs} == {"training-domain", "oracle"}
-    assert {run.selected.target for run in evaluation.runs} == {0, 1}
+    assert {run.selection for run in evaluation.runs} == {"training-domain", "oracle"}
+    assert {run.target for run in evaluation.runs} == {0, 1}
     for evaluated in evaluation.runs:
         run = saved.open_run(evaluated.folder, "last" if evaluated.step == LAST_STEP else "best")
-        target = evaluated.selected.target
+        target = evaluated.target
         data = {part.name: part for part in splits.read_data(run, is_augmented=False).splits}
         inner = [predict_logits(run, data[f"env{i}_out"]) for i in range(3) if i != target]
         accuracies = [float((x.argmax(1) == y).double().mean()) for x, y in inner]
-        assert evaluated.figures.in_domain == pytest.approx(np.mean(accuracies), abs=TOLERANCE)
+        assert evaluated.in_domain == pytest.approx(np.mean(accuracies), abs=TOLERANCE)
 
-        figures = evaluated.on_target
-        fitted = sweep_job.fit_temperature(*map(torch.cat, zip(*inner)))
+        figures = evaluated.metrics
+        fitted = temperature.fit_temperature(*map(torch.cat, zip(*inner)))
         assert figures.temperature == pytest.approx(fitted.value, rel=TOLERANCE)
 
         logits, labels = predict_logits(run, data[f"env{target}_in"])
@@ -129,7 +129,8 @@ def test_figures_equal_a_direct_computation(pets, evaluation):
         is_correct = logits.argmax(1) == labels
         by_class = [float(is_correct[labels == label].double().mean()) for label in (0, 1)]
         assert figures.accuracy == pytest.approx(float(is_correct.double().mean()))
-        assert target == 1 or figures.accuracy == evaluated.selected.outcome.accuracy
+        recorded = {record["step"]: record for record in records(Path(evaluated.folder))}
+        assert target == 1 or figures.accuracy == recorded[evaluated.step]["env0_in_acc"]
         assert figures.mean_per_class == pytest.approx(np.mean(by_class))
         assert figures.worst_class.accuracy == pytest.approx(min(by_class))
 
@@ -140,13 +141,13 @@ def test_figures_equal_a_direct_computation(pets, evaluation):
         assert figures.flips.lost == int((~is_correct & was_correct).sum())
 
         cosines = zero_shot_logits / float(zero_shot.algorithm.logit_scale)
-        rows, _ = evaluations.load_rows(evaluated.folder, evaluated.step)
+        rows, _ = evaluations.load_rows(Path(evaluated.folder), evaluated.step)
         alignment = cosines[torch.arange(len(labels)), labels]
-        assert rows.alignment == pytest.approx(alignment.numpy(), abs=1e-6)
+        assert rows["alignment"] == pytest.approx(alignment.numpy(), abs=1e-6)
 
 
 def test_runs_are_in_the_order_of_the_tables(evaluation):
-    runs = [(run.method, run.selected.row, run.selected.target) for run in evaluation.runs]
+    runs = [(run.selection, run.algorithm, run.target) for run in evaluation.runs]
     expected = [("CARFT", 0), ("CARFT", 1), ("CLIPZeroShot", 0)]
     assert runs == [(method, *run) for method in ("training-domain", "oracle") for run in expected]
 
@@ -189,10 +190,10 @@ def test_missing_figures_are_computed_from_the_rows_without_weights(job):
 
 def test_missing_original_is_an_error_before_any_run(copy):
     with pytest.raises(CarftError, match="original is '/nope', expected an existing file"):
-        domainbed_carft.evaluate(copy, original="/nope", workers=0)
+        domainbed_carft.evaluate_sweep(copy, original="/nope", workers=0)
 
 
-def test_weights_of_another_step_are_never_used(copy, job, in_this_process, capsys):
+def test_weights_of_another_step_are_never_used(copy, job, capsys):
     first, last = records(job)
     lines = [{**first, "step": 1, "env1_out_acc": 1.0}, {**last, "env1_out_acc": 0.0}]
     (job / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -204,15 +205,15 @@ def test_weights_of_another_step_are_never_used(copy, job, in_this_process, caps
     assert rows["CARFT"][2] == "X" != rows["CLIPZeroShot"][2]
 
 
-def test_json_equals_the_document_of_the_python_api(copy, in_this_process, capsys):
+def test_json_equals_the_document_of_the_python_api(copy, capsys):
     methods = ["oracle", "training-domain"]
     carft("evaluate", copy, "--json", "--jobs", 1, "--select", ",".join(methods))
     document = json.loads(capsys.readouterr().out)
     assert [run["selection"] for run in document["runs"][::2]] == methods
     assert document["current"] == 4 and document["measured"] == 0
 
-    evaluation = domainbed_carft.evaluate(copy, device="cpu", workers=0, jobs=1, methods=methods)
-    assert document == json.loads(json.dumps(evaluation.as_dict()))
+    again = domainbed_carft.evaluate_sweep(copy, device="cpu", workers=0, jobs=1, methods=methods)
+    assert document == json.loads(json.dumps(dataclasses.asdict(again)))
 
 
 @pytest.mark.parametrize(
@@ -258,6 +259,54 @@ def test_interrupted_evaluation_is_resumed(output, evaluation, tmp_path):
     process.wait()
     n_measured = len(list(output.glob("*/evaluation*.npz")))
 
-    resumed = evaluate_sweep(output, SweepOptions(device="cpu", workers=0, jobs=1))
+    resumed = domainbed_carft.evaluate_sweep(output, device="cpu", workers=0, jobs=1)
     assert resumed.current == n_measured < resumed.measured + n_measured
-    assert [run.figures for run in resumed.runs] == [run.figures for run in evaluation.runs]
+    assert [run.metrics for run in resumed.runs] == [run.metrics for run in evaluation.runs]
+
+
+def fail(folder):
+    raise CarftError("no weights")
+
+
+def end_process(folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_result(folder, name):
+    (folder / name).write_text("")
+    return True
+
+
+def test_failed_task_or_ended_process_does_not_affect_other_tasks(tmp_path, capsys):
+    tasks = {name: functools.partial(write_result, tmp_path, name) for name in "abcdef"}
+    tasks["b"] = functools.partial(fail, tmp_path)
+    tasks["c"] = functools.partial(end_process, tmp_path)
+    outcomes = pool.run_tasks(tasks, jobs=2, description="evaluate")
+    assert list(outcomes) == list(tasks)
+    problems = {name: outcomes.pop(name) for name in "bc"}
+    assert problems == {"b": "no weights", "c": "the process ended with status -9"}
+    assert set(outcomes.values()) == {True}
+    assert sorted(os.listdir(tmp_path)) == sorted(outcomes)
+    assert "evaluate: c: the process ended" in capsys.readouterr().err
+
+
+def test_runs_on_the_same_images_decode_them_once(output, tmp_path, monkeypatch):
+    """Also if only a part of the images fits into the memory; the results are equal."""
+    decoded = []
+    decode = loading.decode
+    monkeypatch.setattr(loading, "decode", lambda path: decoded.append(path) or decode(path))
+    counts = []
+    rows = []
+    for number, limit in enumerate(("1G", "50K", "0")):
+        monkeypatch.setenv("DOMAINBED_IMAGE_MEMORY", limit)
+        monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / f"cache{number}"))
+        sweep_run.get_memory.cache_clear()
+        copied = shutil.copytree(output, tmp_path / limit)
+        for path in copied.glob("*/evaluation*"):
+            path.unlink()
+        decoded.clear()
+        domainbed_carft.evaluate_sweep(copied, device="cpu", workers=0, jobs=1)
+        counts.append(len(decoded))
+        rows.append([path.read_bytes() for path in sorted(copied.glob("*/evaluation*.npz"))])
+    assert counts[0] == len({*decoded}) < counts[1] < counts[2]
+    assert rows[0] == rows[1] == rows[2]

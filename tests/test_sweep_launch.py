@@ -117,7 +117,7 @@ def test_log_and_keep_weights_reach_jobs_without_changing_identity(launch):
         launches.append([(job.line, job.variables) for job in jobs])
 
     launch(note_jobs)
-    launch(note_jobs, "--log", "tensorboard", "--keep_weights", "none")
+    launch(note_jobs, "--log", "tensorboard", "--keep-weights", "none")
     usual = {SKIP_VARIABLE: "1"}
     flags = {"DOMAINBED_LOG": "tensorboard", "DOMAINBED_KEEP_WEIGHTS": "none", **usual}
     plain, with_flags = launches
@@ -136,11 +136,11 @@ def test_jobs_skip_training_in_splits_until_a_flag_or_variable_changes_it(launch
         return values
 
     assert launch_and_get_value() == {"1"}
-    assert launch_and_get_value("--training_in_splits") == {"0"}
+    assert launch_and_get_value("--training-in-splits") == {"0"}
     assert launch_and_get_value("--launcher", "slurm") == {"0"}
     monkeypatch.setenv(SKIP_VARIABLE, "1")
     assert launch_and_get_value() == {"1"}
-    assert launch_and_get_value("--training_in_splits") == {"0"}
+    assert launch_and_get_value("--training-in-splits") == {"0"}
     monkeypatch.setenv(SKIP_VARIABLE, "yes")
     assert f"{SKIP_VARIABLE} is 'yes', expected 0 or 1" in launch(finish_all).stderr
 

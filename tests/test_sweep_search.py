@@ -31,11 +31,12 @@ def test_searched_values_have_folders_and_upstreams_identities(tmp_path):
 def test_override_replaces_and_adds_searched_values():
     override = "search: {values: {lr: [1e-2, 1e-1], kl_weight: [1, 3]}}"
     declaration = parse(SEARCH + f"  - algorithms: [CARFT]\n    {override}\n")
-    assert declaration.members("PACS", "CARFT") == [
+    cells = {cell.algorithm: cell for cell in declaration.cells()}
+    assert cells["CARFT"].members == [
         {"lr": lr, "kl_weight": kl_weight} for lr in (1e-2, 1e-1) for kl_weight in (1, 3)
     ]
-    assert declaration.searched_values("PACS", "CLIPFineTune") == {"lr": [1e-5, 1e-4, 1e-3]}
-    assert declaration.searched_values("PACS", "CLIPZeroShot") == {}
+    assert cells["CLIPFineTune"].searched == {"lr": [1e-5, 1e-4, 1e-3]}
+    assert cells["CLIPZeroShot"].searched == {}
 
 
 @pytest.mark.parametrize("by_target", [False, True])
@@ -172,6 +173,10 @@ ON_FIVE = "choose_on: {trials: {from: 5, n: 1}}"
         (
             f"trials: 2\nsearch: {{{VALUES}, {ON_FIVE}, repeat_on: {{trials: 3}}}}",
             "both set the trials",
+        ),
+        (
+            f"selection: [training-domain, clipood]\nsearch: {{{VALUES}}}",
+            "clipood selects from a single choice of hyperparameters, but each trial has up to",
         ),
         (f"search: {{{VALUES}, repeat_on: {{trials: 3}}}}", "repeat_on needs choose_on"),
         (f"search: {{{VALUES}, choose_by: target}}", "choose_by needs choose_on"),

@@ -257,9 +257,9 @@ def test_run_is_evaluated_on_its_test_split_and_as_a_suite(job, planted, tmp_pat
     rows = [re.split("  +", line)[:3] for line in evaluate(capsys, job, planted).out.splitlines()]
     assert ["test (incomplete)", "37", f"{100 * right / 37:.1f}"] in rows
     document = json.loads(evaluate(capsys, job, planted, "--suite", "OxfordIIITPet", "--json").out)
-    assert document["sets"]["test"]["right"] == right
+    assert document["sets"]["test"]["correct"] == right
     (record,) = records.read(job, warnings=[])  # of two evaluations
-    assert record["suite"] == "OxfordIIITPet" and record["sets"] == document["sets"]
+    assert record["suite"] == "OxfordIIITPet" and record["sets"]["test"]["right"] == right
 
 
 def test_unreadable_test_image_ends_evaluate_with_status_3(job, data, capsys):
@@ -290,5 +290,5 @@ def test_zero_shot_clip_reports_the_mean_accuracy_per_class(data, capsys):
         with torch.no_grad():
             logits = clip.model.visual(transform(image)[None]) @ texts.T
         is_right[label].append(int(logits.argmax()) == label)
-    assert (scores["n"], scores["right"]) == (38, sum(map(sum, is_right)))
+    assert (scores["images"], scores["correct"]) == (38, sum(map(sum, is_right)))
     assert scores["mean_per_class"] == pytest.approx(np.mean([*map(np.mean, is_right)]))

@@ -8,6 +8,7 @@ weights to the bit. `tests/test_trained_jobs.py` trains the jobs again.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -21,7 +22,6 @@ import torch
 from domainbed.scripts import train
 
 import domainbed_carft
-from domainbed_carft.runs.evaluate import Evaluation
 
 TINY = Path(domainbed_carft.__file__).parent / "assets" / "tiny.pt"
 PACKED = Path(__file__).parent / "trained"
@@ -110,9 +110,8 @@ def round_weights(job: Path) -> None:
         content = torch.load(job / name, weights_only=True)
         step = content.get("best_step", records[-1]["step"])
         (record,) = (record for record in records if record["step"] == step)
-        evaluation = domainbed_carft.evaluate(job / name, device="cpu", workers=0)
-        assert isinstance(evaluation, Evaluation)
-        measured = runs_jobs.accuracies_by_split(evaluation.as_dict())
+        scores = domainbed_carft.evaluate(job / name, device="cpu", workers=0)
+        measured = runs_jobs.accuracies_by_split(dataclasses.asdict(scores))
         for split in runs_jobs.accuracies(record):
             record[f"{split}_acc"] = measured[split]
 

@@ -17,14 +17,20 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from domainbed_carft.results import collection, comparisons
+from domainbed_carft.results import collection, comparisons, published
 from domainbed_carft.results.collect import collect
 from domainbed_carft.results.collection import Collection
-from domainbed_carft.results.method_names import TRAINING_DOMAIN
+from domainbed_carft.results.method_names import (
+    CLIPOOD,
+    METHOD_NAMES,
+    ORACLE,
+    TRAINING_DOMAIN,
+)
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
@@ -170,6 +176,31 @@ def _format_small(number: float) -> str:
     return f"{number:.0e}".replace("e-0", "e-")
 
 
+def protocol_rows(sweep: Collection) -> Rows:
+    """Return accuracies by three protocols, and the last minus the first over trials."""
+    methods = (TRAINING_DOMAIN, ORACLE, CLIPOOD)
+    tables = collect(replace(sweep, methods=methods), columns=["out-of-domain"]).tables
+    by_method = [table.get_column("out-of-domain") for table in tables if not table.averages]
+    rows = []
+    for row, name in FRESH_NAMES.items():
+        cells = [cells[row] for cells in by_method]
+        by_trial = pd.Series(cells[-1].trials) - pd.Series(cells[0].trials)
+        means = [f"{cell.mean:.1f}" for cell in cells]
+        rows.append([name, *means, f"{by_trial.mean():+.1f} ({by_trial.sem(ddof=0):.1f})"])
+    return rows
+
+
+def selection_rows() -> Rows:
+    """Return the published methods by the way in which their checkpoints were selected."""
+    methods: dict[str, dict[str, None]] = {}
+    for entry in published.read_accuracies():
+        methods.setdefault(entry.selection, {})[entry.method] = None
+    return [
+        [f"`{selection}`" if selection in METHOD_NAMES else selection, "; ".join(names)]
+        for selection, names in methods.items()
+    ]
+
+
 def published_rows() -> Rows:
     """Return CAR-FT's published accuracies."""
     path = ROOT / "domainbed_carft" / "assets" / "published.csv"
@@ -225,6 +256,8 @@ def all_tables(records: Path) -> list[tuple[str, str, Rows]]:
         ("docs/peers.md", "| method | out-of-domain | minus CARFT |", accuracy_rows(peers)),
         ("docs/peers.md", "| method | worst | ECE |", evaluation_rows(peers)),
         ("docs/peers.md", "| method | out of domain | difference |", swad_rows(peers)),
+        ("docs/statistics.md", "| selected on |", selection_rows()),
+        ("docs/statistics.md", "| method | `training-domain` |", protocol_rows(fresh_sweep)),
         ("docs/reproduce.md", "| PACS | VLCS |", published_rows()),
         ("docs/reproduce.md", "| GPU (Tflop/s) |", gpu_hour_rows()),
         ("docs/reproduce.md", "| CLIP model | 24 GB", batch_rows()),

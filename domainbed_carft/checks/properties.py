@@ -27,7 +27,6 @@ from domainbed_carft.checks.subject import (
     DOMAINS,
     IMAGES,
     MICRO_BATCH,
-    SHAPE,
     Inapplicable,
     Subject,
     get_gradients,
@@ -37,10 +36,10 @@ from domainbed_carft.checks.subject import (
 )
 from domainbed_carft.data.benchmarks import BENCHMARKS
 from domainbed_carft.machine import devices, stand_in_device
-from domainbed_carft.method import hparam_checks, hparams
+from domainbed_carft.method import hparams, resolution
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.host_lookup import is_carft_harness
-from domainbed_carft.method.hparam_tables import get_hparams
+from domainbed_carft.method.resolution import get_hparams
 
 TOLERANCE = 1e-7  # for float64; rounding errors are a million times smaller
 FLOAT32_TOLERANCE = 1e-4  # also for values that depend on text features, which are float32
@@ -474,7 +473,7 @@ def require_valid(subject: Subject, dataset: str, random_seed: int | None) -> No
         message = f"the {kind} of {name} for {dataset} is {value!r}, then {repeated!r}"
         require(type(value) in (int, float, bool, str), message)
         require(json.loads(json.dumps(value)) == value == repeated, message)
-    problems = hparam_checks.job_problems(subject.algorithm_class, SHAPE, values)
+    problems = resolution.find_problems(subject.algorithm_class, values)
     require(not problems, f"a {kind} for {dataset}: {'; '.join(map(str, problems))}")
 
 
@@ -496,9 +495,8 @@ def wrong_hparams(subject: Subject) -> None:
     for (name, hparam), value in itertools.product(hparams_by_name.items(), WRONG_VALUES):
         require(not hparam.valid(value), f"{name} = {value!r} is accepted; expected an error")
     for name in declared_hparams(subject.algorithm_class):
-        problems = hparam_checks.job_problems(
-            subject.algorithm_class, SHAPE, {**subject.hparams, name: None}
-        )
+        values = {**subject.hparams, name: None}
+        problems = [*map(str, resolution.find_problems(subject.algorithm_class, values))]
         require(
             any(problem.startswith(f"{name} is None") for problem in problems),
             f"{name} = None gives {problems}; expected a message that begins with {name} is None",

@@ -20,7 +20,7 @@ from domainbed_carft.jobs.own_methods import MethodFile
 from domainbed_carft.method import own_methods
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.algorithms import CLASSES
-from domainbed_carft.method.hparam_tables import complete
+from domainbed_carft.method.resolution import complete
 from domainbed_carft.text import unknown
 
 DATASET = "EmojiStyles"  # its defaults suit a few steps with the small CLIP model

@@ -75,12 +75,13 @@ def _load_declaration(declared: str | Path, n_trials: int | None) -> Declaration
 
 def _train(declaration: Declaration, output: Path) -> None:
     """Run all jobs of the sweep. Raises CarftError if a job is not done at the end."""
-    trained_algorithms = [name for name in declaration.algorithms if name != ZERO_SHOT]
+    trained_cells = [cell for cell in declaration.cells() if cell.algorithm != ZERO_SHOT]
     (dataset,) = declaration.datasets
     print(f"{dataset}, each drawing style held out in turn")
-    if len(trained_algorithms) < len(declaration.algorithms):
+    if len(trained_cells) < len(declaration.algorithms):
         print(f"{ZERO_SHOT}: evaluated without training")
-    print(f"{', '.join(trained_algorithms)}: trained for {declaration.get_steps(dataset)} steps")
+    names = ", ".join(cell.algorithm for cell in trained_cells)
+    print(f"{names}: trained for {trained_cells[0].steps} steps")
     page.require_report_folder(output / "report")
 
     sweep_folder = output / "sweep"
@@ -91,7 +92,7 @@ def _train(declaration: Declaration, output: Path) -> None:
         first = unfinished_jobs[0]
         raise CarftError(
             f"{quantity(len(unfinished_jobs), 'job is', 'jobs are')} not done, the first in "
-            f"{first.job.folder}: {first.detail}\nFix the cause, run `carft sweep retry "
+            f"{first.job.folder}: {first.detail}. Fix the cause, run `carft sweep retry "
             f"{sweep_folder}` if jobs failed, then rerun this command"
         )
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import functools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +130,10 @@ PAGES = {
     ),
     "carft export": HelpPage(
         "RUN -o FILE [options]",
-        {"carft export OUT/JOB -o model.pt": "for clip and open_clip"},
+        {
+            "carft export OUT/JOB -o model.pt": "for clip and open_clip",
+            "carft export OUT/JOB -o FOLDER --format transformers": "for transformers",
+        },
     ),
     "carft check": HelpPage(
         "METHOD [options]",
@@ -171,11 +174,22 @@ PAGES = {
 
 
 class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
-    """Subcommands whose help in the list is also their description by default."""
+    """Subcommands whose help in the list is also their description by default.
 
-    def add_parser(self, name: str, **kwargs: Any) -> Any:
+    With ``run``, a subcommand calls it with its name and the parsed arguments.
+    """
+
+    def add_parser(
+        self,
+        name: str,
+        run: Callable[[str, argparse.Namespace], int | None] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         kwargs.setdefault("description", kwargs["help"])
-        return super().add_parser(name, **kwargs)
+        parser = super().add_parser(name, **kwargs)
+        if run:
+            parser.set_defaults(run=functools.partial(run, name))
+        return parser
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -195,13 +209,8 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse flags with hyphens or underscores alike, and suggest similar flags in errors."""
-        words = list(sys.argv[1:] if args is None else args)
-        end = words.index("--") if "--" in words else len(words)
-        parsed, unknown_words = super().parse_known_args(
-            [*map(self._normalize_flag, words[:end]), *words[end:]], namespace
-        )
-
+        """Suggest similar flags in the error about an unknown one."""
+        parsed, unknown_words = super().parse_known_args(args, namespace)
         actions = self._option_string_actions.items()
         flags = [flag for flag, action in actions if action.help != argparse.SUPPRESS]
         for word in unknown_words:
@@ -209,15 +218,21 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f"unrecognized arguments: {word}; did you mean {' or '.join(close)}?")
         return parsed, unknown_words
 
-    def _normalize_flag(self, word: str) -> str:
-        """Return a flag in the spelling in which it was added."""
-        name, equals, value = word.partition("=")
-        for flag in self._option_string_actions:
-            if name.startswith("--") and flag.replace("-", "_") == name.replace("-", "_"):
-                return f"{flag}{equals}{value}"
-        return word
-
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, _Commands) and value not in action.choices:
             self.error(unknown("command", value, action.choices))
         super()._check_value(action, value)
+
+
+def comma_separated(choices: Collection[str]) -> Callable[[str], list[str]]:
+    """Return an argparse type for names with commas between them."""
+
+    # Words after a flag with nargs="+" would swallow the positional argument DIR.
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if not {*names} <= {*choices}:
+            expected = f"one or more of {', '.join(choices)}, separated by commas"
+            raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
+        return names
+
+    return parse

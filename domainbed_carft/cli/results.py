@@ -1,49 +1,62 @@
-"""The commands ``carft collect`` and ``carft report``."""
+"""Flags of the commands on records: ``collect``, ``report``, ``top`` and ``diff``."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterable, Mapping
+import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from domainbed_carft import files
-from domainbed_carft.cli import table_options
-from domainbed_carft.cli.table_options import comma_separated
-from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.records import describe_warnings
+from domainbed_carft.cli.help_pages import WIDTH, comma_separated
 from domainbed_carft.jobs.setting import KINDS
-from domainbed_carft.results.columns import DEFAULT_COLUMNS
+from domainbed_carft.results.cells import DOMAINBED, ERROR_KINDS
+from domainbed_carft.results.columns import (
+    ALL,
+    DEFAULT_COLUMNS,
+    ENVIRONMENTS,
+    EVALUATED,
+    EVALUATION_COLUMNS,
+    NAMES,
+    RECORD_COLUMNS,
+    Column,
+)
 from domainbed_carft.results.formats import FORMATS
 from domainbed_carft.results.method_names import METHOD_NAMES
-from domainbed_carft.text import printable, quantity
 
-if TYPE_CHECKING:
-    from domainbed_carft.results.collect import Results
+_INDENT = "    "
+_HELP = "help"  # the value of --columns that lists all columns
 
-INCOMPLETE = 3  # exit status of --strict
+WRONG_ARGUMENTS = 2  # exit status of diff, whose 1 means a difference
 
 
 def add_to(commands: Any) -> None:
-    """Add ``collect`` and ``report`` to argparse's ``commands``."""
+    """Add the commands to argparse's ``commands``."""
     _add_collect(commands)
     _add_report(commands)
+    _add_top(commands)
+    _add_diff(commands)
+
+
+def _run(name: str, arguments: argparse.Namespace) -> int | None:
+    from domainbed_carft.cli import results_output  # imports what only these commands need
+
+    return results_output.COMMANDS[name](arguments)
 
 
 def _add_collect(commands: Any) -> None:
     parser = commands.add_parser(
-        "collect", help="print result tables of sweeps, with standard errors and missing runs"
+        "collect",
+        run=_run,
+        help="print result tables of sweeps, with standard errors and missing runs",
     )
-    add_common(parser, _collect)
-    comparisons = table_options.add_to(parser)
-    comparisons.add_argument(
+    _add_select(_add_runs(parser))
+    _add_tables(parser)
+    _add_against(parser).add_argument(
         "--compare", choices=["published"], help="show published numbers next to yours"
     )
-    _add_output(parser.add_argument_group("output"))
 
-
-def _add_output(output: Any) -> None:
+    output = parser.add_argument_group("output")
     output.add_argument(
         "--format",
         choices=FORMATS,
@@ -63,10 +76,21 @@ def _add_output(output: Any) -> None:
 
 def _add_report(commands: Any) -> None:
     parser = commands.add_parser(
-        "report", help="write a web page with a sweep's results: tables and figures"
+        "report",
+        run=_run,
+        help="write a web page with a sweep's results: tables and figures",
     )
-    add_common(parser, _report)
-    table_options.add_to(parser)
+    _add_runs(parser).add_argument(
+        "--select",
+        choices=METHOD_NAMES,
+        metavar="METHOD",
+        help="choose runs and checkpoints by this selection method: "
+        f"{', '.join(METHOD_NAMES)} (default: the first method declared by the sweep, or the first "
+        "for which there are jobs)",
+    )
+    _add_tables(parser)
+    _add_against(parser)
+
     parser.add_argument(
         "-o",
         "--output",
@@ -78,9 +102,45 @@ def _add_report(commands: Any) -> None:
     )
 
 
-def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None:
-    """Add the arguments of ``collect``, ``top`` and ``report``."""
-    parser.set_defaults(run=run)
+def _add_top(commands: Any) -> None:
+    parser = commands.add_parser(
+        "top",
+        run=_run,
+        help="print the chosen run of each cell and trial: hyperparameters, step, folder",
+        description="Print the run that model selection chose for each cell and trial: the "
+        "hyperparameters that were drawn or set, the step of the checkpoint, and the job's folder.",
+    )
+    _add_select(_add_runs(parser))
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        default="",
+        help="print only jobs whose folder or description contains this text",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON with all hyperparameters, which you can pass to --hparams",
+    )
+
+
+def _add_diff(commands: Any) -> None:
+    parser = commands.add_parser(
+        "diff",
+        run=_run,
+        help="show the differences between two runs: settings, versions, data, prompts",
+        description="Show the differences between two runs in settings, versions, data editions "
+        "and prompts. The exit status is 0 if the runs are equal, 1 if they differ, and 2 for "
+        "wrong arguments.",
+    )
+    parser.set_defaults(status_of_errors=WRONG_ARGUMENTS)
+    parser.add_argument("first", metavar="A", help="folder of a job")
+    parser.add_argument("second", metavar="B", help="folder of the job to compare with A")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> Any:
+    """Add the folders and the runs to average; return the argument group of runs."""
     parser.add_argument(
         "folders",
         nargs="+",
@@ -98,6 +158,10 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
         help="average runs together even if they differ in these settings, separated by commas: "
         f"{', '.join(KINDS)}",
     )
+    return runs
+
+
+def _add_select(runs: Any) -> None:
     runs.add_argument(
         "--select",
         type=comma_separated(METHOD_NAMES),
@@ -105,101 +169,83 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
         metavar="METHOD,...",
         help="choose runs and checkpoints by these selection methods, separated by commas, with "
         f"tables for each: {', '.join(METHOD_NAMES)} (default: the methods declared by the sweep, "
-        "or all for which there are jobs); a report uses only the first",
+        "or all for which there are jobs)",
     )
 
 
-def _collect(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.results.collect import collect
-
-    _require_one_table(arguments)
-    files.require_output(arguments.output)
-
-    results = collect(
-        arguments.folders,
-        methods=arguments.select,
-        ignored=arguments.ignore,
-        by=arguments.by,
-        columns=arguments.columns or DEFAULT_COLUMNS,
-        error=arguments.error,
-        compare_published=bool(arguments.compare),
-        against=arguments.against,
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    tables = parser.add_argument_group("tables")
+    tables.add_argument(
+        "--columns",
+        type=comma_separated((*NAMES, _HELP)),
+        action=_Columns,
+        metavar="COLUMN,...",
+        help=f"columns of the tables, separated by commas, such as {ENVIRONMENTS},worst. "
+        f"'{EVALUATED}' stands for all columns that carft evaluate measures, and '{ALL}' for all "
+        f"others; --columns {_HELP} explains every column (default: {','.join(DEFAULT_COLUMNS)})",
     )
-    text = results.write(arguments.format)
-    with files.open_output(arguments.output) as out:
-        out.write(text)
-
-    if arguments.format == "csv":  # CSV cannot contain notes
-        print_errors(results.notes)
-    if arguments.format == "latex":
-        _print_omitted_methods(results)
-    print_errors([*describe_warnings(results.warnings), _summary_line(results.summary)])
-    return _strict_status(results.defects) if arguments.strict else 0
-
-
-def _require_one_table(arguments: argparse.Namespace) -> None:
-    """Raise CarftError if the output format cannot contain all requested tables."""
-    more_tables = table_options.more_tables(arguments)
-    if arguments.format == "csv" and len(more_tables) > 1:
-        raise CarftError(
-            f"--format csv holds one table, but {' and '.join(more_tables)} need a table each; "
-            f"use either {' or '.join(more_tables)}"
-        )
-
-    if arguments.format == "latex" and arguments.compare:
-        raise CarftError(
-            "--format latex holds one table of accuracies, and with --against of differences; "
-            "remove --compare"
-        )
-
-
-def _print_omitted_methods(results: Results) -> None:
-    """Print the selection method of the only table if there are several methods."""
-    shown, *omitted = results.collection.methods
-    if omitted:
-        print_errors(
-            [f"The table uses selection by {shown}; for another, pass --select {omitted[0]}."]
-        )
-
-
-def _summary_line(summary: Mapping[str, Any]) -> str:
-    """Return the number of records and jobs that were read, and of incomplete cells."""
-    line = f"{quantity(summary['records'], 'record')} of {quantity(summary['jobs'], 'job')}"
-    incomplete = summary["incomplete_cells"]
-    if incomplete:
-        line += f"; incomplete: {incomplete:,} of {quantity(summary['cells'], 'cell')} (see notes)"
-    return f"{line}."
-
-
-def _strict_status(defects: Mapping[str, int]) -> int:
-    """Print the defects for ``--strict``; return the exit status."""
-    if not defects:
-        return 0
-
-    listing = ", ".join(f"{kind} ({count:,})" for kind, count in defects.items())
-    print_errors([f"carft: --strict: {listing}"])
-    return INCOMPLETE
-
-
-def _report(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.report.page import write_report
-
-    report = write_report(
-        arguments.folders,
-        arguments.output,
-        methods=arguments.select,
-        ignored=arguments.ignore,
-        columns=arguments.columns or DEFAULT_COLUMNS,
-        error=arguments.error,
-        by=arguments.by,
-        against=arguments.against,
+    tables.add_argument(
+        "--error",
+        choices=tuple(ERROR_KINDS),
+        default=DOMAINBED.name,
+        help="uncertainty printed after the mean over trials: domainbed is the standard error with "
+        "divisor n, as DomainBed prints it; sample is the standard error with divisor n - 1; std "
+        "is the standard deviation over trials (default: domainbed)",
     )
-    print_errors(describe_warnings(report.warnings))
-    if not report.is_complete:
-        print_errors(["Some cells are incomplete; see the notes on the page."])
-    print(f"Report: {printable(str(report.index))}")
+    tables.add_argument(
+        "--by",
+        type=lambda text: text.split(","),
+        action="extend",
+        default=[],
+        metavar="HPARAM,...",
+        help="show one table with a row for each value of these hyperparameters, or for each "
+        "variant of the sweep (--by variant), instead of a table for each",
+    )
 
 
-def print_errors(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(printable(line), file=sys.stderr)
+def _add_against(parser: argparse.ArgumentParser) -> Any:
+    """Add ``--against``; return the argument group of comparisons."""
+    comparisons = parser.add_argument_group("comparisons")
+    comparisons.add_argument(
+        "--against",
+        metavar="ALGORITHM",
+        help="compare every other algorithm with this one: paired differences, confidence "
+        "intervals and p-values",
+    )
+    return comparisons
+
+
+class _Columns(argparse.Action):
+    """Collect the names of columns; ``--columns help`` prints all columns and exits."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if _HELP in values:
+            print("\n".join(_describe_columns()))
+            parser.exit()
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *values])
+
+
+def _describe_columns() -> list[str]:
+    """Return the names of all columns, each with its header and explanation."""
+    return [
+        f"Columns from the jobs' records ('{ALL}'):",
+        f"  {ENVIRONMENTS}",
+        f"{_INDENT}A column for each environment: the accuracy on it.",
+        *_describe(RECORD_COLUMNS),
+        "",
+        f"Columns measured by carft evaluate ('{EVALUATED}'):",
+        *_describe(EVALUATION_COLUMNS),
+    ]
+
+
+def _describe(columns: Iterable[Column]) -> Iterator[str]:
+    for column in columns:
+        yield f"  {column.name}"
+        text = textwrap.fill(column.explanation, width=WIDTH - len(_INDENT))
+        yield textwrap.indent(text, _INDENT)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.cli.table_options import comma_separated
+from domainbed_carft.cli.help_pages import comma_separated
 from domainbed_carft.errors import CarftError, is_out_of_memory
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.results.method_names import METHOD_NAMES
-from domainbed_carft.runs import BATCH_SIZE
+from domainbed_carft.runs import BATCH_SIZE, EXPORT_FORMATS
 
 PATH_HELP = "folder of a finished job, or a weights file in it"
 
@@ -160,8 +160,8 @@ def _add_soup(commands: Any) -> None:
 def _add_export(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
-        help="save a run as a CLIP model for clip and open_clip, with its class head and a model "
-        "card",
+        help="save a run as a CLIP model for clip, open_clip or transformers, with its class head "
+        "and a model card",
     )
     parser.set_defaults(run=functools.partial(_run, "export"))
 
@@ -177,7 +177,14 @@ def _add_export(commands: Any) -> None:
         required=True,
         help="weights file to write, such as NAME.pt. The class head (NAME.head.pt) and the model "
         "card (NAME.json, NAME.md) are written next to it. For a run that started from "
-        "open_clip:..., FILE is a folder to write",
+        "open_clip:..., and for transformers, FILE is a folder to write",
+    )
+    parser.add_argument(
+        "--format",
+        choices=EXPORT_FORMATS,
+        default="original",
+        help="original: the format of the CLIP model that the run started from, for clip or "
+        "open_clip (default); transformers: a folder for Hugging Face's CLIPModel",
     )
     parser.add_argument(
         "--half", action="store_true", help="write half precision, like OpenAI's weights"
@@ -211,7 +218,7 @@ def _add_original(parser: Any) -> None:
 def _add_loading(parser: argparse.ArgumentParser) -> None:
     loading = parser.add_argument_group("loading")
     loading.add_argument(
-        "--batch_size",
+        "--batch-size",
         type=at_least(1),
         default=BATCH_SIZE,
         metavar="N",
@@ -238,7 +245,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--data_dir",
-        help="folder that contains the dataset's folder, or the folder of your own dataset "
+        help="folder that contains the dataset's folder, or the folder or list of your own dataset "
         "(default: the folder in the run's records)",
     )
 
@@ -262,15 +269,15 @@ def _add_output_folder(parser: argparse.ArgumentParser) -> None:
 
 def _run(name: str, arguments: argparse.Namespace) -> int | None:
     """Run a command; raise CarftError with a hint if it runs out of memory."""
-    from domainbed_carft.cli import run_printing  # torch takes seconds to import
+    from domainbed_carft.cli import runs_output  # torch takes seconds to import
 
     try:
-        return run_printing.COMMANDS[name](arguments)
+        return runs_output.COMMANDS[name](arguments)
     except (RuntimeError, MemoryError) as error:
         if not (is_out_of_memory(error) and hasattr(arguments, "batch_size")):
             raise
         raise CarftError(
-            f"out of memory with --batch_size {arguments.batch_size}; choose a smaller one or "
+            f"out of memory with --batch-size {arguments.batch_size}; choose a smaller one or "
             "another --device"
         ) from error
 

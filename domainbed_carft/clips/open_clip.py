@@ -317,15 +317,8 @@ def save(folder: Path, state: Mapping[str, Tensor], architecture: str, tokenizer
 
     Raises OSError if the folder cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     (folder / CONFIG).write_text(json.dumps(json.loads(architecture), indent=2) + "\n")
-    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    try:
-        save_file(tensors, folder / WEIGHTS)
-    except SafetensorError as error:  # contains the operating system's message
-        raise OSError(str(error)) from error
+    weights.save_tensors(folder / WEIGHTS, state)
     if hasattr(tokenizer, "save_pretrained"):  # OpenAI's is in the package
         tokenizer.save_pretrained(folder)
 

@@ -141,7 +141,7 @@ def require_same_classes(classes: Mapping[str, Collection[str]]) -> None:
             f"only one of them has {quote_names(differing)}" if differing else "the order differs"
         )
         raise CarftError(
-            f"environments {first!r} and {environment!r} must have the same class folders; {fault}"
+            f"environments {first!r} and {environment!r} must have the same classes; {fault}"
         )
 
 

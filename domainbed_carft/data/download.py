@@ -155,7 +155,7 @@ def _require_expected(report: verify.DataReport, work: _WorkFolder, accept_diffe
         return
 
     sentences = report.problems or [*report.differences, *report.notes]
-    hint = "" if report.problems else ". To install the data anyway, pass --accept_different"
+    hint = "" if report.problems else ". To install the data anyway, pass --accept-different"
     raise CarftError(
         f"{report.name} was downloaded but is not as expected: {'; '.join(sentences)}. The data is "
         f"in {work.ready.parent}. To download an archive again, delete the file in {work.archives} "

@@ -58,17 +58,22 @@ def refuse_truncated_files() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = setting_before
 
 
-def read_image(reader: Callable[[Any], Any], path: str) -> Any:
-    """Call ``reader`` with an image's path; raise TransientError, with the path, if it fails."""
+def load_image(path: str) -> Image.Image:
+    """Decode an image to RGB, like `open_image`; raise TransientError if it cannot be read."""
     try:
-        return reader(path)
+        return open_image(path)
     except Exception as error:  # Pillow's decoders raise a dozen types
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise TransientError(
-            f"{path} cannot be read: {reason}. Expected an image that Pillow can open; restore the "
-            "file, or remove it (which changes the splits). `carft data verify --decode` lists "
-            "all such files"
-        ) from error
+        raise reading_error(path, error) from error
+
+
+def reading_error(path: str, error: Exception) -> TransientError:
+    """Return the error to raise, with the path, if an image cannot be read because of ``error``."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return TransientError(
+        f"{path} cannot be read: {reason}. Expected an image that Pillow can open; restore the "
+        "file, or remove it (which changes the splits). `carft data verify --decode` lists all "
+        "such files"
+    )
 
 
 class ImageDataset:
@@ -103,10 +108,8 @@ class ImageDataset:
         from PIL import Image
 
         source, label = self.samples[index]
-        if isinstance(source, np.ndarray):
-            image = Image.fromarray(source)
-        else:
-            image = read_image(open_image, source)
+        is_array = isinstance(source, np.ndarray)
+        image = Image.fromarray(source) if is_array else load_image(source)
         return self.transform(image) if self.transform else image, label
 
 

@@ -1,11 +1,14 @@
-"""Listing of a folder environment/class/image.
+"""Listing of a folder environment/class/image, or of a CSV file with a line for each image.
 
 Images are counted in the same way as by torchvision's ImageFolder: links are followed, nested
-folders belong to their class, and an image is a file with an image's extension.
+folders belong to their class, and an image is a file with an image's extension. A CSV file can list
+any files, in any folder.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import stat
 from collections.abc import Container, Sequence
@@ -15,10 +18,14 @@ from pathlib import Path
 
 from domainbed_carft.data.comparison import quote_names
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import read_regular
 from domainbed_carft.text import progress, quantity
 
 # A copy of torchvision.datasets.folder.IMG_EXTENSIONS, because to import torch takes seconds.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+# The required columns of a CSV file. The path is absolute or relative to the file.
+LIST_COLUMNS = ("path", "environment", "class")
 
 # Kinds of files that end a job or give it wrong images, with hints.
 FAULT_KINDS = {
@@ -31,7 +38,7 @@ FAULT_KINDS = {
 
 @dataclass(frozen=True)
 class Listing:
-    """The contents of a folder; all paths are relative to ``root``."""
+    """The contents of a folder or a list; paths are relative to ``root``, or absolute in a list."""
 
     root: Path
     counts: dict[str, dict[str, int]]  # environment -> class -> number of images; in label order
@@ -41,7 +48,7 @@ class Listing:
     def paths(self) -> dict[str, dict[str, list[str]]]:
         """Return the full paths of the images, by environment and class."""
         prefix = os.path.join(self.root, "")
-        paths = (prefix + image for image in self.images)
+        paths = (image if image[0] == os.sep else prefix + image for image in self.images)
         return {
             environment: {name: list(islice(paths, count)) for name, count in classes.items()}
             for environment, classes in self.counts.items()
@@ -58,7 +65,9 @@ class Listing:
 
 
 def list_environments(root: Path) -> Listing:
-    """List a folder environment/class/image; raise CarftError if it cannot be read."""
+    """List a folder environment/class/image or a CSV file; raise CarftError if it is invalid."""
+    if is_list(root):
+        return _list_file(root)
     counts: dict[str, dict[str, int]] = {}
     faults: dict[str, list[str]] = {kind: [] for kind in FAULT_KINDS}
     pairs = []
@@ -71,6 +80,91 @@ def list_environments(root: Path) -> Listing:
         else:
             pairs += [(environment, name) for name in class_names]
     return _list_images(Listing(root, counts, [], faults), pairs)
+
+
+def is_list(name: str | Path) -> bool:
+    """Return True if a dataset is a CSV file that lists its images, by its name."""
+    return str(name).endswith(".csv") and not os.path.isdir(name)
+
+
+def read_list(file: Path) -> dict[str, dict[str, dict[str, int]]]:
+    """Read a CSV file that lists a dataset's images, without looking at the images.
+
+    Returns:
+        Environment -> class -> path of an image -> line. Environments and classes are sorted.
+
+    Raises:
+        CarftError: if the file cannot be read, or one of its lines is invalid.
+    """
+    lines: dict[str, int] = {}
+    environments: dict[str, dict[str, dict[str, int]]] = {}
+    reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
+    try:
+        missing = [name for name in LIST_COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise CarftError(
+                f"{file}:1: missing {', '.join(missing)}; expected a first line with the columns "
+                f"{', '.join(LIST_COLUMNS)}"
+            )
+        for row in reader:
+            line = reader.line_num
+            path, environment, class_name = (row[name] for name in LIST_COLUMNS)
+            if not (path and environment and class_name) or None in row or "\0" in path:
+                values = [value for value in row.values() if value is not None]
+                raise CarftError(
+                    f"{file}:{line}: got {values!r:.200}, expected a value for each column: "
+                    f"{', '.join(reader.fieldnames or ())}"
+                )
+            path = os.path.normpath(path)
+            if lines.setdefault(path, line) != line:
+                raise CarftError(
+                    f"{file}:{line}: {path!r} is also in line {lines[path]}; list each image once"
+                )
+            environments.setdefault(environment, {}).setdefault(class_name, {})[path] = line
+    except csv.Error as error:
+        raise CarftError(f"{file}:{reader.line_num}: {error}; expected a CSV file") from error
+    if not environments:
+        raise CarftError(f"{file} lists no images; expected a line for each image")
+    return {name: dict(sorted(classes.items())) for name, classes in sorted(environments.items())}
+
+
+def _read_text(file: Path) -> str:
+    """Return the text of a UTF-8 file; raise CarftError if it cannot be read."""
+    try:
+        content = read_regular(file)
+        return content.decode("utf-8-sig")  # spreadsheets write a byte order mark
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise CarftError(f"{file}:{line}: {error.reason}; save the file as UTF-8") from error
+    except OSError as error:
+        raise CarftError(f"{file} cannot be read ({error.strerror})") from error
+
+
+def _list_file(file: Path) -> Listing:
+    """List the images of a CSV file; raise CarftError if it is invalid or an image is missing.
+
+    Images have the order of the same images in folders, for the same splits.
+    """
+    environments = read_list(file)
+    class_names = sorted({name for classes in environments.values() for name in classes})
+    listing = Listing(file.parent, {}, [], {kind: [] for kind in FAULT_KINDS})
+    missing = []
+    for environment, classes in environments.items():
+        listing.counts[environment] = {name: len(classes.get(name, ())) for name in class_names}
+        for lines in classes.values():
+            listing.images.extend(sorted(lines, key=lambda path: path.rpartition("/")))
+            for path, line in lines.items():
+                kind = _fault_kind(file.parent / path)
+                if kind == "link":
+                    missing.append(f"line {line}: {path}")
+                elif kind:
+                    listing.faults[kind].append(path)
+    if missing:
+        raise CarftError(
+            f"{file}: {quantity(len(missing), 'image')} not found; correct the paths, which are "
+            f"relative to the folder of the file: {quote_names(missing)}"
+        )
+    return listing
 
 
 def list_classes(root: Path, names: Container[str] | None = None) -> Listing:
@@ -138,7 +232,7 @@ def _add_images(listing: Listing, folder: str, ancestors: tuple[str, ...]) -> No
         _add_images(listing, f"{folder}/{name}", (*ancestors, real_path))
 
 
-def _fault_kind(entry: os.DirEntry[str]) -> str:
+def _fault_kind(entry: os.DirEntry[str] | Path) -> str:
     """Return one of FAULT_KINDS, or "" for a sound file."""
     try:
         status = entry.stat()

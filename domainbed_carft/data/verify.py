@@ -15,7 +15,7 @@ from domainbed_carft import process_variables, text
 from domainbed_carft.data import benchmarks, comparison, emoji
 from domainbed_carft.data.comparison import Counts, quote_names
 from domainbed_carft.data.image_files import DamagedImage, find_damaged_images
-from domainbed_carft.data.listing import Listing, list_environments
+from domainbed_carft.data.listing import Listing, is_list, list_environments
 from domainbed_carft.errors import CarftError
 
 # Rows of the printed table: a folder of classes can be mistaken for a folder of environments.
@@ -52,7 +52,7 @@ class DataReport:
     def error_text(self) -> str:
         """Message about broken data: the problems, and the command for details."""
         location = "" if str(self.root) == self.name else f" in {self.root}"
-        arguments = shlex.quote(str(self.root))
+        arguments = shlex.quote(self.name if is_list(self.name) else str(self.root))
         if benchmarks.is_known_name(self.name):
             arguments = f"{self.name} --data_dir {shlex.quote(str(self.root.parent))}"
         return (
@@ -128,11 +128,11 @@ def report_broken_data(report: DataReport | None, hparams: Any) -> Iterator[None
     is_refused_later = isinstance(hparams, dict) and "clip_backbone" in hparams
     if not is_refused_later and report.root not in _warned:
         _warned.add(report.root)
-        print(
-            f"domainbed-carft: Warning: {text.printable(report.error_text)}. The job continues, "
+        text.print_lines(
+            f"domainbed-carft: Warning: {report.error_text}. The job continues, "
             "but its results could be wrong; fix the data and rerun the job "
             f"({process_variables.DISABLE.name}=1 disables this check).",
-            file=sys.stderr,
+            stream=sys.stderr,
         )
 
     try:
@@ -144,10 +144,11 @@ def report_broken_data(report: DataReport | None, hparams: Any) -> Iterator[None
 
 
 def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> DataReport:
-    """Verify a benchmark below ``data_dir`` by its name, or any dataset by its folder's path.
+    """Verify a benchmark below ``data_dir`` by its name, or any dataset by its path.
 
     Args:
-        name_or_path: Name of a benchmark, or folder environment/class/image.
+        name_or_path: Name of a benchmark, folder environment/class/image, or CSV file that lists
+            images.
         data_dir: Folder of the datasets' folders.
         decode: Decode every image.
 
@@ -195,6 +196,8 @@ def verify_listing(name: str, listing: Listing, decode: bool = False) -> DataRep
         decoded=decode,
     )
 
+    if not decode:
+        return report
     reported = {path for paths in listing.faults.values() for path in paths}
     return add_decoding_faults(report, [p for p in listing.images if p not in reported])
 

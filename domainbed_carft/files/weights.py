@@ -7,11 +7,15 @@ import hashlib
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError, TransientError, is_out_of_memory
+from domainbed_carft.errors import CarftError, TransientError, get_module, is_out_of_memory
+
+if TYPE_CHECKING:
+    import torch
 
 CHUNK_BYTES = 1 << 20
 
@@ -79,6 +83,18 @@ def load_weights(path: Path | str) -> Any:
             "plain numbers, like the state dict of a float32 model"
         )
     return content
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file; OSError if that fails, CarftError without the library."""
+    save_file = get_module("safetensors.torch", "safetensors").save_file
+    from safetensors import SafetensorError
+
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, path, {"format": "pt"})  # required by transformers 4
+    except SafetensorError as error:  # contains the operating system's message
+        raise OSError(str(error)) from error
 
 
 def _unsafe_content(path: Path | str, error: Exception) -> CarftError:

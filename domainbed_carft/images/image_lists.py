@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import ImageFolder, VisionDataset
 
-from domainbed_carft.data import image_files
-from domainbed_carft.data.image_files import ImageDataset
+from domainbed_carft.data.image_files import ImageDataset, load_image
 from domainbed_carft.data.listing import IMAGE_EXTENSIONS
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.plan import ImagePlan
@@ -48,11 +47,6 @@ class ImageList(ImageDataset):
         super().__init__(samples, classes)
         self.root = root
         self.targets = samples.labels
-
-
-def load_image(path: str) -> Any:
-    """Decode an image; raise TransientError if it cannot be read."""
-    return image_files.read_image(image_files.open_image, path)
 
 
 class ListedFolder(ImageFolder):
@@ -88,22 +82,16 @@ class ListedFolder(ImageFolder):
                 f"{root} has classes without images; expected one sub-folder of images per class "
                 f"({fault})"
             )
-        self._listed_images = images
-        super().__init__(root, PlanTransform(plan) if plan else None, loader=loader)
-        del self._listed_images
-
-    def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
-        """Return the listed classes and their labels."""
-        classes = list(self._listed_images)
-        return classes, {name: label for label, name in enumerate(classes)}
-
-    def make_dataset(self, directory: Any, class_to_idx: Mapping[str, int], **_: Any) -> Any:
-        """Return the listed images with their labels."""
-        return [
-            (path, class_to_idx[name])
-            for name, paths in self._listed_images.items()
-            for path in paths
+        # ImageFolder's constructor would read the folders.
+        VisionDataset.__init__(self, root, transform=PlanTransform(plan) if plan else None)
+        self.loader = loader
+        self.extensions = IMAGE_EXTENSIONS
+        self.classes = list(images)
+        self.class_to_idx = {name: label for label, name in enumerate(images)}
+        self.samples = self.imgs = [
+            (path, label) for label, paths in enumerate(images.values()) for path in paths
         ]
+        self.targets = [label for _, label in self.samples]
 
 
 def get_file_plan(environment: Any) -> ImagePlan | None:

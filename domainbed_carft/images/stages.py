@@ -1,8 +1,8 @@
 """An image plan in two stages: per image in the loader, then per batch.
 
-Images remain in bytes until the batch is normalised. The first stage makes all random choices with
-torch's global generator, in the same order as torchvision's transforms, so that the choices are
-equal.
+Images remain in bytes until the batch is normalised. The first stage, `crop` and `draw_choices`,
+makes all random choices with torch's global generator, in the same order as torchvision's
+transforms, so that the choices are equal.
 """
 
 from __future__ import annotations
@@ -23,36 +23,16 @@ from domainbed_carft.images.augmentation import BatchOperations
 from domainbed_carft.images.plan import Augmentation, ImagePlan
 
 
-def first_stage(plan: ImagePlan, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Crop and resize an image, and draw the random choices for it.
+def crop(plan: ImagePlan, image: Tensor) -> Tensor:
+    """Crop, at random if the plan does, and resize an image.
 
     Args:
         plan: The image plan.
         image: Pixels (H, W, 3), uint8.
 
     Returns:
-        Pixels (S, S, 3), uint8, and the choices (10,), float32, in the columns of `augmentation`.
+        Pixels (S, S, 3), uint8.
     """
-    steps = plan.augmentation or Augmentation()
-    pixels = _crop_and_resize(plan, image)
-    flip = steps.flip_probability is not None and bool(torch.rand(1) < steps.flip_probability)
-
-    order = list(range(augmentation.N_OPERATIONS))
-    factors = list(augmentation.UNCHANGED)
-    if steps.jitter_ranges is not None:
-        drawn_order, *drawn_factors = transforms.ColorJitter.get_params(*steps.jitter_ranges)
-        order = drawn_order.tolist()
-        factors = [
-            neutral if factor is None else factor
-            for factor, neutral in zip(drawn_factors, augmentation.UNCHANGED)
-        ]
-
-    grey = steps.grey_probability is not None and bool(torch.rand(1) < steps.grey_probability)
-    return pixels, torch.tensor([flip, *order, *factors, grey], dtype=torch.float32)
-
-
-def _crop_and_resize(plan: ImagePlan, image: Tensor) -> Tensor:
-    """Crop, at random if the plan does, and resize an image (H, W, 3) to (S, S, 3)."""
     # torch resizes bytes fastest in four dimensions, with the channels innermost in memory.
     pixels = image.unsqueeze(0).permute(0, 3, 1, 2)
     square = [plan.size, plan.size]
@@ -72,8 +52,32 @@ def _crop_and_resize(plan: ImagePlan, image: Tensor) -> Tensor:
     return pixels[0].permute(1, 2, 0).contiguous()
 
 
+def draw_choices(plan: ImagePlan) -> Tensor:
+    """Draw the random choices for an image after its crop.
+
+    Returns:
+        The choices (10,), float32, in the columns of `augmentation`; without draws for a plan
+        without augmentation.
+    """
+    steps = plan.augmentation or Augmentation()
+    flip = steps.flip_probability is not None and bool(torch.rand(1) < steps.flip_probability)
+
+    order = list(range(augmentation.N_OPERATIONS))
+    factors = list(augmentation.UNCHANGED)
+    if steps.jitter_ranges is not None:
+        drawn_order, *drawn_factors = transforms.ColorJitter.get_params(*steps.jitter_ranges)
+        order = drawn_order.tolist()
+        factors = [
+            neutral if factor is None else factor
+            for factor, neutral in zip(drawn_factors, augmentation.UNCHANGED)
+        ]
+
+    grey = steps.grey_probability is not None and bool(torch.rand(1) < steps.grey_probability)
+    return torch.tensor([flip, *order, *factors, grey], dtype=torch.float32)
+
+
 def resize_by_pillow(plan: ImagePlan, image: Tensor) -> Tensor:
-    """Resize an image with Pillow, whose rounding differs from torch's in `first_stage`.
+    """Resize an image with Pillow, whose rounding differs from torch's in `crop`.
 
     Args:
         plan: A plan without augmentation.
@@ -103,7 +107,7 @@ def second_stage(
     Args:
         plan: The image plan.
         images: Pixels (N, S, S, 3), uint8, on any device.
-        choices: Random choices (N, 10) of `first_stage`, in host memory.
+        choices: Random choices (N, 10) of `draw_choices`, in host memory.
         out: Tensor of the result's shape that numba's loops write to: to allocate a large batch
             takes longer than the second stage.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,15 +29,24 @@ class ResolvedHparams:
 
     Attributes:
         values: All hyperparameters, in the order of the records.
-        changed: Those that differ from the defaults.
-        unread: Names set by the user that do not affect the algorithm.
+        defaults: Their defaults.
         problems: What is wrong with the values. If there are any, the job must not start.
+        unread: Names set by the user that do not affect the algorithm.
     """
 
     values: dict[str, Any]
-    changed: Mapping[str, Any]
+    defaults: Mapping[str, Any]
     problems: Sequence[HparamProblem]
     unread: Sequence[str] = ()
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The values that differ from the defaults."""
+        return {
+            name: value
+            for name, value in self.values.items()
+            if name not in self.defaults or self.defaults[name] != value
+        }
 
 
 def get_draw_seed(args: Mapping[str, Any]) -> int | None:
@@ -57,13 +66,8 @@ def resolve_from_registry(
     dataset: str,
     given: Mapping[str, Any],
     random_seed: int | None = None,
-    *,
-    own_defaults: Mapping[str, Any] = {},
-    own_draws: Mapping[str, Any] = {},
-    pins: Collection[str] = (),
-    registered_as: str = "",
 ) -> ResolvedHparams:
-    """Resolve the hyperparameters of an algorithm as DomainBed does.
+    """Resolve the hyperparameters of an algorithm that declares none, as DomainBed does.
 
     The problems are unknown names, and invalid values that train itself reads.
 
@@ -73,31 +77,50 @@ def resolve_from_registry(
         dataset: Name of the dataset.
         given: The values set by the user.
         random_seed: Seed of the registry's random draws; None for its defaults.
-        own_defaults: Defaults that the algorithm declares itself, which replace the registry's.
-        own_draws: Random draws of these hyperparameters; empty for the defaults.
-        pins: Names without a default that a user can set, and that messages do not list.
-        registered_as: Name of the algorithm in the registry, by default the same.
     """
-    registered_name = registered_as or algorithm
-    defaults = {**registry.default_hparams(registered_name, dataset), **own_defaults}
-    values = defaults
-    if random_seed is not None:
-        draws = registry.random_hparams(registered_name, dataset, random_seed)
-        values = {**draws, **own_defaults, **own_draws}
-    values = {**values, **given}
-    changed = {
-        name: value
-        for name, value in values.items()
-        if name not in defaults or defaults[name] != value
-    }
+    defaults, values = read_registry(registry, algorithm, dataset, random_seed)
+    problems = [
+        *find_invalid(given, READ_BY_TRAIN),
+        *find_unknown_names(registry, algorithm, given, defaults),
+    ]
+    return ResolvedHparams({**values, **given}, defaults, problems)
 
+
+def read_registry(
+    registry: Any, algorithm: str, dataset: str, random_seed: int | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the defaults of a host's registry, and its draws or, without a seed, the defaults."""
+    defaults = dict(registry.default_hparams(algorithm, dataset))
+    if random_seed is None:
+        return defaults, defaults
+    return defaults, dict(registry.random_hparams(algorithm, dataset, random_seed))
+
+
+def find_unknown_names(
+    registry: Any,
+    algorithm: str,
+    given: Mapping[str, Any],
+    defaults: Iterable[str],
+    pins: Collection[str] = (),
+) -> list[HparamProblem]:
+    """Return a problem for each name set by the user that the algorithm does not have.
+
+    Args:
+        registry: The host's `hparams_registry`, which can have names without a default.
+        algorithm: Name of the algorithm.
+        given: The values set by the user.
+        defaults: Names with a default.
+        pins: Names without a default that a user can set, and that messages do not list.
+    """
     valid_names = sorted({*defaults, *getattr(registry, "OPTIONAL_HPARAMS", ())})
-    problems = find_invalid(given, READ_BY_TRAIN)
-    for name, value in given.items():
-        if name not in valid_names and name not in pins:
-            message = unknown(f"hyperparameter of {algorithm}", name, valid_names)
-            problems.append(HparamProblem(name, value, message=message, valid_names=valid_names))
-    return ResolvedHparams(values, changed, problems)
+    kind = f"hyperparameter of {algorithm}"
+    return [
+        HparamProblem(
+            name, value, message=unknown(kind, name, valid_names), valid_names=valid_names
+        )
+        for name, value in given.items()
+        if name not in valid_names and name not in pins
+    ]
 
 
 def find_invalid(

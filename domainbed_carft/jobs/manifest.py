@@ -153,15 +153,21 @@ def read(output: Path) -> Sweep | None:
         ) from error
 
 
-def add(output: Path, sweep: Sweep) -> None:
-    """Add the jobs of a launch to the manifest, and replace its settings by the launch's."""
+def add(output: Path, sweep: Sweep, keeps_settings: bool = False) -> None:
+    """Add the jobs of a launch to the manifest, and replace its settings by the launch's.
+
+    With ``keeps_settings`` the manifest keeps its settings, as DomainBed's sweep has none.
+    """
     with _locked(output) as earlier:
         before = earlier or Sweep(())
         jobs = {job.folder: job for job in (*before.jobs, *sweep.jobs)}
         datasets = {**before.datasets, **sweep.datasets}
         algorithms = dict.fromkeys((*sweep.algorithms, *before.algorithms))
         merged = replace(
-            sweep, jobs=tuple(jobs.values()), datasets=datasets, algorithms=tuple(algorithms)
+            before if keeps_settings else sweep,
+            jobs=tuple(jobs.values()),
+            datasets=datasets,
+            algorithms=tuple(algorithms),
         )
         _write(output, merged)
 
@@ -240,7 +246,12 @@ def _locked(output: Path) -> Iterator[Sweep | None]:
 def _write(output: Path, sweep: Sweep) -> None:
     import orjson
 
-    jobs = [_job_entry(job, output) for job in sweep.jobs]
+    jobs: list[dict[str, Any]] = []
+    for job in sweep.jobs:
+        folder = os.path.relpath(job.folder, output)
+        jobs.append({"folder": folder, "variant": job.variant, "args": job.args})
+        if job.role != Role():
+            jobs[-1]["role"] = job.role
     content = {"version": VERSION, **vars(sweep), "jobs": jobs}
 
     try:
@@ -248,18 +259,6 @@ def _write(output: Path, sweep: Sweep) -> None:
     except TypeError as error:  # for example, a name that is not UTF-8
         raise CarftError(f"{output / NAME} could not be written: {error}") from error
     files.save_bytes(output / NAME, text + b"\n")
-
-
-def _job_entry(job: Job, output: Path) -> dict[str, Any]:
-    """Return the manifest entry of a job, without the default role."""
-    entry: dict[str, Any] = {
-        "folder": os.path.relpath(job.folder, output),
-        "variant": job.variant,
-        "args": job.args,
-    }
-    if job.role != Role():
-        entry["role"] = job.role
-    return entry
 
 
 def _parse_sweep(content: Any, output: Path) -> Sweep:

@@ -25,7 +25,7 @@ from domainbed_carft.jobs.facts import FOREIGN, NAMES, get_hparams_and_facts
 from domainbed_carft.jobs.folder import DONE, RECORDS
 from domainbed_carft.jobs.job import IDENTITY, Job
 from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, get_setting, read_printed_versions
-from domainbed_carft.text import limit_lines, printable, quantity
+from domainbed_carft.text import limit_lines, quantity
 
 NUMBERS = {float, int}
 NO_ACCURACIES = (
@@ -47,7 +47,7 @@ def describe_warnings(warnings: Iterable[RecordWarning]) -> list[str]:
     """Return one line per warning, grouped by kind, and limit the lines of each kind."""
     lines_by_kind: dict[str, list[str]] = {}
     for kind, path, text in warnings:
-        lines_by_kind.setdefault(kind, []).append(printable(f"{kind}: {path}: {text}"))
+        lines_by_kind.setdefault(kind, []).append(f"{kind}: {path}: {text}")
     return [line for lines in lines_by_kind.values() for line in limit_lines(lines)]
 
 

@@ -192,25 +192,10 @@ def _attempt(
         with tempfile.NamedTemporaryFile(prefix="carft-job-") as stderr:
             try:
                 status = children.run(words, all_variables, lock.descriptor, stderr.file)
-                last_words = ""
             except (OSError, ValueError) as error:  # ValueError: a null byte
-                status = CANNOT_START
-                last_words = str(error)
-
-            # A job killed while the launcher stops has not failed.
-            if children.stopped_by is not None and status == -signal.SIGKILL:
-                status = -signal.SIGTERM
-                last_words = "killed because it did not stop after the first signal"
-            if children.stopped_by == signal.SIGINT and status in (STOPPED, -signal.SIGTERM):
-                last_words = last_words or "stopped by Ctrl-C (SIGINT)"  # the job got SIGTERM
-            last_words = last_words or read_last_line(stderr.name)
-
-        if status == 0 and not folder.done:
-            last_words = "ended with status 0 but wrote no file 'done'"
-        elif status and not last_words:
-            last_words = _last_error(folder, started)
-        if status == 1 and _is_disk_full(folder.path, last_words):  # a checkout's train
-            status = job_folder.NO_SPACE
+                status, last_words = CANNOT_START, str(error)
+            else:
+                status, last_words = _explain_end(folder, status, stderr.name, started, children)
     finally:
         attempt = Attempt(
             started=started,
@@ -223,6 +208,30 @@ def _attempt(
         )
         lock.require_held()
         folder.add_attempt(attempt)
+
+
+def _explain_end(
+    folder: JobFolder, status: int, stderr: str, started: float, children: Children
+) -> tuple[int, str]:
+    """Return the exit status of a job for its attempt, and its last words.
+
+    A job has not failed if it was killed while the launcher stopped, or if its disk was full.
+    """
+    last_words = ""
+    if children.stopped_by is not None and status == -signal.SIGKILL:
+        status = -signal.SIGTERM
+        last_words = "killed because it did not stop after the first signal"
+    if children.stopped_by == signal.SIGINT and status in (STOPPED, -signal.SIGTERM):
+        last_words = last_words or "stopped by Ctrl-C (SIGINT)"  # the job got SIGTERM
+    last_words = last_words or read_last_line(stderr)
+
+    if status == 0 and not folder.done:
+        last_words = "ended with status 0 but wrote no file 'done'"
+    elif status and not last_words:
+        last_words = _last_error(folder, started)
+    if status == 1 and _is_disk_full(folder.path, last_words):  # a checkout's train
+        status = job_folder.NO_SPACE
+    return status, last_words
 
 
 def _is_disk_full(folder: Path, last_words: str) -> bool:

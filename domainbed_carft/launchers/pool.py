@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
@@ -54,46 +55,24 @@ class Pool:
                 case no other job starts.
         """
         raise_for(self.problems())
-        waiting = deque(jobs)
         not_done: list[JobOutcome] = []
-        without_space: list[JobOutcome] = []
-        interruptions: Counter[Path] = Counter()
         fork_server = ForkServer(detached=True)
         children = Children(fork_server)
         slots = self.slots(len(jobs))
-
-        def work(slot: Mapping[str, str]) -> None:
-            while children.stopped_by is None and not without_space:
-                try:
-                    job = waiting.popleft()
-                except IndexError:  # no job is waiting
-                    return
-
-                outcome = attempt.run(job, {**slot, **job.variables}, children)
-                # A restart can be intended, but a job must not be restarted forever.
-                interruptions[job.folder] += outcome.result == "interrupted"
-                may_retry = outcome.result in ("again", "interrupted")
-                if may_retry and interruptions[job.folder] < MAX_ATTEMPTS:
-                    waiting.append(job)
-                elif outcome.result == "no space":
-                    without_space.append(outcome)
-                elif outcome.result != "done":
-                    not_done.append(outcome)
-
+        run_jobs = functools.partial(_run_jobs, deque(jobs), Counter(), not_done, children)
         workers = ThreadPoolExecutor(max_workers=len(slots))
         with fork_server, stop_on_signals(children, self.name), announce(self.name, jobs), workers:
-            for _ in workers.map(work, slots):
+            for _ in workers.map(run_jobs, slots):
                 pass
 
-        if without_space:
-            raise TransientError(
-                f"no space left on the disk of {without_space[0].folder}; this does not count as "
-                "an attempt. Free some space, then run the same command again"
-            )
-        for line in text.limit_lines(
-            [text.printable(f"{self.name}: {outcome}") for outcome in not_done]
-        ):
-            print(line, file=sys.stderr, flush=True)
+        for outcome in not_done:
+            if outcome.result == "no space":
+                raise TransientError(
+                    f"no space left on the disk of {outcome.folder}; this does not count as an "
+                    "attempt. Free some space, then run the same command again"
+                )
+        outcomes = [f"{self.name}: {outcome}" for outcome in not_done]
+        text.print_lines(*text.limit_lines(outcomes), stream=sys.stderr)
         return not_done
 
     def problems(self, sweeps: Iterable[Path] = ()) -> Iterator[str]:
@@ -135,3 +114,37 @@ class Pool:
             {"CUDA_VISIBLE_DEVICES": gpu_groups[slot % len(gpu_groups)], **variables}
             for slot in range(n_slots)
         ]
+
+
+def _run_jobs(
+    waiting: deque[Job],
+    interruptions: Counter[Path],
+    not_done: list[JobOutcome],
+    children: Children,
+    slot: Mapping[str, str],
+) -> None:
+    """Run waiting jobs one after another, and retry failed ones after all others.
+
+    All slots share the arguments before ``slot``.
+
+    Args:
+        waiting: The jobs that no slot has taken yet.
+        interruptions: The number of interrupted attempts by job folder.
+        not_done: Gets the outcomes of jobs that are not done and are not tried again.
+        children: The running processes of the launcher.
+        slot: The variables of this slot.
+    """
+    while children.stopped_by is None and all(end.result != "no space" for end in not_done):
+        try:
+            job = waiting.popleft()
+        except IndexError:  # no job is waiting
+            return
+
+        outcome = attempt.run(job, {**slot, **job.variables}, children)
+        # A restart can be intended, but a job must not be restarted forever.
+        interruptions[job.folder] += outcome.result == "interrupted"
+        may_retry = outcome.result in ("again", "interrupted")
+        if may_retry and interruptions[job.folder] < MAX_ATTEMPTS:
+            waiting.append(job)
+        elif outcome.result != "done":
+            not_done.append(outcome)

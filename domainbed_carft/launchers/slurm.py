@@ -129,7 +129,8 @@ def call(*command: str) -> str:
 
     # SLURM forgets ended jobs after a while.
     if done.returncode and "Invalid job id" not in done.stderr:
-        raise CarftError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
+        reason = " ".join(done.stderr.split()) or done.returncode
+        raise CarftError(f"{command[0]} failed: {reason}")
     return done.stdout
 
 
@@ -242,11 +243,9 @@ class Slurm:
         """
         launch = launch_file.begin("slurm", sweep, name)
         parameters = self.parameters(":".join(after))
-        parameters.pop("array_parallelism")
-        parameters["job_name"] = f"carft-{name}"
-        for parameter in ("gpus_per_node", "mem"):
+        parameters |= {"job_name": f"carft-{name}", "cpus_per_task": 1, "srun_args": []}
+        for parameter in ("array_parallelism", "gpus_per_node", "mem"):
             parameters.pop(parameter, None)
-        parameters |= {"cpus_per_task": 1, "srun_args": []}
 
         try:
             launch.write()

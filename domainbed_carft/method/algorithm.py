@@ -7,8 +7,7 @@ Formulas shared by several methods are in `objective`, penalties that any method
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,15 +19,10 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
-from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
-from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.jobs.algorithms import Style as Style
-from domainbed_carft.jobs.hparams import ResolvedHparams
 from domainbed_carft.method import (
     averages,
-    hparam_checks,
-    hparam_tables,
     job,
     objective,
     optim,
@@ -58,7 +52,6 @@ from domainbed_carft.text import printable
 
 # Prefixes of state dict names that prediction does not need.
 TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
-GIVE_STEPS = "pass steps=..., the number of updates that you will take"
 
 
 class CLIPAlgorithm(HostedAlgorithm):
@@ -69,7 +62,7 @@ class CLIPAlgorithm(HostedAlgorithm):
 
     A method declares the class attributes that differ from the defaults, and overrides hooks:
     `loss`, `build_for_training`, `build_for_prediction`, `after_step`, `prediction_weights`,
-    `trained_logits`, `single_process_reason`, `total_steps_problems` and `conflicts`.
+    `trained_logits`, `single_process_reason`, `total_steps_reasons` and `conflicts`.
 
     The state dict holds the weights used for prediction, the context weights and the prompts, but
     not the frozen original, so a saved run predicts without the CLIP checkpoint. If the weights
@@ -96,9 +89,6 @@ class CLIPAlgorithm(HostedAlgorithm):
         takes_penalties: True if `penalties` can be added to the loss and the drift is measured.
         uses_original: True if the loss uses ``batch.original``.
         is_constant: True if training never changes the predictions.
-        method_digest: SHA-256 of the user's file with the method, "" for this package's methods.
-        method_file: name of that file, "" for this package's methods.
-        method_declarations: style and hyperparameters of a user's method, for its records.
         process_group: processes that share each batch, None for a single process.
         hparams: the complete hyperparameters.
         facts: facts found about the job, as stored in the records.
@@ -128,9 +118,6 @@ class CLIPAlgorithm(HostedAlgorithm):
     trains_text = False
     takes_penalties = True
     uses_original = True
-    method_digest = ""
-    method_file = ""
-    method_declarations: ClassVar[Mapping[str, Any]] = {}
     is_constant = False
     process_group: Any = None
 
@@ -159,10 +146,10 @@ class CLIPAlgorithm(HostedAlgorithm):
         dataset_facts: DatasetFacts | None = None,
         **host_arguments: Any,
     ) -> None:
-        complete = hparam_tables.complete(type(self), hparams)
-        raise_for(hparam_checks.job_problems(type(self), input_shape, complete))
-        data = dataset_facts or UNKNOWN
-        facts = job.find_job_facts(complete, num_classes, data, self.has_kl(complete))
+        complete = resolution.complete(type(self), hparams)
+        problems = map(str, resolution.find_problems(type(self), complete))
+        raise_for([*problems, *job.shape_problems(input_shape)])
+        facts = job.find_job_facts(type(self), complete, num_classes, data=dataset_facts or UNKNOWN)
         print(*map(printable, facts.describe()), sep="\n")
 
         super().__init__(
@@ -172,20 +159,19 @@ class CLIPAlgorithm(HostedAlgorithm):
             hparams=complete,
             **host_arguments,
         )
-        self.facts: dict[str, Any] = dict(facts.as_record())
-        if self.method_digest:
-            self.facts["method_digest"] = self.method_digest
-            self.facts["method_file"] = self.method_file
-            self.facts["method_declarations"] = self.method_declarations
+        self.facts = {**facts.as_record(), **self.get_method_facts()}
         self.bf16 = facts.amp == "bf16"
-        normalisation = data.normalisation or IMAGENET
-        self.normalisation = normalisation
-        mean, std = normalisation
-        print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
+        self.normalisation = facts.normalisation
 
         # Building the modules must not advance the random generators used in training.
         with torch.random.fork_rng(devices=[]):
-            self._build(input_shape[-1], facts.prompts, normalisation)
+            self._build(input_shape[-1], facts.prompts, facts.normalisation)
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if trained:
+            penalty_groups = self.terms.parameter_groups(complete["lr"]) if self.terms else []
+            self.optimizer = optim.build_adamw(trained, penalty_groups, complete)
+            self.scheduler = optim.build_schedule(self.optimizer, complete)
+            self.predicting = averages.build(self._find_averaged_weights(trained), complete)
         self.train()
 
     def _build(self, pixels: int, prompts: Prompts, normalisation: Normalisation) -> None:
@@ -207,29 +193,10 @@ class CLIPAlgorithm(HostedAlgorithm):
             encoder, weights, clip_model.logit_scale, preprocessing, normalisation
         )
         self.build_for_training(clip_model, prompts, text_features)
-        self._build_optimizer()
         if self.trains_encoder:
             configure_blocks(self.encoder, self.original, self.hparams)
 
     # Hyperparameters
-
-    @classmethod
-    def resolve_hparams(
-        cls,
-        dataset: str,
-        given: Mapping[str, Any],
-        random_seed: int | None = None,
-        steps: int | None = None,
-    ) -> ResolvedHparams:
-        """Return the hyperparameters of a job in the harness (`resolution.resolve`).
-
-        Args:
-            dataset: name of the dataset.
-            given: the values set by the user.
-            random_seed: seed of random draws, None for the defaults.
-            steps: number of training steps, None for the dataset's default.
-        """
-        return resolution.resolve(cls, dataset, given, random_seed, steps)
 
     @classmethod
     def conflicts(cls, hparams: Mapping[str, Any]) -> dict[str, str]:
@@ -244,39 +211,17 @@ class CLIPAlgorithm(HostedAlgorithm):
         return {}
 
     @classmethod
-    def total_steps_problems(cls, hparams: Mapping[str, Any]) -> list[str]:
-        """Return the problems of training without a given ``total_steps``.
+    def total_steps_reasons(cls, hparams: Mapping[str, Any]) -> list[str]:
+        """Return why this method cannot be trained without a given ``total_steps``.
 
         Args:
             hparams: complete hyperparameters.
 
         Returns:
-            One sentence for each schedule or average that depends on the last step.
+            One clause for each part of the method that depends on the last step, in addition to
+            the schedule and the average.
         """
-        trains = cls.trains_encoder or cls.trains_head or cls.trains_text
-        problems = []
-        if trains and hparams["lr_schedule"] == "cosine":
-            problems.append(
-                "lr_schedule 'cosine' falls to 0 at the last step, which is not known; "
-                f"{GIVE_STEPS}, or set lr_schedule to 'constant'"
-            )
-        if trains and hparams["average"] == "beta":
-            problems.append(
-                "average 'beta' weights all steps up to the last one, which is not known; "
-                f"{GIVE_STEPS}, or set average to 'none', 'sma' or 'ema'"
-            )
-        return problems
-
-    @classmethod
-    def has_kl(cls, hparams: Mapping[str, Any]) -> bool:
-        """Return True if the loss compares distributions over contexts (at least two contexts)."""
-        return False
-
-    def recorded_facts(self) -> dict[str, Any]:
-        """Return the ``facts``, stored in records and weight files in addition to the hparams."""
-        return self.facts
-
-    image_format = staticmethod(job.find_preprocessing)
+        return []
 
     # Modules
 
@@ -337,6 +282,7 @@ class CLIPAlgorithm(HostedAlgorithm):
         """
         hparams = self.hparams
         self.steps_taken = 0
+        self.lp_steps = hparams.get("lp_steps", 0)
         # A distribution over a single context cannot drift.
         self.drift_every = hparams["drift_every"] if len(text_features) > 1 else 0
         if self.trains_encoder and self.takes_penalties:
@@ -355,21 +301,6 @@ class CLIPAlgorithm(HostedAlgorithm):
                 dropout=hparams["lora_dropout"],
             )
 
-    def _build_optimizer(self) -> None:
-        """Build AdamW over all trained parameters, its schedule, and the average that predicts."""
-        parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        if not parameters:
-            return
-        hparams = {**self.hparams, "lp_steps": self.lp_steps}
-        penalty_groups = self.terms.parameter_groups(hparams["lr"]) if self.terms else []
-        self.optimizer = optim.build_adamw(parameters, penalty_groups, hparams)
-        self.scheduler = optim.build_schedule(self.optimizer, hparams)
-        if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
-            average_class = (
-                averages.SWAD if hparams["average"] == "swad" else averages.PredictionWeights
-            )
-            self.predicting = average_class(self._find_averaged_weights(parameters), hparams)
-
     def _find_averaged_weights(
         self, trained: Mapping[str, nn.Parameter]
     ) -> dict[str, nn.Parameter]:
@@ -383,32 +314,6 @@ class CLIPAlgorithm(HostedAlgorithm):
         }
 
     # Prediction
-
-    def preprocess(self, image: Any) -> Tensor:
-        """Return a Pillow image as the tensor that `update` and `predict` expect.
-
-        The image is resized and cropped like the training images of the CLIP model, and normalised
-        like the dataset of the algorithm (without a dataset, by ImageNet's mean and standard
-        deviation, as in DomainBed). The algorithm itself converts this to CLIP's normalisation, so
-        do not normalise again. Nothing is random; augment before or after.
-
-        Args:
-            image: a Pillow image of any size and mode.
-
-        Returns:
-            Tensor (3, R, R), with R the resolution of the CLIP model.
-        """
-        preprocessing = self.input.preprocessing
-        mean, std = self.normalisation or self.input.data_normalisation()
-        plan = ImagePlan(
-            size=preprocessing.resolution,
-            resize=preprocessing.resize,
-            interpolation=preprocessing.interpolation,
-            mean=mean,
-            std=std,
-        )
-        tensor: Tensor = PlanTransform(plan)(image.convert("RGB"))
-        return tensor
 
     def predict(self, x: Tensor) -> Tensor:
         """Return class logits (N, K) of images (N, 3, H, W) with the dataset's normalisation."""
@@ -444,15 +349,12 @@ class CLIPAlgorithm(HostedAlgorithm):
         """Return class logits (N, K) of image features (N, D)."""
         return objective.class_logits(features, self.head.weight, self.head.bias, self.head_factor)
 
-    def context_logits(self, features: Tensor) -> Tensor:
-        """Return context logits (N, M) of image features (N, D)."""
-        return self.logits_over(features, self.context_weights)
-
-    def logits_over(self, features: Tensor, rows: Tensor) -> Tensor:
-        """Return logits (N, M) of image features (N, D) over text ``rows`` (M, D).
+    def context_logits(self, features: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return logits (N, M) of features (N, D) over the contexts, or over text ``rows`` (M, D).
 
         The scale is the hparam ``context_scale``: a number, or "logit_scale" for CLIP's.
         """
+        rows = self.context_weights if rows is None else rows
         setting = self.hparams["context_scale"]
         scale = self.logit_scale if isinstance(setting, str) else setting
         return objective.context_logits(features, rows, scale)
@@ -537,12 +439,13 @@ class CLIPAlgorithm(HostedAlgorithm):
 
     def _measure(self, x: Tensor, part: MicroBatch) -> dict[str, Tensor]:
         """Return the loss with penalties, and its parts, of a micro-batch of images ``x``."""
-        places = self.terms.places if self.terms else {}
         batch = Batch(
             images=self.input(x),
             part=part,
-            encode=functools.partial(encode, self.encoder, bf16=self.bf16, places=places),
-            encode_original=lambda images: self._get_original()(images, places),
+            encoder=self.encoder,
+            frozen=self.original,
+            bf16=self.bf16,
+            places=self.terms.places if self.terms else {},
         )
         measurements = self.loss(batch)
         if not self.terms:
@@ -552,18 +455,7 @@ class CLIPAlgorithm(HostedAlgorithm):
             self.drift_every > 0 and self.steps_taken % self.drift_every == 0
         ):
             measurements = self._add_drift(measurements, batch)
-        if self.terms.active:
-            original = self._get_original()
-            measurements = self.terms.add_to(measurements, batch, self.encoder, original)
-        return measurements
-
-    def _get_original(self) -> FrozenOriginal:
-        if self.original is None:
-            raise CarftError(
-                f"the loss of {type(self).__name__} uses batch.original, which was not built; set "
-                "uses_original = True in the class"
-            )
-        return self.original
+        return self.terms.add_to(measurements, batch)
 
     @torch.no_grad()
     def _add_drift(self, measurements: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -606,51 +498,3 @@ class CLIPAlgorithm(HostedAlgorithm):
         if self.lora and self.lora.has_dropout():
             return "lora_dropout is not 0, and each process would draw it separately"
         return ""
-
-    @property
-    def uses_validation_loss(self) -> bool:  # type: ignore[override]
-        """True if `at_checkpoint` needs the validation loss: SWAD ends a segment there."""
-        return isinstance(self.predicting, averages.SWAD)
-
-    def at_checkpoint(self, validation_loss: float) -> None:
-        """Pass the validation loss of the trained weights, in nats, to SWAD."""
-        if isinstance(self.predicting, averages.SWAD):
-            self.predicting.at_checkpoint(validation_loss)
-
-    # Module interface, and the parts that hosts use
-
-    def train(self, mode: bool = True) -> CLIPAlgorithm:
-        """Set the train mode; batch norm (OpenAI's ResNets) keeps CLIP's statistics.
-
-        With the statistics of a batch, the encoder would differ from the original before the first
-        step.
-        """
-        super().train(mode)
-        for module in self.encoder.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
-
-    def state_dict(  # type: ignore[override]
-        self, *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Return the module's state dict with the weights used for prediction.
-
-        An algorithm that loads it and continues training does not get the averaged weights back.
-        To predict with a saved state, use `runs.saved.open_run`.
-        """
-        state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        prefix = kwargs.get("prefix", "")
-        weights = self.prediction_weights()
-        state.update({prefix + name: tensor for name, tensor in weights.items()})
-        return state
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
-        super()._apply(fn, recurse)
-        if self.original is not None:
-            self.original.apply(fn)
-        if self.optimizer is not None:
-            optim.fuse(self.optimizer)
-        if self.predicting is not None:
-            self.predicting.apply(fn)
-        return self

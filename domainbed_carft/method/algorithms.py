@@ -8,7 +8,7 @@ from typing import Any
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS, SHIPPED
 from domainbed_carft.jobs.own_methods import find_files
-from domainbed_carft.method import hparam_tables, hparams, own_methods
+from domainbed_carft.method import hparams, own_methods, resolution
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 
@@ -28,14 +28,14 @@ def __getattr__(name: str) -> type[CLIPAlgorithm]:
 
 def recorded_hparams(algorithm: str) -> dict[str, Hparam]:
     """Return by name all hyperparameters in the records of an algorithm."""
-    return hparam_tables.get_recorded_hparams(CLASSES[algorithm])
+    return resolution.get_recorded_hparams(CLASSES[algorithm])
 
 
 def _add_other_methods() -> None:
     """Add the hyperparameters of this package's methods to those that other methods record."""
     for name in ALGORITHMS:
-        for hparam in hparam_tables.get_hparams(CLASSES[name]).values():
-            hparam_tables.OTHER_METHODS.setdefault(hparam.name, hparam.for_other_methods())
+        for hparam in resolution.get_hparams(CLASSES[name]).values():
+            resolution.OTHER_METHODS.setdefault(hparam.name, hparam.for_other_methods())
 
 
 def hparam_values(

@@ -114,7 +114,7 @@ def averaging_weight(step: int, hparams: Mapping[str, Any]) -> float:
     """
     kind = hparams["average"]
     if kind == "sma":
-        lp_steps = hparams["lp_steps"]
+        lp_steps = hparams.get("lp_steps", 0)
         start = max(hparams["average_start"], lp_steps + 1 if lp_steps else 0)
         return 1 / max(1, step - start + 1)
     if kind == "ema":
@@ -349,7 +349,7 @@ class SWAD(PredictionWeights):
 
     def __init__(self, trained: Mapping[str, nn.Parameter], hparams: Mapping[str, Any]) -> None:
         super().__init__(trained, {**hparams, "average": "none"})
-        self._lp_steps = hparams["lp_steps"]
+        self._lp_steps = hparams.get("lp_steps", 0)
         self._segment = Mean()
         self._valley = LossValley(
             converge=hparams["swad_converge"],
@@ -401,3 +401,14 @@ class SWAD(PredictionWeights):
     def _move_to_device(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights, each on the device of the trained parameter with its name."""
         return {name: tensor.to(self._trained[name].device) for name, tensor in weights.items()}
+
+
+def build(
+    trained: Mapping[str, nn.Parameter], hparams: Mapping[str, Any]
+) -> PredictionWeights | None:
+    """Return the average or interpolation of these hparams; None if the trained weights predict."""
+    if hparams["average"] == "swad":
+        return SWAD(trained, hparams)
+    if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
+        return PredictionWeights(trained, hparams)
+    return None

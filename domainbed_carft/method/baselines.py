@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.method import lora, penalties
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.batch import MicroBatch, all_reduce_gradients
@@ -24,6 +25,7 @@ from domainbed_carft.method.hparams import (
     positive,
     weight_decay,
 )
+from domainbed_carft.method.prompts import Prompts
 
 
 class CLIPFineTune(CLIPAlgorithm):
@@ -90,9 +92,11 @@ class CLIPLPFT(CLIPFineTune):
         ),
     )
 
-    def _build_optimizer(self) -> None:
-        self.lp_steps = self.hparams["lp_steps"]
-        super()._build_optimizer()
+    def build_for_training(
+        self, clip_model: Backbone, prompts: Prompts, text_features: Tensor
+    ) -> None:
+        """Also build the optimizer of the first phase."""
+        super().build_for_training(clip_model, prompts, text_features)
         if self.lp_steps:
             # Adam's steps are independent of a weight's scale: a folded head needs larger steps.
             rate = self.hparams["lp_lr"] * float(self.logit_scale / self.head_factor)

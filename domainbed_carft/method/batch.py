@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.encoders import Encoding
+from domainbed_carft.method.encoders import Encoding, FrozenOriginal, Places, encode
 
 DROPOUT_RATES = ("p", "prob", "drop_prob")  # attributes in torch, open_clip and timm
 
@@ -74,24 +74,38 @@ class Batch:
     Attributes:
         images: (n, 3, R, R), preprocessed for CLIP.
         part: the micro-batch of these images.
-        encode: encodes images with the trained encoder.
-        encode_original: encodes images with the original encoder.
+        encoder: the trained encoder.
+        frozen: the original encoder, None if it was not built.
+        bf16: True to compute in bfloat16.
+        places: name -> function that returns the modules whose outputs are recorded.
     """
 
     images: Tensor
     part: MicroBatch
-    encode: Callable[[Tensor], Encoding]
-    encode_original: Callable[[Tensor], Encoding]
+    encoder: nn.Module
+    frozen: FrozenOriginal | None
+    bf16: bool
+    places: Mapping[str, Places]
 
     @functools.cached_property
     def tuned(self) -> Encoding:
         """Features (n, D) and activations of the trained encoder."""
-        return self.encode(self.images)
+        return encode(self.encoder, self.images, self.bf16, self.places)
 
     @functools.cached_property
     def original(self) -> Encoding:
         """Features (n, D) and activations of the original encoder, without gradients."""
-        return self.encode_original(self.images)
+        return self.original_encoder(self.images, self.places)
+
+    @property
+    def original_encoder(self) -> FrozenOriginal:
+        """The original encoder. Raises CarftError if it was not built."""
+        if self.frozen is None:
+            raise CarftError(
+                "the loss uses batch.original, which was not built; set uses_original = True in "
+                "the class of the method"
+            )
+        return self.frozen
 
     @property
     def labels(self) -> Tensor:

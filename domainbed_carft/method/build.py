@@ -12,7 +12,7 @@ from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.images.dataset_facts import DatasetFacts
 from domainbed_carft.images.protocols import UPSTREAM_SIZE
 from domainbed_carft.jobs import facts
-from domainbed_carft.method import hparam_tables
+from domainbed_carft.method import resolution
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.algorithms import CLASSES, recorded_hparams
 from domainbed_carft.method.job import find_preprocessing
@@ -75,9 +75,9 @@ def build(
     values = {**hparams, "class_names": [*class_names]}
     if steps is not None:
         values["total_steps"] = steps
-    complete = hparam_tables.complete(algorithm_class, values)
+    complete = resolution.complete(algorithm_class, values)
     if "total_steps" not in values:
-        raise_for(algorithm_class.total_steps_problems(complete))
+        raise_for(_find_steps_problems(algorithm_class, complete))
 
     preprocessing = find_preprocessing(complete)
     # Without preprocessing, the constructor raises the error.
@@ -86,6 +86,25 @@ def build(
         return algorithm_class(
             (3, size, size), len(class_names), num_domains, complete, dataset_facts=dataset_facts
         )
+
+
+def _find_steps_problems(algorithm: type[CLIPAlgorithm], hparams: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each part of the training that depends on its last step."""
+    give_steps = "which is not known; pass steps=..., the number of updates that you will take"
+    problems = [f"{reason}, {give_steps}" for reason in algorithm.total_steps_reasons(hparams)]
+    if not (algorithm.trains_encoder or algorithm.trains_head or algorithm.trains_text):
+        return problems
+    if hparams["lr_schedule"] == "cosine":
+        problems.append(
+            f"lr_schedule 'cosine' falls to 0 at the last step, {give_steps}, or set lr_schedule "
+            "to 'constant'"
+        )
+    if hparams["average"] == "beta":
+        problems.append(
+            f"average 'beta' weights all steps up to the last one, {give_steps}, or set average "
+            "to 'none', 'sma' or 'ema'"
+        )
+    return problems
 
 
 def _class_name_problems(class_names: Any) -> list[str]:

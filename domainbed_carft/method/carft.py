@@ -6,8 +6,7 @@ available.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,8 +60,3 @@ class CARFT(CLIPAlgorithm):
         """Return the weight of the KL term in the current step."""
         weight: float = self.hparams["kl_weight"]
         return weight
-
-    @classmethod
-    def has_kl(cls, hparams: Mapping[str, Any]) -> bool:
-        """Return True if the weight of the KL term is not 0."""
-        return bool(hparams["kl_weight"] > 0)

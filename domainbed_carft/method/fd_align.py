@@ -45,8 +45,8 @@ class FDAlign(CARFT):
     def kl(self, batch: Batch) -> Tensor:
         """Return the KL between the distributions over the centres."""
         return context_kl(
-            self.logits_over(batch.original.features, self.centres),
-            self.logits_over(batch.tuned.features, self.centres),
+            self.context_logits(batch.original.features, self.centres),
+            self.context_logits(batch.tuned.features, self.centres),
             self.hparams["kl_direction"],
         )
 

@@ -19,7 +19,7 @@ from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.machine.devices import copy_to_device
 from domainbed_carft.method import text_encoder
-from domainbed_carft.method.algorithm import GIVE_STEPS, CLIPAlgorithm
+from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.batch import Batch
 from domainbed_carft.method.encoders import encode
 from domainbed_carft.method.hparams import (
@@ -269,15 +269,11 @@ class CaRot(FLYP):
         return {**measurements, "loss": loss}
 
     @classmethod
-    def total_steps_problems(cls, hparams: Mapping[str, Any]) -> list[str]:
-        """Return the problems without ``total_steps``, including the teacher's momentum."""
-        problems = super().total_steps_problems(hparams)
-        if hparams["carot_distillation"]:
-            problems.append(
-                "the momentum of CaRot's teacher depends on the number of steps, which is not "
-                f"known; {GIVE_STEPS}"
-            )
-        return problems
+    def total_steps_reasons(cls, hparams: Mapping[str, Any]) -> list[str]:
+        """Return the reason for ``total_steps`` if there is a teacher."""
+        if not hparams["carot_distillation"]:
+            return []
+        return ["the momentum of CaRot's teacher depends on the number of steps"]
 
     def after_step(self) -> None:
         """Update the teacher every ``carot_interval`` steps."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,10 @@ from domainbed_carft.clips.backbone import ClipFacts
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.images.dataset_facts import DatasetFacts
-from domainbed_carft.images.preprocessing import Preprocessing
+from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
 from domainbed_carft.images.protocols import PROTOCOLS
 from domainbed_carft.machine import devices
-from domainbed_carft.method import prompts
+from domainbed_carft.method import prompts, resolution
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.method.prompts import Prompts
 
@@ -43,6 +43,11 @@ class JobFacts:
     amp: str  # "bf16" or "off"
     preprocessing: str  # the images that datasets provide, such as "224 bicubic shortest"
 
+    @property
+    def normalisation(self) -> Normalisation:
+        """Mean and std of the dataset's images, by default DomainBed's."""
+        return self.data.normalisation or IMAGENET
+
     def as_record(self) -> dict[str, str]:
         """Return the facts by their names in the records, `jobs.facts.NAMES`."""
         return {
@@ -59,6 +64,7 @@ class JobFacts:
         """Return the lines that a job prints."""
         contexts = self.prompts.contexts
         report = self.data.report
+        mean, std = self.normalisation
         return [
             f"Data: {benchmarks.edition_label(self.data.edition) or 'not checked'}",
             *(
@@ -68,27 +74,39 @@ class JobFacts:
             f"CLIP protocol: {self.data.protocol} ({PROTOCOLS[self.data.protocol]})",
             f"CLIP classes: {', '.join(self.prompts.classes)}",
             f"CLIP contexts: {len(contexts)}, such as {contexts[0]!r}",
+            f"CLIP input: undoes mean {list(mean)}, std {list(std)}",
         ]
 
 
+def shape_problems(input_shape: Sequence[int]) -> list[str]:
+    """Return a problem unless images are RGB, of shape (3, height, width)."""
+    if len(input_shape) == 3 and input_shape[0] == 3:
+        return []
+
+    shape = tuple(input_shape)
+    expected = "(3, height, width): CLIP reads RGB"
+    return [f"the dataset has images of shape {shape}, expected {expected}"]
+
+
 def find_job_facts(
-    hparams: Mapping[str, Any], num_classes: int, data: DatasetFacts, has_kl: bool
+    algorithm: Any, hparams: Mapping[str, Any], num_classes: int, data: DatasetFacts
 ) -> JobFacts:
     """Return the facts of a job with complete ``hparams``, which are not changed.
 
     Args:
+        algorithm: class of the algorithm.
         hparams: complete hyperparameters.
         num_classes: number of classes of the dataset.
         data: facts of the dataset.
-        has_kl: True if the loss has the KL term.
 
     Returns:
         The facts.
 
     Raises:
         CarftError: if the data is broken or does not follow the hparams, if the prompts are invalid
-            (`prompts.build_prompts`), if the CLIP model cannot be found or has another SHA-256, if
-            this machine does not support the precision, or if a fact differs from its pinned value.
+            (`prompts.find_class_names`, `prompts.find_contexts`), if the CLIP model cannot be found
+            or has another SHA-256, if this machine does not support the precision, or if a fact
+            differs from its pinned value.
     """
     _require_fitting_data(hparams, data)
     name = hparams["clip_backbone"]
@@ -97,9 +115,13 @@ def find_job_facts(
     else:
         clip = backbone.find_clip_facts(name, backbone.find_preprocessing(name))
 
+    min_contexts = resolution.get_min_contexts(algorithm, hparams)
     facts = JobFacts(
         data=data,
-        prompts=prompts.build_prompts(hparams, num_classes, data, has_kl),
+        prompts=Prompts(
+            classes=prompts.find_class_names(hparams, num_classes, data),
+            contexts=prompts.find_contexts(hparams, data, min_contexts),
+        ),
         clip=clip,
         amp=resolve_amp(hparams["amp"]),
         preprocessing=hparams.get("preprocessing") or clip.preprocessing.hparam_value,

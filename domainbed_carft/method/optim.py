@@ -76,7 +76,7 @@ def build_schedule(
     A linear warm-up, then by ``lr_schedule`` a cosine to 0 at ``total_steps``, or a constant.
     """
     warmup_steps = hparams["warmup_steps"]
-    total_steps = hparams["total_steps"] - hparams["lp_steps"]
+    total_steps = hparams["total_steps"] - hparams.get("lp_steps", 0)
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -21,8 +21,8 @@ from domainbed_carft.images.dataset_facts import takes_dataset_facts
 from domainbed_carft.jobs.algorithms import Style
 from domainbed_carft.jobs.own_methods import MethodFile
 from domainbed_carft.method.algorithm import CLIPAlgorithm
-from domainbed_carft.method.hparam_tables import get_hparams
 from domainbed_carft.method.hparams import Conditions, Hparam
+from domainbed_carft.method.resolution import get_hparams
 
 # A dataset for each kind of default.
 _EXAMPLE_DATASETS = ("EmojiStyles", "PACS")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method.batch import Batch
-from domainbed_carft.method.encoders import FrozenOriginal, Places, encode, get_encoder_blocks
+from domainbed_carft.method.encoders import Places, encode, get_encoder_blocks
 from domainbed_carft.method.hparams import Hparam, choice, nonnegative, power_of_ten
 from domainbed_carft.method.text_encoder import RandomTexts
 
@@ -63,13 +63,11 @@ class Penalty:
     def __init__(self, hparams: Mapping[str, Any], clip_model: Backbone) -> None:
         """Store the parts of ``hparams`` and ``clip_model`` that the penalty needs."""
 
-    def measure(self, batch: Batch, encoder: nn.Module, original: FrozenOriginal) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the penalty of a micro-batch.
 
         Args:
-            batch: the micro-batch.
-            encoder: the trained encoder.
-            original: the frozen original encoder.
+            batch: the micro-batch, with both encoders.
 
         Returns:
             A scalar, unweighted.
@@ -98,10 +96,10 @@ class L2SPPenalty(Penalty):
         source="omegafragger/ldifs_code, args.py",
     )
 
-    def measure(self, batch: Batch, encoder: nn.Module, original: FrozenOriginal) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the distance, which does not depend on the images."""
-        pairs = zip(encoder.parameters(), original.encoder.parameters(), strict=True)
-        return weight_distance(pairs)
+        originals = batch.original_encoder.encoder.parameters()
+        return weight_distance(zip(batch.encoder.parameters(), originals, strict=True))
 
 
 def feature_distance(features: Tensor, features_0: Tensor) -> Tensor:
@@ -127,7 +125,7 @@ class FeatureDistillationPenalty(Penalty):
         meaning="the weight of the squared distance of image features",
     )
 
-    def measure(self, batch: Batch, encoder: nn.Module, original: FrozenOriginal) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the mean distance of a micro-batch."""
         return feature_distance(batch.tuned.features, batch.original.features)
 
@@ -206,7 +204,7 @@ class LDIFSPenalty(Penalty):
         super().__init__(hparams, clip_model)
         self.axis: str = hparams["ldifs_axis"]
 
-    def measure(self, batch: Batch, encoder: nn.Module, original: FrozenOriginal) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the distance of a micro-batch."""
         return ldifs(
             batch.tuned.activations[self.name], batch.original.activations[self.name], self.axis
@@ -247,7 +245,7 @@ class LipsumPenalty(Penalty):
         self.random_texts = RandomTexts(clip_model)
         self.logit_scale = torch.tensor(clip_model.logit_scale)
 
-    def measure(self, batch: Batch, encoder: nn.Module, original: FrozenOriginal) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the penalty of a micro-batch; all micro-batches of a step use the same texts."""
         draw = functools.partial(self.random_texts, LIPSUM_TEXTS, LIPSUM_LENGTH)
         texts = batch.draw_once("texts", draw)
@@ -315,7 +313,7 @@ class MIROPenalty(Penalty):
         )
         self.trained = self.variances
 
-    def measure(self, batch: Batch, encoder: nn.Module, original: FrozenOriginal) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the penalty of a micro-batch."""
         return variational(
             batch.tuned.activations[self.name],
@@ -377,17 +375,11 @@ class Penalties(nn.Module):
             if penalty.trained is not None
         ]
 
-    def add_to(
-        self,
-        measurements: Mapping[str, Tensor],
-        batch: Batch,
-        encoder: nn.Module,
-        original: FrozenOriginal,
-    ) -> dict[str, Tensor]:
+    def add_to(self, measurements: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return the measurements with the weighted penalties in ``loss``, and each unweighted."""
         total = dict(measurements)
         for penalty in self.active:
-            value = penalty.measure(batch, encoder, original)
+            value = penalty.measure(batch)
             total["loss"] = total["loss"] + self.weights[penalty.name] * value
             total[f"loss_{penalty.name}"] = value
         return total

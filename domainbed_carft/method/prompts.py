@@ -77,18 +77,6 @@ class Prompts:
         return as_json(self.contexts, self.classes)
 
 
-def build_prompts(
-    hparams: Mapping[str, Any], num_classes: int, facts: DatasetFacts, has_kl: bool
-) -> Prompts:
-    """Return the prompts of a run on a dataset with these ``facts``.
-
-    ``has_kl`` is True if the loss has the KL term, which needs two contexts. Raises CarftError as
-    `find_class_names` and `find_contexts`.
-    """
-    names = find_class_names(hparams, num_classes, facts)
-    return Prompts(find_contexts(hparams, facts, 2 if has_kl else 1), names)
-
-
 def parse_contexts(spec: str | Sequence[str], minimum: int = 2) -> list[str]:
     """Return the context templates of ``spec``.
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from domainbed_carft.clips.backbone import Backbone
 from domainbed_carft.machine.devices import copy_to_device
-from domainbed_carft.method.algorithm import GIVE_STEPS
 from domainbed_carft.method.batch import Batch
 from domainbed_carft.method.carft import CARFT
 from domainbed_carft.method.hparams import choice, nonnegative, power_of_ten
@@ -65,8 +64,8 @@ class StarFT(CARFT):
         )
         rows = self.caption_features[copy_to_device(contexts, captions.device), captions]
 
-        original_logits = self.logits_over(batch.original.features, rows)
-        tuned_logits = self.logits_over(batch.tuned.features, rows)
+        original_logits = self.context_logits(batch.original.features, rows)
+        tuned_logits = self.context_logits(batch.tuned.features, rows)
         if self.hparams["starft_rows"] == "other-captions":
             original_logits = mask_own_class(original_logits, batch.labels, captions)
             tuned_logits = mask_own_class(tuned_logits, batch.labels, captions)
@@ -78,15 +77,11 @@ class StarFT(CARFT):
         return remaining * super().kl_weight()
 
     @classmethod
-    def total_steps_problems(cls, hparams: Mapping[str, Any]) -> list[str]:
-        """Return the problems without ``total_steps``, including the weight of the KL."""
-        problems = super().total_steps_problems(hparams)
-        if hparams["kl_weight"]:
-            problems.append(
-                "the weight of StarFT's KL falls to 0 at the last step, which is not known; "
-                f"{GIVE_STEPS}"
-            )
-        return problems
+    def total_steps_reasons(cls, hparams: Mapping[str, Any]) -> list[str]:
+        """Return the reason for ``total_steps`` if the KL term has a weight."""
+        if not hparams["kl_weight"]:
+            return []
+        return ["the weight of StarFT's KL falls to 0 at the last step"]
 
     def single_process_reason(self) -> str:
         """Return the reason why several processes cannot share a batch."""

@@ -127,10 +127,14 @@ def job_problems(
         input_shape: Channels, height and width of the images.
         hparams: The complete hyperparameters.
     """
-    from domainbed_carft.method import hparam_checks
+    from domainbed_carft.method import job, resolution
 
-    problems = hparam_checks.job_problems(algorithm, input_shape, hparams)
-    return [*find_unknown_names(hparams, algorithm.__name__), *problems, *_host_problems(hparams)]
+    return [
+        *find_unknown_names(hparams, algorithm.__name__),
+        *map(str, resolution.find_problems(algorithm, hparams)),
+        *job.shape_problems(input_shape),
+        *_host_problems(hparams),
+    ]
 
 
 def add_missing_hparams(values: Mapping[str, Any], algorithm: str) -> dict[str, Any]:

@@ -28,12 +28,6 @@ class Recipe:
     job: Job  # the job with the largest batch, which the preflight tries
     jobs: Sequence[Job]
 
-    @property
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Distinct (variant, dataset, algorithm) of the jobs: the rows of the table of costs."""
-        keys = [(job.variant, job.key.dataset, job.key.algorithm) for job in self.jobs]
-        return [*dict.fromkeys(keys)]
-
 
 def group_into_recipes(jobs: Sequence[Job], datasets: Mapping[str, Dataset]) -> list[Recipe]:
     """Group the jobs of a sweep into recipes, in the order of the jobs."""

@@ -22,6 +22,7 @@ import torch
 from domainbed_carft import machine, process_variables
 from domainbed_carft.clips import backbone, openai
 from domainbed_carft.errors import CarftError, is_out_of_memory
+from domainbed_carft.jobs.cost import Cost
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.launchers import pool
@@ -31,7 +32,7 @@ from domainbed_carft.preflight.recipes import Recipe, get_clip, group_into_recip
 from domainbed_carft.sweep import costs, host, preflight_file
 from domainbed_carft.sweep.data_checks import DataCheck
 from domainbed_carft.sweep.launch import LaunchPlan
-from domainbed_carft.sweep.preflight_file import ImageCost, Preflight, PreflightRow
+from domainbed_carft.sweep.preflight_file import Preflight, PreflightRow
 from domainbed_carft.text import quantity
 from domainbed_carft.version import __version__
 
@@ -74,7 +75,7 @@ def run_preflight(plan: LaunchPlan, report: Callable[[PreflightRow], None]) -> P
         device=devices.gpu_facts().name if on_gpu else machine.get_cpu_name(),
         hours=run.hours,
         rows=run.rows,
-        costs=run.job_costs,
+        costs=run.get_costs(),
     )
 
 
@@ -88,7 +89,7 @@ class _Run:
     report: Callable[[PreflightRow], None]
     rows: list[PreflightRow] = field(default_factory=list)
     loading: dict[str, float] = field(default_factory=dict)  # dataset -> its loaders' images/s
-    job_costs: list[ImageCost] = field(default_factory=list)
+    cost_by_job: dict[Path, Cost] = field(default_factory=dict)  # of measured jobs, by folder
     hours: float | None = None  # of all jobs, if all were measured
 
     def __post_init__(self) -> None:
@@ -192,29 +193,48 @@ class _Run:
         self.add(PreflightRow(ONE_STEP, recipe.label, "pass", finding))
 
         reference_loading = self.loading[recipe.job.key.dataset]
-        for variant, dataset, algorithm in recipe.rows:
+        skips = bool(self.plan.skips_training_in_splits)
+        for job in recipe.jobs:
+            dataset = job.key.dataset
             loading = self.loading.get(dataset, reference_loading)
-            cost = ImageCost(
-                variant=variant,
-                dataset=dataset,
-                algorithm=algorithm,
-                training_seconds=measures.training_seconds(reference_loading, loading),
-                evaluation_seconds=measures.evaluation_seconds(loading),
+            counts = costs.estimate_job_cost(job, self.datasets[dataset], skips)
+            training_seconds = measures.training_seconds(reference_loading, loading)
+            evaluation_seconds = measures.evaluation_seconds(loading)
+            self.cost_by_job[job.folder] = replace(
+                counts,
+                training_hours=training_seconds * counts.trained / 3600,
+                evaluation_hours=evaluation_seconds * counts.evaluated / 3600,
                 memory_gb=measures.peak_memory / 1e9,
             )
-            self.job_costs.append(cost)
 
     def add_hours(self) -> None:
         """Add the rows of the hours of each dataset's jobs and of the sweep."""
-        skips = bool(self.plan.skips_training_in_splits)
-        all_hours = estimate_hours(self.jobs, self.job_costs, self.datasets, skips)
+        unmeasured = Cost(training_hours=math.nan)
+        all_hours = []
         hours_by_name: dict[str, list[float]] = {}
-        for job, hours in zip(self.jobs, all_hours):
-            hours_by_name.setdefault(f"on {job.key.dataset}", []).append(hours)
+        for job in self.jobs:
+            cost = self.cost_by_job.get(job.folder, unmeasured)
+            all_hours.append((cost.training_hours or 0.0) + (cost.evaluation_hours or 0.0))
+            hours_by_name.setdefault(f"on {job.key.dataset}", []).append(all_hours[-1])
         for name, hours_of_jobs in {**hours_by_name, "of the sweep": all_hours}.items():
             self.add(hours_row(name, hours_of_jobs))
         if math.isfinite(math.fsum(all_hours)):
             self.hours = math.fsum(all_hours)
+
+    def get_costs(self) -> dict[str, dict[str, dict[str, Cost]]]:
+        """Return the costs of the measured jobs by variant, dataset and algorithm."""
+        costs_by_row: dict[costs.CostRow, list[Cost]] = {}
+        for job in self.jobs:
+            cost = self.cost_by_job.get(job.folder)
+            if cost and math.isfinite(cost.evaluated):
+                row = (job.variant, job.key.dataset, job.key.algorithm)
+                costs_by_row.setdefault(row, []).append(cost)
+
+        nested: dict[str, dict[str, dict[str, Cost]]] = {}
+        for (variant, dataset, algorithm), row_costs in costs_by_row.items():
+            by_dataset = nested.setdefault(variant, {})
+            by_dataset.setdefault(dataset, {})[algorithm] = costs.add(row_costs)
+        return nested
 
     def prepare(self, job: Job, targets: Sequence[int] | None = None) -> Trainer:
         return steps.prepare(job, job.variables, self.folder, targets)
@@ -247,29 +267,6 @@ def weights_row(clip: str) -> PreflightRow:
     )
     finding = f"SHA-256 {digest}, {comparison}"
     return PreflightRow(WEIGHTS_AND_DATA, f"CLIP {clip}", "pass", finding)
-
-
-def estimate_hours(
-    jobs: Sequence[Job],
-    measured: Sequence[ImageCost],
-    datasets: dict[str, Dataset],
-    skips_training_in_splits: bool,
-) -> list[float]:
-    """Return the hours of each job with its evaluations, or nan if its cost was not measured.
-
-    With ``skips_training_in_splits``, evaluations skip the training environments' in-splits.
-    """
-    cost_by_row = {(cost.variant, cost.dataset, cost.algorithm): cost for cost in measured}
-    hours = []
-    for job in jobs:
-        cost_per_image = cost_by_row.get((job.variant, job.key.dataset, job.key.algorithm))
-        seconds = math.nan
-        if cost_per_image:
-            cost = costs.estimate_job_cost(job, datasets[job.key.dataset], skips_training_in_splits)
-            training = cost_per_image.training_seconds * cost.trained
-            seconds = training + cost_per_image.evaluation_seconds * cost.evaluated
-        hours.append(seconds / 3600)
-    return hours
 
 
 def hours_row(name: str, hours: Sequence[float]) -> PreflightRow:

@@ -20,7 +20,7 @@ from domainbed_carft.jobs.job import Job
 from domainbed_carft.machine import devices
 
 if TYPE_CHECKING:
-    from domainbed.lib.job_batches import JobBatches
+    from domainbed.lib.fast_data_loader import JobBatches
     from domainbed.lib.training import Trainer
 
 SECONDS = 3.0  # duration of each measurement on a GPU
@@ -117,26 +117,27 @@ def measure_loading(trainer: Trainer) -> float:
 
 def measure_steps(trainer: Trainer) -> StepMeasures:
     """Measure steps of a job with its batch size, model and precision."""
-    from domainbed.lib.step_meters import step
+    from domainbed.lib.step_meters import find_step
 
     algorithm: Any = trainer.algorithm
     if hasattr(algorithm, "lp_steps"):  # the second phase of LP-FT costs more
         algorithm.steps_taken = algorithm.lp_steps
     images_per_step = _images_per_step(trainer)
+    step = find_step(algorithm)
 
     with loaded_batches(trainer) as batches:
         batch = batches.step_batches()
         reset_peak_memory()
-        loss = float(step(algorithm, batch).get("loss", 0.0))
-        step(algorithm, batch)  # the first step allocates the optimizer's moments
+        loss = float(step(batch).get("loss", 0.0))
+        step(batch)  # the first step allocates the optimizer's moments
         peak = peak_memory()
         with_loading = _speed(
-            lambda: step(algorithm, batches.step_batches()), images_per_step, _read_ahead(trainer)
+            lambda: step(batches.step_batches()), images_per_step, _read_ahead(trainer)
         )
 
     images = torch.cat([images for images, _ in batch])
     with quiet():
-        steps = _speed(lambda: step(algorithm, batch), images_per_step)
+        steps = _speed(lambda: step(batch), images_per_step)
         algorithm.eval()
         with torch.no_grad():
             predictions = _speed(lambda: algorithm.predict(images), images_per_step)

@@ -104,6 +104,6 @@ def list_sweeps(folders: Iterable[Path]) -> list[tuple[str, str]]:
             if any(job.args.get("data_dir") not in _NO_DATA_FOLDERS for job in jobs):
                 words += ["--data_dir", "DATA"]
             if launched and launched.skip_training_in_splits is False:
-                words.append("--training_in_splits")
+                words.append("--training-in-splits")
             declared.append((" ".join(words), text))
     return declared

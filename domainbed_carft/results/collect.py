@@ -203,7 +203,7 @@ class Results:
         return [entry.as_dict() for entries in self.comparisons or () for entry in entries]
 
     @property
-    def records_for_csv(self) -> list[dict[str, Any]]:
+    def csv_rows(self) -> list[dict[str, Any]]:
         """The rows for CSV: of the requested comparison, otherwise of the tables' cells."""
         if self.comparisons_against:
             return [*map(dataclasses.asdict, self.comparisons_against)]
@@ -214,7 +214,7 @@ class Results:
                     "there is nothing to write as CSV; --format text lists all published numbers"
                 )
             return self._published_entries
-        return [record for table in self.tables for record in table.records()]
+        return [row for table in self.tables for row in table.as_rows()]
 
     def write(self, output_format: str) -> str:
         """Format the results in one of `formats.FORMATS`; raise CarftError for any other format."""
@@ -225,7 +225,7 @@ class Results:
         if output_format == "markdown":
             return formats.as_markdown(self.grids, self.all_captions)
         if output_format == "csv":
-            return formats.as_csv(self.records_for_csv)
+            return formats.as_csv(self.csv_rows)
         if output_format == "json":
             return formats.as_json(self.as_dict())
 
@@ -252,7 +252,7 @@ class Results:
         """
         import pandas as pd
 
-        frame = pd.DataFrame([record for table in self.tables for record in table.records()])
+        frame = pd.DataFrame([row for table in self.tables for row in table.as_rows()])
         numbers = {"mean": float, "standard_error": float, "n": int}
         return frame.astype(numbers) if len(frame) else frame
 
@@ -343,10 +343,14 @@ def collect(
 
     comparisons = None
     if compare_published:
-        comparisons = [
-            published.compare(group, group_tables)
-            for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
-        ]
+        comparisons = []
+        for group, group_tables in zip(collection.groups, tables_of_groups, strict=True):
+            further_methods = published.further_methods(group, collection.methods)
+            further_tables = build(
+                group, further_methods, column_names=columns, error=ERROR_KINDS[error]
+            )
+            comparisons.append(published.compare(group, group_tables, further_tables))
+
     comparisons_against: list[Comparison] = []
     if against:
         measures = [ACCURACY, IN_DOMAIN] if IN_DOMAIN in columns else [ACCURACY]

@@ -172,7 +172,11 @@ def gather(
     folders = as_paths(folders)
     runs, warnings = records.read(folders)
     if not runs:
-        raise _no_records_error(folders, warnings)
+        raise CarftError(
+            f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
+            "expected folders of jobs with results.jsonl",
+            details=records.describe_warnings(warnings),
+        )
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
     last_stage = job_roles.select_last_stage(runs, sweeps)
     own_methods = find_own_methods({run.algorithm: run.recorded for run in runs})
@@ -204,15 +208,6 @@ def gather(
         joint_rows=rows.rows,
         folders=folders,
         own_methods=own_methods,
-    )
-
-
-def _no_records_error(folders: Sequence[Path], warnings: Sequence[RecordWarning]) -> CarftError:
-    """Return the error for folders without runs, with the warnings about their files."""
-    listing = "".join(f"\n{line}" for line in records.describe_warnings(warnings))
-    return CarftError(
-        f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
-        f"expected folders of jobs with results.jsonl{listing}"
     )
 
 
@@ -254,7 +249,7 @@ def _choose_methods(
 
     declared = {name for sweep in sweeps for name in sweep.selection} | {selection.IN_DOMAIN}
     if not all(sweep.selection for sweep in sweeps):
-        declared |= {*selection.METHODS} - {selection.LEAVE_ONE_OUT}
+        declared |= {name for name, method in selection.METHODS.items() if method.is_default}
     if 2 in held_out_counts:  # such jobs are used only by leave-one-domain-out
         declared.add(selection.LEAVE_ONE_OUT)
     return [name for name in methods_with_jobs if name in declared]
@@ -400,8 +395,8 @@ def _distinct(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[Reco
     if problems:
         raise CarftError(
             f"{quantity(len(problems), 'job was', 'jobs were')} run twice under the same settings, "
-            "with different records; for each job keep only one of these folders:\n"
-            + "\n".join(problems)
+            "with different records; for each job keep only one of these folders:",
+            details=problems,
         )
     return distinct_runs, warnings
 

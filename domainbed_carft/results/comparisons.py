@@ -67,7 +67,7 @@ CAPTION = (
     "these intervals too narrow. Unit trial: used if one model covers all environments of a trial, "
     "because no environment was held out or several were held out together.",
     "All units have the same weight. In Avg all datasets have the same weight, so that over "
-    "several datasets the mean difference is not the difference of Avg. HeldError-out environments "
+    "several datasets the mean difference is not the difference of Avg. Held-out environments "
     "share training domains, so their differences are not independent, and their intervals are too "
     "narrow as well.",
 )

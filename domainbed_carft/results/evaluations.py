@@ -30,58 +30,29 @@ FORMAT: Literal[1] = 1  # of the files of rows and of metrics
 
 ECE_BINS = 15  # of equal width, for the expected calibration error
 
-Labels = npt.NDArray[np.uint16]
-Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
 
+# Predictions on images, a row for each. Probabilities: of the predicted class; of the label, as its
+# logarithm in nats; and the sum over all classes of the squared probability.
+PROBABILITIES = ("top", "log_true", "sum_of_squares")
+ROW = np.dtype([("label", "<u2"), ("predicted", "<u2"), *((name, "<f8") for name in PROBABILITIES)])
+# The class that the original CLIP model predicts, and the cosine of its image feature and its
+# zero-shot weight of the label, as in arXiv 2412.02856.
+ZERO_SHOT_ROW = np.dtype([("zero_shot", "<u2"), ("alignment", "<f4")])
+# A row of an evaluated run, also with the probabilities at the fitted temperature; 0 without one.
+SCALED = "scaled_"
+SCALED_PROBABILITIES = tuple(f"{SCALED}{name}" for name in PROBABILITIES)
+EVALUATED_ROW = np.dtype(
+    [*ROW.descr, *ZERO_SHOT_ROW.descr, *((name, "<f8") for name in SCALED_PROBABILITIES)]
+)
 
-@dataclass(frozen=True)
-class ImageRows:
-    """A row for each of N images.
+# Rows (N,) with the fields of one of these types.
+ImageRows = npt.NDArray[Any]
 
-    Attributes:
-        label: the true class, (N,).
-        predicted: the most likely class, (N,).
-        top: probability of the most likely class, (N,).
-        log_true: log-probability of the true class in nats, (N,).
-        sum_of_squares: sum over all classes of the squared probability, (N,).
-    """
 
-    label: Labels
-    predicted: Labels
-    top: Floats
-    log_true: Floats
-    sum_of_squares: Floats
-
-    @property
-    def is_correct(self) -> npt.NDArray[np.bool_]:
-        """True for each image that is predicted correctly, (N,)."""
-        return self.predicted == self.label
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[ImageRows]) -> ImageRows:
-        """Concatenate the rows of several parts; no rows without parts."""
-
-        def column(name: str, dtype: type) -> Any:
-            return np.concatenate([np.empty(0, dtype), *(getattr(part, name) for part in parts)])
-
-        return cls(
-            label=column("label", np.uint16),
-            predicted=column("predicted", np.uint16),
-            top=column("top", np.float64),
-            log_true=column("log_true", np.float64),
-            sum_of_squares=column("sum_of_squares", np.float64),
-        )
-
-    def slice(self, begin: int, end: int) -> ImageRows:
-        """Return the rows of the images from ``begin`` up to ``end``, exclusive."""
-        return ImageRows(
-            label=self.label[begin:end],
-            predicted=self.predicted[begin:end],
-            top=self.top[begin:end],
-            log_true=self.log_true[begin:end],
-            sum_of_squares=self.sum_of_squares[begin:end],
-        )
+def is_correct(rows: ImageRows) -> npt.NDArray[np.bool_]:
+    """Return True for each image that is predicted correctly, (N,)."""
+    return rows["predicted"] == rows["label"]
 
 
 @dataclass(frozen=True)
@@ -153,14 +124,14 @@ class Metrics:
 
 def measure(rows: ImageRows, classes: Sequence[str]) -> Metrics:
     """Compute the metrics of N > 0 images; ``classes`` has the names in label order."""
-    class_images = np.bincount(rows.label, minlength=len(classes))
-    class_correct = np.bincount(rows.label[rows.is_correct], minlength=len(classes))
+    class_images = np.bincount(rows["label"], minlength=len(classes))
+    class_correct = np.bincount(rows["label"][is_correct(rows)], minlength=len(classes))
     present = np.flatnonzero(class_images)
     accuracies = class_correct[present] / class_images[present]
     worst = int(present[accuracies.argmin()])
 
     return Metrics(
-        accuracy=float(rows.is_correct.mean()),
+        accuracy=float(is_correct(rows).mean()),
         mean_per_class=float(accuracies.mean()),
         worst_class=WorstClass(
             name=classes[worst],
@@ -174,21 +145,28 @@ def measure(rows: ImageRows, classes: Sequence[str]) -> Metrics:
     )
 
 
-def measure_calibration(rows: ImageRows) -> Calibration:
-    """Compute the calibration on N > 0 images."""
-    bins = np.ceil(rows.top * ECE_BINS).astype(np.int64) - 1
+def measure_calibration(rows: ImageRows, prefix: str = "") -> Calibration:
+    """Compute the calibration on N > 0 images.
+
+    Args:
+        rows: the rows.
+        prefix: SCALED for the probabilities at the fitted temperature.
+    """
+    # Copies, because numpy rounds exp of a field of the rows differently.
+    top, log_true, sum_of_squares = (rows[f"{prefix}{name}"].copy() for name in PROBABILITIES)
+    bins = np.ceil(top * ECE_BINS).astype(np.int64) - 1
     bins = np.clip(bins, 0, ECE_BINS - 1)
     reliability = ReliabilityBins(
         images=np.bincount(bins, minlength=ECE_BINS).tolist(),
-        correct=np.bincount(bins[rows.is_correct], minlength=ECE_BINS).tolist(),
-        confidence=np.bincount(bins, rows.top, minlength=ECE_BINS).tolist(),
+        correct=np.bincount(bins[is_correct(rows)], minlength=ECE_BINS).tolist(),
+        confidence=np.bincount(bins, top, minlength=ECE_BINS).tolist(),
     )
 
     # For each image the sum over classes of (p - [true class])^2.
-    squared_distance = rows.sum_of_squares - 2 * np.exp(rows.log_true) + 1
+    squared_distance = sum_of_squares - 2 * np.exp(log_true) + 1
     return Calibration(
         ece=expected_calibration_error(reliability),
-        nll=float(-rows.log_true.mean()),
+        nll=float(-log_true.mean()),
         brier=float(squared_distance.mean()),
         reliability=reliability,
     )
@@ -203,7 +181,7 @@ def expected_calibration_error(reliability: ReliabilityBins) -> float:
 
 def confusion_matrix(rows: ImageRows, num_classes: int) -> npt.NDArray[np.int64]:
     """Number of images by true class (row) and predicted class (column), (K, K)."""
-    cells = rows.label.astype(np.int64) * num_classes + rows.predicted
+    cells = rows["label"].astype(np.int64) * num_classes + rows["predicted"]
     counts = np.bincount(cells, minlength=num_classes * num_classes)
     return counts.reshape(num_classes, num_classes)
 
@@ -324,24 +302,6 @@ class EvaluationFacts:
 
 
 @dataclass(frozen=True)
-class EvaluatedRows:
-    """The rows of an evaluated run on N images, one split after the other.
-
-    Attributes:
-        raw: rows at temperature 1.
-        scaled: rows at the fitted temperature, or None without one.
-        zero_shot: class predicted by the original CLIP model, (N,).
-        alignment: cosine of the original CLIP's image feature and the zero-shot weight of the true
-            class, (N,), as in arXiv 2412.02856.
-    """
-
-    raw: ImageRows
-    scaled: ImageRows | None
-    zero_shot: Labels
-    alignment: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
 class SplitMetrics(Metrics):
     """Metrics of an evaluated run on one split.
 
@@ -394,67 +354,31 @@ class RunMetrics:
         return fmean(accuracies) if accuracies else None
 
 
-def measure_run(rows: EvaluatedRows, facts: EvaluationFacts) -> RunMetrics:
-    """Compute the metrics of all splits."""
-    metrics = []
-    begin = 0
-    for split in facts.splits:
-        end = begin + split.images
-        part = EvaluatedRows(
-            raw=rows.raw.slice(begin, end),
-            scaled=rows.scaled.slice(begin, end) if rows.scaled else None,
-            zero_shot=rows.zero_shot[begin:end],
-            alignment=rows.alignment[begin:end],
+def measure_run(rows: ImageRows, facts: EvaluationFacts) -> RunMetrics:
+    """Compute the metrics of all splits from rows with the fields of EVALUATED_ROW."""
+    temperature = facts.temperature
+    splits = []
+    ends = np.cumsum([split.images for split in facts.splits])
+    for split, part in zip(facts.splits, np.split(rows, ends[:-1])):
+        run_is_correct = is_correct(part)
+        zero_shot_is_correct = part["zero_shot"] == part["label"]
+        flips = Flips(
+            gained=int((run_is_correct & ~zero_shot_is_correct).sum()),
+            lost=int((~run_is_correct & zero_shot_is_correct).sum()),
+            both_right=int((run_is_correct & zero_shot_is_correct).sum()),
+            both_wrong=int((~run_is_correct & ~zero_shot_is_correct).sum()),
         )
-        metrics.append(_measure_split(part, split, facts))
-        begin = end
-    return RunMetrics(facts, metrics)
-
-
-def _measure_split(
-    rows: EvaluatedRows, split: EvaluatedSplit, facts: EvaluationFacts
-) -> SplitMetrics:
-    metrics = measure(rows.raw, facts.classes)
-    is_correct = rows.raw.is_correct
-    is_zero_shot_correct = rows.zero_shot == rows.raw.label
-    return SplitMetrics(
-        accuracy=metrics.accuracy,
-        mean_per_class=metrics.mean_per_class,
-        worst_class=metrics.worst_class,
-        calibration=metrics.calibration,
-        class_images=metrics.class_images,
-        class_correct=metrics.class_correct,
-        split=split,
-        zero_shot_accuracy=float(is_zero_shot_correct.mean()),
-        flips=Flips(
-            gained=int((is_correct & ~is_zero_shot_correct).sum()),
-            lost=int((~is_correct & is_zero_shot_correct).sum()),
-            both_right=int((is_correct & is_zero_shot_correct).sum()),
-            both_wrong=int((~is_correct & ~is_zero_shot_correct).sum()),
-        ),
-        scaled=measure_calibration(rows.scaled) if rows.scaled else None,
-        temperature=facts.temperature.value if facts.temperature else None,
-    )
-
-
-_LABEL = np.dtype("<u2")
-_PROBABILITY = np.dtype("<f8")
-# Columns of the file of rows
-_COLUMNS: dict[str, np.dtype[Any]] = {
-    "label": _LABEL,
-    "predicted": _LABEL,
-    "zero_shot": _LABEL,
-    "alignment": np.dtype("<f4"),
-    "top": _PROBABILITY,
-    "log_true": _PROBABILITY,
-    "sum_of_squares": _PROBABILITY,
-}
-# Further columns of runs with a fitted temperature
-_SCALED_COLUMNS: dict[str, np.dtype[Any]] = {
-    "scaled_top": _PROBABILITY,
-    "scaled_log_true": _PROBABILITY,
-    "scaled_sum_of_squares": _PROBABILITY,
-}
+        splits.append(
+            SplitMetrics(
+                **vars(measure(part, facts.classes)),
+                split=split,
+                zero_shot_accuracy=float(zero_shot_is_correct.mean()),
+                flips=flips,
+                scaled=measure_calibration(part, SCALED) if temperature else None,
+                temperature=temperature.value if temperature else None,
+            )
+        )
+    return RunMetrics(facts, splits)
 
 
 def rows_path(folder: Path, step: int) -> Path:
@@ -467,53 +391,26 @@ def metrics_path(folder: Path, step: int) -> Path:
     return folder / f"evaluation_step{step}.json"
 
 
-def save_rows(folder: Path, rows: EvaluatedRows, facts: EvaluationFacts) -> None:
+def save_rows(folder: Path, rows: ImageRows, facts: EvaluationFacts) -> None:
     """Write the file of rows atomically, or raise CarftError."""
-    columns: dict[str, npt.NDArray[Any]] = {
-        "label": rows.raw.label,
-        "predicted": rows.raw.predicted,
-        "zero_shot": rows.zero_shot,
-        "alignment": rows.alignment,
-        "top": rows.raw.top,
-        "log_true": rows.raw.log_true,
-        "sum_of_squares": rows.raw.sum_of_squares,
-    }
-    if rows.scaled:
-        columns["scaled_top"] = rows.scaled.top
-        columns["scaled_log_true"] = rows.scaled.log_true
-        columns["scaled_sum_of_squares"] = rows.scaled.sum_of_squares
-
-    dtypes = {**_COLUMNS, **_SCALED_COLUMNS}
-    typed = {name: column.astype(dtypes[name]) for name, column in columns.items()}
-    arrays.save_arrays(rows_path(folder, facts.step), typed, dataclasses.asdict(facts))
+    arrays.save_arrays(rows_path(folder, facts.step), {"rows": rows}, dataclasses.asdict(facts))
 
 
-def load_rows(folder: Path, step: int) -> tuple[EvaluatedRows, EvaluationFacts]:
-    """Load the rows and their facts; raise CarftError if the file is missing or damaged."""
+def load_rows(folder: Path, step: int) -> tuple[ImageRows, EvaluationFacts]:
+    """Load the rows and their facts; raise CarftError if the file is missing or damaged.
+
+    Returns:
+        The rows of all splits, one split after the other, with the fields of EVALUATED_ROW, and the
+        facts.
+    """
     path = rows_path(folder, step)
-    facts = _validate(EvaluationFacts, arrays.load_facts(path), path)
-    dtypes = {**_COLUMNS, **(_SCALED_COLUMNS if facts.temperature else {})}
-    _, columns = arrays.load_arrays(path, dtypes, "images")
-    largest_label = max(int(columns[name].max()) for name in ("label", "predicted", "zero_shot"))
+    content, columns = arrays.load_arrays(path, {"rows": EVALUATED_ROW}, "images")
+    facts = _validate(EvaluationFacts, content, path)
+    rows = columns["rows"]
+    largest_label = max(int(rows[name].max()) for name in ("label", "predicted", "zero_shot"))
     if largest_label >= len(facts.classes) or sum(s.images for s in facts.splits) != facts.images:
         raise _damaged(path, "rows")
-
-    raw = ImageRows(
-        label=columns["label"],
-        predicted=columns["predicted"],
-        top=columns["top"],
-        log_true=columns["log_true"],
-        sum_of_squares=columns["sum_of_squares"],
-    )
-    scaled = None
-    if facts.temperature:
-        scaled = dataclasses.replace(
-            raw,
-            top=columns["scaled_top"],
-            log_true=columns["scaled_log_true"],
-            sum_of_squares=columns["scaled_sum_of_squares"],
-        )
-    return EvaluatedRows(raw, scaled, columns["zero_shot"], columns["alignment"]), facts
+    return rows, facts
 
 
 def save_metrics(folder: Path, metrics: RunMetrics) -> None:

@@ -7,6 +7,7 @@ this cannot be checked.
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import Column
 from domainbed_carft.results.comparisons import LEVEL, student_interval, welch_interval
 from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.selection import CLIPOOD, candidates_by_target
 from domainbed_carft.results.tables import Table
 
 AVERAGE = "average"
@@ -222,11 +224,20 @@ def counterpart(run: RecordedRun) -> str | None:
     return _COUNTERPARTS.get(run.algorithm)
 
 
-def compare(group: Group, group_tables: Iterable[Table]) -> list[PublishedComparison]:
+def compare(
+    group: Group, group_tables: Sequence[Table], further_tables: Sequence[Table] = ()
+) -> list[PublishedComparison]:
     """Compare our averages over targets with the published ones.
 
-    ``group_tables`` are all tables of the group.
+    Args:
+        group: the runs.
+        group_tables: all tables of the group. If they contain the selection by which a number was
+            published, only this one is compared with it.
+        further_tables: tables of `further_methods`, only for numbers published by these methods.
     """
+    tables = [table for table in (*group_tables, *further_tables) if table.averages]
+    requested = {table.selection for table in group_tables}
+    selections = {table.selection for table in tables}
     published_by_place = {(entry.method, entry.dataset): entry for entry in read_accuracies()}
     datasets = dict.fromkeys(dataset for _, dataset in published_by_place if dataset != AVERAGE)
     runs_by_place: dict[tuple[str, str], list[RecordedRun]] = {}
@@ -235,8 +246,8 @@ def compare(group: Group, group_tables: Iterable[Table]) -> list[PublishedCompar
             runs_by_place.setdefault((run.row, dataset), []).append(run)
 
     comparisons = []
-    for table in group_tables:
-        for row, row_cells in table.rows.items() if table.averages else ():
+    for table in tables:
+        for row, row_cells in table.rows.items():
             cells = {column.of: row_cells[column] for column in table.accuracies}
             cells[AVERAGE] = _average_datasets(
                 table, [cells.get(name, Cell()) for name in datasets]
@@ -244,7 +255,13 @@ def compare(group: Group, group_tables: Iterable[Table]) -> list[PublishedCompar
             for dataset, cell in cells.items():
                 runs = runs_by_place.get((row, dataset), [])
                 published = published_by_place.get((_common_counterpart(runs), dataset))
-                if published and cell.mean is not None:
+                if not published or cell.mean is None:
+                    continue
+                if published.selection in selections:
+                    is_compared = table.selection == published.selection
+                else:
+                    is_compared = table.selection in requested
+                if is_compared:
                     comparison = PublishedComparison(
                         setting=table.setting,
                         selection=table.selection,
@@ -256,6 +273,17 @@ def compare(group: Group, group_tables: Iterable[Table]) -> list[PublishedCompar
                     )
                     comparisons.append(comparison)
     return comparisons
+
+
+def further_methods(group: Group, methods: Sequence[str]) -> list[str]:
+    """Return CLIPOOD unless it is among ``methods``, is not needed, or cannot select.
+
+    It is needed for rows whose numbers were published by CLIPood's protocol.
+    """
+    published_methods = {entry.method for entry in read_accuracies() if entry.selection == CLIPOOD}
+    is_needed = any(counterpart(run) in published_methods for run in group.runs)
+    has_choices = any(len(each.singles) > 1 for each in candidates_by_target(group.runs))
+    return [CLIPOOD] if is_needed and not has_choices and CLIPOOD not in methods else []
 
 
 def _reason_against(
@@ -376,17 +404,22 @@ def build_overview(methods: Sequence[str] = ()) -> Table:
     """Build the table of published accuracies: a row per method, a column per dataset."""
     accuracies = read_accuracies(methods)
     columns = [Column(name, name, "%") for name in dict.fromkeys(a.dataset for a in accuracies)]
-    facts = [
-        *((entry.method, f"selected on {entry.selection}") for entry in accuracies),
-        *((entry.method, f"error: {entry.error_kind}") for entry in accuracies if entry.error_kind),
-        *((entry.method, f"read in {entry.read_in}") for entry in accuracies),
-    ]
+    facts = {
+        entry.method: {
+            "Selected on": entry.selection,
+            "Error": entry.error_kind,
+            "Read in": entry.read_in,
+        }
+        for entry in reversed(accuracies)  # the first entry of a method describes all of them
+    }
     return Table(
         name=f"Published, CLIP {BACKBONE}",
         rows=make_rows(accuracies, columns),
         accuracies=columns,
         printed=columns,
-        notes=[*_list_methods(facts), *list_sources(accuracies)],
+        notes=list_sources(accuracies),
+        facts=facts,
+        printed_facts=("Selected on", "Error", "Read in"),
     )
 
 
@@ -405,14 +438,7 @@ def make_rows(
 
 def list_sources(accuracies: Iterable[PublishedAccuracy]) -> list[str]:
     """Return notes for a table: each source with its methods, then each remark with its methods."""
-    accuracies = list(accuracies)
-    sources = [(entry.method, entry.source) for entry in accuracies]
-    return _list_methods([*sources, *((entry.method, entry.note) for entry in accuracies)])
-
-
-def _list_methods(facts: Iterable[tuple[str, str]]) -> list[str]:
-    """Return a note for each text in the (method, text) pairs, with its methods."""
     methods: dict[str, dict[str, None]] = {}
-    for method, text in facts:
-        methods.setdefault(text, {})[method] = None
+    for name, entry in itertools.product(("source", "note"), accuracies):
+        methods.setdefault(getattr(entry, name), {})[entry.method] = None
     return [f"{'; '.join(names)}: {text}." for text, names in methods.items() if text]

@@ -47,7 +47,7 @@ def environment_labels(
     """Map each dataset to the labels of its environments, in the order of the tables.
 
     Labels are taken from the records, then the manifests (``listed``), then the known benchmarks,
-    if there are as many as recorded accuracies; otherwise they are env0, env1, ...
+    if they are distinct and as many as recorded accuracies; otherwise they are env0, env1, ...
     """
     recorded: dict[str, tuple[str, ...]] = {}
     counts: dict[str, int] = {}
@@ -71,7 +71,7 @@ def environment_labels(
         labels_by_dataset[name] = tuple(f"env{number}" for number in range(counts[name]))
         for source in (recorded, listed, benchmark_labels):
             names_in_source = source.get(name, ())
-            if len(names_in_source) == counts[name]:
+            if len(names_in_source) == len({*names_in_source}) == counts[name]:
                 labels_by_dataset[name] = tuple(names_in_source)
                 break
     return labels_by_dataset

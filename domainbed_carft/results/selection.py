@@ -2,7 +2,8 @@
 
 As in domainbed/model_selection.py at b93c22a, the reported accuracy is on the target's in-split,
 and among choices with equal validation accuracy the one with the highest hparams_seed counts.
-Members of a declared search are choices too, and the later one ranks higher.
+Members of a declared search are choices too, and the later one ranks higher. Selection by CLIPood's
+protocol, which other papers share, chooses nothing and reports on the target's out-split.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Choice
 from domainbed_carft.jobs.records import RecordedRun
+from domainbed_carft.results.method_names import CLIPOOD as CLIPOOD
 from domainbed_carft.results.method_names import IN_DOMAIN as IN_DOMAIN
 from domainbed_carft.results.method_names import LEAVE_ONE_OUT as LEAVE_ONE_OUT
 from domainbed_carft.results.method_names import ORACLE
@@ -114,12 +117,16 @@ class Method(NamedTuple):
     Attributes:
         title: DomainBed's name of the method.
         outcome: returns the outcome of one choice of hyperparameters, or None if there is none.
-        holds_out: whether its jobs hold environments out.
+        holds_out: True if its jobs hold environments out.
+        is_default: True if tables show it without a declaration or a request.
+        chooses: False if it expects a single choice of hyperparameters.
     """
 
     title: str
     outcome: Callable[[Candidates, Choice], Outcome | None] = lambda candidates, choice: None
     holds_out: bool = True
+    is_default: bool = True
+    chooses: bool = True
 
 
 def candidates_by_target(runs: Iterable[RecordedRun]) -> list[Candidates]:
@@ -144,7 +151,19 @@ def candidates_by_target(runs: Iterable[RecordedRun]) -> list[Candidates]:
 
 
 def rank_outcomes(candidates: Candidates, method: Method) -> list[Outcome]:
-    """Return the outcomes of all choices that have one, the best first."""
+    """Return the outcomes of all choices that have one, the best first.
+
+    Raises CarftError if there are several choices and the method does not choose.
+    """
+    if not method.chooses and len(candidates.singles) > 1:
+        choices = ", ".join(map(str, sorted(candidates.singles)))
+        raise CarftError(
+            f"{candidates.row} on {candidates.dataset} has {len(candidates.singles)} choices of "
+            f"hyperparameters in trial {candidates.trial} ({choices}), but selection by "
+            f"{method.title} needs exactly one; use --by to make each value a row, or select by "
+            f"{TRAINING_DOMAIN}"
+        )
+
     outcomes = []
     for choice in sorted(candidates.singles):
         outcome = method.outcome(candidates, choice)
@@ -246,6 +265,18 @@ def _oracle(candidates: Candidates, choice: Choice) -> Outcome | None:
     )
 
 
+def _clipood(candidates: Candidates, choice: Choice) -> Outcome | None:
+    """Accuracy on the target's out-split at the last step, as in thuml/CLIPood's main.py."""
+    run = candidates.singles[choice]
+    row = _last_row(run)
+    _, out_splits = accuracies(run)
+    accuracy = float(out_splits[row, candidates.target])
+    if np.isnan(accuracy):
+        return None
+    validation = float(in_domain_accuracies(run)[row])
+    return Outcome(choice, run.steps[row], validation, accuracy, [run])
+
+
 def _leave_one_domain_out(candidates: Candidates, choice: Choice) -> Outcome | None:
     run = candidates.singles[choice]
     pairs = candidates.pairs.get(choice, {})
@@ -336,7 +367,15 @@ def _trial_key(run: RecordedRun) -> tuple[str, str, int]:
 
 METHODS = {
     TRAINING_DOMAIN: Method("training-domain validation set", _training_domain),
-    LEAVE_ONE_OUT: Method("leave-one-domain-out cross-validation", _leave_one_domain_out),
+    LEAVE_ONE_OUT: Method(
+        "leave-one-domain-out cross-validation", _leave_one_domain_out, is_default=False
+    ),
     ORACLE: Method("test-domain validation set (oracle)", _oracle),
     IN_DOMAIN: Method("nothing held out, out-splits at the last step", holds_out=False),
+    CLIPOOD: Method(
+        "CLIPood's protocol (last step, the target's out-split)",
+        _clipood,
+        is_default=False,
+        chooses=False,
+    ),
 }

@@ -63,7 +63,8 @@ class Table:
         error: kind of the errors.
         notes: remarks below the table.
         row_runs: row -> the runs from which its cells were computed; only of datasets.
-        facts: row -> its further values in JSON; only of suites.
+        facts: row -> further values, by title or key; only of suites and published accuracies.
+        printed_facts: the facts that are printed before the cells.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Table:
     notes: Sequence[str] = ()
     row_runs: Mapping[str, RowRuns] = field(default_factory=dict)
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    printed_facts: Sequence[str] = ()
 
     @property
     def title(self) -> str:
@@ -159,7 +161,7 @@ class Table:
         note_numbers: dict[tuple[str, ...], int] = {}
         rows = []
         for row, cells in self.rows.items():
-            texts = [row]
+            texts = [row, *(str(self.facts[row][name]) for name in self.printed_facts)]
             for column in self.printed:
                 cell = cells[column]
                 if is_short or means_only:
@@ -174,7 +176,7 @@ class Table:
 
         notes = [f"[{number}] {'. '.join(missing)}." for missing, number in note_numbers.items()]
         notes += [*self.notes, *([_NOTE_ON_ONE_TRIAL] if is_short else [])]
-        header = ["Algorithm", *(column.title for column in self.printed)]
+        header = ["Algorithm", *self.printed_facts, *(column.title for column in self.printed)]
         return Grid(self.title, header, rows, notes)
 
     def choices_grid(self) -> Grid | None:
@@ -190,8 +192,8 @@ class Table:
         header = ["Algorithm", *(column.title for column in self.accuracies), "Of"]
         return Grid(self._title(f"{self.name}, chosen"), header, rows, notes=[])
 
-    def records(self) -> list[dict[str, Any]]:
-        """Return a record for each printed cell, for CSV and data frames."""
+    def as_rows(self) -> list[dict[str, Any]]:
+        """Return column -> value for each printed cell, for CSV and data frames."""
         return [
             {
                 "setting": self.setting,
@@ -355,13 +357,11 @@ def _collect_rows(
     environments = group.environments
     titles = benchmarks.dataset_titles(environments)
     jobs = gaps.get_candidates(method)
-    datasets_with_jobs = {job.dataset for job in jobs}
+    datasets = sorted({job.dataset for job in jobs}, key=list(environments).index)
     row_names = group.order_rows(job.row for job in jobs)
 
     rows_by_dataset: dict[str, dict[str, RowRuns]] = {}
-    for dataset, row in itertools.product(environments, row_names):
-        if dataset not in datasets_with_jobs:
-            continue
+    for dataset, row in itertools.product(datasets, row_names):
         row_selected = selected.get((dataset, row), [])
         accuracies = {}
         for target, environment in enumerate(environments[dataset]):

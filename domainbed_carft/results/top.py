@@ -74,10 +74,6 @@ class BestHparams:
     members: int
     row: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return an entry of the list that ``carft top --json`` prints."""
-        return dict(vars(self))
-
 
 @dataclass(frozen=True)
 class Top:

@@ -13,6 +13,9 @@ from domainbed_carft.lazy import import_attribute
 # Images per batch, equal to the harness's `train`: the last bits of a logit depend on the batch.
 BATCH_SIZE = 64
 
+# Formats of `carft export`.
+EXPORT_FORMATS = ("original", "transformers")
+
 # Exit status of a command that could not read some of the images.
 SOME_SKIPPED = 3
 

@@ -1,8 +1,8 @@
 """Export a run as a CLIP checkpoint that other libraries load, with class head and model card.
 
-The checkpoint is the original state dict with the fine-tuned image encoder, either in OpenAI's
-format or, for runs that started from open_clip, as a folder for open_clip's ``local-dir:``. Neither
-format has a place for a class head, so the head is a file of its own.
+The checkpoint is the original state dict with the fine-tuned image encoder: in OpenAI's format, or,
+for runs that started from open_clip, as a folder for open_clip's ``local-dir:``, or as a folder for
+transformers. No format has a place for a class head, so the head is a file of its own.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from domainbed_carft import text
 from domainbed_carft.arguments import FLAG, check
-from domainbed_carft.clips import backbone, open_clip, openai
+from domainbed_carft.clips import backbone, open_clip, openai, transformers
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, invalid
 from domainbed_carft.files import require_output, write_error
 from domainbed_carft.files.weights import load_weights, sha256
 from domainbed_carft.images.protocols import PROTOCOLS
@@ -34,6 +34,7 @@ from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import read_printed_versions
 from domainbed_carft.paths import AnyPath, as_path, as_text
 from domainbed_carft.results.formats import escape_markdown
+from domainbed_carft.runs import EXPORT_FORMATS
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import (
     AnyRun,
@@ -46,6 +47,13 @@ from domainbed_carft.runs.soup_members import SHARED_ARGS, SOUP_HPARAMS
 from domainbed_carft.version import __version__
 
 SUFFIXES = (".pt", ".pth")
+
+# The name of the weights in an export that is a folder, by its format in the card.
+_FOLDER_WEIGHTS = {
+    "open_clip folder": open_clip.WEIGHTS,
+    "transformers folder": transformers.WEIGHTS,
+}
+_OPENAI_FORMAT = "OpenAI CLIP state dict"
 _TEXT_ENCODER = "text."  # prefix of the weights of a trained text encoder
 
 # The arguments that are needed to repeat a run, without the paths of its files.
@@ -95,10 +103,10 @@ class ExportedFiles:
         )
 
     @classmethod
-    def in_folder(cls, folder: Path) -> ExportedFiles:
-        """Return the paths of an export for open_clip, all in one folder."""
+    def in_folder(cls, folder: Path, weights: str) -> ExportedFiles:
+        """Return the paths of an export that is a folder; ``weights`` is a file name."""
         return cls(
-            weights=folder / open_clip.WEIGHTS,
+            weights=folder / weights,
             head=folder / "head.pt",
             card=folder / "card.json",
             readme=folder / "README.md",
@@ -118,17 +126,21 @@ def export(
     run: AnyRun,
     path: AnyPath,
     *,
+    format: str = "original",
     original: AnyPath | None = None,
     half: bool = False,
     force: bool = False,
 ) -> ExportedFiles:
-    """Export a run as a CLIP checkpoint for clip and open_clip, with class head and model card.
+    """Export a run as a CLIP checkpoint for other libraries, with class head and model card.
 
     Either all files are written or none.
 
     Args:
         run: a `Run`, a job's folder, or a weights file.
-        path: the file to write, ending in .pt; a folder if the run started from open_clip.
+        path: the file to write, ending in .pt; a folder if the run started from open_clip, and for
+            transformers.
+        format: "original" for the format of the CLIP checkpoint that the run started from, which
+            clip or open_clip loads; "transformers" for `transformers.CLIPModel`.
         original: the CLIP checkpoint that the run started from; required unless it is a published
             one.
         half: save in half precision, like OpenAI's published weights.
@@ -139,8 +151,8 @@ def export(
 
     Raises:
         CarftError: if a file exists or cannot be written, the original checkpoint is missing or
-            differs from the run's, the weights are not finite, or your own method predicts with
-            more than the image encoder and the head.
+            differs from the run's, the weights are not finite, your own method predicts with more
+            than the image encoder and the head, or transformers has no equal architecture.
 
     Examples:
         >>> files = export(job, folder / "clip.pt")
@@ -148,13 +160,19 @@ def export(
         ('clip.head.pt', 'clip.json')
     """
     check(FLAG, half=half, force=force)
+    if format not in EXPORT_FORMATS:
+        raise CarftError(invalid("format", format, f"one of {', '.join(EXPORT_FORMATS)}"))
     run = run if isinstance(run, Run) else load_run(run, device="cpu")
     require_clip_with_head(run)
     output = as_path(path)
     original = as_text(original)
-    is_folder = bool(get_architecture(run))
-    _require_fitting_name(run, output, is_folder, half)
-    files = _output_files(output, is_folder)
+
+    layout = "open_clip folder" if get_architecture(run) else _OPENAI_FORMAT
+    if format == "transformers":
+        layout = "transformers folder"
+    is_folder = layout in _FOLDER_WEIGHTS
+    _require_fitting_name(run, output, layout, half)
+    files = _output_files(output, layout)
 
     # In an existing folder each file is replaced; a new folder appears with all of its files.
     is_new_folder = is_folder and not os.path.lexists(output)
@@ -165,11 +183,13 @@ def export(
 
     clip = load_original_clip(run, original)
     require_output(output if is_new_folder else files.weights, (clip.path,))
+    if format == "transformers":
+        transformers.require_supported(get_model_config(clip), clip.name)
     state = _state_dict(run, clip, half)
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".carft-export-") as temporary:
-            staged = _output_files(Path(temporary, output.name), is_folder)
-            _write(staged, run, clip, state, is_folder)
+            staged = _output_files(Path(temporary, output.name), layout)
+            _write(staged, run, clip, state, layout)
 
             staging_folder = staged.weights.parent
             staged_paths = [staging_folder] if is_new_folder else staging_folder.iterdir()
@@ -181,23 +201,26 @@ def export(
     return files
 
 
-def _output_files(output: Path, is_folder: bool) -> ExportedFiles:
-    return ExportedFiles.in_folder(output) if is_folder else ExportedFiles.named_after(output)
+def _output_files(output: Path, layout: str) -> ExportedFiles:
+    if layout in _FOLDER_WEIGHTS:
+        return ExportedFiles.in_folder(output, _FOLDER_WEIGHTS[layout])
+    return ExportedFiles.named_after(output)
 
 
-def _require_fitting_name(run: Run, output: Path, is_folder: bool, half: bool) -> None:
-    """Raise CarftError unless the output is a folder for open_clip runs, and a file for others."""
+def _require_fitting_name(run: Run, output: Path, layout: str, half: bool) -> None:
+    """Raise CarftError unless the output has the name of a folder or of a file, as exported."""
     has_suffix = output.suffix in SUFFIXES
+    is_folder = layout in _FOLDER_WEIGHTS
     if is_folder and (half or has_suffix):
         raise CarftError(
-            f"-o {output}: this run started from an open_clip checkpoint, so expected the name of "
-            "a folder, without --half"
+            f"-o {output}: the format of this export is {layout!r}, so expected the name of a "
+            "folder, without --half"
         )
     if not is_folder and not has_suffix:
         raise CarftError(
             f"-o {output}: expected a name that ends in {' or '.join(SUFFIXES)}, since this run "
             f"started from {run.hparams['clip_backbone']!r}; only runs that started from an "
-            "open_clip checkpoint are exported to a folder"
+            "open_clip checkpoint, and exports with --format transformers, are folders"
         )
 
 
@@ -206,18 +229,21 @@ def _write(
     run: Run,
     clip: backbone.Backbone,
     state: dict[str, Tensor],
-    is_folder: bool,
+    layout: str,
 ) -> None:
-    """Write all four files; raises OSError or RuntimeError if that fails."""
-    if is_folder:
-        folder = files.weights.parent
-        folder.mkdir()
-        open_clip.save(folder, state, clip.architecture, clip.tokenizer)
-    _save(files.head, _make_head(run))
-    if not is_folder:
+    """Write all files; raises OSError or RuntimeError if that fails."""
+    folder = files.weights.parent
+    if layout == _OPENAI_FORMAT:
         _save(files.weights, state)
+    else:
+        folder.mkdir()
+    if layout == "open_clip folder":
+        open_clip.save(folder, state, clip.architecture, clip.tokenizer)
+    if layout == "transformers folder":
+        transformers.save(folder, state, get_model_config(clip), clip.preprocessing)
+    _save(files.head, _make_head(run))
 
-    card = make_card(run, clip, state, weights=files.weights, head=files.head)
+    card = make_card(run, clip, state, layout=layout, weights=files.weights, head=files.head)
     files.card.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     page = render_readme(card, files.card.name)
     # "replace": file names need not be text.
@@ -286,6 +312,7 @@ def make_card(
     clip: backbone.Backbone,
     state: Mapping[str, Tensor],
     *,
+    layout: str,
     weights: Path,
     head: Path,
 ) -> dict[str, Any]:
@@ -295,15 +322,15 @@ def make_card(
         run: the exported run.
         clip: the CLIP model that the run started from.
         state: the exported state dict.
+        layout: the format of the exported weights.
         weights: path of the exported weights.
         head: path of the exported head.
     """
     protocol = run.hparams["protocol"]
-    architecture = json.loads(clip.architecture or "{}")
-    config = architecture.get("model_cfg") or open_clip_config(clip.model)
+    config = get_model_config(clip)
     dtypes = {tensor.dtype for tensor in state.values()}
     card = {
-        "format": "open_clip folder" if architecture else "OpenAI CLIP state dict",
+        "format": layout,
         "quick_gelu": bool(config.get("quick_gelu")),
         "precision": "fp16" if torch.float16 in dtypes else "fp32",
         "open_clip_name": open_clip_name(clip.name),
@@ -330,6 +357,14 @@ def make_card(
 
 def _describe_file(path: Path) -> dict[str, Any]:
     return {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def get_model_config(clip: backbone.Backbone) -> dict[str, Any]:
+    """Return the ``model_cfg`` of the open_clip configuration of any CLIP model."""
+    if not clip.architecture:
+        return open_clip_config(clip.model)
+    model_config: dict[str, Any] = json.loads(clip.architecture)["model_cfg"]
+    return model_config
 
 
 def open_clip_config(model: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,16 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from domainbed_carft import machine
-from domainbed_carft.arguments import COUNT, NATURAL, TEXT, check
+from domainbed_carft.arguments import COUNT, NATURAL, check
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images import stages
 from domainbed_carft.machine import devices
-from domainbed_carft.results.evaluations import ImageRows
+from domainbed_carft.results.evaluations import PROBABILITIES, ROW, ImageRows
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs.run import Run, require_finite
 from domainbed_carft.runs.splits import Split
+from domainbed_carft.runs.squares import ImageMemory, Squares
 from domainbed_carft.text import progress
 
 MIN_IMAGES_FOR_WORKERS = 5000  # for fewer images, starting processes takes longer than it saves
@@ -27,6 +30,8 @@ MAX_WORKERS = 8  # unless --workers is given
 
 # From images (N, 3, R, R) to logits (N, K), once for each variant of the weights.
 Predictor = Callable[[Tensor], Iterable[Tensor]]
+# From logits (N, K) and labels (N,) to rows (N,).
+RowMaker = Callable[[Tensor, Tensor], ImageRows]
 
 
 @dataclass(frozen=True)
@@ -39,17 +44,18 @@ class LoadingOptions:
         workers: number of processes that load images; None for one per core if there are many
             images.
         data_dir: folder of the data; None for the recorded one.
+        memory: keeps decoded images for the next pass over them; None to keep none.
     """
 
     device: torch.device
     batch_size: int = BATCH_SIZE
     workers: int | None = None
     data_dir: str | None = None
+    memory: ImageMemory | None = None
 
 
-def check_loading(suite: Any, batch_size: Any, workers: Any) -> None:
+def check_loading(batch_size: Any, workers: Any) -> None:
     """Raise CarftError if one of these arguments of the Python API has a wrong type."""
-    check(TEXT, is_optional=True, suite=suite)
     check(COUNT, batch_size=batch_size)
     check(NATURAL, is_optional=True, workers=workers)
 
@@ -90,28 +96,32 @@ def worker_count(workers: int | None, has_many_images: bool) -> int:
 
 
 class SplitBatch(NamedTuple):
-    """A batch of images of one split."""
+    """A batch of images of one split, on the device of the model."""
 
     position: int  # index of the split in the list of splits
     images: Tensor  # (N, 3, H, W)
     labels: Tensor  # (N,)
 
 
-def split_batches(
-    splits: Sequence[Split], batch_size: int, workers: int | None
-) -> Iterator[SplitBatch]:
+def load_batches(splits: Sequence[Split], options: LoadingOptions) -> Iterator[SplitBatch]:
     """Iterate over all images of all splits, in order, in batches of a single split each.
 
     Raises CarftError, with the split's name, if an image cannot be read.
     """
     total = sum(map(len, splits))
-    processes = worker_count(workers, total >= MIN_IMAGES_FOR_WORKERS)
+    workers = worker_count(options.workers, total >= MIN_IMAGES_FOR_WORKERS)
 
     with progress(total=total, unit="image", description="evaluating", delay=2) as bar:
         for position, split in enumerate(splits):
+            batches: Iterable[tuple[Tensor, Tensor]]
+            if split.squares is None:
+                batches = DataLoader(split.items, options.batch_size, num_workers=workers)
+            else:
+                batches = _load_squares(split.squares, options, workers)
             try:
-                for images, labels in DataLoader(split.items, batch_size, num_workers=processes):
-                    yield SplitBatch(position, images, labels)
+                for images, labels in batches:
+                    device = options.device
+                    yield SplitBatch(position, images.to(device), labels.to(device))
                     bar.update(len(images))
             # From Pillow or the harness; a worker's error contains its traceback.
             except (OSError, CarftError) as error:
@@ -122,9 +132,39 @@ def split_batches(
                 ) from error
 
 
+def _load_squares(
+    squares: Squares, options: LoadingOptions, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of images without random steps, taken from the memory or decoded."""
+    memory = options.memory or ImageMemory(limit=0)
+    keys = squares.get_keys()
+    kept = [memory.get(key) for key in keys]
+    missing = [position for position, square in enumerate(kept) if square is None]
+    loader = DataLoader(Subset(squares, missing), options.batch_size, num_workers=workers)
+    decoded = itertools.chain.from_iterable(loader)
+
+    for begin in range(0, len(keys), options.batch_size):
+        batch = []
+        for position in range(begin, min(begin + options.batch_size, len(keys))):
+            square = kept[position]
+            if square is None:
+                square = next(decoded)
+                memory.keep(keys[position], square)
+            batch.append(square)
+
+        labels = [label for _, label in squares.samples[begin : begin + len(batch)]]
+        pixels = torch.stack(batch).to(options.device)
+        no_draws = stages.draw_choices(squares.plan).expand(len(batch), -1)
+        yield stages.second_stage(squares.plan, pixels, no_draws), torch.tensor(labels)
+
+
 @torch.no_grad()
 def predict_rows(
-    splits: Sequence[Split], predict: Predictor, options: LoadingOptions, variants: int = 1
+    splits: Sequence[Split],
+    predict: Predictor,
+    options: LoadingOptions,
+    variants: int = 1,
+    make_rows: RowMaker | None = None,
 ) -> list[list[ImageRows]]:
     """Predict all images of the splits with each variant of the weights, in one pass.
 
@@ -133,20 +173,23 @@ def predict_rows(
         predict: returns the logits of a batch for each variant.
         options: how to load the images.
         variants: number of variants that ``predict`` returns.
+        make_rows: makes the rows of a batch of logits. Default: `make_image_rows`.
 
     Returns:
         For each variant, the rows of each split.
     """
-    batches: list[list[list[ImageRows]]] = [[[] for _ in splits] for _ in range(variants)]
-    for batch in split_batches(splits, options.batch_size, options.workers):
-        variant_logits = predict(batch.images.to(options.device))
-        labels = batch.labels.to(options.device)
-        for batches_of_variant, logits in zip(batches, variant_logits):
-            batches_of_variant[batch.position].append(_make_rows(logits, labels))
-    return [[ImageRows.concatenate(parts) for parts in variant] for variant in batches]
+    make_rows = make_rows or make_image_rows
+    parts: list[list[list[ImageRows]]] = [[[] for _ in splits] for _ in range(variants)]
+    for batch in load_batches(splits, options):
+        for parts_of_variant, logits in zip(parts, predict(batch.images)):
+            parts_of_variant[batch.position].append(make_rows(logits, batch.labels))
+    return [
+        [np.concatenate(part) if part else np.empty(0, ROW) for part in parts_of_variant]
+        for parts_of_variant in parts
+    ]
 
 
-def _make_rows(logits: Tensor, labels: Tensor) -> ImageRows:
+def make_image_rows(logits: Tensor, labels: Tensor) -> ImageRows:
     """Return the rows of a batch from its logits (N, K) and labels (N,)."""
     log_probabilities = logits.double().log_softmax(dim=1)
     probabilities = log_probabilities.exp()
@@ -159,54 +202,16 @@ def _make_rows(logits: Tensor, labels: Tensor) -> ImageRows:
     )
     columns = columns.cpu()
     require_finite(columns[0])
-    top, log_true, sum_of_squares = columns.numpy()
-    return ImageRows(
-        label=labels.cpu().numpy().astype(np.uint16),
-        predicted=logits.argmax(dim=1).cpu().numpy().astype(np.uint16),
-        top=top,
-        log_true=log_true,
-        sum_of_squares=sum_of_squares,
-    )
+
+    rows = np.empty(len(labels), ROW)
+    rows["label"] = labels.cpu().numpy()
+    rows["predicted"] = logits.argmax(dim=1).cpu().numpy()
+    for name, column in zip(PROBABILITIES, columns.numpy()):
+        rows[name] = column
+    return rows
 
 
 def make_predictor(run: Run, device: torch.device) -> Predictor:
     """Return a predictor that uses the run's current weights; moves the run to ``device``."""
     algorithm = run.algorithm.to(device)
     return lambda images: [algorithm.predict(images)]
-
-
-@dataclass(frozen=True)
-class SplitAccuracies:
-    """Accuracies as shares of 1, or None if there is no image.
-
-    Attributes:
-        in_domain: mean over the out-splits of the training environments.
-        out_of_domain: mean over the in-splits of the test environments.
-        splits: accuracy by the split's name.
-    """
-
-    in_domain: float | None
-    out_of_domain: float | None
-    splits: dict[str, float | None]
-
-
-def compute_accuracies(splits: Sequence[Split], rows: Sequence[ImageRows]) -> SplitAccuracies:
-    """Return the accuracies of one variant of the weights on the splits, and their two means."""
-    accuracies = {
-        split.name: int(part.is_correct.sum()) / len(part.label) if len(part.label) else None
-        for split, part in zip(splits, rows)
-    }
-    in_domain = [
-        accuracies[split.name]
-        for split in splits
-        if not split.is_target and split.name.endswith("_out")
-    ]
-    out_of_domain = [
-        accuracies[split.name] for split in splits if split.is_target and split.name.endswith("_in")
-    ]
-    return SplitAccuracies(_mean(in_domain), _mean(out_of_domain), accuracies)
-
-
-def _mean(accuracies: Sequence[float | None]) -> float | None:
-    measured = [accuracy for accuracy in accuracies if accuracy is not None]
-    return float(np.mean(measured)) if measured else None

@@ -1,4 +1,4 @@
-"""A trained run: the content of its weights file, and its predictions for images."""
+"""A trained run: the content of its weights file, its predictions and features of images."""
 
 from __future__ import annotations
 
@@ -155,26 +155,40 @@ class Run:
             >>> sorted(predictions.as_dict())
             ['class_probabilities', 'classes', 'context_probabilities', 'contexts']
         """
-        check(COUNT, batch_size=batch_size)
-        items = [images]
-        is_tensor_of_one = isinstance(images, Tensor) and images.ndim == 3
-        if isinstance(images, Iterable) and not (isinstance(images, str) or is_tensor_of_one):
-            items = [*images]
-        if not items:
-            raise CarftError("there are no images to predict; pass at least one")
-
-        batches = []
-        for batch in self.predict_batches(items, batch_size):
-            for image, error in zip(batch.images, batch.errors):
-                if error:
-                    raise CarftError(f"{os.fspath(image)} cannot be read: {error}")
-            batches.append(batch.predictions)
+        parts = [self._predict_inputs(inputs) for inputs in self._read_inputs(images, batch_size)]
         return Predictions(
-            class_probabilities=torch.cat([part.class_probabilities for part in batches]),
-            context_probabilities=torch.cat([part.context_probabilities for part in batches]),
+            class_probabilities=torch.cat([part.class_probabilities for part in parts]),
+            context_probabilities=torch.cat([part.context_probabilities for part in parts]),
             classes=self.distinct_classes,
             contexts=self.contexts,
         )
+
+    def features(
+        self, images: ImageInput | Sequence[ImageInput], batch_size: int = BATCH_SIZE
+    ) -> Tensor:
+        """Return the image features of one or several images.
+
+        The features are the output of the run's image encoder after its projection into the space
+        shared by images and texts, like the output of CLIP's ``encode_image``. They are not
+        normalised, while `predict` uses features of length 1, so normalise them before you compare
+        them. The weights are the same as for `predict`.
+
+        Args:
+            images: images of the same kinds as for `predict`.
+            batch_size: images per batch.
+
+        Returns:
+            Features (N, D) in float32 on the CPU, a row for each image.
+
+        Raises:
+            CarftError: if an image cannot be read or there are no images.
+
+        Examples:
+            >>> load_run(job).features([image, image]).shape
+            torch.Size([2, 128])
+        """
+        parts = [self._encode(inputs).cpu() for inputs in self._read_inputs(images, batch_size)]
+        return torch.cat(parts)
 
     def predict_batches(
         self, images: Sequence[ImageInput], batch_size: int, workers: int = 0
@@ -190,14 +204,7 @@ class Run:
             An iterator over batches. An image that cannot be read has an error instead of a
             prediction.
         """
-        loader: DataLoader[Any] = DataLoader(
-            images,  # type: ignore[arg-type]
-            batch_size,
-            num_workers=workers,
-            collate_fn=functools.partial(_read_batch, self.transform()),
-            generator=torch.Generator(),  # leaves the state of torch's default generator unchanged
-        )
-        for batch in loader:
+        for batch in self._read_batches(images, batch_size, workers):
             inputs = [part for _, part in batch if isinstance(part, Tensor)]
             yield PredictedBatch(
                 images=[image for image, _ in batch],
@@ -205,13 +212,50 @@ class Run:
                 predictions=self._predict_inputs(inputs),
             )
 
+    def _read_inputs(
+        self, images: ImageInput | Sequence[ImageInput], batch_size: int
+    ) -> Iterator[list[Tensor]]:
+        """Yield batches of transformed images; raises CarftError as `predict` does."""
+        check(COUNT, batch_size=batch_size)
+        items = [images]
+        is_tensor_of_one = isinstance(images, Tensor) and images.ndim == 3
+        if isinstance(images, Iterable) and not (isinstance(images, str) or is_tensor_of_one):
+            items = [*images]
+        if not items:
+            raise CarftError("there are no images; pass at least one")
+
+        for batch in self._read_batches(items, batch_size):
+            inputs = []
+            for image, part in batch:
+                if isinstance(part, str):
+                    raise CarftError(f"{os.fspath(image)} cannot be read: {part}")
+                inputs.append(part)
+            yield inputs
+
+    def _read_batches(
+        self, images: Sequence[ImageInput], batch_size: int, workers: int = 0
+    ) -> Iterable[Sequence[tuple[ImageInput, Tensor | str]]]:
+        """Return batches of images, each with its input or the reason why it cannot be read."""
+        return DataLoader(
+            images,  # type: ignore[arg-type]
+            batch_size,
+            num_workers=workers,
+            collate_fn=functools.partial(_read_batch, self.transform()),
+            generator=torch.Generator(),  # leaves the state of torch's default generator unchanged
+        )
+
+    def _encode(self, inputs: list[Tensor]) -> Tensor:
+        """Return the features (N, D) of transformed images (3, S, S), on the run's device."""
+        with torch.no_grad():
+            return self.algorithm.features(torch.stack(inputs).to(self.device))
+
     @torch.no_grad()
     def _predict_inputs(self, inputs: list[Tensor]) -> Predictions:
         """Predict a list of transformed images (3, S, S), which can be empty."""
         classes = torch.empty(0, len(self.classes), dtype=torch.float64)
         contexts = torch.empty(0, len(self.contexts), dtype=torch.float64)
         if inputs:
-            features = self.algorithm.features(torch.stack(inputs).to(self.device))
+            features = self._encode(inputs)
             classes = self.algorithm.class_logits(features).double().softmax(dim=1).cpu()
             contexts = self.algorithm.context_logits(features).double().softmax(dim=1).cpu()
             require_finite(classes.amax(dim=1))

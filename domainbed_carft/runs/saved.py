@@ -5,6 +5,8 @@ The file can be untrusted: nothing in it is executed, and no path in it is opene
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import json
 import os
@@ -30,7 +32,7 @@ from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import ARGUMENTS
 from domainbed_carft.method import algorithms, objective, prompts
 from domainbed_carft.method.algorithm import TRAINING_PREFIXES, CLIPAlgorithm
-from domainbed_carft.paths import AnyPath, as_path
+from domainbed_carft.paths import AnyPath, as_path, as_text
 from domainbed_carft.runs.predictions import choose_device
 from domainbed_carft.runs.run import Run as Run
 from domainbed_carft.runs.saved_checks import add_facts_to_hparams, require_run
@@ -46,7 +48,6 @@ _PREDICTION_FUNCTIONS = (
     "features",
     "class_logits",
     "context_logits",
-    "logits_over",
 )
 _PREDICTION_WEIGHTS = (
     _ENCODER,
@@ -105,6 +106,35 @@ def as_run(run: AnyRun, device: str | None = None) -> Run:
     if device is not None:
         run.algorithm.to(choose_device(device))
     return run
+
+
+def load_original(run: AnyRun, original: AnyPath | None = None) -> Run:
+    """Return a run with the weights of the CLIP model that a run started from.
+
+    It has the same prompts and the same test transform, so its features and predictions are those
+    of zero-shot CLIP for the same images. The given run is not changed.
+
+    Args:
+        run: a `Run`, a job's folder, or a weights file.
+        original: the CLIP checkpoint that the run started from; required unless it is a published
+            one.
+
+    Returns:
+        A run with alpha 0, as ``carft wise-ft`` saves it, on the device of the given run.
+
+    Raises:
+        CarftError: if the checkpoint is not the one that the run started from, or if the run
+            predicts with parts that CLIP does not have.
+
+    Examples:
+        >>> load_original(job).predict(image).class_probabilities.shape
+        torch.Size([1, 2])
+    """
+    run = as_run(run)
+    require_clip_with_head(run)
+    algorithm = copy.deepcopy(run.algorithm)
+    algorithm.load_state_dict(load_original_weights(run, as_text(original)), strict=False)
+    return dataclasses.replace(run, algorithm=algorithm, alpha=0.0)
 
 
 def choose_weights(path: Path, which: str | None) -> Path:

@@ -19,8 +19,8 @@ from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.facts import get_hparams_and_facts
 from domainbed_carft.jobs.folder import WEIGHTS_FORMAT
 from domainbed_carft.method.algorithms import CLASSES, OWN_PROBLEMS
-from domainbed_carft.method.hparam_tables import complete, get_hparams
 from domainbed_carft.method.hparams import is_preprocessing
+from domainbed_carft.method.resolution import complete, get_hparams
 
 
 def _is_step(value: Any) -> bool:

@@ -14,22 +14,22 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from domainbed_carft import files
+from domainbed_carft import files, process_variables
+from domainbed_carft.arguments import TEXT, check, parse_memory_limit
 from domainbed_carft.errors import CarftError
 from domainbed_carft.paths import AnyPath, as_list, as_text
 from domainbed_carft.runs import BATCH_SIZE, saved
 from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import (
     LoadingOptions,
-    SplitAccuracies,
     check_loading,
     choose_device,
     make_predictor,
 )
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, check_output_folder, load_run, save_weights
+from domainbed_carft.runs.scores import Scores, describe_run, measure_splits
 from domainbed_carft.runs.soup_members import (
     Member,
     make_members,
@@ -38,7 +38,8 @@ from domainbed_carft.runs.soup_members import (
     shared_content,
 )
 from domainbed_carft.runs.splits import Split
-from domainbed_carft.runs.suites import SuiteScores, SuiteTest, make_suite_test, measure_variants
+from domainbed_carft.runs.squares import ImageMemory
+from domainbed_carft.runs.suites import SuiteTest, make_suite_test
 
 SOUP_TABLE = "soup.json"
 SOUP_FILES = {"uniform": "model_soup_uniform.pkl", "greedy": "model_soup_greedy.pkl"}
@@ -59,79 +60,6 @@ CHOSEN_BY = {
 }
 
 
-@dataclass(frozen=True)
-class Soup:
-    """The mean of the weights of several runs, with its accuracies.
-
-    Attributes:
-        kind: "uniform" or "greedy".
-        members: the runs, by decreasing validation accuracy.
-        accuracies: accuracies on the splits as shares of 1; if there is a suite, only on the
-            out-splits of the training environments.
-        suite: scores on the suite, or None.
-    """
-
-    kind: str
-    members: Sequence[Member]
-    accuracies: SplitAccuracies
-    suite: SuiteScores | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the soup for JSON."""
-        return {
-            "soup": self.kind,
-            "chosen_by": CHOSEN_BY[self.kind],
-            "runs": [str(member.run.path) for member in self.members],
-            **asdict(self.accuracies),
-            **(self.suite.as_dict() if self.suite else {}),
-        }
-
-    def describe(self) -> dict[str, Any]:
-        """Return the description in the weights file."""
-        weight = 1 / len(self.members)
-        return {
-            "kind": self.kind,
-            "chosen_by": CHOSEN_BY[self.kind],
-            "in_domain": self.accuracies.in_domain,
-            "out_of_domain": self.accuracies.out_of_domain,
-            "members": [member.describe(weight) for member in self.members],
-        }
-
-
-@dataclass(frozen=True)
-class Soups:
-    """The uniform and the greedy soup of the same runs.
-
-    Attributes:
-        arguments: training arguments that all runs share, by name.
-        transform: transform of images of training environments, "as in training" or "test".
-        uniform: mean of all runs.
-        greedy: mean of the runs that improve the validation accuracy.
-    """
-
-    arguments: Mapping[str, Any]
-    transform: str
-    uniform: Soup
-    greedy: Soup
-
-    @property
-    def has_unread_sets(self) -> bool:
-        """True if a test set of the suite was found but could not be read."""
-        return any(soup.suite and soup.suite.unread for soup in (self.uniform, self.greedy))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the content of soup.json."""
-        return {
-            **{name: self.arguments.get(name) for name in ("dataset", "test_envs", "trial_seed")},
-            "transform": self.transform,
-            "runs": [
-                {**member.as_dict(), "validation": member.validation}
-                for member in self.uniform.members
-            ],
-            "soups": [self.uniform.as_dict(), self.greedy.as_dict()],
-        }
-
-
 def soup(
     runs: AnyRun | Iterable[AnyRun],
     *,
@@ -141,7 +69,7 @@ def soup(
     output: AnyPath | None = None,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
-) -> Soups:
+) -> dict[str, Scores]:
     """Average the weights of several runs: all of them (uniform), and the best ones (greedy).
 
     Model soups, Wortsman et al., arXiv 2203.05482.
@@ -160,7 +88,8 @@ def soup(
             images.
 
     Returns:
-        Both soups, with their members and accuracies.
+        The scores of the "uniform" and the "greedy" soup. Each ``soup`` lists its members, by
+        decreasing validation accuracy.
 
     Raises:
         CarftError: if there are fewer than two runs, the runs do not share the initial CLIP, the
@@ -169,39 +98,52 @@ def soup(
 
     Examples:
         >>> soups = soup([job, second_job], workers=0)
-        >>> [len(soups.uniform.members), soups.greedy.kind]
-        [2, 'greedy']
-        >>> soups.greedy.accuracies.in_domain >= soups.uniform.members[0].validation
+        >>> members = soups["uniform"].soup["members"]
+        >>> len(members)
+        2
+        >>> soups["greedy"].in_domain >= members[0]["validation"]
         True
     """
-    check_loading(suite, batch_size, workers)
+    check(TEXT, is_optional=True, suite=suite)
+    check_loading(batch_size, workers)
     loaded_runs, chosen_device = _load_runs(runs, device)
     require_compatible(loaded_runs)
     folder = check_output_folder(output, [SOUP_TABLE, *SOUP_FILES.values()])
-    options = LoadingOptions(chosen_device, batch_size, workers, as_text(data_dir))
+    # All candidates are evaluated on the same images.
+    memory = ImageMemory(parse_memory_limit(process_variables.IMAGE_MEMORY.read() or None))
+    options = LoadingOptions(chosen_device, batch_size, workers, as_text(data_dir), memory)
     measurement = _SoupMeasurement.prepare(make_members(loaded_runs), options, suite)
 
     members = [
-        replace(member, validation=measurement.validation_accuracy([member]))
+        replace(member, validation=measurement.measure_validation([member]))
         for member in measurement.members
     ]
     best_first = sorted(members, key=lambda member: -member.validation)
-    chosen = choose_greedily(best_first, measurement.validation_accuracy)
-    uniform = Soup("uniform", best_first, *measurement.evaluate(mean_weights(best_first)))
+    chosen = choose_greedily(best_first, measurement.measure_validation)
+    uniform = measurement.measure("uniform", best_first)
     if len(chosen) == len(best_first):  # equal weights need no second evaluation
-        greedy = replace(uniform, kind="greedy")
+        description = {**(uniform.soup or {}), **_describe_kind("greedy")}
+        file = SOUP_FILES["greedy"]
+        greedy = replace(uniform, run=file, weights=file, soup=description)
     else:
-        greedy = Soup("greedy", chosen, *measurement.evaluate(mean_weights(chosen)))
-    run = measurement.run
-    soups = Soups(run.args, splitting.get_transform_name(run), uniform, greedy)
+        greedy = measurement.measure("greedy", chosen)
+    soups = {"uniform": uniform, "greedy": greedy}
 
     if folder:
-        files.save_text(folder / SOUP_TABLE, json.dumps(soups.as_dict(), indent=1) + "\n")
-        for measured_soup in (uniform, greedy):
-            weights = mean_weights(measured_soup.members)
-            content = measurement.make_content(measured_soup, weights)
-            save_weights(folder / SOUP_FILES[measured_soup.kind], content)
+        document = {kind: asdict(scores) for kind, scores in soups.items()}
+        files.save_text(folder / SOUP_TABLE, json.dumps(document, indent=1) + "\n")
+        for scores, averaged in ((uniform, best_first), (greedy, chosen)):
+            content = {
+                **measurement.content,
+                "soup": scores.soup,
+                "model_dict": mean_weights(averaged),
+            }
+            save_weights(folder / str(scores.weights), content)
     return soups
+
+
+def _describe_kind(kind: str) -> dict[str, str]:
+    return {"kind": kind, "chosen_by": CHOSEN_BY[kind]}
 
 
 def choose_greedily(
@@ -263,23 +205,35 @@ class _SoupMeasurement:
             )
         return cls(members, run, content, options, splits, validation_splits, test)
 
-    def validation_accuracy(self, members: Sequence[Member]) -> float:
+    def measure_validation(self, members: Sequence[Member]) -> float:
         """Return the mean accuracy on the validation splits, a share of 1, of the members' mean."""
+        scores = self._measure_splits(members, self.validation_splits)
+        assert scores.in_domain is not None  # `prepare` requires images
+        return scores.in_domain
+
+    def measure(self, kind: str, members: Sequence[Member]) -> Scores:
+        """Return the scores of the members' mean on all splits, or on the suite."""
+        # With a suite, skip the in-splits, which take far longer.
+        scores = self._measure_splits(members, self.validation_splits if self.test else self.splits)
+        description = {
+            **_describe_kind(kind),
+            "in_domain": scores.in_domain,
+            "out_of_domain": scores.out_of_domain,
+            "members": [member.describe(1 / len(members)) for member in members],
+        }
+        if self.test:
+            predict = make_predictor(self.run, self.options.device)
+            (scores,) = self.test.measure(predict, [describe_run(self.run)])
+        return replace(
+            scores,
+            run=SOUP_FILES[kind],
+            weights=SOUP_FILES[kind],
+            title=replace(self.run, soup=description).title,
+            soup=description,
+        )
+
+    def _measure_splits(self, members: Sequence[Member], splits: Sequence[Split]) -> Scores:
         self.run.algorithm.load_state_dict(mean_weights(members))
         predict = make_predictor(self.run, self.options.device)
-        ((accuracies, _),) = measure_variants(predict, self.validation_splits, None, self.options)
-        assert accuracies.in_domain is not None  # `prepare` requires images
-        return accuracies.in_domain
-
-    def evaluate(self, weights: Mapping[str, Tensor]) -> tuple[SplitAccuracies, SuiteScores | None]:
-        """Evaluate a state dict on all splits, or on a suite and the validation splits."""
-        self.run.algorithm.load_state_dict(weights)
-        predict = make_predictor(self.run, self.options.device)
-        # With a suite, skip the in-splits, which take far longer.
-        splits = self.validation_splits if self.test else self.splits
-        (measured,) = measure_variants(predict, splits, self.test, self.options)
-        return measured
-
-    def make_content(self, measured_soup: Soup, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the content of a soup's weights file, in the format of model.pkl."""
-        return {**self.content, "soup": measured_soup.describe(), "model_dict": weights}
+        (scores,) = measure_splits(splits, predict, self.options, [describe_run(self.run)])
+        return scores

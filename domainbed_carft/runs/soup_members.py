@@ -56,14 +56,6 @@ class Member:
     state: Mapping[str, Tensor]
     validation: float = math.nan
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the run, its digest and its algorithm, for JSON."""
-        return {
-            "run": str(self.run.path),
-            "sha256": self.sha256,
-            "algorithm": self.run.args["algorithm"],
-        }
-
     def describe(self, weight: float) -> dict[str, Any]:
         """Return the description in the soup's file; ``weight`` is the run's share of the mean."""
         run = self.run
@@ -73,7 +65,9 @@ class Member:
             return seed if type(seed) is int and run.soup is None else None
 
         return {
-            **self.as_dict(),
+            "run": str(run.path),
+            "sha256": self.sha256,
+            "algorithm": run.args["algorithm"],
             "hparams_seed": get_seed("hparams_seed"),
             "seed": get_seed("seed"),
             "step": splits.get_step(run),

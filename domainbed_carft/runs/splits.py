@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import hashlib
 import os
@@ -19,7 +20,7 @@ from domainbed.lib import misc
 from torch.utils.data import Dataset, Subset
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.images import rng
+from domainbed_carft.images import rng, stages
 from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
 from domainbed_carft.images.plan import FAST, ImagePlan
@@ -35,6 +36,7 @@ from domainbed_carft.method.dataset_facts import parse_dataset_name
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.paths import AnyPath, as_text
 from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.squares import Squares
 from domainbed_carft.text import trim_differences
 
 SEEDS = 2**64  # the seed of a key is taken modulo this number
@@ -52,6 +54,8 @@ class Split:
         items: a map-style torch dataset of (image, label). The augmentation of an item does not
             depend on when and in which process it is read.
         number: index of the environment, from 0.
+        squares: the images before the second stage of their plan, if it has no random steps and
+            reads them from files; otherwise None.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Split:
     is_target: bool
     items: Any
     number: int = 0
+    squares: Squares | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -78,10 +83,11 @@ class RunData:
     splits: list[Split]
     plan: ImagePlan | None
 
-    def select_items(self, number: int, positions: Sequence[int]) -> Dataset[Any]:
-        """Return the images of an environment at ``positions``, read like those of the splits."""
-        part = Subset(self.dataset[number], positions)
-        return _KeyedItems(part, (number,), self.plan)
+    def select(self, split: Split, positions: Sequence[int]) -> Split:
+        """Return a split with the images of its environment at ``positions``."""
+        part = Subset(self.dataset[split.number], positions)
+        items = _KeyedItems(part, (split.number,), self.plan)
+        return dataclasses.replace(split, items=items, squares=items.squares)
 
 
 def read_splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
@@ -138,16 +144,19 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
     key = (seed % SEEDS, 0 if run.algorithm.is_constant else step)
     numbers = {split.name: number for number, split in enumerate(job_splits)}
     kinds = host_lookup.get_evaluated_kinds(dataset)
-    evaluated_splits = [
-        Split(
-            name=split.name,
-            environment=names[split.environment],
-            is_target=split.environment in targets,
-            items=_KeyedItems(split.items, (*key, numbers[split.name]), plan),
-            number=split.environment,
+    evaluated_splits = []
+    for split in select_evaluated(job_splits, kinds):
+        items = _KeyedItems(split.items, (*key, numbers[split.name]), plan)
+        evaluated_splits.append(
+            Split(
+                name=split.name,
+                environment=names[split.environment],
+                is_target=split.environment in targets,
+                items=items,
+                number=split.environment,
+                squares=items.squares,
+            )
         )
-        for split in select_evaluated(job_splits, kinds)
-    ]
     return RunData(dataset, evaluated_splits, plan)
 
 
@@ -248,7 +257,7 @@ def _make_dataset(
             build = functools.partial(dataset_class.for_job, model_input=_get_model_input(run))
         dataset = build(folder, _get_unaugmented(run, is_augmented), hparams)
 
-    if data_dir and not os.path.isdir(data_dir):  # the dataset reads no folder
+    if data_dir and not os.path.exists(data_dir):  # the dataset reads no folder
         raise CarftError(f"there is no folder {data_dir}")
     return dataset
 
@@ -259,7 +268,7 @@ def _find_dataset_class(run: Run, data_dir: str | None) -> Any:
 
     name = run.args["dataset"]
     if data_dir and name not in vars(datasets):
-        if not os.path.isdir(data_dir):
+        if not os.path.exists(data_dir):
             raise CarftError(f"there is no folder {data_dir}")
         name = data_dir
     return host_lookup.find_dataset_class(name)
@@ -350,6 +359,16 @@ class _KeyedItems(Dataset[Any]):
         """The host's dataset: an environment or a part of one."""
         return self._items
 
+    @property
+    def squares(self) -> Squares | None:
+        """The images before their second stage, see `Split`."""
+        if self._source is None or self._source.plan.is_random:
+            return None
+        samples = self._source.samples
+        if self._source.positions is not None:
+            samples = [samples[position] for position in self._source.positions]
+        return Squares(samples, self._source.plan, accepts_truncated=True)
+
     def __len__(self) -> int:
         return len(self._items)
 
@@ -361,7 +380,9 @@ class _KeyedItems(Dataset[Any]):
             if self._source is None:
                 return [self._read_host_item(position) for position in positions]
             requests = [(0, position, (*self._key, position)) for position in positions]
-            return list(zip(*self._source.read(requests).finish()))
+            batch = self._source.read(requests)
+        images = stages.second_stage(batch.plan, batch.images, batch.choices)
+        return list(zip(images, batch.labels))
 
     def _read_host_item(self, position: int) -> Any:
         # The seed of the harness's `lib/fast_data_loader.py`; other hosts do not draw by a key.

@@ -68,7 +68,8 @@ def train(
 
     Args:
         algorithm: name of the algorithm, such as "CARFT".
-        dataset: name of the dataset, or your own folder environment/class/image.
+        dataset: name of the dataset, or your own folder environment/class/image, or a CSV
+            file with the columns path, environment and class.
         test_envs: indices of the environments to hold out; an empty list trains on all.
         output_dir: the job's folder.
         hparams: hyperparameters to change, by name.

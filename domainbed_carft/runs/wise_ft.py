@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,23 +13,18 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import files
-from domainbed_carft.arguments import NUMBERS, check
+from domainbed_carft.arguments import NUMBERS, TEXT, check
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.paths import AnyPath, as_list, as_text
 from domainbed_carft.runs import BATCH_SIZE, merge_weights, saved
 from domainbed_carft.runs import splits as splitting
-from domainbed_carft.runs.predictions import LoadingOptions, SplitAccuracies, check_loading
+from domainbed_carft.runs.predictions import LoadingOptions, check_loading
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, as_run, check_output_folder, save_weights
-from domainbed_carft.runs.suites import (
-    SuiteEvaluation,
-    SuiteScores,
-    SuiteTest,
-    describe_weights,
-    make_suite_test,
-    measure_variants,
-)
+from domainbed_carft.runs.scores import Scores, describe_run, measure_splits
+from domainbed_carft.runs.suites import make_suite_test
+from domainbed_carft.suites import catalogue
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -52,87 +47,6 @@ SPLIT_LABELS = (
 SUITE_LABELS = ("accuracy (%) in distribution", "mean accuracy (%) of the shifts")
 
 
-@dataclass(frozen=True)
-class AlphaScores:
-    """Accuracies of the weights at one alpha, as shares of 1.
-
-    Attributes:
-        alpha: 0 for the original CLIP, 1 for the run.
-        in_domain: mean accuracy on the out-splits of the training environments, or accuracy on the
-            suite's test set in distribution.
-        out_of_domain: mean accuracy on the in-splits of the test environments, or on the shifted
-            sets of the suite.
-        splits: accuracies on the splits, if no suite was given.
-        suite: scores on the suite, if one was given.
-    """
-
-    alpha: float
-    in_domain: float | None
-    out_of_domain: float | None
-    splits: SplitAccuracies | None = None
-    suite: SuiteScores | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the scores for JSON."""
-        document: dict[str, Any] = {
-            "alpha": self.alpha,
-            "in_domain": self.in_domain,
-            "out_of_domain": self.out_of_domain,
-        }
-        if self.splits:
-            document["splits"] = self.splits.splits
-        if self.suite:
-            document.update(self.suite.as_dict())
-        return document
-
-
-@dataclass(frozen=True)
-class WiseFT:
-    """A run evaluated at several alphas, from 0 (the original CLIP) to 1 (the run).
-
-    Attributes:
-        run: path of the weights file.
-        algorithm: name of the algorithm.
-        dataset: name of the dataset.
-        test_envs: indices of the test environments.
-        step: step of the weights, or None for the last step.
-        run_alpha: alpha of the run itself if ``carft wise-ft`` saved it, otherwise None.
-        transform: transform of images of training environments, "as in training" or "test".
-        alphas: accuracies at each alpha, in ascending order.
-        title: title of the curve.
-        suite_evaluations: evaluation of each alpha for the job's records, if a suite was given.
-    """
-
-    run: str
-    algorithm: str
-    dataset: str
-    test_envs: list[int]
-    step: int | None
-    run_alpha: float | None
-    transform: str
-    alphas: list[AlphaScores]
-    title: str
-    suite_evaluations: list[SuiteEvaluation]
-
-    @property
-    def has_unread_sets(self) -> bool:
-        """True if a test set of the suite was found but could not be read."""
-        return any(evaluation.has_unread_sets for evaluation in self.suite_evaluations)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the content of wise_ft.json."""
-        return {
-            "run": self.run,
-            "algorithm": self.algorithm,
-            "dataset": self.dataset,
-            "test_envs": self.test_envs,
-            "step": self.step,
-            "run_alpha": self.run_alpha,
-            "transform": self.transform,
-            "alphas": [scores.as_dict() for scores in self.alphas],
-        }
-
-
 def wise_ft(
     run: AnyRun,
     alphas: Iterable[float] = DEFAULT_ALPHAS,
@@ -145,7 +59,7 @@ def wise_ft(
     save: Sequence[float] = (),
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
-) -> WiseFT:
+) -> dict[float, Scores]:
     """Evaluate weights between the original CLIP (alpha 0) and a run (alpha 1).
 
     WiSE-FT, Wortsman et al., arXiv 2109.01903. All alphas are evaluated in one pass over the
@@ -168,7 +82,7 @@ def wise_ft(
             images.
 
     Returns:
-        The accuracies at each alpha.
+        The scores at each alpha, in ascending order.
 
     Raises:
         CarftError: if ``alphas`` or ``save`` is invalid, a file exists in ``output``, the run
@@ -176,15 +90,16 @@ def wise_ft(
             that CLIP does not have), or the data is missing or differs from the run's.
 
     Examples:
-        >>> result = wise_ft(job, [0, 0.5, 1], workers=0)
-        >>> [scores.alpha for scores in result.alphas]
+        >>> scores = wise_ft(job, [0, 0.5, 1], workers=0)
+        >>> list(scores)
         [0.0, 0.5, 1.0]
-        >>> sorted(result.alphas[1].as_dict())
-        ['alpha', 'in_domain', 'out_of_domain', 'splits']
+        >>> sorted(scores[0.5].means)
+        ['in_domain', 'out_of_domain']
     """
     alphas = as_list(alphas)
     check(NUMBERS, alphas=alphas, save=save)
-    check_loading(suite, batch_size, workers)
+    check(TEXT, is_optional=True, suite=suite)
+    check_loading(batch_size, workers)
     alphas = sort_alphas(alphas)
     saved_alphas = [alpha for alpha in alphas if alpha in save]
     if len(saved_alphas) < len({*save}):
@@ -209,18 +124,27 @@ def wise_ft(
             set_alpha(alpha)
             yield run.algorithm.predict(images)
 
+    description = describe_run(run)
+    descriptions = [
+        replace(description, wise_ft_alpha=alpha * get_effective_alpha(run)) for alpha in alphas
+    ]
     try:
-        measured = measure_variants(predict_by_alphas, splits, test, options, variants=len(alphas))
-        result = _make_result(run, alphas, measured, test)
+        if test:
+            measured = test.measure(predict_by_alphas, descriptions)
+        else:
+            measured = measure_splits(splits, predict_by_alphas, options, descriptions)
+        scores = dict(zip(alphas, measured))
         if folder:
-            files.save_text(folder / WISE_FT_TABLE, json.dumps(result.as_dict(), indent=1) + "\n")
-            _save_complete_curve(folder, result)
+            document = [{"alpha": alpha, **asdict(part)} for alpha, part in scores.items()]
+            files.save_text(folder / WISE_FT_TABLE, json.dumps(document, indent=1) + "\n")
+            title = f"{run.title} on {benchmarks.dataset_title(run.args['dataset'])}"
+            _save_complete_curve(folder, scores, title)
             for alpha, name in weights_names.items():
                 set_alpha(alpha)
                 save_weights(folder / name, _make_content(run, alpha))
     finally:
         set_alpha(1.0)
-    return result
+    return scores
 
 
 def sort_alphas(alphas: Iterable[float]) -> list[float]:
@@ -300,50 +224,26 @@ def get_effective_alpha(run: Run) -> float:
     return 1.0 if run.soup is not None else float(run.hparams["wise_alpha"])
 
 
-def _make_result(
-    run: Run,
-    alphas: Sequence[float],
-    measured: Sequence[tuple[SplitAccuracies, SuiteScores | None]],
-    test: SuiteTest | None,
-) -> WiseFT:
-    """Return the result for a run from the measurements at each alpha."""
-    scores = []
-    evaluations = []
-    for alpha, (accuracies, suite) in zip(alphas, measured):
-        if test is None or suite is None:
-            in_domain = accuracies.in_domain
-            out_of_domain = accuracies.out_of_domain
-            scores.append(AlphaScores(alpha, in_domain, out_of_domain, splits=accuracies))
-            continue
-        in_distribution = suite.sets.get(test.suite.in_distribution)
+def get_curve_point(alpha: float, scores: Scores) -> CurvePoint | None:
+    """Return the point of an alpha in the curve, or None if an accuracy is unknown."""
+    in_domain = scores.in_domain
+    out_of_domain = scores.out_of_domain
+    if scores.suite:
+        in_distribution = scores.sets.get(catalogue.get(scores.suite).in_distribution)
         in_domain = in_distribution.accuracy if in_distribution else None
-        scores.append(AlphaScores(alpha, in_domain, suite.means["mean"], suite=suite))
-        model = {**describe_weights(run), "wise_ft_alpha": alpha * get_effective_alpha(run)}
-        evaluations.append(SuiteEvaluation(model, suite))
-
-    return WiseFT(
-        run=str(run.path),
-        algorithm=run.args["algorithm"],
-        dataset=run.args["dataset"],
-        test_envs=list(run.args["test_envs"]),
-        step=run.step,
-        run_alpha=run.alpha,
-        transform=splitting.get_transform_name(run),
-        alphas=scores,
-        title=f"{run.title} on {benchmarks.dataset_title(run.args['dataset'])}",
-        suite_evaluations=evaluations,
-    )
+        out_of_domain = scores.means["mean"]
+    if in_domain is None or out_of_domain is None:
+        return None
+    return CurvePoint(alpha, in_domain, out_of_domain)
 
 
-def _save_complete_curve(folder: Path, result: WiseFT) -> None:
+def _save_complete_curve(folder: Path, scores: Mapping[float, Scores], title: str) -> None:
     """Write the curve if all of its points are known."""
-    points = [
-        CurvePoint(scores.alpha, scores.in_domain, scores.out_of_domain)
-        for scores in result.alphas
-        if scores.in_domain is not None and scores.out_of_domain is not None
-    ]
-    if len(points) == len(result.alphas):
-        save_curve(folder, points, result.title, is_on_suite=bool(result.suite_evaluations))
+    points = [get_curve_point(alpha, part) for alpha, part in scores.items()]
+    known_points = [point for point in points if point]
+    if len(known_points) == len(points):
+        is_on_suite = any(part.suite for part in scores.values())
+        save_curve(folder, known_points, title, is_on_suite)
 
 
 def _make_content(run: Run, alpha: float) -> dict[str, Any]:

@@ -12,22 +12,21 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from domainbed_carft import files
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import arrays
 from domainbed_carft.method import objective, prompts
+from domainbed_carft.results.evaluations import ZERO_SHOT_ROW, ImageRows
 from domainbed_carft.runs import saved
-from domainbed_carft.runs.predictions import LoadingOptions, split_batches
+from domainbed_carft.runs.predictions import LoadingOptions, Predictor, predict_rows
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.splits import (
     RunData,
@@ -41,25 +40,10 @@ FORMAT = 1
 # because other runs need the other images.
 MIN_SHARE = 0.5
 
-_DTYPES: dict[str, np.dtype[Any]] = {"predicted": np.dtype("<u2"), "alignment": np.dtype("<f4")}
 
-
-@dataclass(frozen=True)
-class ZeroShotColumns:
-    """Zero-shot predictions for N images.
-
-    Attributes:
-        predicted: (N,), the class that the original CLIP predicts.
-        alignment: (N,), cosine of the image feature with the zero-shot weight of the true class.
-    """
-
-    predicted: npt.NDArray[np.uint16]
-    alignment: npt.NDArray[np.float32]
-
-
-def get_zero_shot_columns(
+def predict_zero_shot(
     run: Run, data: RunData, split: Split, options: LoadingOptions, original: str | None
-) -> ZeroShotColumns:
+) -> ImageRows:
     """Return the original CLIP's predictions for the images of a split, from the cache if possible.
 
     Args:
@@ -69,6 +53,9 @@ def get_zero_shot_columns(
         options: how to load the images.
         original: the CLIP checkpoint that the run started from, see `saved.load_original_clip`;
             loaded only if the predictions are not cached.
+
+    Returns:
+        Rows with the fields of ZERO_SHOT_ROW.
     """
     environment = data.dataset[split.number]
     positions = get_environment_positions(split)
@@ -78,23 +65,16 @@ def get_zero_shot_columns(
 
     key = _make_cache_key(run, data, split, scored_positions)
     path = files.cache_folder() / "zero_shot" / f"{key}.npz"
-    columns = _load_cached(path, len(scored_positions))
-    if columns is None:
-        part = Split(
-            name=split.name,
-            environment=split.environment,
-            is_target=split.is_target,
-            items=data.select_items(split.number, scored_positions),
-            number=split.number,
-        )
-        columns = _predict(run, part, options, original)
+    rows = _load_cached(path, len(scored_positions))
+    if rows is None:
+        predict = _make_predictor(run, options.device, original)
+        part = data.select(split, scored_positions)
+        ((rows,),) = predict_rows([part], predict, options, make_rows=_make_rows)
         with contextlib.suppress(CarftError):  # without space for the cache, later runs predict
-            facts = {"format": FORMAT, "images": len(scored_positions)}
-            arrays.save_arrays(path, vars(columns), facts)
+            arrays.save_arrays(path, {"rows": rows}, {"format": FORMAT, "images": len(rows)})
 
     row_of_position = {position: row for row, position in enumerate(scored_positions)}
-    rows = [row_of_position[position] for position in positions]
-    return ZeroShotColumns(columns.predicted[rows], columns.alignment[rows])
+    return rows[[row_of_position[position] for position in positions]]
 
 
 def _make_cache_key(run: Run, data: RunData, split: Split, positions: Sequence[int]) -> str:
@@ -118,36 +98,32 @@ def _make_cache_key(run: Run, data: RunData, split: Split, positions: Sequence[i
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _load_cached(path: Path, length: int) -> ZeroShotColumns | None:
+def _load_cached(path: Path, length: int) -> ImageRows | None:
     """Return the cached predictions for ``length`` images, or None if missing or damaged."""
     with contextlib.suppress(CarftError):
-        facts, columns = arrays.load_arrays(path, _DTYPES, "images")
+        facts, columns = arrays.load_arrays(path, {"rows": ZERO_SHOT_ROW}, "images")
         if facts.get("format") == FORMAT and facts["images"] == length:
-            return ZeroShotColumns(**columns)
+            return columns["rows"]
     return None
 
 
-@torch.no_grad()
-def _predict(
-    run: Run, split: Split, options: LoadingOptions, original: str | None
-) -> ZeroShotColumns:
-    """Predict all images of a split, in float32 even if the run predicts in bf16."""
+def _make_predictor(run: Run, device: torch.device, original: str | None) -> Predictor:
+    """Return a predictor of cosines, in float32 even if the run predicts in bf16."""
     clip = saved.load_original_clip(run, original)
     run_prompts = prompts.fill_templates(run.contexts, run.classes)
     text_features = backbone.encode_prompts(clip, run_prompts)
-    class_weights = objective.zero_shot_weights(text_features).classes.to(options.device)
-    encoder = clip.model.visual.to(options.device)
+    class_weights = objective.zero_shot_weights(text_features).classes.to(device)
+    encoder = clip.model.visual.to(device)
 
-    predicted = []
-    alignment = []
-    for batch in split_batches([split], options.batch_size, options.workers):
-        images = run.algorithm.input(batch.images.to(options.device))
-        features = F.normalize(encoder(images).float(), dim=-1)
-        cosines = features @ class_weights.T
-        labels = batch.labels.to(options.device)
-        predicted.append(cosines.argmax(dim=1).cpu())
-        alignment.append(cosines.gather(1, labels[:, None]).squeeze(1).cpu())
-    return ZeroShotColumns(
-        torch.cat(predicted).numpy().astype(np.uint16),
-        torch.cat(alignment).numpy().astype(np.float32),
-    )
+    def predict(images: Tensor) -> list[Tensor]:
+        features = F.normalize(encoder(run.algorithm.input(images)).float(), dim=-1)
+        return [features @ class_weights.T]
+
+    return predict
+
+
+def _make_rows(cosines: Tensor, labels: Tensor) -> ImageRows:
+    rows = np.empty(len(labels), ZERO_SHOT_ROW)
+    rows["zero_shot"] = cosines.argmax(dim=1).cpu().numpy()
+    rows["alignment"] = cosines.gather(1, labels[:, None]).squeeze(1).cpu().numpy()
+    return rows

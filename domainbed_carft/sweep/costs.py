@@ -61,7 +61,9 @@ def estimate(
         if status.state == DONE:
             cost = replace(cost, done=1, training_hours=0.0)
         else:
-            preflight_pace = measured.training_seconds if measured else math.nan
+            preflight_pace = math.nan
+            if measured and measured.trained:
+                preflight_pace = 3600 * (measured.training_hours or 0.0) / measured.trained
             pace = statistics.mean(paces.get((key.dataset, key.algorithm), [preflight_pace]))
             remaining_share = max(0, cost.steps - status.step) / cost.steps
             cost = replace(
@@ -71,11 +73,11 @@ def estimate(
             )
         costs_by_row.setdefault(row, []).append(cost)
 
-    sums = {row: _add(row_costs) for row, row_costs in costs_by_row.items()}
-    return {**sums, TOTAL: _add(list(sums.values()))}
+    sums = {row: add(row_costs) for row, row_costs in costs_by_row.items()}
+    return {**sums, TOTAL: add(list(sums.values()))}
 
 
-def _add(job_costs: Sequence[Cost]) -> Cost:
+def add(job_costs: Sequence[Cost]) -> Cost:
     """Add estimated costs; the memory is that of the largest step."""
     memory_gb = [cost.memory_gb for cost in job_costs if cost.memory_gb]
     return Cost(
@@ -85,6 +87,7 @@ def _add(job_costs: Sequence[Cost]) -> Cost:
         trained=sum(cost.trained for cost in job_costs),
         evaluated=sum(cost.evaluated for cost in job_costs),
         training_hours=sum(cost.training_hours or 0.0 for cost in job_costs),
+        evaluation_hours=sum(cost.evaluation_hours or 0.0 for cost in job_costs),
         memory_gb=max(memory_gb, default=None),
     )
 

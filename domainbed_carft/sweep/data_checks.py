@@ -54,13 +54,20 @@ def check_datasets(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) 
     Broken data is a problem only if one of the package's algorithms would train on it, because its
     job would refuse the data. Jobs of other algorithms print a warning.
     """
-    checking_datasets = {job.key.dataset for job in jobs if _refuses_broken_data(job)}
+    from domainbed_carft.method.algorithms import CLASSES  # takes the seconds of importing torch
+
+    checking_datasets = {
+        job.key.dataset
+        for job in jobs
+        if job.key.algorithm in CLASSES
+        and parse_overrides(job.args).get("data_edition") != UNCHECKED
+    }
     no_data_dir = benchmarks.data_dir_problems(data_dir)
 
     distinct: dict[str, DataCheck] = {}
     for name in datasets:
         folder = host.find_image_folder(name, data_dir)
-        if no_data_dir and folder and not os.path.isdir(folder):
+        if no_data_dir and folder and not os.path.exists(folder):
             description = f"not checked, no --data_dir {data_dir} here; {_CHECKED_BY_JOBS}"
             check = DataCheck(description, missing=no_data_dir[0])
         else:
@@ -70,21 +77,13 @@ def check_datasets(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) 
     return list(distinct.values())
 
 
-def _refuses_broken_data(job: Job) -> bool:
-    from domainbed_carft.method.algorithms import CLASSES  # takes the seconds of importing torch
-
-    return (
-        job.key.algorithm in CLASSES and parse_overrides(job.args).get("data_edition") != UNCHECKED
-    )
-
-
 def _check_dataset(name: str, folder: str | None, data_dir: str, is_required: bool) -> DataCheck:
     """Check one dataset; ``is_required`` is True if one of its jobs refuses broken data."""
     if folder is None:
         return DataCheck(f"{name}: not checked, its folder is unknown")
     if not folder:
         return DataCheck(f"{name}: needs no folder")
-    if not os.path.isdir(folder):
+    if not os.path.exists(folder):
         return DataCheck(
             f"{name}: not checked, no {folder} here; each job checks it where it runs",
             missing=f"{name} is missing, expected its folder {folder}; "

@@ -31,8 +31,9 @@ from domainbed_carft.jobs.manifest import ChosenValues, Dataset
 
 TASK = "domain_generalization"
 LEAVE_ONE_OUT = "leave-one-domain-out"
-# Selection methods that look at the target, so that a search must not choose by them.
-_METHODS_WITH_TARGET = ("oracle",)
+CLIPOOD = "clipood"
+# Selection methods by which a search must not choose: they look at the target, or choose nothing.
+_METHODS_WITHOUT_CHOICE = ("oracle", CLIPOOD)
 
 Values = Mapping[str, Any]
 
@@ -105,7 +106,7 @@ Division = Annotated[
     | Annotated[Annotated[list[EnvironmentReferences], Field(min_length=1)], Tag("<lists>")],
     Discriminator(_get_division_tag),
 ]
-MethodName = Literal["training-domain", "leave-one-domain-out", "oracle"]
+MethodName = Literal["training-domain", "leave-one-domain-out", "oracle", "clipood"]
 SweepName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")]
 
@@ -188,12 +189,22 @@ class Override(Variant):
 
 @dataclass(frozen=True)
 class SweepCell:
-    """A row of the tables: all jobs of a variant, dataset and algorithm."""
+    """A row of the tables: all jobs of a variant, dataset and algorithm, with their settings."""
 
     name: str  # of the variant, and of the folder of its jobs if nothing is searched
     variant: Variant
     dataset: str
     algorithm: str
+    steps: int | None  # None is the dataset's default
+    checkpoint_freq: int | None  # None is the dataset's default
+    hparams: Values  # that are set
+    searched: Mapping[str, Sequence[Any]]  # values by searched hyperparameter
+
+    @property
+    def members(self) -> list[Values]:
+        """The combinations of searched values: one empty mapping if nothing is searched."""
+        combinations = itertools.product(*self.searched.values())
+        return [dict(zip(self.searched, values)) for values in combinations]
 
 
 class Shape(Keys):
@@ -246,67 +257,56 @@ class Shape(Keys):
 
     @property
     def choosing_method(self) -> str | None:
-        """The first selection method that does not look at the target, or None."""
-        return next((name for name in self.selection if name not in _METHODS_WITH_TARGET), None)
-
-    @property
-    def settings(self) -> dict[str, Variant]:
-        """Folder name, such as ``lr=3,amp=bf16``, -> variant; the name is "" without variants.
-
-        With a grid, each variant is repeated at each point of the grid.
-        """
-        variants = self.variants or {"": Variant()}
-        points = itertools.product(*self.grid.values())
-
-        variants_by_folder = {}
-        for (name, variant), values in itertools.product(variants.items(), points):
-            point = dict(zip(self.grid, values))
-            hparams = {**variant.hparams, **point}
-            folder = folder_name(name, point)
-            variants_by_folder[folder] = variant.model_copy(update={"hparams": hparams})
-        return variants_by_folder
+        """The first selection method by which a search can choose, or None."""
+        return next((name for name in self.selection if name not in _METHODS_WITHOUT_CHOICE), None)
 
     def cells(self) -> Iterator[SweepCell]:
-        """Iterate over all cells, variant by variant."""
-        for (name, variant), dataset, algorithm in itertools.product(
-            self.settings.items(), self.datasets, self.algorithms
+        """Iterate over all cells, variant by variant; each variant is repeated at each grid point.
+
+        A cell's settings are those of the sweep, its overrides and its variant; later ones override
+        earlier ones.
+        """
+        variants = self.variants or {"": Variant()}
+        for (name, variant), values in itertools.product(
+            variants.items(), itertools.product(*self.grid.values())
         ):
-            if variant.covers(dataset, algorithm):
-                yield SweepCell(name, variant, dataset, algorithm)
+            point = dict(zip(self.grid, values))
+            folder = folder_name(name, point)
+            at_point = variant.model_copy(update={"hparams": {**variant.hparams, **point}})
+            for dataset, algorithm in itertools.product(self.datasets, self.algorithms):
+                if variant.covers(dataset, algorithm):
+                    yield self._get_cell(folder, at_point, dataset, algorithm)
 
-    def members(self, dataset: str, algorithm: str) -> list[Values]:
-        """Return the combinations of searched values: one empty mapping if nothing is searched."""
-        searched = self.searched_values(dataset, algorithm)
-        return [dict(zip(searched, values)) for values in itertools.product(*searched.values())]
-
-    def searched_values(self, dataset: str, algorithm: str) -> dict[str, Sequence[Any]]:
-        """Return hyperparameter -> searched values; later overrides replace earlier values."""
+    def _get_cell(self, name: str, variant: Variant, dataset: str, algorithm: str) -> SweepCell:
+        hparams: dict[str, Any] = {**self.hparams}
+        if self.protocol is not None:
+            hparams = {"protocol": self.protocol, **hparams}
+        steps = self.steps.get(dataset) if isinstance(self.steps, dict) else self.steps
+        checkpoint_freq = 0
         searched: dict[str, Sequence[Any]] = dict(self.search.values) if self.search else {}
-        for override in self.overrides:
-            if override.search and override.covers(dataset, algorithm):
-                searched |= override.search.values
-        return {name: values for name, values in searched.items() if values}
+
+        for block in (*self.overrides, variant):
+            if block.covers(dataset, algorithm):
+                hparams |= block.hparams
+                checkpoint_freq = block.checkpoint_freq or checkpoint_freq
+                if isinstance(block, Override):
+                    steps = block.steps or steps
+                    searched |= block.search.values if block.search else {}
+        return SweepCell(
+            name=name,
+            variant=variant,
+            dataset=dataset,
+            algorithm=algorithm,
+            steps=steps,
+            checkpoint_freq=checkpoint_freq or None,
+            hparams=hparams,
+            searched={key: values for key, values in searched.items() if values},
+        )
 
     def get_division(self, dataset: str) -> Division:
         """Return the environments to hold out of a dataset, as declared; empty: each in turn."""
         declared = self.test_environments
         return declared.get(dataset, []) if isinstance(declared, dict) else declared
-
-    def get_hparams(self, dataset: str, algorithm: str, setting: Variant) -> dict[str, Any]:
-        """Return the hyperparameters that are set; later settings override earlier ones."""
-        merged = {"protocol": self.protocol, **self.hparams}
-        for layer in (*self.overrides, setting):
-            if layer.covers(dataset, algorithm):
-                merged |= layer.hparams
-
-        return {name: value for name, value in merged.items() if value is not None}
-
-    def get_steps(self, dataset: str, algorithm: str = "") -> int | None:
-        """Return the declared steps, or None for the dataset's default."""
-        for override in reversed(self.overrides):
-            if override.steps and override.covers(dataset, algorithm):
-                return override.steps
-        return self.steps.get(dataset) if isinstance(self.steps, dict) else self.steps
 
     def holds_out_together(self, dataset: str) -> bool:
         """Return True if a job can hold out several environments that are all targets."""
@@ -366,17 +366,6 @@ class Declaration(Shape):
     facts: Mapping[str, Dataset] = {}  # by the names of the datasets
     text: str = ""  # of the file
 
-    def get_checkpoint_freq(self, cell: SweepCell) -> int:
-        """Return the declared steps between checkpoints, or 0 for the dataset's default."""
-        for layer in (cell.variant, *reversed(self.overrides)):
-            if layer.checkpoint_freq and layer.covers(cell.dataset, cell.algorithm):
-                return layer.checkpoint_freq
-        return 0
-
-    def targets(self, dataset: str, labels: Sequence[str] | None = None) -> list[list[int]]:
-        """Same as `Shape.targets`; ``labels`` default to the dataset's environments."""
-        return super().targets(dataset, labels or self.facts[dataset].labels)
-
     def jobs(
         self, data_dir: str, output: Path, chosen: Sequence[ChosenValues] | None = None
     ) -> list[Job]:
@@ -392,32 +381,22 @@ class Declaration(Shape):
         is_first_stage = self.has_stages and chosen is None
         trials = self.choosing_trials if is_first_stage else self.trial_seeds
         jobs = []
-        for (name, variant), trial, dataset, algorithm in itertools.product(
-            self.settings.items(), trials, self.datasets, self.algorithms
-        ):
-            if not variant.covers(dataset, algorithm):
-                continue
-
-            cell = SweepCell(name, variant, dataset, algorithm)
-            for test_envs, choice in itertools.product(self.targets(dataset), self.choices):
-                seed = seed_hash(dataset, algorithm, test_envs, choice, trial)
-                for role in self._get_roles(cell, test_envs, chosen):
-                    # The command lines keep this order.
-                    args = {
-                        **self._get_arguments(cell, role.values, data_dir, trial),
-                        "test_envs": test_envs,
-                        "hparams_seed": choice,
-                        "seed": seed,
-                    }
-                    folder = folder_name(name, {} if role.stage == REPEAT else role.values)
-                    jobs.append(Job(args, output / folder / get_folder_name(args), folder, role))
+        for name, cells in itertools.groupby(self.cells(), key=lambda cell: cell.name):
+            for trial, cell in itertools.product(trials, cells):
+                targets = self.targets(cell.dataset, self.facts[cell.dataset].labels)
+                for test_envs, choice in itertools.product(targets, self.choices):
+                    for role in self._get_roles(cell, test_envs, chosen):
+                        args = self._get_arguments(cell, role, data_dir, trial, test_envs, choice)
+                        folder = folder_name(name, {} if role.stage == REPEAT else role.values)
+                        path = output / folder / get_folder_name(args)
+                        jobs.append(Job(args, path, folder, role))
         return jobs
 
     def _get_roles(
         self, cell: SweepCell, test_envs: Sequence[int], chosen: Sequence[ChosenValues] | None
     ) -> list[Role]:
         """Return the roles of a cell's jobs: one for each member that they train."""
-        members = self.members(cell.dataset, cell.algorithm)
+        members = cell.members
         numbers = list(range(len(members)))
         stage = CHOOSE if self.has_stages else ""
         if stage and len(members) < 2:  # there is nothing to choose
@@ -449,23 +428,31 @@ class Declaration(Shape):
         ]
 
     def _get_arguments(
-        self, cell: SweepCell, values: Mapping[str, Any], data_dir: str, trial: int
+        self,
+        cell: SweepCell,
+        role: Role,
+        data_dir: str,
+        trial: int,
+        test_envs: Sequence[int],
+        choice: int,
     ) -> dict[str, Any]:
-        """Return the arguments that a cell's jobs of one trial and member share."""
-        arguments: dict[str, Any] = {
+        """Return the arguments of a job."""
+        hparams = {**cell.hparams, **role.values}
+        # Defaults stay out, because every argument is part of a job's identity.
+        declared = {
+            "steps": cell.steps,
+            "checkpoint_freq": cell.checkpoint_freq,
+            "hparams": json.dumps(hparams, sort_keys=True) if hparams else None,
+        }
+        return {
             "data_dir": data_dir,
             "task": TASK,
             "holdout_fraction": self.holdout_fraction,
             "dataset": cell.dataset,
             "algorithm": cell.algorithm,
             "trial_seed": trial,
+            **{name: value for name, value in declared.items() if value},
+            "test_envs": test_envs,
+            "hparams_seed": choice,
+            "seed": seed_hash(cell.dataset, cell.algorithm, test_envs, choice, trial),
         }
-        # Defaults stay out, because every argument is part of a job's identity.
-        if steps := self.get_steps(cell.dataset, cell.algorithm):
-            arguments["steps"] = steps
-        if checkpoint_freq := self.get_checkpoint_freq(cell):
-            arguments["checkpoint_freq"] = checkpoint_freq
-        hparams = {**self.get_hparams(cell.dataset, cell.algorithm, cell.variant), **values}
-        if hparams:
-            arguments["hparams"] = json.dumps(hparams, sort_keys=True)
-        return arguments

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +14,18 @@ from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.results import published
 from domainbed_carft.sweep import host
 from domainbed_carft.sweep.declaration import (
+    CLIPOOD,
     LEAVE_ONE_OUT,
     SINGLE_SOURCE,
+    DeclaredSearch,
     Division,
     Override,
+    SearchOverride,
     Shape,
     SweepCell,
     Variant,
     find_environment,
+    folder_name,
 )
 from domainbed_carft.text import unknown
 
@@ -68,8 +71,11 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
         *itertools.chain.from_iterable(
             _check_environments(shape, name, facts.labels) for name, facts in datasets.items()
         ),
-        *_check_search(shape),
+        *_check_searched_values(shape),
+        *_check_draws_and_stages(shape),
+        *_check_selection(shape),
         *_check_hparams(shape, list(datasets), algorithms),
+        *_check_folders(shape),
     ]
     return datasets, [f"{source.place(path)}: {message}" for path, message in problems]
 
@@ -111,6 +117,21 @@ def _check_references(shape: Shape) -> Iterator[_Problem]:
             yield path, unknown(f"{_KINDS[key]} of this sweep", name, getattr(shape, key))
 
 
+def _check_selection(shape: Shape) -> Iterator[_Problem]:
+    """Check that jobs have no choice of hyperparameters if a selection method chooses none."""
+    if CLIPOOD not in shape.selection:
+        return
+    n_choices = len(shape.choices)
+    if not shape.has_stages:
+        n_choices *= max((len(cell.members) for cell in shape.cells()), default=1)
+    if n_choices > 1:
+        yield (
+            ("selection", shape.selection.index(CLIPOOD)),
+            f"{CLIPOOD} selects from a single choice of hyperparameters, but each trial has up to "
+            f"{n_choices}; remove {CLIPOOD}, or use a grid, which makes each value a row",
+        )
+
+
 def _get_blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
     """Return the overrides and variants, each with its path."""
     overrides = [(("overrides", index), block) for index, block in enumerate(shape.overrides)]
@@ -147,6 +168,20 @@ def _check_environments(shape: Shape, dataset: str, labels: Sequence[str]) -> It
             yield path, f"{message}; keep at least one to train on"
 
 
+def _check_folders(shape: Shape) -> Iterator[_Problem]:
+    """Yield a problem if several variants or members would share a folder."""
+    owners: dict[str, object] = {}
+    for cell in shape.cells():
+        for values in cell.members:
+            folder = folder_name(cell.name, values)
+            owner = (cell.name, cell.variant, values)
+            if owners.setdefault(folder, owner) != owner:
+                message = f"several combinations would share the folder {folder}"
+                path = ("grid" if shape.grid else "search",)
+                yield path, f"{message}; use named variants instead"
+                return
+
+
 def _iterate_environments(division: Division) -> Iterator[tuple[YamlPath, int | str]]:
     """Iterate over the environments of a division, each after the keys that lead to it."""
     if division == SINGLE_SOURCE:
@@ -165,44 +200,34 @@ class _Setting:
     path: YamlPath
     name: str
     value: Any
-    covers: Callable[[str, str], bool]  # of dataset and algorithm: True for jobs with the value
+    rows: Container[tuple[str, str]]  # (dataset, algorithm) of the jobs with the value
 
 
 def _get_settings(shape: Shape) -> list[_Setting]:
     """Return all hyperparameters that are set or searched, each with its place."""
+    rows = [*itertools.product(shape.datasets, shape.algorithms)]
     blocks: list[tuple[YamlPath, Variant]] = [((), Override(hparams=shape.hparams))]
     settings = [
-        _Setting((*path, "hparams", name), name, value, block.covers)
+        _Setting((*path, "hparams", name), name, value, [row for row in rows if block.covers(*row)])
         for path, block in blocks + _get_blocks(shape)
         for name, value in block.hparams.items()
     ]
     for name, values in shape.grid.items():
         for index, value in enumerate(values):
-            settings.append(_Setting(("grid", name, index), name, value, Override().covers))
+            settings.append(_Setting(("grid", name, index), name, value, rows))
     if shape.protocol not in (None, "domainbed"):
-        settings.append(_Setting(("protocol",), "protocol", shape.protocol, Override().covers))
-    return [*settings, *_get_searched_settings(shape)]
+        settings.append(_Setting(("protocol",), "protocol", shape.protocol, rows))
 
-
-def _get_searched_settings(shape: Shape) -> Iterator[_Setting]:
-    """Iterate over all searched values."""
-    values_by_path: list[tuple[YamlPath, Mapping[str, Sequence[Any]]]] = []
-    if shape.search:
-        values_by_path.append((("search", "values"), shape.search.values))
-    for index, override in enumerate(shape.overrides):
-        if override.search:
-            path: YamlPath = ("overrides", index, "search", "values")
-            values_by_path.append((path, override.search.values))
-
-    for path, values in values_by_path:
-        for name, candidates in values.items():
-            for index, value in enumerate(candidates):
-                covers = functools.partial(_is_searched, shape, name, value)
-                yield _Setting((*path, name, index), name, value, covers)
-
-
-def _is_searched(shape: Shape, name: str, value: Any, dataset: str, algorithm: str) -> bool:
-    return value in shape.searched_values(dataset, algorithm).get(name, ())
+    searches: list[tuple[YamlPath, DeclaredSearch | SearchOverride | None]] = [((), shape.search)]
+    searches += [(("overrides", i), block.search) for i, block in enumerate(shape.overrides)]
+    searched = {(cell.dataset, cell.algorithm): cell.searched for cell in shape.cells()}
+    for path, search in searches:
+        for name, values in search.values.items() if search else ():
+            for index, value in enumerate(values):
+                rows = [row for row in searched if value in searched[row].get(name, ())]
+                place = (*path, "search", "values", name, index)
+                settings.append(_Setting(place, name, value, rows))
+    return settings
 
 
 def _check_hparams(
@@ -238,15 +263,13 @@ def _find_cell_problems(
     args = {
         "algorithm": cell.algorithm,
         "dataset": cell.dataset,
-        "steps": shape.get_steps(cell.dataset, cell.algorithm),
+        "steps": cell.steps,
         "trial_seed": shape.trial_seeds[0],
     }
-    fixed = shape.get_hparams(cell.dataset, cell.algorithm, cell.variant)
-    members = shape.members(cell.dataset, cell.algorithm)
     choices = {shape.choices[0], shape.choices[-1]}
-    for member, choice in itertools.product(members, sorted(choices)):
+    for member, choice in itertools.product(cell.members, sorted(choices)):
         seed = get_draw_seed({**args, "hparams_seed": choice})
-        resolved = host.resolve_hparams(algorithm_class, args, {**fixed, **member}, seed)
+        resolved = host.resolve_hparams(algorithm_class, args, {**cell.hparams, **member}, seed)
         yield from (problem for problem in resolved.problems if not problem.is_local)
 
 
@@ -272,7 +295,7 @@ def _find_unknown_name(
     covered = [
         algorithm
         for algorithm in algorithms
-        if any(setting.covers(dataset, algorithm) for dataset in datasets)
+        if any((dataset, algorithm) in setting.rows for dataset in datasets)
     ]
     names_by_algorithm = {
         algorithm: valid_names[algorithm, setting.name]
@@ -297,21 +320,12 @@ def _find_unknown_name(
 _GRID_OR_SEARCH = "a grid reports every value, and a search chooses one"
 
 
-def _check_search(shape: Shape) -> Iterator[_Problem]:
-    """Yield the problems of the key ``search``."""
-    yield from _check_searched_values(shape)
-    if shape.search is not None:
-        for key, message in _check_draws_and_stages(shape):
-            yield ("search", *key), message
-
-
 def _check_searched_values(shape: Shape) -> Iterator[_Problem]:
     """Yield each hyperparameter that is both searched and set, at its searched values."""
     reported = set()
     for cell in shape.cells():
-        fixed = shape.get_hparams(cell.dataset, cell.algorithm, cell.variant)
-        for name in shape.searched_values(cell.dataset, cell.algorithm):
-            if name not in fixed or name in reported:
+        for name in cell.searched:
+            if name not in cell.hparams or name in reported:
                 continue
 
             reported.add(name)
@@ -322,8 +336,8 @@ def _check_searched_values(shape: Shape) -> Iterator[_Problem]:
             else:
                 message = (
                     f"{name} of {cell.algorithm} on {cell.dataset} is searched and also set to "
-                    f"{fixed[name]!r}, which leaves nothing to choose; remove one of them, or "
-                    f"disable the search there in overrides: search: {{values: {{{name}: []}}}}"
+                    f"{cell.hparams[name]!r}, which leaves nothing to choose; remove one of them, "
+                    f"or disable the search there in overrides: search: {{values: {{{name}: []}}}}"
                 )
                 yield path, message
 
@@ -342,37 +356,39 @@ def _find_values_path(shape: Shape, dataset: str, algorithm: str, name: str) -> 
 
 
 def _check_draws_and_stages(shape: Shape) -> Iterator[_Problem]:
-    """Yield the problems of the keys below ``search``, by paths relative to it."""
+    """Yield the problems of the keys below ``search``."""
     search = shape.search
-    assert search is not None
-    member_counts = [len(shape.members(cell.dataset, cell.algorithm)) for cell in shape.cells()]
+    if search is None:
+        return
+
+    member_counts = [len(cell.members) for cell in shape.cells()]
     if max(member_counts, default=0) < 2 and not search.draws:
         hint = "list at least two values under values, or set a number of draws"
-        yield (), f"the search has nothing to choose from; {hint}"
+        yield ("search",), f"the search has nothing to choose from; {hint}"
     if search.draws and "hparams_seeds" in shape.model_fields_set:
         message = "draws and hparams_seeds both set the number of draws"
-        yield ("draws",), f"{message}; remove one of them"
+        yield ("search", "draws"), f"{message}; remove one of them"
 
     if search.choose_on is None:
         for key in ("repeat_on", "choose_by"):
             if key in search.model_fields_set:
                 message = f"{key} needs choose_on, the trials on which the search chooses"
-                yield (key,), f"{message}; add choose_on"
+                yield ("search", key), f"{message}; add choose_on"
         return
 
     if "repeat_on" in search.model_fields_set and "trials" in shape.model_fields_set:
         message = "trials and search.repeat_on both set the trials of the tables"
-        yield ("repeat_on",), f"{message}; remove one of them"
+        yield ("search", "repeat_on"), f"{message}; remove one of them"
     if overlap := sorted({*search.choose_on.seeds} & {*shape.trial_seeds}):
         trials = ", ".join(map(str, overlap))
         message = f"the search chooses on trials on which it also repeats its choice: {trials}"
         hint = f"choose on other trials, such as {{from: {max(shape.trial_seeds) + 1}, n: 1}}"
-        yield ("choose_on", "trials"), f"{message}; {hint}"
+        yield ("search", "choose_on", "trials"), f"{message}; {hint}"
     if len(shape.choices) > 1 or min(shape.choices) > 0:
         message = "draws differ from trial to trial, so a draw cannot be repeated on other trials"
-        yield ("choose_on",), f"{message}; list values instead"
+        yield ("search", "choose_on"), f"{message}; list values instead"
     if shape.choosing_method is None:
         message = (
             f"the search cannot choose by {', '.join(shape.selection)}, which looks at the target"
         )
-        yield ("choose_on",), f"{message}; add training-domain to selection"
+        yield ("search", "choose_on"), f"{message}; add training-domain to selection"

@@ -23,7 +23,6 @@ from domainbed_carft.sweep.declaration import (
     Shape,
     Trials,
     Variant,
-    folder_name,
 )
 from domainbed_carft.text import unknown
 
@@ -66,15 +65,17 @@ def parse(text: str, name: str) -> Declaration:
     names and values.
     """
     document, source = parsing.parse_yaml(text, name)
-    shape = _parse_shape(document, source)
-    _check_job_count(shape, source)
+    if not isinstance(document, dict):
+        problem = invalid("", document, "a mapping with name, datasets and algorithms")
+        raise CarftError(f"{source.place(())}: {problem}")
+    try:
+        shape = Shape.model_validate(document)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise CarftError(*(_describe_error(item, source) for item in details)) from error
 
+    _check_job_count(shape, source)
     datasets, problems = declaration_checks.check(shape, source)
-    if folder := _find_shared_folder(shape):
-        place = source.place(("grid" if shape.grid else "search",))
-        problems.append(
-            f"{place}: several combinations would share {folder}; use named variants instead"
-        )
     raise_for(problems)
     return Declaration.model_construct(**dict(shape), facts=datasets, text=text)
 
@@ -88,58 +89,17 @@ def included_sweeps() -> dict[str, Path]:
     return {path.stem: path for path in sorted(chosen.glob("*.yaml"))}
 
 
-def _parse_shape(document: Any, source: YamlSource) -> Shape:
-    """Check the keys of a declaration, and the types and ranges of their values."""
-    if not isinstance(document, dict):
-        problem = invalid("", document, "a mapping with name, datasets and algorithms")
-        raise CarftError(f"{source.place(())}: {problem}")
-
-    try:
-        return Shape.model_validate(document)
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        raise CarftError(*(_describe_error(item, source) for item in details)) from error
-
-
 def _check_job_count(shape: Shape, source: YamlSource) -> None:
     """Raise CarftError for more than MAX_JOBS, before a list of jobs fills the memory."""
-    cells = len(shape.datasets) * len(shape.algorithms) * _count_points(shape)
     n_trials = len(shape.trial_seeds) + len(shape.choosing_trials)
-    if n_trials * len(shape.choices) * cells * _max_members(shape) > MAX_JOBS:
-        place = source.place(("datasets",))
-        raise CarftError(
-            f"{place}: the sweep has more than {MAX_JOBS:,} jobs; split it into several sweeps"
-        )
-
-
-def _count_points(shape: Shape) -> int:
-    """Count the declared combinations of variants and grid values."""
-    return math.prod(map(len, shape.grid.values())) * max(1, len(shape.variants))
-
-
-def _max_members(shape: Shape) -> int:
-    """Return the largest number of searched combinations over datasets and algorithms."""
-    members = [
-        math.prod(map(len, shape.searched_values(dataset, algorithm).values()))
-        for dataset in shape.datasets
-        for algorithm in shape.algorithms
-    ]
-    return max(members)
-
-
-def _find_shared_folder(shape: Shape) -> str:
-    """Find a folder that jobs of several variants or members would share; "" if there is none."""
-    if len(shape.settings) < _count_points(shape):
-        return "a folder"
-
-    owners: dict[str, object] = {}
+    n_jobs = 0
     for cell in shape.cells():
-        for values in shape.members(cell.dataset, cell.algorithm):
-            folder = folder_name(cell.name, values)
-            owner = [cell.name, values]
-            if owners.setdefault(folder, owner) != owner:
-                return f"the folder {folder}"
-    return ""
+        n_jobs += n_trials * len(shape.choices) * math.prod(map(len, cell.searched.values()))
+        if n_jobs > MAX_JOBS:
+            place = source.place(("datasets",))
+            raise CarftError(
+                f"{place}: the sweep has more than {MAX_JOBS:,} jobs; split it into several sweeps"
+            )
 
 
 def _get_model(path: YamlPath) -> type[BaseModel]:

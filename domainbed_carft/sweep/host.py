@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.data import benchmarks, tasks
+from domainbed_carft.data.listing import is_list
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.hparams import (
@@ -101,9 +102,10 @@ def get_job_hparams(args: Mapping[str, Any]) -> dict[str, Any]:
 def get_dataset_facts(name: str) -> Dataset:
     """Return the facts of a dataset for manifests. Raises CarftError for an unknown name."""
     host = import_module("datasets")
-    if os.sep in name and not os.path.isdir(name):
+    if os.sep in name and not os.path.exists(name):
         raise CarftError(
-            f"no such folder: {name}; expected a folder with a sub-folder per environment"
+            f"no such folder: {name}; expected a folder with a sub-folder per environment, or a "
+            "CSV file that lists images"
         )
 
     valid_names = list(getattr(host, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
@@ -122,14 +124,14 @@ def get_dataset_facts(name: str) -> Dataset:
 
 
 def find_image_folder(name: str, data_dir: str) -> str | None:
-    """Return the folder of the dataset's images: "" if none is needed, None if unknown."""
+    """Return the folder or list of the dataset's images: "" without one, None if unknown."""
     if name == "ImageNet":
         return imagenet_training.expected_folder(data_dir)
 
     published = benchmarks.BENCHMARKS.get(name) or tasks.TASKS.get(name)
     if published is not None:
         return os.path.join(data_dir, published.folder) if published.folder else ""
-    if os.path.isdir(name):
+    if os.path.isdir(name) or is_list(name):
         return name
     return "" if name.startswith("Debug") else None
 

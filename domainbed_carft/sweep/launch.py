@@ -113,14 +113,9 @@ class LaunchPlan:
         A launcher that runs jobs on this machine also takes jobs queued by other launchers.
         """
         launchable = [states.NOT_LAUNCHED, states.INTERRUPTED]
-        if self.runs_here:
+        if self.launcher_name not in RUN_ELSEWHERE:
             launchable.append(states.QUEUED)
         return [status.job for status in self.state.in_state(*launchable)]
-
-    @property
-    def runs_here(self) -> bool:
-        """True if the jobs run on this machine, which then needs their data."""
-        return self.launcher_name not in RUN_ELSEWHERE
 
     @property
     def data_problems(self) -> list[str]:
@@ -134,7 +129,7 @@ class LaunchPlan:
         for check in self.data_checks:
             if check.broken:
                 problems.append(check.broken)
-            if check.missing and self.runs_here:
+            if check.missing and self.launcher_name not in RUN_ELSEWHERE:
                 problems.append(check.missing)
         return problems
 
@@ -262,9 +257,8 @@ def run_plan(launch_plan: LaunchPlan) -> list[Status]:
     Raises:
         CarftError: the jobs could not be started, or the second stage could not be planned.
     """
-    launcher, jobs = launch_plan.launcher, launch_plan.jobs_to_run
     if launch_plan.launcher_name == "dummy":
-        launcher(jobs)
+        launch_plan.launcher(launch_plan.jobs_to_run)
         return []
 
     write_manifest(
@@ -275,18 +269,24 @@ def run_plan(launch_plan: LaunchPlan) -> list[Status]:
         launch_plan.state.search,
     )
     if launch_plan.launcher_name == "slurm":
-        launcher(jobs)
-        if launch_plan.waiting_jobs and isinstance(launcher, Slurm):
-            second_launch = functools.partial(
-                launch_second_stage, launch_plan.plan_again, own_methods.get_variables()
-            )
-            search.submit(launcher, launch_plan.output, second_launch)
-        return [] if jobs else launch_plan.state.in_state(states.FAILED)
+        return _submit(launch_plan)
 
     unfinished = _run_here(launch_plan)
     if launch_plan.waiting_jobs and not unfinished:
         return run_plan(launch_plan.plan_again())
     return unfinished
+
+
+def _submit(launch_plan: LaunchPlan) -> list[Status]:
+    """Submit the jobs to SLURM, and a small job for a second stage; return failed jobs if none."""
+    jobs = launch_plan.jobs_to_run
+    launch_plan.launcher(jobs)
+    if launch_plan.waiting_jobs and isinstance(launch_plan.launcher, Slurm):
+        second_launch = functools.partial(
+            launch_second_stage, launch_plan.plan_again, own_methods.get_variables()
+        )
+        search.submit(launch_plan.launcher, launch_plan.output, second_launch)
+    return [] if jobs else launch_plan.state.in_state(states.FAILED)
 
 
 def launch_second_stage(
@@ -309,13 +309,16 @@ def launch_second_stage(
 
 def _run_here(launch_plan: LaunchPlan) -> list[Status]:
     """Run the jobs on this machine, and wait for other launches; return the same as `run_plan`."""
-    jobs = launch_plan.jobs_to_run
+    jobs, facts = launch_plan.jobs_to_run, launch_plan.declaration.facts
     state = launch_plan.state
     last_words: dict[Path, str] = {}
     if jobs or state.in_state(states.RUNNING):
-        with printing.show_progress(state.statuses, launch_plan.declaration.facts):
+        with printing.show_progress(state.statuses, facts):
             outcomes = launch_plan.launcher(jobs) if jobs else None
-            state = _wait_for_other_launches(launch_plan)
+            state = states.get_state(launch_plan.output, launch_plan.jobs, facts)
+            while state.queue.live_launches and state.in_state(states.RUNNING):
+                time.sleep(OTHER_LAUNCH_POLL_SECONDS)
+                state = states.get_state(launch_plan.output, launch_plan.jobs, facts)
         # If no attempt could be noted, such as on a full disk, only the launcher has the reason.
         last_words = {Path(outcome.folder): outcome.last_words for outcome in outcomes or ()}
 
@@ -324,16 +327,6 @@ def _run_here(launch_plan: LaunchPlan) -> list[Status]:
         for status in state.statuses
         if status.state != states.DONE
     ]
-
-
-def _wait_for_other_launches(launch_plan: LaunchPlan) -> SweepState:
-    """Wait until no other live launch runs a job of the plan; return the states of its jobs."""
-    while True:
-        facts = launch_plan.declaration.facts
-        state = states.get_state(launch_plan.output, launch_plan.jobs, facts)
-        if not state.queue.live_launches or not state.in_state(states.RUNNING):
-            return state
-        time.sleep(OTHER_LAUNCH_POLL_SECONDS)
 
 
 def write_manifest(

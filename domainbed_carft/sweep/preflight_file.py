@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
-from domainbed_carft.text import printable, quantity
+from domainbed_carft.jobs.cost import Cost
+from domainbed_carft.text import quantity
 
 NAME = manifest.PREFLIGHT_FILE
 
@@ -38,18 +39,6 @@ class PreflightRow:
     hint: str = ""  # how to fix a warning or a failure
 
 
-@dataclass(frozen=True)
-class ImageCost:
-    """The measured cost per image in the jobs of a variant, dataset and algorithm."""
-
-    variant: str
-    dataset: str
-    algorithm: str
-    training_seconds: float
-    evaluation_seconds: float
-    memory_gb: float  # of the largest step
-
-
 class Preflight(BaseModel):
     """The content of ``preflight.json``."""
 
@@ -64,7 +53,8 @@ class Preflight(BaseModel):
     device: str
     hours: float | None  # for all jobs one after another, with their evaluations
     rows: list[PreflightRow]
-    costs: list[ImageCost]
+    # Of the measured jobs: variant -> dataset -> algorithm -> cost.
+    costs: dict[str, dict[str, dict[str, Cost]]]
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -80,12 +70,11 @@ class Preflight(BaseModel):
         parts = [f"{_STATUS_PHRASES[self.status]}, {describe_age(self.written)}, on {self.device}"]
         if self.declaration != digest(declaration_text):
             parts.append("but of another declaration")
-        return printable(", ".join(parts))
+        return ", ".join(parts)
 
-    def get_cost(self, variant: str, dataset: str, algorithm: str) -> ImageCost | None:
-        """Return the measured cost per image in these jobs, or None if it was not measured."""
-        key = (variant, dataset, algorithm)
-        return next((c for c in self.costs if (c.variant, c.dataset, c.algorithm) == key), None)
+    def get_cost(self, variant: str, dataset: str, algorithm: str) -> Cost | None:
+        """Return the cost of these jobs, or None if it was not measured."""
+        return self.costs.get(variant, {}).get(dataset, {}).get(algorithm)
 
 
 def digest(declaration_text: str) -> str:

@@ -19,7 +19,7 @@ from domainbed_carft.jobs.manifest import ChosenValues, Search, format_trials
 from domainbed_carft.launchers import slurm
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status, SweepState
-from domainbed_carft.text import NO_ESTIMATE, limit_lines, printable, progress, quantity, table
+from domainbed_carft.text import NO_ESTIMATE, limit_lines, progress, quantity, table
 
 # The progress bar reads the states of all jobs at this interval per job, or at the minimum.
 SECONDS_PER_JOB = 0.01
@@ -43,13 +43,13 @@ def counts_phrase(statuses: Iterable[Status]) -> str:
     return ", ".join(parts)
 
 
-def overview(statuses: Sequence[Status]) -> str:
-    """Return the output of ``status``: totals, a table by algorithm, jobs that need attention."""
+def overview(statuses: Sequence[Status]) -> list[str]:
+    """Return the lines of ``status``: totals, a table by algorithm, jobs that need attention."""
     if not statuses:
-        return "There are no jobs."
+        return ["There are no jobs."]
 
     totals = f"{quantity(len(statuses), 'job')}: {counts_phrase(statuses)}."
-    lines = [totals, _steps_phrase(statuses), "", _table_by_algorithm(statuses)]
+    lines = [totals, _steps_phrase(statuses), "", *_table_by_algorithm(statuses).splitlines()]
 
     for state, title in _TITLES.items():
         needs_diverged = state == states.DONE
@@ -62,7 +62,7 @@ def overview(statuses: Sequence[Status]) -> str:
             lines += ["", title, *limit_lines([f"  {_status_line(status)}" for status in listed])]
     if waiting := waiting_lines(statuses):
         lines += ["", *waiting]
-    return "\n".join(lines)
+    return lines
 
 
 def waiting_lines(statuses: Iterable[Status]) -> list[str]:
@@ -80,7 +80,7 @@ def waiting_lines(statuses: Iterable[Status]) -> list[str]:
                 ". SLURM does not start them: run carft sweep cancel, change the request, and "
                 "launch again"
             )
-        lines.append(printable(line))
+        lines.append(line)
     return lines
 
 
@@ -116,18 +116,18 @@ def _chosen_phrase(chosen: ChosenValues) -> str:
     if chosen.test_envs is not None:
         name += f", test environments {' '.join(map(str, chosen.test_envs))}"
     accuracy = f"{100 * chosen.validation:.1f}% in validation"
-    return printable(f"{name}: {values} of {chosen.members}, {accuracy}")
+    return f"{name}: {values} of {chosen.members}, {accuracy}"
 
 
 def evaluation_line(skips: bool) -> str:
     """Return the splits that the jobs evaluate, and how to choose the opposite."""
     if skips:
-        return "Evaluation: without training in-splits (--training_in_splits adds them)."
+        return "Evaluation: without training in-splits (--training-in-splits adds them)."
     variable = process_variables.SKIP_TRAINING_IN_SPLITS.name
     return f"Evaluation: with training in-splits ({variable}=1 skips them)."
 
 
-def failures(unfinished: Sequence[Status], output: Path) -> str:
+def failures(unfinished: Sequence[Status], output: Path) -> list[str]:
     """List failed jobs with exit status and last words, then other unfinished jobs."""
     failed = [status for status in unfinished if status.state == states.FAILED]
     not_done = [status for status in unfinished if status.state != states.FAILED]
@@ -139,7 +139,7 @@ def failures(unfinished: Sequence[Status], output: Path) -> str:
             lines += limit_lines([_failure_line(status) for status in group])
     if failed:
         lines.append(f"Fix the cause, run {command_line('retry', output)}, then launch again.")
-    return "\n".join(lines)
+    return lines
 
 
 def command_line(command: str, output: Path) -> str:
@@ -151,10 +151,7 @@ def command_line(command: str, output: Path) -> str:
 def show_progress(
     statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]
 ) -> Iterator[None]:
-    """Show a progress bar of all steps of the sweep while the block runs.
-
-    The bar estimates the time left after the first job has ended.
-    """
+    """Show a progress bar of the sweep's steps, and once a job has ended the time that is left."""
     latest = list(statuses)
     block_ended = threading.Event()
     total = sum(status.steps or 1 for status in latest)
@@ -171,9 +168,8 @@ def show_progress(
                     latest[index] = states.get_status(status.job, facts)
 
             counts = states.count_by_state(latest)
-            note = f"{counts[states.DONE]} of {len(latest)} jobs done"
-            if counts[states.FAILED]:
-                note += f", {counts[states.FAILED]} failed"
+            failed = f", {counts[states.FAILED]} failed" if counts[states.FAILED] else ""
+            note = f"{counts[states.DONE]} of {len(latest)} jobs done{failed}"
             # Until then, imports and first evaluations take longer than the steps.
             if counts[states.DONE] > jobs_done_before and progress_bar.bar_format == NO_ESTIMATE:
                 progress_bar.bar_format = None
@@ -228,14 +224,14 @@ def _status_line(status: Status) -> str:
 
     if status.detail:
         parts.append(status.detail)
-    return printable("; ".join([*parts, status.job.folder.name]))
+    return "; ".join([*parts, status.job.folder.name])
 
 
 def _failure_line(status: Status) -> str:
     line = f"  {status.job}: {status.state}"
     if status.detail:
         line += f", {status.detail}"
-    return printable(f"{line}; {status.job.folder}")
+    return f"{line}; {status.job.folder}"
 
 
 def _shown_steps(status: Status) -> int:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from domainbed_carft.errors import raise_for
+from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import Choice, Job
@@ -98,43 +98,42 @@ def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenVal
     accuracies_by_row.update((row, {}) for row in sorted(rows_without_runs))
 
     chosen = []
-    problems = []
+    problems: list[str] = []
     for row, accuracies_by_choice in accuracies_by_row.items():
-        means = {choice: statistics.fmean(each) for choice, each in accuracies_by_choice.items()}
-        complete = [choice for choice in sorted(means) if not math.isnan(means[choice])]
-        if not complete:
-            problems.append(
-                f"no member of the search has validation accuracies in all of its runs: "
-                f"{_describe_row(*row)}; "
-                "see carft collect for runs that diverged, and search other values"
-            )
-            continue
-
-        cell, dataset, algorithm, test_envs = row
-        best = max(reversed(complete), key=means.__getitem__)  # the last of equally good members
-        chosen.append(
-            ChosenValues(
-                cell=cell,
-                dataset=dataset,
-                algorithm=algorithm,
-                test_envs=test_envs,
-                values=best.searched_values,
-                members=len(means),
-                validation=means[best],
-            )
-        )
+        try:
+            chosen.append(_choose_member(row, accuracies_by_choice))
+        except CarftError as error:
+            problems += error.problems
     raise_for(problems)
     return tuple(chosen)
 
 
-def _describe_row(
-    cell: str, dataset: str, algorithm: str, test_envs: tuple[int, ...] | None
-) -> str:
-    name = " ".join(filter(None, [cell, algorithm]))
-    held_out = ""
-    if test_envs is not None:
-        held_out = f", test environments {' '.join(map(str, test_envs))}"
-    return f"{name} on {dataset}{held_out}"
+def _choose_member(
+    row: _Row, accuracies_by_choice: Mapping[Choice, Sequence[float]]
+) -> ChosenValues:
+    """Choose the member of a row with the highest mean accuracy; nan if a run has none."""
+    cell, dataset, algorithm, test_envs = row
+    means = {choice: statistics.fmean(each) for choice, each in accuracies_by_choice.items()}
+    complete = [choice for choice in sorted(means) if not math.isnan(means[choice])]
+    if not complete:
+        place = f"{' '.join(filter(None, [cell, algorithm]))} on {dataset}"
+        if test_envs is not None:
+            place += f", test environments {' '.join(map(str, test_envs))}"
+        raise CarftError(
+            "no member of the search has validation accuracies in all of its runs: "
+            f"{place}; see carft collect for runs that diverged, and search other values"
+        )
+
+    best = max(reversed(complete), key=means.__getitem__)  # the last of equally good members
+    return ChosenValues(
+        cell=cell,
+        dataset=dataset,
+        algorithm=algorithm,
+        test_envs=test_envs,
+        values=best.searched_values,
+        members=len(means),
+        validation=means[best],
+    )
 
 
 def _read_runs(jobs: Sequence[Job]) -> list[RecordedRun]:

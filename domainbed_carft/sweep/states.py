@@ -276,7 +276,9 @@ def get_status(job: Job, datasets: Mapping[str, Dataset], queue: Queue | None = 
     holder = folder.get_holder()
     record = records.read_last_record(job.folder) or {}
     if folder.done:  # read after the lock, because a job is done shortly before it unlocks
-        return Status(job, DONE, steps or 0, steps, diverged=_has_diverged(record))
+        # Only the harness writes diverged_at; other checkouts write the loss.
+        diverged = "diverged_at" in record or is_broken_loss("loss", record.get("loss"))
+        return Status(job, DONE, steps or 0, steps, diverged=diverged)
 
     last_step = _parse_count(record.get("step"))
     step = 0 if last_step is None else int(last_step) + 1
@@ -331,11 +333,6 @@ def _get_declared_steps(job: Job, datasets: Mapping[str, Dataset]) -> int | None
         return steps
     facts = datasets.get(str(job.args.get("dataset")))
     return facts.steps if facts else None
-
-
-def _has_diverged(record: Mapping[str, Any]) -> bool:
-    # Only the harness writes diverged_at; other checkouts write the loss.
-    return "diverged_at" in record or is_broken_loss("loss", record.get("loss"))
 
 
 def _parse_count(value: Any) -> float | None:

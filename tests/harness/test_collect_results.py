@@ -1,5 +1,6 @@
 """Records, selection methods and tables."""
 
+import json
 import multiprocessing
 import os
 import sys
@@ -96,3 +97,21 @@ def test_list_top_hparams_prints_best_first(tmp_path, capsys):
     assert outcomes == sorted(outcomes, reverse=True)
     expected = ["\t\thparams:", lines[5], "\t\toutput_dirs:", "\t\t\tsweep/PACS/ERM"]
     assert lines[4:8] == expected
+
+
+def test_names_in_records_stay_in_their_line(tmp_path, capsys):
+    name = "A\nB\x1b[31m"
+    accuracies = {f"env{i}_{part}_acc": 0.5 for i in range(3) for part in ("in", "out")}
+    args = {"dataset": "Debug28", "test_envs": [0], "seed": 3, "trial_seed": 0, "hparams_seed": 0}
+    args |= {"algorithm": name, "output_dir": name}
+    record = {**accuracies, "step": 0, "args": args, "hparams": {"contexts": name}}
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "results.jsonl").write_text(json.dumps(record) + "\n")
+    (tmp_path / "job" / "done").write_text("done")
+
+    group = ["--dataset", "Debug28", "--algorithm", name, "--test_env", "0"]
+    for main, words in ((collect_results.main, []), (list_top_hparams.main, group)):
+        assert main(["--input_dir", str(tmp_path), *words]) == 0
+        printed = capsys.readouterr().out
+        assert r"A\nB\x1b[31m" in printed and "\x1b" not in printed
+        assert not any(line.startswith("B") for line in printed.splitlines())

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 import torch
 from domainbed.lib.fast_data_loader import UnfinishedBatch
-from domainbed.lib.train_arguments import parse_memory_limit
 from domainbed.scripts import train
 
 from domainbed_carft import launchers, machine
+from domainbed_carft.arguments import parse_memory_limit
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import loading
 

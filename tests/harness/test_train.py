@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from domainbed import datasets
-from domainbed.lib import checks, preparation
+from domainbed.lib import preparation
 from domainbed.scripts import train
 
 from domainbed_carft import machine
@@ -125,7 +125,7 @@ def test_hparams_seed_and_trial_seed_draw_upstreams_values(golden):
     default = golden("hparams.json")["Debug28"]["default"]
     draw = golden("hparams.json")["Debug28"]["random"][1]
     seed = get_draw_seed(dict(zip(("hparams_seed", "trial_seed"), draw["seeds"])))
-    hparams = checks.resolve_hparams("LinearSGD", "Debug28", {"lr": 7}, seed)
+    hparams = fakes.LinearSGD.resolve_hparams("Debug28", {"lr": 7}, seed)
     assert hparams.values == {**draw["hparams"], "lr": 7}
     drawn = {name for name in draw["hparams"] if draw["hparams"][name] != default[name]}
     assert hparams.changed.keys() == {*drawn, "lr"}
@@ -196,5 +196,6 @@ def test_control_characters_of_names_are_escaped_in_output(tmp_path, capsys):
     folder = tmp_path / "a\x1b]0;owned\x07"
     assert train.main(fakes.quick_arguments(folder)) == 0
     printed = capsys.readouterr().out
+    assert printed == (folder / "out.txt").read_text()
     assert r"a\x1b]0;owned\x07" in printed
     assert not {"\x1b", "\x07"} & set(printed)

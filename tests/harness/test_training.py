@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 from domainbed import algorithms
-from domainbed.lib import checks, evaluation, preparation
+from domainbed.lib import evaluation, preparation
 from domainbed.scripts import train
 
 from . import fakes
@@ -107,7 +107,8 @@ def calls(monkeypatch):
 def validation_loss(folder, weight, bias):
     """Compute the mean loss on the out-splits of the training environments 1 and 2, in float64."""
     args = train.parse(fakes.quick_arguments(folder))[0]
-    hparams = checks.resolve_hparams(args.algorithm, args.dataset, {"batch_size": 4}).values
+    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+    hparams = algorithm_class.resolve_hparams(args.dataset, {"batch_size": 4}).values
     preparation.seed_everything(0)  # Debug28 draws its images
     _, environments = preparation.load_environments(args, hparams)
     losses = []

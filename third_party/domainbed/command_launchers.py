@@ -43,8 +43,7 @@ def local_launcher(commands: list[str]) -> list[str]:
 
     if failed:
         print(f"sweep: {len(failed)} of {len(commands)} jobs failed:", file=sys.stderr)
-    for failure in failed:
-        print(f"- {text.printable(failure)}", file=sys.stderr)
+    text.print_lines(*(f"- {failure}" for failure in failed), stream=sys.stderr)
     return failed
 
 

@@ -21,7 +21,7 @@ from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.comparison import require_same_classes
-from domainbed_carft.data.listing import list_environments
+from domainbed_carft.data.listing import is_list, list_environments
 from domainbed_carft.data.verify import report_broken_data, verify_listing
 from domainbed_carft.errors import CarftError, collect_problems, raise_for
 from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
@@ -43,17 +43,18 @@ NOT_INCLUDED = (
 
 
 def get_dataset_class(dataset_name: str) -> type[Any]:
-    """Return the class that this module's globals hold under a name, or a new class for a folder.
+    """Return the class that this module's globals hold under a name, or a new class for a path.
 
     A class that does not derive from MultipleDomainDataset receives it as a further base, and so
     its hooks.
 
     Args:
-        dataset_name: Name of a dataset, or path of a folder environment/class/image.
+        dataset_name: Name of a dataset, or path of a folder environment/class/image or of a CSV
+            file that lists images.
 
     Raises:
         UnknownNameError: There is no such dataset; the message lists the valid names.
-        CarftError: The folder is missing or has no environments.
+        CarftError: The folder or file is missing or has no environments.
     """
     dataset_class: Any = globals().get(dataset_name)
     is_public_class = isinstance(dataset_class, type) and not dataset_name.startswith("_")
@@ -61,7 +62,7 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
         has_hooks = issubclass(dataset_class, MultipleDomainDataset)
         return dataset_class if has_hooks else _with_hooks(dataset_class)
 
-    if os.sep in dataset_name or os.path.isdir(dataset_name):
+    if os.sep in dataset_name or os.path.isdir(dataset_name) or is_list(dataset_name):
         labels = image_folders.environment_names(dataset_name)
         return type(dataset_name, (OwnData,), {"FOLDER": dataset_name, "ENVIRONMENTS": labels})
     if dataset_name in NOT_INCLUDED:
@@ -222,17 +223,16 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
     ) -> None:
         environments = image_folders.subfolder_names(root)
         listing = list_environments(Path(root))
-        paths = listing.paths()
         plan = plan_for_job(hparams, self.model_input, is_for_model=True)
         report = verify_listing(type(self).__name__, listing)
         with report_broken_data(report, hparams):
             self.datasets = [
                 ListedFolder(
                     root=os.path.join(root, name),
-                    images=paths[name],
+                    images=images,
                     plan=plan if augment and i not in test_envs else plan.without_augmentation(),
                 )
-                for i, name in enumerate(environments)
+                for i, (name, images) in enumerate(listing.paths().items())
             ]
             require_same_classes(listing.counts)
 
@@ -283,7 +283,7 @@ class _Benchmark(MultipleEnvironmentImageFolder):
 
 
 class OwnData(_Benchmark):
-    """A user's own folder environment/class/image; `get_dataset_class` derives a class for each."""
+    """A user's own folder or list of images; `get_dataset_class` derives a class for each."""
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
         super().__init__(None, test_envs, hparams)

@@ -22,8 +22,8 @@ from domainbed_carft import cli, process_variables
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms
 from domainbed_carft.method.algorithm import CLIPAlgorithm
-from domainbed_carft.method.hparam_tables import get_hparams
 from domainbed_carft.method.hparams import Conditions, Hparam
+from domainbed_carft.method.resolution import get_hparams
 from domainbed_carft.sweep import declaration_file
 from domainbed_carft.sweep.declaration import Shape
 

@@ -16,7 +16,6 @@ from domainbed_carft.errors import (
     collect_problems as collect_problems,  # get_module by `train` as well
 )
 from domainbed_carft.files import parsing
-from domainbed_carft.jobs.hparams import READ_BY_TRAIN, ResolvedHparams, find_invalid
 
 TASKS = ("domain_generalization", "domain_adaptation")
 
@@ -113,30 +112,6 @@ def parse_hparams(hparams: str | None) -> dict[str, Any]:
             f'--hparams must be a JSON object such as {{"lr": 0.1}}, not {hparams[:200]}'
         )
     return overrides
-
-
-def resolve_hparams(
-    algorithm: str,
-    dataset: str,
-    given: Mapping[str, Any],
-    random_seed: int | None = None,
-    steps: int | None = None,
-) -> ResolvedHparams:
-    """Return the hyperparameters of a job, and the problems of their names and values.
-
-    Args:
-        algorithm: Name of the algorithm, whose class resolves its hyperparameters. For an unknown
-            one, or an unknown dataset, only values that all algorithms share are checked.
-        dataset: Name of the dataset.
-        given: Values of --hparams.
-        random_seed: Seed of random draws; None for the defaults.
-        steps: Number of training steps; None or 0 for the dataset's default.
-    """
-    if algorithm_problems(algorithm) or dataset_problems(dataset):
-        return ResolvedHparams(dict(given), given, find_invalid(given, READ_BY_TRAIN))
-
-    algorithm_class: type[algorithms.Algorithm] = algorithms.get_algorithm_class(algorithm)
-    return algorithm_class.resolve_hparams(dataset, given, random_seed, steps)
 
 
 def range_problems(flag: str, value: float | None, minimum: int, below: float = 2**63) -> list[str]:

@@ -18,11 +18,11 @@ class UnknownNameError(CarftError, NotImplementedError):
 
 def print_error(script: str, error: CarftError) -> int:
     """Print an error without a traceback; return exit status 1 if a retry can help, otherwise 2."""
-    lines = map(text.printable, str(error).splitlines())
-    print(f"{script}: " + "\n".join(lines), file=sys.stderr)
+    print(f"{script}: {error}", file=sys.stderr)
     return 1 if isinstance(error, TransientError) else 2
 
 
+@text.escaped_output()
 def exit_status(script: str, run: Callable[[], int | None]) -> int:
     """Run a script, print its CarftError if it raises one, and return the exit status (0 to 2)."""
     try:

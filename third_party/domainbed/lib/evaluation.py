@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from domainbed.lib import misc, stopping
-from domainbed.lib.fast_data_loader import Batch
-from domainbed.lib.job_batches import JobBatches
+from domainbed.lib.fast_data_loader import JobBatches
 from domainbed.lib.process_group import ProcessGroup
 from domainbed_carft.images import rng
 
@@ -29,7 +28,6 @@ class Evaluator:
     splits: Sequence[str]  # names of the evaluated splits
     batches: JobBatches
     device: torch.device
-    stop: stopping.StopSignals
     process_group: ProcessGroup
     is_constant: bool  # training changes no prediction, so that one evaluation is enough
     _accuracies: dict[str, float] = field(default_factory=dict)
@@ -58,7 +56,7 @@ class Evaluator:
             self._accuracies = {
                 f"{name}_acc": misc.accuracy(
                     self.algorithm,
-                    self._check_signals(self.batches.split_batches(name)),
+                    self.batches.split_batches(self.batches.evaluated[name]),
                     weights=None,
                     device=self.device,
                     all_reduce=self.process_group.all_reduce,
@@ -76,14 +74,14 @@ class Evaluator:
             Stopped: A signal was received; the random generators are then as before the call.
         """
         with _restore_generators_if_stopped():
-            losses = [self._mean_loss(name) for name in self.batches.validated]
+            losses = [self._mean_loss(split) for split in self.batches.validated.values()]
         return float(np.mean(losses))
 
-    def _mean_loss(self, name: str) -> float:
+    def _mean_loss(self, split: Sized) -> float:
         sums = torch.zeros(2, dtype=torch.float64)  # sum of the losses, number of images
         self.algorithm.eval()
         with torch.no_grad():
-            for inputs, labels in self._check_signals(self.batches.validation_batches(name)):
+            for inputs, labels in self.batches.split_batches(split):
                 logits = self.algorithm.trained_logits(inputs.to(self.device))
                 targets = labels.to(self.device)
                 loss = F.cross_entropy(logits.float(), targets, reduction="sum")
@@ -93,13 +91,6 @@ class Evaluator:
 
         self.process_group.all_reduce([sums])
         return float(sums[0] / sums[1])
-
-    def _check_signals(self, batches: Iterator[Batch | None]) -> Iterator[Batch]:
-        """Yield this process's batches; raise Stopped after a signal."""
-        for batch in batches:
-            self.stop.check()
-            if batch is not None:
-                yield batch
 
 
 @contextlib.contextmanager

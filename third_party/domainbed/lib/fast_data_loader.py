@@ -1,9 +1,10 @@
 """Batches in the order in which a job uses them, loaded by one pool of worker processes.
 
-From top to bottom: requests, which name the items of a batch; reading them in a worker process;
-the batch's way to this process; images in memory; the copy to the device. A job has one pool for
-training and all evaluations. Upstream's loaders (file domainbed/lib/fast_data_loader.py at b93c22a)
-start a pool for each environment and each split.
+From top to bottom, the way of an image: a request names it, a worker process reads and crops it
+and shares its batch with this process, where evaluation images can stay in memory, and the batch
+goes to the device. Then come all batches of a job, and upstream's loaders (file
+domainbed/lib/fast_data_loader.py at b93c22a), which start a pool for each environment and each
+split.
 
 Image files are read by their environment's plan in two stages, with images equal to those of
 upstream's transforms up to rounding: single images in a worker process, then the batch, there or on
@@ -18,30 +19,37 @@ import multiprocessing
 import os
 import pickle
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-from domainbed.lib import stopping
+from domainbed.lib import misc, stopping
 from domainbed_carft.data import image_files
 from domainbed_carft.errors import TransientError
 from domainbed_carft.images import loading, rng, stages
-from domainbed_carft.images.image_lists import Passes, get_file_plan
-from domainbed_carft.images.plan import ImagePlan
+from domainbed_carft.images.image_lists import WITH_REPLACEMENT, Passes, get_file_plan
+from domainbed_carft.images.plan import N_CHANNELS, ImagePlan
 from domainbed_carft.machine import devices
+
+if TYPE_CHECKING:
+    from domainbed.lib.process_group import ProcessGroup
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 # The number of a dataset, a position in it, and the key that seeds the item's random numbers.
 Request = tuple[int, int, tuple[int, ...]]
-# The key of a batch in memory: the number of its dataset, and its first position there.
-BatchKey = tuple[int, int]
+
+EVALUATION_BATCH_SIZE = 64
+
+# On a GPU an evaluation batch has up to this many times the images of a step, since evaluation
+# stores no activations.
+EVALUATION_FACTOR_ON_GPU = 4
 
 SHARED_MEMORY = "/dev/shm"
 
@@ -119,12 +127,8 @@ class UnfinishedBatch(NamedTuple):
 
     plan: ImagePlan
     images: torch.Tensor  # (N, S, S, 3), uint8
-    choices: torch.Tensor  # (N, 10), from `stages.first_stage`
+    choices: torch.Tensor  # (N, 10), from `stages.draw_choices`
     labels: torch.Tensor  # (N,)
-
-    def finish(self) -> Batch:
-        """Return the normalised images, (N, 3, S, S) float32, and the labels, (N,)."""
-        return stages.second_stage(self.plan, self.images, self.choices), self.labels
 
     def copy(self) -> UnfinishedBatch:
         """Copy the batch out of the memory that is shared with a worker process."""
@@ -133,10 +137,6 @@ class UnfinishedBatch(NamedTuple):
             choices=self.choices.clone(),
             labels=self.labels.clone(),
         )
-
-    def pinned(self) -> UnfinishedBatch:
-        """Return the batch with images and labels in pinned memory."""
-        return self._replace(images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,14 @@ class ImageSource:
             if self.positions is not None:
                 position = self.positions[position]
             path, label = self.samples[position]
-            pixels = image_files.read_image(loading.decode, path)
+            try:
+                pixels = loading.decode(path)
+            except Exception as error:  # Pillow's decoders raise a dozen types
+                raise image_files.reading_error(path, error) from error
             if self.plan.is_random:  # the generator that torchvision's transforms use
                 torch.default_generator.manual_seed(rng.derive_seed(*key))
-            square, square_choices = stages.first_stage(self.plan, pixels)
-            squares.append(square)
-            choices.append(square_choices)
+            squares.append(stages.crop(self.plan, pixels))
+            choices.append(stages.draw_choices(self.plan))
             labels.append(label)
         return UnfinishedBatch(
             self.plan, torch.stack(squares), torch.stack(choices), torch.tensor(labels)
@@ -185,16 +187,16 @@ def find_source(dataset: Any) -> ImageSource | None:
     return ImageSource(environment.samples, positions, plan) if plan else None
 
 
+@dataclass(frozen=True)
 class _RequestedItems(Dataset[Any]):
     """Items of several datasets, whose random numbers depend on the request only.
 
     Neither the number of workers nor a restart changes an augmentation.
     """
 
-    def __init__(self, datasets: Sequence[Any], by_plan: bool, finishes: bool) -> None:
-        self._datasets = datasets
-        self._sources = [find_source(dataset) if by_plan else None for dataset in datasets]
-        self._finishes = finishes
+    datasets: Sequence[Any]
+    sources: Sequence[ImageSource | None]  # of the datasets
+    on_gpu: bool  # leaves the second stage to the GPU
 
     def __getitems__(self, requests: list[Request]) -> Any:
         """Read a batch (called by torch's loader).
@@ -203,100 +205,31 @@ class _RequestedItems(Dataset[Any]):
         TransientError is returned, not raised, because torch would print an error of a worker
         process with a traceback.
         """
-        source = self._sources[requests[0][0]]  # a batch is of one dataset
+        source = self.sources[requests[0][0]]  # a batch is of one dataset
         with rng.preserve_states():
             try:
                 if source is None:
-                    return list(map(self._item, requests))
+                    items = [self._read_item(request) for request in requests]
+                    return collate(items, collate_fn_map=_COLLATE_FUNCTIONS)
                 batch = source.read(requests)
-                return batch.finish() if self._finishes and source.plan.is_random else batch
             except TransientError as failure:
                 return failure
+        if self.on_gpu or not source.plan.is_random:
+            return batch
+        return stages.second_stage(batch.plan, batch.images, batch.choices), batch.labels
 
-    def _item(self, request: Request) -> Any:
+    def _read_item(self, request: Request) -> Any:
         number, position, key = request
         rng.reseed(rng.derive_seed(*key))
-        return self._datasets[number][position]
+        return self.datasets[number][position]
 
 
-def load_batches(
-    datasets: Sequence[Any],
-    requests: Iterator[list[Request]],
-    workers: int,
-    *,
-    by_plan: bool = False,
-    on_gpu: bool = False,
-) -> Generator[Any, None, None]:
-    """Load a batch for each list of requests with one pool of worker processes.
-
-    The worker processes start with the first batch, read ahead, and end when the generator is
-    closed.
-
-    Args:
-        datasets: The datasets, which requests refer to by number.
-        requests: Requests of a batch each, all of one dataset.
-        workers: Number of worker processes; 0 loads in this process.
-        by_plan: Read image files by their plan, instead of by the dataset's transforms.
-        on_gpu: Return batches in pinned memory, before the second stage.
-
-    Yields:
-        (inputs, labels), or an UnfinishedBatch for images whose second stage is pending.
-
-    Raises:
-        TransientError: Data cannot be read, or processes cannot share memory.
-    """
-    # Without this generator, torch's loader would draw an unused seed from the global generator,
-    # and change the random numbers of training.
-    loader: DataLoader[Any] = DataLoader(
-        _RequestedItems(datasets, by_plan, finishes=not on_gpu),
-        batch_sampler=requests,
-        num_workers=workers,
-        pin_memory=on_gpu,
-        generator=torch.Generator(),
-        worker_init_fn=stopping.init_worker,
-        collate_fn=_collate_batch,
-    )
-    with stopping.block_signals():
-        earlier_children = set(multiprocessing.active_children())
-        try:
-            if workers:
-                multiprocessing.Lock()  # fails here, where torch would leave half an iterator
-            loaded = iter(loader)
-        except OSError as error:  # locks are in /dev/shm; without a cause, as no disk is full
-            raise _sharing_error(error) from None
-        processes = set(multiprocessing.active_children()) - earlier_children
-
-    try:
-        for batch in loaded:
-            if isinstance(batch, TransientError):
-                raise batch
-            yield batch
-    finally:
-        if processes:
-            _end_workers(loaded, processes)
+def _stack(tensors: list[torch.Tensor], **_: Any) -> torch.Tensor:
+    return torch.stack(tensors)
 
 
-def _end_workers(loaded: Any, processes: Iterable[BaseProcess]) -> None:
-    """End the worker processes of a loader's iterator, including hanging ones.
-
-    Torch ends them when the iterator is deleted, but an exception's traceback can keep it alive.
-    """
-    # By then torch has requested their end and does not use them any more.
-    timer = threading.Timer(_PATIENCE_S, _terminate, [processes])
-    timer.daemon = True
-    timer.start()
-    with contextlib.suppress(RuntimeError):  # raised again if a process was killed
-        loaded._shutdown_workers()
-    timer.cancel()
-
-    for process in processes:
-        if process.is_alive():  # stopped by a signal, or waiting for a disk
-            process.kill()
-
-
-def _terminate(processes: Iterable[BaseProcess]) -> None:
-    for process in processes:
-        process.terminate()
+# Torch's own function would stack tensors in /dev/shm in a worker process.
+_COLLATE_FUNCTIONS = {**default_collate_fn_map, torch.Tensor: _stack}
 
 
 # Shared memory
@@ -307,35 +240,27 @@ def _terminate(processes: Iterable[BaseProcess]) -> None:
 # if that fails.
 
 
+@dataclass(frozen=True)
 class _SharedBatch:
     """A batch as bytes that refer to its shared memory; unpickling it returns the batch."""
 
-    def __init__(self, batch: Any) -> None:
-        shared = pytree.tree_map_only(torch.Tensor, _in_shared_memory, batch)
-        self._content = bytes(ForkingPickler.dumps(shared))
+    content: bytes
 
     def __reduce__(self) -> Any:
-        return pickle.loads, (self._content,)
+        return pickle.loads, (self.content,)
 
 
-def _collate_batch(items: Any) -> Any:
-    """Collate items into a batch, and share the batch if this is a worker process.
-
-    Args:
-        items: A list of items, a batch, or a TransientError.
+def _share_batch(batch: Any) -> Any:
+    """Put the batch of a worker process into shared memory; a TransientError is returned as it is.
 
     Returns:
-        The batch. A TransientError if `items` is one, or if the batch cannot be shared.
+        The batch, or a TransientError if it cannot be shared.
     """
-    if get_worker_info() is None:
-        return default_collate(items) if isinstance(items, list) else items
-    if isinstance(items, list):
-        # Torch's default function would stack tensors in /dev/shm.
-        items = collate(items, collate_fn_map={**default_collate_fn_map, torch.Tensor: _stack})
-    if isinstance(items, TransientError):
-        return items
+    if get_worker_info() is None or isinstance(batch, TransientError):
+        return batch
     try:
-        return _SharedBatch(items)
+        shared = pytree.tree_map_only(torch.Tensor, _in_shared_memory, batch)
+        return _SharedBatch(bytes(ForkingPickler.dumps(shared)))
     except (OSError, RuntimeError) as error:
         return _sharing_error(error)
 
@@ -360,10 +285,6 @@ def _sharing_error(error: Exception) -> TransientError:
         f"loader processes cannot share memory with this job ({reason}); {SHARED_MEMORY} {state}. "
         f"{hint}, or load without extra processes (--workers 0)"
     )
-
-
-def _stack(tensors: list[torch.Tensor], **_: Any) -> torch.Tensor:
-    return torch.stack(tensors)
 
 
 def _in_shared_memory(tensor: torch.Tensor) -> torch.Tensor:
@@ -397,94 +318,331 @@ def _require_space(size: int) -> None:
         raise OSError(f"no space for {size:,} bytes")
 
 
-# Memory
+# The pool of worker processes
 
 
-class ImageMemory:
-    """As many batches of constant evaluation images as fit into memory, as bytes.
+def load_batches(
+    datasets: Sequence[Any],
+    requests: Iterator[list[Request]],
+    workers: int,
+    *,
+    by_plan: bool = False,
+    on_gpu: bool = False,
+    evaluated: Iterable[int] = (),
+    memory_limit: int = 0,
+) -> Generator[Any, None, None]:
+    """Load a batch for each list of requests with one pool of worker processes.
 
-    This process keeps them. In a worker process they would have to be sent again each time, and any
-    of the worker processes can receive a batch, so each would have to read all images.
+    The worker processes start with the first batch, read ahead, and end when the generator is
+    closed. Constant images stay in the memory of this process. In a worker process they would have
+    to be sent again each time, and any of the worker processes can receive a batch, so each would
+    have to read all images.
 
     Args:
-        image_bytes: Dataset number -> size of an image, for datasets whose images never change.
-        limit: Largest size of all images, in bytes; images beyond it are read each time.
-        pinned: If True, the batches are returned in pinned memory, for copies to a GPU.
+        datasets: The datasets, which requests refer to by number.
+        requests: Requests of a batch each, all of one dataset.
+        workers: Number of worker processes; 0 loads in this process.
+        by_plan: Read image files by their plan, instead of by the dataset's transforms.
+        on_gpu: Leave the second stage to a GPU, and return batches of the pool in pinned memory.
+        evaluated: Numbers of the datasets that are read in order.
+        memory_limit: Largest size in bytes of the images of evaluated datasets that are kept in
+            memory, if they never change; images beyond it are read each time.
+
+    Yields:
+        (inputs, labels), or an UnfinishedBatch for images whose second stage is pending.
+
+    Raises:
+        TransientError: Data cannot be read, or processes cannot share memory.
+    """
+    sources = [find_source(dataset) if by_plan else None for dataset in datasets]
+    constant_sources = {
+        number: source
+        for number in evaluated
+        if (source := sources[number]) and not source.plan.is_random
+    }
+    memory = _Memory(constant_sources, memory_limit)
+    requests, ahead = itertools.tee(requests)  # the pool reads its requests ahead of their use
+    items = _RequestedItems(datasets, sources, on_gpu)
+
+    with _start_pool(items, memory.missing(ahead), workers) as loaded:
+        for batch_requests in requests:
+            key = batch_requests[0][:2]
+            batch = memory.batches.get(key)
+            if batch is None:
+                batch = next(loaded)
+                if isinstance(batch, TransientError):
+                    raise batch
+                if key in memory.batches:
+                    memory.batches[key] = batch.copy()
+            yield batch
+
+
+class _Memory:
+    """As many batches of images that never change as fit into memory, as bytes.
+
+    Args:
+        sources: The sources of such images, by the number of their dataset.
+        limit: Largest size of all images, in bytes.
+
+    Attributes:
+        batches: The batch, or None before it is loaded, by its dataset and first position there.
     """
 
-    def __init__(self, image_bytes: Mapping[int, int], limit: int, pinned: bool) -> None:
-        self._image_bytes = image_bytes
+    def __init__(self, sources: Mapping[int, ImageSource], limit: int) -> None:
+        self._sources = sources
         self._free_bytes = limit
-        self._pinned = pinned
-        self._requested: set[BatchKey] = set()
-        self._batches: dict[BatchKey, UnfinishedBatch] = {}
+        self.batches: dict[tuple[int, int], UnfinishedBatch | None] = {}
 
-    def missing(self, requests: Iterator[Any]) -> Iterator[Any]:
-        """Yield the requests, each of a batch, that must be loaded; a loader reads them ahead."""
+    def missing(self, requests: Iterator[list[Request]]) -> Iterator[list[Request]]:
+        """Yield the requests of batches that must be loaded, and reserve memory for them."""
         for batch_requests in requests:
             key = batch_requests[0][:2]
-            if key in self._requested:
+            if key in self.batches:
                 continue
 
-            size = len(batch_requests) * self._image_bytes.get(key[0], 0)
-            if size and size <= self._free_bytes:
-                self._free_bytes -= size
-                self._requested.add(key)
+            if source := self._sources.get(key[0]):
+                size = len(batch_requests) * N_CHANNELS * source.plan.size**2
+                if size <= self._free_bytes:
+                    self._free_bytes -= size
+                    self.batches[key] = None
             yield batch_requests
 
-    def batches(self, requests: Iterator[Any], loaded: Iterator[Any]) -> Iterator[Any]:
-        """Yield the batch of each request, in order, from memory or from the loader.
 
-        Args:
-            requests: The same requests that are passed to `missing`.
-            loaded: The loaded batches of the requests that `missing` yields.
-        """
-        for batch_requests in requests:
-            key = batch_requests[0][:2]
-            batch = self._batches.get(key)
-            if batch is not None:
-                yield batch.pinned() if self._pinned else batch
-                continue
+@contextlib.contextmanager
+def _start_pool(
+    items: _RequestedItems, requests: Iterator[list[Request]], workers: int
+) -> Iterator[Iterator[Any]]:
+    """Start the worker processes, yield the loaded batches, and end the processes."""
+    # Without this generator, torch's loader would draw an unused seed from the global generator,
+    # and change the random numbers of training.
+    loader: DataLoader[Any] = DataLoader(
+        items,
+        batch_sampler=requests,
+        num_workers=workers,
+        pin_memory=items.on_gpu,
+        generator=torch.Generator(),
+        worker_init_fn=stopping.init_worker,
+        collate_fn=_share_batch,
+    )
+    with stopping.block_signals():
+        earlier_children = set(multiprocessing.active_children())
+        try:
+            if workers:
+                multiprocessing.Lock()  # fails here, where torch would leave half an iterator
+            loaded = iter(loader)
+        except OSError as error:  # locks are in /dev/shm; without a cause, as no disk is full
+            raise _sharing_error(error) from None
+        processes = set(multiprocessing.active_children()) - earlier_children
 
-            batch = next(loaded)
-            if key in self._requested:
-                self._batches[key] = batch.copy()
-            yield batch
+    try:
+        yield loaded
+    finally:
+        if processes:
+            _end_workers(loaded, processes)
+
+
+def _end_workers(loaded: Any, processes: Iterable[BaseProcess]) -> None:
+    """End the worker processes of a loader's iterator, including hanging ones.
+
+    Torch ends them when the iterator is deleted, but an exception's traceback can keep it alive.
+    """
+    # By then torch has requested their end and does not use them any more.
+    timer = threading.Timer(_PATIENCE_S, _terminate, [processes])
+    timer.daemon = True
+    timer.start()
+    with contextlib.suppress(RuntimeError):  # raised again if a process was killed
+        loaded._shutdown_workers()
+    timer.cancel()
+
+    for process in processes:
+        if process.is_alive():  # stopped by a signal, or waiting for a disk
+            process.kill()
+
+
+def _terminate(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
 
 
 # The device
 
 
 def copy_to_device(loaded: Iterator[Any], device: torch.device) -> Iterator[Batch]:
-    """Yield the batches on a device; each is copied to a GPU while the previous one is used.
+    """Yield the batches on a device, finished.
 
     Args:
         loaded: (images, labels) pairs, or UnfinishedBatch objects.
         device: The CPU or a GPU.
     """
-    if not devices.is_gpu(device):
-        for batch in loaded:
-            yield batch.finish() if isinstance(batch, UnfinishedBatch) else batch
-        return
+    for batch in _copy_ahead(loaded, device) if devices.is_gpu(device) else loaded:
+        if isinstance(batch, UnfinishedBatch):
+            images = stages.second_stage(batch.plan, batch.images, batch.choices)
+            yield images, batch.labels
+        else:
+            yield batch
 
+
+def _copy_ahead(loaded: Iterator[Any], device: torch.device) -> Iterator[Any]:
+    """Yield the batches on a GPU; each is copied while the previous one is used."""
     stream = devices.CopyStream(device)
-    previous: tuple[Any, devices.StartedCopies] | None = None
-    for batch in loaded:
-        is_unfinished = isinstance(batch, UnfinishedBatch)
-        copies = stream.start([batch.images, batch.labels] if is_unfinished else [*batch])
+    copying: tuple[Any, devices.StartedCopies] | None = None
+    for batch in itertools.chain(loaded, [None]):  # None after the last batch
+        previous = copying
+        if batch is not None:
+            is_unfinished = isinstance(batch, UnfinishedBatch)
+            tensors = [batch.images, batch.labels] if is_unfinished else [*batch]
+            # Batches from memory are not pinned yet.
+            copying = batch, stream.start([tensor.pin_memory() for tensor in tensors])
         if previous is not None:
-            yield _finish_copies(*previous)
-        previous = batch, copies
-    if previous is not None:
-        yield _finish_copies(*previous)
+            on_host, copies = previous
+            x, y = copies.wait()
+            is_unfinished = isinstance(on_host, UnfinishedBatch)
+            yield on_host._replace(images=x, labels=y) if is_unfinished else (x, y)
 
 
-def _finish_copies(batch: Any, copies: devices.StartedCopies) -> Batch:
-    """Make the current stream wait for a batch's copies, and return the finished batch."""
-    x, y = copies.wait()
-    if isinstance(batch, UnfinishedBatch):
-        return batch._replace(images=x, labels=y).finish()
-    return x, y
+# A job
+
+
+@dataclass
+class JobBatches:
+    """The batches of a job, in the order of their use.
+
+    Creating an object draws the seed of the job's training.
+    """
+
+    in_splits: Sequence[misc.SplitDataset]  # data to train on
+    # Splits to evaluate at each checkpoint, by name. A skipped split is an empty list, since an
+    # image's random numbers depend on the place of its split.
+    evaluated: Mapping[str, Any]
+    hparams: Mapping[str, Any]
+    steps: int
+    checkpoint_freq: int
+    seed: int  # seeds the random numbers of evaluations, together with the step
+    device: torch.device  # device of the returned batches
+    process_group: ProcessGroup  # this process loads its slice of every batch
+    by_plan: bool = False  # read image files by their plan, instead of by the dataset's transforms
+    memory_limit: int = 0  # largest size of evaluation images in memory, bytes
+    # Signals that end the wait for a loader process, and an evaluation.
+    stop: stopping.StopSignals = field(default_factory=stopping.StopSignals)
+    # Splits of the validation loss, by name, loaded before each evaluation without random numbers.
+    validated: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._evaluation_batch_size = EVALUATION_BATCH_SIZE * self.process_group.size
+        if devices.is_gpu(self.device):
+            step_size = len(self.in_splits) * self.hparams["batch_size"]
+            self._evaluation_batch_size = max(
+                self._evaluation_batch_size, EVALUATION_FACTOR_ON_GPU * step_size
+            )
+
+        self._training_seed = draw_seed()
+        self._weights: list[torch.Tensor | None] = [None for _ in self.in_splits]
+        if self.hparams["class_balanced"]:
+            self._weights = [
+                misc.make_weights_for_balanced_classes(split) for split in self.in_splits
+            ]
+
+        sampling = self.hparams.get("sampling", WITH_REPLACEMENT)
+        self._passes = [
+            Passes(len(split), rng.derive_seed(self._training_seed, number))
+            for number, split in enumerate(self.in_splits)
+            if sampling != WITH_REPLACEMENT
+        ]
+
+    def begin(self, step: int, pending: bool, once: bool, workers: int) -> None:
+        """Start loading; `close` ends it.
+
+        Args:
+            step: The first step.
+            pending: If True, begin with the evaluation after the previous step.
+            once: If True, evaluate only once, for algorithms that training does not change.
+            workers: Number of loader processes.
+        """
+        data = [*self.in_splits, *self.evaluated.values(), *self.validated.values()]
+        full_batches = self._requests(step, pending, once)
+        slices = (batch[self.process_group.get_slice(len(batch))] for batch in full_batches)
+        self._n_workers = workers
+        self._loaded = load_batches(
+            data,
+            filter(None, slices),  # a small batch can have no image for this process
+            workers,
+            by_plan=self.by_plan,
+            on_gpu=devices.is_gpu(self.device),
+            evaluated=range(len(self.in_splits), len(data)),
+            memory_limit=0 if once else self.memory_limit // self.process_group.local_size,
+        )
+        self._batches = copy_to_device(self._loaded, self.device)
+
+    def is_due(self, step: int) -> bool:
+        """Return True if there is a checkpoint after the step."""
+        return step % self.checkpoint_freq == 0 or step == self.steps - 1
+
+    def step_batches(self) -> list[Batch]:
+        """Return the batches of the next step, one of each in-split.
+
+        Raises:
+            Stopped: A signal was received while waiting for a batch.
+        """
+        with self._stop_while_waiting():
+            return list(itertools.islice(self._batches, len(self.in_splits)))
+
+    def split_batches(self, split: Sized) -> Iterator[Batch]:
+        """Yield this process's slices of the batches of an evaluated or validated split.
+
+        Splits must be requested in their order.
+
+        Raises:
+            Stopped: A process of the job received a signal.
+        """
+        for begin in range(0, len(split), self._evaluation_batch_size):
+            size = min(self._evaluation_batch_size, len(split) - begin)
+            part = self.process_group.get_slice(size)
+            batch = None
+            if part.start < part.stop:
+                with self._stop_while_waiting():
+                    batch = next(self._batches)
+            self.stop.check()  # in all processes, also in those without an image
+            if batch is not None:
+                yield batch
+
+    def _stop_while_waiting(self) -> contextlib.AbstractContextManager[None]:
+        """Raise Stopped at once if a signal arrives while the block waits for loader processes."""
+        return self.stop.waiting() if self._n_workers else contextlib.nullcontext()
+
+    def close(self) -> None:
+        """End the loader processes."""
+        self._loaded.close()
+
+    def _requests(self, first: int, pending: bool, once: bool) -> Iterator[list[Request]]:
+        """Yield the requests of all batches from a step on, before they are sliced."""
+        if pending:
+            yield from self._evaluation(0 if once else first - 1)
+
+        sizes = [len(split) for split in self.in_splits]
+        for step in range(first, self.steps):
+            yield from training_requests(
+                seed=self._training_seed,
+                sizes=sizes,
+                weights=self._weights,
+                batch_size=self.hparams["batch_size"],
+                step=step,
+                passes=self._passes,
+            )
+            if self.is_due(step) and not (once and pending):
+                yield from self._evaluation(0 if once else step)
+                pending = True
+
+    def _evaluation(self, step: int) -> Iterator[list[Request]]:
+        key = (self.seed % 2**64, step)
+        n_trained = len(self.in_splits)
+        for splits, first in (
+            (self.validated, n_trained + len(self.evaluated)),
+            (self.evaluated, n_trained),
+        ):
+            sizes = [len(split) for split in splits.values()]
+            if not sizes:
+                continue
+            yield from evaluation_requests(sizes, self._evaluation_batch_size, key, first)
 
 
 # Upstream's loaders

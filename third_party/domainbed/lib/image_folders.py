@@ -1,24 +1,31 @@
-"""Folders environment/class/image. Unlike upstream, a user's own folder can be a dataset."""
+"""Folders environment/class/image. Unlike upstream, a user's own folder can be a dataset.
+
+A CSV file that lists images stands for a folder.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from domainbed_carft.data.comparison import STRAY, require_same_classes
+from domainbed_carft.data.listing import is_list, read_list
 from domainbed_carft.errors import CarftError
 
 
 def subfolder_names(root: str, kind: str = "environment") -> list[str]:
-    """Return the sorted names of the folders in `root`.
+    """Return the sorted names of the folders in `root`, or of the environments in a list.
 
     Args:
-        root: The folder.
+        root: The folder, or a CSV file that lists images.
         kind: "environment" or "class", for messages.
 
     Raises:
         CarftError: There are no sub-folders, or `root` cannot be read.
     """
+    if is_list(root):
+        return [*read_list(Path(root))]
     try:
         entries = os.scandir(root) if os.path.isdir(root) else ()
         names = sorted(entry.name for entry in entries if entry.is_dir())
@@ -55,6 +62,9 @@ def environment_names(root: str, kind: str = "environment") -> list[str]:
 
 def require_valid_folders(root: str, names: Sequence[str]) -> None:
     """Raise CarftError if the environments of a user's own data do not have the same classes."""
+    if is_list(root):
+        require_same_classes(read_list(Path(root)))
+        return
     require_same_classes(
         {name: environment_names(os.path.join(root, name), "class") for name in names}
     )

@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import os
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from domainbed import algorithms, datasets
-from domainbed.lib import few_shots, misc
-from domainbed.lib.job_batches import JobBatches
+from domainbed.lib import misc
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.images import stages
@@ -58,43 +57,6 @@ class PreparedJob:
     def training_envs(self) -> list[int]:
         """Numbers of the training environments."""
         return [i for i in range(len(self.environments)) if i not in self.args.test_envs]
-
-    def build_algorithm(self, hparams: Mapping[str, Any]) -> Any:
-        """Build the job's algorithm with these hyperparameters, on the CPU."""
-        algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
-        options = {}
-        if takes_dataset_facts(algorithm_class):
-            options["dataset_facts"] = self.dataset.dataset_facts
-        return algorithm_class(
-            self.dataset.input_shape,
-            self.dataset.num_classes,
-            len(self.training_envs),
-            dict(hparams),
-            **options,
-        )
-
-    def batches(self, evaluated: Mapping[str, Any], **options: Any) -> JobBatches:
-        """Create the batches of the job's steps and evaluations, and draw the seed of its training.
-
-        Args:
-            evaluated: Splits to evaluate at each checkpoint, by name.
-            options: The other fields of `JobBatches`.
-
-        Raises:
-            CarftError: A class has fewer images than `shots`.
-        """
-        in_splits = few_shots.training_splits(
-            self.dataset, self.environments, self.training_envs, self.hparams
-        )
-        return JobBatches(
-            in_splits=in_splits,
-            evaluated=evaluated,
-            hparams=self.hparams,
-            seed=self.args.seed,
-            by_plan=self.plan is not None,
-            memory_limit=self.memory_limit,
-            **options,
-        )
 
 
 def seed_everything(seed: int) -> None:

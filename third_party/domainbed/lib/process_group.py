@@ -126,7 +126,9 @@ class ProcessGroup:
         with contextlib.suppress(RuntimeError):  # no message, or the store's process has ended
             self.store.wait([_FAILURE], _REASON_PATIENCE)
             is_passing, message = json.loads(self.store.get(_FAILURE))
-            return ProcessExitedError(message) if is_passing else CarftError(message)
+            first_line, *traceback_lines = message.splitlines()
+            error_class = ProcessExitedError if is_passing else CarftError
+            return error_class(first_line, details=traceback_lines)
 
         return ProcessExitedError(
             f"one of the {self.size} processes of this job exited without an error message; check "

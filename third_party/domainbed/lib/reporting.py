@@ -33,8 +33,8 @@ def load_records(path: str) -> Q:
     for file in sorted(Path(path).glob(f"*/{RECORDS}")):
         complete, warnings = job_records.read_file(file)
         records += complete
-        for warning in warnings:
-            print(text.printable(f"{warning.path}: {warning.text}"), file=sys.stderr)
+        lines = [f"{warning.path}: {warning.text}" for warning in warnings]
+        text.print_lines(*lines, stream=sys.stderr)
     return Q(records)
 
 

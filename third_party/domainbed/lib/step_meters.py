@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,16 +21,15 @@ def defining_class(algorithm: Any, *names: str) -> Mapping[str, Any]:
     )
 
 
-def step(algorithm: Any, batches: Sequence[Any]) -> Mapping[str, torch.Tensor]:
-    """Take a step and return its values by name, as tensors of shape ().
+def find_step(algorithm: Any) -> Callable[[Sequence[Any]], Mapping[str, torch.Tensor]]:
+    """Return the method that takes a step and returns its values, as tensors of shape ().
 
     The tensors are on the device, without waiting for it, unless a subclass overrides `update`
     only.
     """
     overrides_hook = "step_on_device" in defining_class(algorithm, "step_on_device", "update")
     algorithm_class = type(algorithm) if overrides_hook else Algorithm
-    values: Mapping[str, torch.Tensor] = algorithm_class.step_on_device(algorithm, batches)
-    return values
+    return functools.partial(algorithm_class.step_on_device, algorithm)
 
 
 class Interval:

@@ -32,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=DATASETS,
         type=shortest_path,
-        help="names, or folders environment/class/image (default: all, except the debug datasets)",
+        help="names, folders environment/class/image, or CSV files that list images (default: all, "
+        "except the debug datasets)",
     )
     add(
         "--algorithms",
@@ -119,8 +120,14 @@ def _hparams_problems(args: argparse.Namespace) -> list[str]:
     except CarftError as error:
         return [*error.problems]
 
+    classes = [
+        algorithms_module.get_algorithm_class(name)
+        for name in args.algorithms
+        if not checks.algorithm_problems(name)
+    ]
+    known_datasets = [name for name in args.datasets if not checks.dataset_problems(name)]
     return [
         str(problem)
-        for dataset, algorithm in itertools.product(args.datasets, args.algorithms)
-        for problem in checks.resolve_hparams(algorithm, dataset, given, steps=args.steps).problems
+        for dataset, algorithm_class in itertools.product(known_datasets, classes)
+        for problem in algorithm_class.resolve_hparams(dataset, given, steps=args.steps).problems
     ]

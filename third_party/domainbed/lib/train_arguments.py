@@ -8,11 +8,12 @@ The others are additions.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 
+from domainbed import algorithms
 from domainbed.lib import checkpoints, checks, scalar_logs
-from domainbed_carft import machine, process_variables
+from domainbed_carft import process_variables
+from domainbed_carft.arguments import parse_memory_limit
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.hparams import ResolvedHparams, get_draw_seed
@@ -33,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--dataset",
         default="RotatedMNIST",
         type=shortest_path,
-        help="name of a dataset, or path of your own folder environment/class/image",
+        help="name of a dataset, or path of your own folder environment/class/image, or of a CSV "
+        "file with the columns path, environment and class",
     )
     add("--algorithm", default="ERM", help="name of the algorithm (default: ERM)")
     add(
@@ -154,33 +156,26 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> ResolvedHparam
         CarftError: The command line has mistakes; the message lists all of them.
     """
     unknown_dataset = checks.dataset_problems(args.dataset)
-    problems = [*checks.algorithm_problems(args.algorithm), *unknown_dataset]
+    unknown_names = [*checks.algorithm_problems(args.algorithm), *unknown_dataset]
+    problems = [*unknown_names]
     if not unknown_dataset:
         problems += checks.test_envs_problems(args.dataset, args.test_envs)
         problems += checks.data_problems(args.dataset, args.data_dir)
     problems += checks.task_problems(args.task)
     try:
         given = checks.parse_hparams(args.hparams)
-        hparams = checks.resolve_hparams(
-            args.algorithm, args.dataset, given, get_draw_seed(vars(args)), args.steps
-        )
-        problems += map(str, hparams.problems)
+        if not unknown_names:
+            algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+            hparams: ResolvedHparams = algorithm_class.resolve_hparams(
+                args.dataset, given, get_draw_seed(vars(args)), args.steps
+            )
+            problems += map(str, hparams.problems)
     except CarftError as error:
         problems += error.problems
     problems += checks.holdout_problems(args.holdout_fraction)
     problems += checks.range_problems("--uda_holdout_fraction", args.uda_holdout_fraction, 0, 1)
 
-    skip = process_variables.SKIP_TRAINING_IN_SPLITS
-    defaults = (  # argparse checks values of flags, but not defaults from variables
-        (process_variables.KEEP_WEIGHTS, args.keep_weights, checkpoints.KEEP),
-        (skip, skip.read() or "0", ("0", "1")),
-    )
-    problems += [
-        f"{variable.name} is {value!r}, expected {', '.join(valid)}"
-        for variable, value, valid in defaults
-        if value not in valid
-    ]
-
+    problems += _variable_problems(args)
     problems += checks.collect_problems(parse_memory_limit, flags.image_memory)
     for flag in ("steps", "checkpoint_freq", "workers"):
         problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
@@ -191,30 +186,18 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> ResolvedHparam
     return hparams
 
 
-def parse_memory_limit(text: str | None) -> int:
-    """Parse `--image_memory`.
-
-    Args:
-        text: A size such as "8G" or "500M"; None for the default, a share of the memory.
-
-    Returns:
-        The size in bytes.
-
-    Raises:
-        CarftError: The text is not a size.
-    """
-    if text is None:
-        return machine.image_memory()
-
-    size = re.fullmatch(
-        r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII
+def _variable_problems(args: argparse.Namespace) -> list[str]:
+    """Return the problems of defaults from variables; argparse checks only values of flags."""
+    skip = process_variables.SKIP_TRAINING_IN_SPLITS
+    defaults = (
+        (process_variables.KEEP_WEIGHTS, args.keep_weights, checkpoints.KEEP),
+        (skip, skip.read() or "0", ("0", "1")),
     )
-    if not size:
-        raise CarftError(
-            f"--image_memory is {text!r}, expected a size such as 8G or 500M, or 0 to keep "
-            f"no images (the default is ${process_variables.IMAGE_MEMORY.name})"
-        )
-    return int(float(size[1]) * 1024 ** " KMGT".index(size[2].upper() or " "))
+    return [
+        f"{variable.name} is {value!r}, expected {', '.join(valid)}"
+        for variable, value, valid in defaults
+        if value not in valid
+    ]
 
 
 def describe_memory_limit(limit: int) -> str:

@@ -13,23 +13,26 @@ from typing import Any
 
 import torch
 
+from domainbed import algorithms
 from domainbed.lib import (
     algorithm_state,
     checkpoints,
     evaluation,
+    few_shots,
     misc,
     preparation,
     resume,
     step_meters,
     stopping,
 )
-from domainbed.lib.job_batches import JobBatches
+from domainbed.lib.fast_data_loader import JobBatches
 from domainbed.lib.preparation import PreparedJob, share_cores
 from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup, attach_process_group
 from domainbed.lib.progress import ProgressPublisher
 from domainbed_carft import machine, text
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import rng, transforms
+from domainbed_carft.images.dataset_facts import takes_dataset_facts
 from domainbed_carft.jobs import splits
 from domainbed_carft.jobs.facts import DECLARATIONS
 from domainbed_carft.jobs.folder import WEIGHTS_FORMAT, JobFolder, Lock
@@ -108,14 +111,22 @@ class Trainer:
             self._restore(state)
 
     def _build_batches(self) -> JobBatches:
-        return self.job.batches(
+        in_splits = few_shots.training_splits(
+            self.dataset, self.environments, self.job.training_envs, self.hparams
+        )
+        return JobBatches(
+            in_splits=in_splits,
             evaluated={
                 name: split if name in self.evaluated else [] for name, split in self.splits.items()
             },
+            hparams=self.hparams,
             steps=self.n_steps,
             checkpoint_freq=self.args.checkpoint_freq or self.dataset.CHECKPOINT_FREQ,
+            seed=self.args.seed,
             device=self.device,
             process_group=self.process_group,
+            by_plan=self.plan is not None,
+            memory_limit=self.job.memory_limit,
             stop=self.stop,
         )
 
@@ -125,7 +136,6 @@ class Trainer:
             splits=self.evaluated,
             batches=self.batches,
             device=self.device,
-            stop=self.stop,
             process_group=self.process_group,
             is_constant=self.algorithm.is_constant,
         )
@@ -137,7 +147,14 @@ class Trainer:
             for name, value in self.hparams.items()
         }
 
-        algorithm = self.job.build_algorithm(hparams)
+        dataset = self.dataset
+        algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
+        options = {}
+        if takes_dataset_facts(algorithm_class):
+            options["dataset_facts"] = dataset.dataset_facts
+        algorithm = algorithm_class(
+            dataset.input_shape, dataset.num_classes, self.num_domains, hparams, **options
+        )
         if self.process_group.size > 1:
             attach_process_group(algorithm, self.process_group, hparams["batch_size"])
         algorithm.to(self.device)
@@ -177,11 +194,12 @@ class Trainer:
         if not self.recorded:
             self._checkpoint(self.steps_done - 1)
 
+        take_step = step_meters.find_step(self.algorithm)
         while self.steps_done < self.n_steps:
             self.stop.check()
             step = self.steps_done
             started = time.monotonic()
-            values = step_meters.step(self.algorithm, self.batches.step_batches())
+            values = take_step(self.batches.step_batches())
             self.interval.add(step, time.monotonic() - started, values)
 
             self.steps_done += 1
@@ -307,4 +325,4 @@ class Trainer:
             self.files.publish(self.steps_done)
         print(f"Resumed after step {self.steps_done - 1} of {self.n_steps}.")
         if state["torch"] != str(torch.__version__):
-            print(text.printable(f"Warning: the earlier steps ran with torch {state['torch']}."))
+            text.print_lines(f"Warning: the earlier steps ran with torch {state['torch']}.")

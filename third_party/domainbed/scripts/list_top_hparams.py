@@ -14,6 +14,7 @@ from domainbed.lib import checks, reporting
 from domainbed.lib.command_line import exit_status, printed_at_once
 from domainbed.lib.query import Q
 from domainbed.model_selection import SELECTION_METHODS, SelectionMethod
+from domainbed_carft import text
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError
 
@@ -25,11 +26,11 @@ def print_ranking(group: Q, method: type[SelectionMethod]) -> None:
         for hparams in records.select("hparams").unique():
             print("\t\thparams:")
             for name, value in sorted(hparams.items()):
-                print(f"\t\t\t{name}: {value}")
+                print("\t\t\t" + text.printable(f"{name}: {value}"))
             print("\t\toutput_dirs:")
             folders = records.filter_equals("hparams", hparams).select("args.output_dir")
             for folder in folders.unique():
-                print(f"\t\t\t{folder}")
+                print("\t\t\t" + text.printable(folder))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,17 +7,18 @@ in the order of the list, so that an interrupted local sweep has complete trials
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import itertools
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed import command_launchers
-from domainbed.lib import checks, scalar_logs
+from domainbed import command_launchers, datasets
+from domainbed.lib import misc, scalar_logs
 from domainbed.lib.command_line import exit_status
 from domainbed.lib.sweep_arguments import DATASETS as DATASETS
 from domainbed.lib.sweep_arguments import build_parser, check
@@ -27,7 +28,6 @@ from domainbed_carft.jobs import job as job_module
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import HeldError, JobFolder, delete_claimed
 from domainbed_carft.sweep import host
-from domainbed_carft.sweep.declaration import LEAVE_ONE_OUT, Declaration, Seeds
 
 
 class Job:
@@ -101,8 +101,8 @@ class Job:
 def all_test_env_combinations(n: int) -> Iterator[list[int]]:
     """Yield all choices of one or two of `n` environments: [0], [0, 1], ..., [1], [1, 2], ..."""
     assert n >= 3, "with two test environments, fewer than three leave none to train on"
-    declaration = Declaration.model_construct(selection=[LEAVE_ONE_OUT])
-    yield from declaration.targets("", [""] * n)
+    sizes = (1, 2)
+    yield from sorted([*envs] for size in sizes for envs in itertools.combinations(range(n), size))
 
 
 def make_args_list(
@@ -119,24 +119,38 @@ def make_args_list(
     hparams: str | None,
 ) -> list[dict[str, Any]]:
     """Return the arguments of `train` for every job of the sweep, ordered by trial."""
-    declaration = Declaration.model_construct(
-        datasets=dataset_names,
-        algorithms=algorithms,
-        trials=n_trials,
-        hparams_seeds=Seeds.model_construct(first=n_hparams_from, n=n_hparams - n_hparams_from),
-        holdout_fraction=holdout_fraction,
-        selection=[] if single_test_envs else [LEAVE_ONE_OUT],
-        facts=_get_facts(dataset_names),
-    )
-    # The folder's name depends on these values as they were passed, such as 0 steps, or the blanks
-    # in --hparams.
-    passed = {"task": task, "steps": steps, "hparams": hparams}
-    passed = {name: value for name, value in passed.items() if value is not None}
-    return [{**job.args, **passed} for job in declaration.jobs(data_dir, Path())]
+    common: dict[str, Any] = {
+        "data_dir": data_dir,
+        "task": task,
+        "holdout_fraction": holdout_fraction,
+    }
+    # A job's folder depends on these values as they were passed, such as 0 steps.
+    passed = {"steps": steps, "hparams": hparams}
+    common |= {name: value for name, value in passed.items() if value is not None}
+
+    return [
+        {
+            **common,
+            "dataset": dataset,
+            "algorithm": algorithm,
+            "test_envs": test_envs,
+            "hparams_seed": hparams_seed,
+            "trial_seed": trial_seed,
+            "seed": misc.seed_hash(dataset, algorithm, test_envs, hparams_seed, trial_seed),
+        }
+        for trial_seed in range(n_trials)
+        for dataset in dataset_names
+        for algorithm in algorithms
+        for test_envs in _list_test_envs(datasets.num_environments(dataset), single_test_envs)
+        for hparams_seed in range(n_hparams_from, n_hparams)
+    ]
 
 
-def _get_facts(dataset_names: Sequence[str]) -> dict[str, manifest.Dataset]:
-    return {name: host.get_dataset_facts(name) for name in dataset_names}
+def _list_test_envs(n_envs: int, single: bool) -> list[list[int]]:
+    """Return the test environments of each job on a dataset."""
+    if n_envs == 1:  # a user's own data: there is no environment to hold out
+        return [[]]
+    return [[env] for env in range(n_envs)] if single else [*all_test_env_combinations(n_envs)]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -185,7 +199,10 @@ def _launch(
             "running; to launch the others, run delete_incomplete, then launch",
             file=sys.stderr,
         )
-    _change_manifest(_list_jobs, jobs, args)
+    facts = {name: host.get_dataset_facts(name) for name in args.datasets}
+    sweep = manifest.Sweep(tuple(job.listed for job in jobs), facts)
+    with _warn_about_manifest():
+        manifest.add(Path(args.output_dir), sweep, keeps_settings=True)
     scalar_logs.set_job_variables(args.log, args.output_dir)
     try:
         failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
@@ -199,25 +216,18 @@ def _delete(jobs: Sequence[Job], output_dir: Path) -> None:
     Job.delete(jobs)
     deleted = [Path(job.output_dir) for job in jobs if not os.path.exists(job.output_dir)]
     if deleted:
-        _change_manifest(manifest.drop, output_dir, deleted)
+        with _warn_about_manifest():
+            manifest.drop(output_dir, deleted)
 
 
-def _list_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
-    """Add the jobs to the manifest, which `carft sweep status` and `carft collect` read."""
-    output = Path(args.output_dir)
-    stored = manifest.read(output) if output.is_dir() else None
-    sweep = replace(
-        stored or manifest.Sweep(()),
-        jobs=tuple(job.listed for job in jobs),
-        datasets=_get_facts(args.datasets),
-    )
-    manifest.add(output, sweep)
-
-
-def _change_manifest(change: Callable[..., object], *arguments: Any) -> None:
-    """Change the manifest; if that fails, print a warning and continue."""
-    for problem in checks.collect_problems(change, *arguments):
-        print(f"sweep: Warning: the list of jobs was not updated: {problem}", file=sys.stderr)
+@contextlib.contextmanager
+def _warn_about_manifest() -> Iterator[None]:
+    """Print a warning if the block cannot change the manifest, which `carft` reads."""
+    try:
+        yield
+    except CarftError as error:
+        for problem in error.problems:
+            print(f"sweep: Warning: the list of jobs was not updated: {problem}", file=sys.stderr)
 
 
 def _confirm() -> None:

@@ -28,13 +28,9 @@ from domainbed.lib import (
 from domainbed.lib.command_line import print_error
 from domainbed.lib.process_group import ProcessGroup
 from domainbed.lib.process_start import is_first, join_process_group
-from domainbed.lib.train_arguments import (
-    check,
-    describe_memory_limit,
-    parse,
-    parse_memory_limit,
-)
+from domainbed.lib.train_arguments import check, describe_memory_limit, parse
 from domainbed_carft import text
+from domainbed_carft.arguments import parse_memory_limit
 from domainbed_carft.errors import CarftError, is_disk_full
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import HeldError, JobFolder, Lock
@@ -45,8 +41,8 @@ PATIENCE_SECONDS = 5.0
 
 def _run(
     args: argparse.Namespace,
-    lock: Lock | None,
     flags: argparse.Namespace,
+    lock: Lock | None,
     process_group: ProcessGroup,
 ) -> None:
     """Check the command line, load the data, and train; `flags` are UNRECORDED_FLAGS."""
@@ -99,6 +95,7 @@ def _print(title: str, values: Iterable[tuple[str, object]]) -> None:
         print("\t" + text.printable(f"{name}: {value}"))
 
 
+@text.escaped_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -113,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _open_folder(args) as lock:
             try:
-                _join_and_run(args, lock, flags, command_line)
+                with join_process_group(flags.processes, command_line) as process_group:
+                    _run(args, flags, lock, process_group)
             except BaseException as error:
                 return _report(error)  # while err.txt is open: a sweep reports its last line
     except HeldError as error:  # err.txt belongs to the other process
@@ -154,16 +152,6 @@ def _open_folder(args: argparse.Namespace) -> Iterator[Lock | None]:
         misc.tee_output(args.output_dir),
     ):
         yield lock
-
-
-def _join_and_run(
-    args: argparse.Namespace,
-    lock: Lock | None,
-    flags: argparse.Namespace,
-    command_line: Sequence[str],
-) -> None:
-    with join_process_group(flags.processes, command_line) as process_group:
-        _run(args, lock, flags, process_group)
 
 
 def _report(error: BaseException) -> int:

@@ -1,0 +1,156 @@
+"""Output of the commands that check before a sweep: ``doctor``, ``check`` and ``data``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from domainbed_carft.errors import CarftError, invalid
+from domainbed_carft.text import print_lines, quantity, table
+
+NO_DATA = 2  # exit status of data verify
+
+
+def doctor_command(arguments: argparse.Namespace) -> int:
+    """Print the findings and a conclusion; return 1 if there is a problem."""
+    from domainbed_carft import doctor  # with as few imports as possible, which can be damaged
+
+    findings = doctor.diagnose(with_training=arguments.train)
+    problems = sum(finding.state == doctor.PROBLEM for finding in findings)
+    if arguments.json:
+        rows = [vars(finding) for finding in findings]
+        print(json.dumps({"ok": not problems, "findings": rows}, indent=2))
+        return 1 if problems else 0
+
+    for finding in findings:
+        first, *further_lines = finding.detail.splitlines()
+        hint = [f"-> {finding.hint}"] if finding.hint else []
+        print_lines(
+            f"{finding.state:8} {finding.name:17} {first}",
+            *(f"{'':8} {line}" for line in [*further_lines, *hint]),
+        )
+    if problems:
+        conclusion = (
+            f"A training job cannot start: {quantity(problems, 'problem')}, see the arrows."
+        )
+    elif arguments.train:
+        conclusion = "A training job can start."
+    else:
+        conclusion = "No problem found. To also test two training steps: carft doctor --train"
+    print(f"\n{conclusion}")
+    return 1 if problems else 0
+
+
+def check_command(arguments: argparse.Namespace) -> int:
+    """Print each check's result when it ends, and a summary; return 1 if a check failed."""
+    from domainbed_carft.checks.check import FAILED, CheckResult, run_checks, summary  # torch
+
+    hparams = _parse_hparams(arguments.hparams)
+    results: list[CheckResult] = []
+    for result in run_checks(arguments.method, hparams, arguments.only, arguments.without):
+        if not results or result.algorithm != results[-1].algorithm:
+            print_lines(result.algorithm)
+        results.append(result)
+        print_lines(str(result))
+    print(f"\n{summary(results)}")
+    return 1 if any(result.state == FAILED for result in results) else 0
+
+
+def _parse_hparams(text: str) -> dict[str, Any]:
+    try:
+        hparams = json.loads(text)
+    except ValueError:
+        hparams = None
+    if not isinstance(hparams, dict):
+        raise CarftError(invalid("--hparams", text, 'a JSON object, such as {"average": "ema"}'))
+    return hparams
+
+
+def list_command(arguments: argparse.Namespace) -> None:
+    """Print a table of the datasets for training, and a table of the test sets."""
+    from domainbed_carft.data.benchmarks import BENCHMARKS
+    from domainbed_carft.data.tasks import TASKS
+    from domainbed_carft.suites import imagenet, known_data
+
+    if arguments.json:
+        print(json.dumps(known_data.list_known_data(), indent=2))
+        return
+
+    benchmark_rows = [
+        (
+            benchmark.name,
+            benchmark.folder or "(in the package)",
+            ", ".join(environment.label for environment in benchmark.environments),
+            str(len(benchmark.classes)),
+            " or ".join(f"{edition.total:,}" for edition in benchmark.editions),
+            f"{benchmark.steps['DomainBed']:,}",
+        )
+        for benchmark in BENCHMARKS.values()
+    ]
+    task_rows = [
+        (
+            task.name,
+            task.folder,
+            f"train, {task.split}; test set",
+            str(task.classes),
+            " + ".join(f"{images:,}" for images in task.images),
+            f"{known_data.TASK_STEPS:,}",
+        )
+        for task in TASKS.values()
+    ]
+    header = ("name", "folder", "environments", "classes", "images", "steps")
+    print(table(header, [*benchmark_rows, *task_rows]))
+
+    facts = imagenet.facts()
+    test_set_rows = [
+        (
+            test_set.name,
+            facts[test_set.name]["folders"][0],
+            str(len(test_set.classes)),
+            f"{facts[test_set.name]['images']:,}",
+        )
+        for test_set in imagenet.suite().sets
+    ]
+    print("\nTest sets of the suite imagenet (carft evaluate --suite imagenet):")
+    print(table(("name", "folder", "classes", "images"), test_set_rows))
+    print("\nsteps: DomainBed's default, which --steps overrides.")
+    print("Other steps, sources, licences, citations, counts by class: carft data list --json")
+
+
+def verify_command(arguments: argparse.Namespace) -> int:
+    """Print the report of a dataset; return 1 if it is broken, and 2 if there is no data."""
+    from domainbed_carft.suites import known_data
+
+    try:
+        report = known_data.verify_data(arguments.data, arguments.data_dir, arguments.decode)
+    except CarftError as error:
+        print(f"carft: {error}", file=sys.stderr)
+        if arguments.json:
+            failure = {"name": arguments.data, "status": None, "error": str(error)}
+            print(json.dumps(failure, indent=2))
+        return NO_DATA
+
+    print(json.dumps(report.as_dict(), indent=2) if arguments.json else report.as_text())
+    return int(report.status == "broken")
+
+
+def download_command(arguments: argparse.Namespace) -> None:
+    """Download a dataset, and print the report of its verification."""
+    from domainbed_carft.suites import known_data
+
+    report = known_data.download_data(
+        arguments.data, arguments.data_dir, arguments.accept_different
+    )
+    print(report.as_text())
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "doctor": doctor_command,
+    "check": check_command,
+    "list": list_command,
+    "verify": verify_command,
+    "download": download_command,
+}

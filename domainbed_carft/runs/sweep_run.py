@@ -1,0 +1,290 @@
+"""Evaluate one selected run of a sweep, and save its rows and metrics in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from domainbed_carft import process_variables
+from domainbed_carft.arguments import parse_memory_limit
+from domainbed_carft.errors import CarftError
+from domainbed_carft.files import weights
+from domainbed_carft.jobs.records import RecordedRun
+from domainbed_carft.results import evaluations
+from domainbed_carft.results.evaluations import (
+    EVALUATED_ROW,
+    PROBABILITIES,
+    SCALED_PROBABILITIES,
+    EvaluatedSplit,
+    EvaluationFacts,
+    ImageRows,
+    Temperature,
+    ValidationSplit,
+    is_correct,
+)
+from domainbed_carft.runs import BATCH_SIZE, saved
+from domainbed_carft.runs import splits as splitting
+from domainbed_carft.runs.predictions import (
+    LoadingOptions,
+    Predictor,
+    choose_device,
+    make_predictor,
+    predict_rows,
+)
+from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.splits import RunData, Split
+from domainbed_carft.runs.squares import ImageMemory
+from domainbed_carft.runs.suites import append_record, measure_on_suite
+from domainbed_carft.runs.temperature import fit_temperature, make_logit_rows
+from domainbed_carft.runs.zero_shot import predict_zero_shot
+from domainbed_carft.suites import records as suite_records
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Options for evaluating the runs of a sweep.
+
+    Attributes:
+        device: such as "cpu" or "cuda:1"; None for the GPU if there is one.
+        batch_size: images per batch.
+        workers: number of processes that load images; None for one per core if there are many
+            images.
+        data_dir: folder of the data; None for the recorded one.
+        original: the CLIP checkpoint that the runs started from; required unless it is a published
+            one.
+    """
+
+    device: str | None = None
+    batch_size: int = BATCH_SIZE
+    workers: int | None = None
+    data_dir: str | None = None
+    original: str | None = None
+
+    def for_loading(self, images: str) -> LoadingOptions:
+        """Return the options of this process for loading ``images``, the name of a dataset."""
+        return LoadingOptions(
+            device=choose_device(self.device),
+            batch_size=self.batch_size,
+            workers=self.workers,
+            data_dir=self.data_dir,
+            memory=get_memory(images),
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def get_memory(images: str) -> ImageMemory:
+    """Return the memory of this process for the images of a dataset or suite, the latest one."""
+    return ImageMemory(parse_memory_limit(process_variables.IMAGE_MEMORY.read() or None))
+
+
+def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions) -> bool:
+    """Evaluate a run at a step, and save its rows and metrics in its folder.
+
+    If the folder has rows of the same weights, images and prompts, only the metrics are computed.
+
+    Returns:
+        True if the images had to be predicted.
+
+    Raises:
+        CarftError: if the original, the weights of the step or an image cannot be read.
+    """
+    folder = Path(recorded.folder)
+    earlier = None
+    with contextlib.suppress(CarftError):  # the file is missing or damaged
+        earlier = evaluations.load_rows(folder, step)
+
+    run = saved.open_step(recorded, step)
+    task = prepare(run, step, options.data_dir) if run else None
+    if task:
+        is_current = earlier is not None and task.facts == dataclasses.replace(
+            earlier[1], temperature=None, validation=[]
+        )
+    else:  # if the weights were deleted after an evaluation, its rows are still valid
+        is_current = earlier is not None and earlier[1].matches(recorded.job)
+    if earlier and is_current:
+        rows, facts = earlier
+    elif task:
+        loading = options.for_loading(recorded.dataset)
+        with torch.random.fork_rng(devices=[]):
+            rows, facts = predict_task(task, loading, options.original)
+        evaluations.save_rows(folder, rows, facts)
+    else:
+        raise CarftError(f"weights of step {step} were not kept")
+
+    metrics = evaluations.measure_run(rows, facts)
+    if evaluations.find_metrics(folder, step) != metrics:
+        evaluations.save_metrics(folder, metrics)
+    return not is_current
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """A run at one step, with the images that its evaluation needs.
+
+    Attributes:
+        run: the run.
+        data: its data, with test-transformed images.
+        reported: non-empty splits whose accuracy the tables report: the in-splits of the targets,
+            or the out-splits if the job has no target.
+        validation: non-empty out-splits of the training environments, to fit the temperature; [] if
+            the job has no target.
+        facts: the facts of the evaluation, without temperature and validation splits.
+    """
+
+    run: Run
+    data: RunData
+    reported: list[Split]
+    validation: list[Split]
+    facts: EvaluationFacts
+
+
+def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
+    """Return the task of a run.
+
+    Raises CarftError as `splits.read_splits` does, and if the targets have no in-split.
+    """
+    data = splitting.read_data(run, data_dir, is_augmented=False)
+    reported = [part for part in data.splits if part.name.endswith("_out") and len(part)]
+    validation = []
+    if run.args["test_envs"]:
+        validation = [part for part in reported if not part.is_target]
+        in_splits = [part for part in data.splits if part.name.endswith("_in") and len(part)]
+        reported = [part for part in in_splits if part.is_target]
+    if not reported:
+        raise CarftError(f"{run.path} has no images in the splits that the tables report")
+
+    facts = EvaluationFacts(
+        format=evaluations.FORMAT,
+        dataset=run.args["dataset"],
+        algorithm=run.args["algorithm"],
+        test_envs=list(run.args["test_envs"]),
+        trial_seed=run.args.get("trial_seed") or 0,
+        hparams_seed=run.args.get("hparams_seed") or 0,
+        step=step,
+        weights=weights.sha256(run.path),
+        data=_hash_data(data, [*reported, *validation]),
+        prompts_digest=run.hparams["prompts_digest"],
+        clip_digest=run.hparams["clip_digest"],
+        classes=list(run.classes),
+        contexts=list(run.contexts),
+        images=sum(map(len, reported)),
+        splits=[
+            EvaluatedSplit(part.environment, part.number, part.name, len(part)) for part in reported
+        ],
+        temperature=None,
+    )
+    return EvaluationTask(run, data, reported, validation, facts)
+
+
+def _hash_data(data: RunData, parts: Sequence[Split]) -> str:
+    """Return a SHA-256 of all images of the splits, split by split."""
+    digest = hashlib.sha256()
+    for part in parts:
+        environment = data.dataset[part.number]
+        positions = splitting.get_environment_positions(part)
+        images = splitting.hash_images(environment, positions)
+        digest.update(f"{part.name} {part.environment} {images}\n".encode())
+    return digest.hexdigest()
+
+
+def predict_task(
+    task: EvaluationTask, options: LoadingOptions, original: str | None
+) -> tuple[ImageRows, EvaluationFacts]:
+    """Predict the images of a task.
+
+    Args:
+        task: the run and its images.
+        options: how to load the images.
+        original: the CLIP checkpoint that the run started from, see `saved.load_original_clip`.
+
+    Returns:
+        The rows of the reported splits, and the facts with temperature and validation splits.
+    """
+    predict = make_predictor(task.run, options.device)
+    temperature, validation = _fit_temperature(task, predict, options)
+
+    def predict_at_temperatures(images: Tensor) -> Iterator[Tensor]:
+        (logits,) = predict(images)
+        yield logits
+        if temperature:
+            yield logits.double() / temperature.value
+
+    raw, *scaled = predict_rows(
+        task.reported, predict_at_temperatures, options, variants=2 if temperature else 1
+    )
+    zero_shot = [
+        predict_zero_shot(task.run, task.data, split, options, original) for split in task.reported
+    ]
+    rows = np.zeros(task.facts.images, EVALUATED_ROW)
+    rows[["label", "predicted", *PROBABILITIES]] = np.concatenate(raw)
+    rows[["zero_shot", "alignment"]] = np.concatenate(zero_shot)
+    for scaled_rows in scaled:
+        rows[[*SCALED_PROBABILITIES]] = np.concatenate(scaled_rows)[[*PROBABILITIES]]
+    return rows, dataclasses.replace(task.facts, temperature=temperature, validation=validation)
+
+
+def _fit_temperature(
+    task: EvaluationTask, predict: Predictor, options: LoadingOptions
+) -> tuple[Temperature | None, list[ValidationSplit]]:
+    """Fit the temperature on the validation splits, if there are any, and count correct images."""
+    if not task.validation:
+        return None, []
+    (parts,) = predict_rows(task.validation, predict, options, make_rows=make_logit_rows)
+    rows = np.concatenate(parts)
+    temperature = fit_temperature(
+        torch.from_numpy(rows["logits"].copy()).to(options.device),
+        torch.from_numpy(rows["label"].astype(np.int64)).to(options.device),
+    )
+    validation = [
+        ValidationSplit(
+            environment=split.environment,
+            number=split.number,
+            name=split.name,
+            images=len(split),
+            correct=int(is_correct(part).sum()),
+        )
+        for split, part in zip(task.validation, parts)
+    ]
+    return temperature, validation
+
+
+def measure_recorded_run_on_suite(
+    folder: Path, suite: str, skipped: Collection[str], options: SweepOptions
+) -> bool:
+    """Evaluate the reported weights of a job on a suite, and add a record to its suites.jsonl.
+
+    Args:
+        folder: folder of the job.
+        suite: name of the suite.
+        skipped: names of test sets to skip.
+        options: how to load the images.
+
+    Returns:
+        True if it was evaluated, False if there is a record of these weights.
+
+    Raises:
+        CarftError: if the run cannot be opened, or a test set cannot be found or read.
+    """
+    file = saved.choose_weights(folder, None)
+    for record in suite_records.read(folder, warnings=[]):
+        evaluated = (record["suite"], record["weights"], record["wise_ft_alpha"])
+        is_current = record.get("weights_digest") == weights.cached_sha256(file)
+        if evaluated == (suite, file.name, None) and is_current:
+            return False
+
+    loading = options.for_loading(suite)
+    scores = measure_on_suite(suite, saved.open_run(file), loading, skipped)
+    if scores.unread:
+        reasons = [f"{name}: {'; '.join(scores.problems[name])}" for name in scores.unread]
+        raise CarftError(f"{suite} cannot be read: {'; '.join(reasons)}")
+    append_record(file, scores)
+    return True
