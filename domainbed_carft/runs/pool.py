@@ -89,7 +89,7 @@ def _run_in_processes(
                 process, slot, name = processes.pop(connection)
                 try:
                     yield name, connection.recv()
-                except EOFError:
+                except (EOFError, ConnectionResetError):  # the latter if the task was not received
                     process.join()
                     yield name, f"the process ended with status {process.exitcode}"
                     if waiting:
