@@ -18,7 +18,7 @@ from domainbed.lib import checks, misc, reporting
 from domainbed.lib.command_line import exit_status, printed_at_once
 from domainbed.lib.query import Q
 from domainbed.model_selection import SELECTION_METHODS, SelectionMethod
-from domainbed_carft import files
+from domainbed_carft import files, text
 from domainbed_carft.results.cells import Cell, mean_over_trials
 
 
@@ -66,7 +66,7 @@ def print_table(
     rows = [[label, *cells] for label, cells in zip(row_labels, table, strict=True)]
     print()
     if not latex:
-        print("--------", header_text)
+        print("--------", text.printable(header_text))
         for row in [col_labels, *rows]:
             misc.print_row(row, colwidth=colwidth)
         return
@@ -104,7 +104,7 @@ def print_results_tables(records: Q, selection_method: type[SelectionMethod], la
             for name in names
         }
         if latex:
-            print(f"\n\\subsubsection{{{dataset}}}")
+            print(f"\n\\subsubsection{{{text.printable(dataset)}}}")
         _print_means(rows, f"Dataset: {dataset}, {method}", labels, 20, latex)
 
     averages = {
