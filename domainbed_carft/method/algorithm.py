@@ -148,7 +148,7 @@ class CLIPAlgorithm(HostedAlgorithm):
     ) -> None:
         complete = resolution.complete(type(self), hparams)
         problems = map(str, resolution.find_problems(type(self), complete))
-        raise_for([*problems, *job.shape_problems(input_shape)])
+        raise_for([*problems, *job.find_shape_problems(input_shape)])
         facts = job.find_job_facts(type(self), complete, num_classes, data=dataset_facts or UNKNOWN)
         print_lines(*facts.describe())
 
