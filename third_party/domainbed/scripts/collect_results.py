@@ -124,9 +124,9 @@ def print_results_tables(records: Q, selection_method: type[SelectionMethod], la
 
 def _select_accuracies(
     records: Q, selection_method: type[SelectionMethod]
-) -> Mapping[tuple[str, str], list[tuple[int, int, float]]]:
+) -> defaultdict[tuple[str, str], list[tuple[int, int, float]]]:
     """Return (algorithm, dataset) -> (test environment, trial, accuracy of the selected run)."""
-    selected: dict[tuple[str, str], list[tuple[int, int, float]]] = defaultdict(list)
+    selected: defaultdict[tuple[str, str], list[tuple[int, int, float]]] = defaultdict(list)
     for group in reporting.get_grouped_records(records):
         accuracy = selection_method.sweep_acc(group["records"])
         if accuracy is not None:
