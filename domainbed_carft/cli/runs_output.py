@@ -46,7 +46,7 @@ from domainbed_carft.runs.sweep import (
 from domainbed_carft.runs.sweep_run import SweepOptions
 from domainbed_carft.runs.wise_ft import format_alphas, sort_alphas, wise_ft
 from domainbed_carft.suites import catalogue
-from domainbed_carft.text import limit_lines, log, printable, progress, quantity, table
+from domainbed_carft.text import limit_lines, log, print_lines, printable, progress, quantity, table
 
 IMAGES_OF_A_SOUP = (
     "Images: test transform for all, because a soup has neither the seed nor the step that "
@@ -177,8 +177,7 @@ def _evaluate_sweep_on_suite(arguments: argparse.Namespace) -> int:
     )
     measured = list(outcomes.values()).count(True)
     log(f"evaluate: {quantity(measured, 'run')} measured on {arguments.suite}")
-    for line in describe_warnings(warnings):
-        print(line, file=sys.stderr)
+    print_lines(*describe_warnings(warnings), stream=sys.stderr)
     problems = [outcome for outcome in outcomes.values() if isinstance(outcome, str)]
     return _sweep_status(problems, has_metrics=bool(suite_tables))
 

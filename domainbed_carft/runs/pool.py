@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.text import log, printable, progress
+from domainbed_carft.text import log, progress
 
 # Return True if the task had to be done, and False if its result existed.
 Task: TypeAlias = Callable[[], bool]
@@ -58,11 +58,13 @@ def _run_here(
 
 
 def _run(task: Task) -> Outcome:
-    """Run a task, and return its result or the first line of its error."""
+    """Run a task, and return its result, or its problems or the first line of another error."""
     try:
         return task()
-    except (CarftError, OSError, RuntimeError) as error:  # RuntimeError: torch is out of memory
-        return printable(str(error).partition("\n")[0]) or type(error).__name__
+    except CarftError as error:
+        return "; ".join(error.problems)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch is out of memory
+        return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _run_in_processes(
@@ -87,7 +89,7 @@ def _run_in_processes(
                 process, slot, name = processes.pop(connection)
                 try:
                     yield name, connection.recv()
-                except EOFError:
+                except (EOFError, ConnectionResetError):  # the latter if the task was not received
                     process.join()
                     yield name, f"the process ended with status {process.exitcode}"
                     if waiting:
