@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.results.cells import Cell, format_accuracy, mean_over_trials
+from domainbed_carft.results.cells import Cell, accuracy_text, mean_over_trials
 from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import Column
 from domainbed_carft.results.comparisons import LEVEL, student_interval, welch_interval
@@ -111,6 +111,11 @@ class PublishedAccuracy(NamedTuple):
     read_in: str = ""
     source: str = ""
     note: str = ""
+
+    @property
+    def cell(self) -> Cell:
+        """The accuracy as a cell of a table."""
+        return Cell(self.accuracy, self.standard_error, self.n or 0)
 
     @property
     def squared_error(self) -> float | None:
@@ -376,7 +381,7 @@ def _comparison_row(comparison: PublishedComparison, note_number: int | None) ->
     """Format a row; ``note_number`` is the note that gives the reason for NO_CHECK."""
     ours = comparison.ours
     published = comparison.published
-    our_accuracy = format_accuracy(ours.mean, ours.standard_error, ours.n)
+    our_accuracy = accuracy_text(ours)
     if not ours.is_complete:
         our_accuracy += ", incomplete"
 
@@ -391,7 +396,7 @@ def _comparison_row(comparison: PublishedComparison, note_number: int | None) ->
         comparison.selection,
         comparison.dataset,
         our_accuracy,
-        format_accuracy(published.accuracy, published.standard_error, published.n),
+        accuracy_text(published.cell),
         f"{comparison.difference:+.1f}",
         interval,
         f"{check} [{note_number}]" if note_number else check,
@@ -431,8 +436,7 @@ def make_rows(
     rows: dict[str, dict[Column, Cell]] = {}
     for entry in accuracies:
         row = rows.setdefault(entry.method, dict.fromkeys(columns, Cell()))
-        cell = Cell(entry.accuracy, entry.standard_error, entry.n or 0)
-        row[column_of[entry.dataset]] = cell
+        row[column_of[entry.dataset]] = entry.cell
     return rows
 
 
