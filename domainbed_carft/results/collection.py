@@ -197,7 +197,7 @@ def gather(
     groups[0] = replace(groups[0], notes=[*last_stage.notes, *groups[0].notes])
 
     all_jobs = [*(run.job for run in rows.runs), *rows.planned]
-    held_out_counts = {_count_held_out(job) for job in all_jobs}
+    held_out_counts = {selection.count_held_out(job) for job in all_jobs}
     compare_with = dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)
     return Collection(
         groups=groups,
@@ -209,11 +209,6 @@ def gather(
         folders=folders,
         own_methods=own_methods,
     )
-
-
-def _count_held_out(job: Job) -> int:
-    """Count the environments that a job holds out; together they count as one target."""
-    return 1 if job.role.holds_out_together else len(job.args["test_envs"])
 
 
 def _read_manifest(folder: Path, warnings: list[RecordWarning]) -> Sweep:

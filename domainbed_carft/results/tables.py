@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import columns, selection
 from domainbed_carft.results.cells import (
     DOMAINBED,
@@ -43,8 +42,6 @@ _UNDECLARED = (
 _TRAINED_ON = "-: the runs were trained on this environment. Avg is over the other cells."
 _NOTE_ON_ONE_TRIAL = "Each cell has a single trial, so there are no errors."
 _NO_ACCURACY = "no accuracy recorded on this environment"
-
-_Run = TypeVar("_Run", RecordedRun, SelectedRun)
 
 
 @dataclass(frozen=True)
@@ -285,7 +282,7 @@ def build(
     ``column_names`` are values of ``--columns``. There are no averages if no environment was held
     out, or several together.
     """
-    gaps = Gaps(group.runs, group.planned)
+    gaps = Gaps(group)
     tables = []
     for method in methods:
         rows_by_dataset = _collect_rows(group, method, gaps, error)
@@ -318,7 +315,7 @@ def build_by_environment(
     names = [name for name in column_names if name != ENVIRONMENTS]
     tables = []
     for group in collection.groups:
-        gaps = Gaps(group.runs, group.planned)
+        gaps = Gaps(group)
         for method in collection.methods:
             for dataset, rows in _collect_rows(group, method, gaps, error).items():
                 parts = {
@@ -351,62 +348,41 @@ def _collect_rows(
     group: Group, method: str, gaps: Gaps, error: ErrorKind
 ) -> dict[str, dict[str, RowRuns]]:
     """Map each dataset and row to the runs from which its cells are computed."""
-    # In the order of DomainBed's groups, on which the last bit of a mean depends.
-    selected = _group_by_row(group.select(method))
-    candidates = _group_by_row(selection.candidate_runs(group.runs, method))
-    environments = group.environments
-    titles = benchmarks.dataset_titles(environments)
+    selected_by_row: dict[tuple[str, str], list[SelectedRun]] = {}
+    for entry in group.select(method):
+        selected_by_row.setdefault((entry.dataset, entry.row), []).append(entry)
+    candidates_by_row = selection.candidate_runs(group.runs, method)
+    titles = benchmarks.dataset_titles(group.environments)
     jobs = gaps.get_candidates(method)
-    datasets = sorted({job.dataset for job in jobs}, key=list(environments).index)
+    datasets = sorted({job.dataset for job in jobs}, key=list(titles).index)
     row_names = group.order_rows(job.row for job in jobs)
 
     rows_by_dataset: dict[str, dict[str, RowRuns]] = {}
     for dataset, row in itertools.product(datasets, row_names):
-        row_selected = selected.get((dataset, row), [])
-        accuracies = {}
-        for target, environment in enumerate(environments[dataset]):
-            missing = gaps.find_missing(
-                dataset=dataset,
-                row=row,
-                target=target,
-                method=method,
-                n_environments=len(environments[dataset]),
+        selected = selected_by_row.get((dataset, row), [])
+        accuracies = dict.fromkeys(group.environments[dataset], Cell())
+        for target, environment in enumerate(group.environments[dataset]):
+            missing = gaps.find_missing(dataset=dataset, row=row, target=target, method=method)
+            if missing is None:  # no job is expected
+                continue
+            on_target = [entry for entry in selected if entry.target == target]
+            accuracies[environment] = mean_over_trials(
+                [(entry.trial, entry.outcome.accuracy) for entry in on_target],
+                missing=missing or ([] if on_target else [_NO_ACCURACY]),
+                error=error,
             )
-            on_target = [entry for entry in row_selected if entry.target == target]
-            accuracies[environment] = _measure_accuracy(on_target, missing, error)
 
         is_declared = all(cell.is_expected for cell in accuracies.values())
         rows_by_dataset.setdefault(dataset, {})[row] = RowRuns(
             dataset_title=titles[dataset],
             accuracies=accuracies,
-            selected=row_selected,
-            candidates=candidates.get((dataset, row), []),
+            selected=selected,
+            candidates=candidates_by_row.get((dataset, row), []),
             error=error,
             # With a single source, the environments without a cell were trained on.
             is_partial=not (is_declared or group.source),
         )
     return rows_by_dataset
-
-
-def _group_by_row(runs: Iterable[_Run]) -> dict[tuple[str, str], list[_Run]]:
-    """Map (dataset, row) to its runs."""
-    by_row: dict[tuple[str, str], list[_Run]] = {}
-    for run in runs:
-        by_row.setdefault((run.dataset, run.row), []).append(run)
-    return by_row
-
-
-def _measure_accuracy(
-    selected: Sequence[SelectedRun], missing: Sequence[str] | None, error: ErrorKind
-) -> Cell:
-    """Return the cell of one target; ``missing`` is the result of `Gaps.find_missing`."""
-    if missing is None:
-        return Cell()
-    return mean_over_trials(
-        [(entry.trial, entry.outcome.accuracy) for entry in selected],
-        missing=missing or ([] if selected else [_NO_ACCURACY]),
-        error=error,
-    )
 
 
 def _notes_on_empty_cells(rows: Mapping[str, RowRuns], group: Group) -> list[str]:
