@@ -47,6 +47,9 @@ ALL_OTHERS = "all others"
 # The value of a hyperparameter that is searched.
 SEARCHED = "searched"
 
+# A job or run and the setting of its cell
+_JobSetting = tuple[Job, Mapping[str, str]]
+_RunSetting = tuple[RecordedRun, Mapping[str, str]]
 # (dataset, row) -> the settings of its jobs
 _SettingsByRow = dict[tuple[str, str], list[Mapping[str, str]]]
 # The values of the parts by which groups differ
@@ -197,13 +200,11 @@ def gather(
     groups[0] = replace(groups[0], notes=[*last_stage.notes, *groups[0].notes])
 
     all_jobs = [*(run.job for run in rows.runs), *rows.planned]
-    held_out_counts = {selection.count_held_out(job) for job in all_jobs}
-    compare_with = dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)
     return Collection(
         groups=groups,
-        methods=_choose_methods(methods, sweeps, held_out_counts),
+        methods=_choose_methods(methods, sweeps, all_jobs),
         warnings=warnings,
-        compare_with=list(compare_with),
+        compare_with=list(dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)),
         first_stages=last_stage.first_stages,
         joint_rows=rows.rows,
         folders=folders,
@@ -222,13 +223,13 @@ def _read_manifest(folder: Path, warnings: list[RecordWarning]) -> Sweep:
 
 
 def _choose_methods(
-    requested: Sequence[str] | None, sweeps: Sequence[Sweep], held_out_counts: set[int]
+    requested: Sequence[str] | None, sweeps: Sequence[Sweep], jobs: Iterable[Job]
 ) -> Sequence[str]:
-    """Return the ``requested`` methods, otherwise those of the manifests that have jobs.
+    """Return the ``requested`` methods, otherwise those of the manifests that have ``jobs``.
 
-    ``held_out_counts`` has the numbers of environments that the jobs hold out. Raises CarftError if
-    a requested method has no jobs.
+    Raises CarftError if a requested method has no jobs.
     """
+    held_out_counts = {selection.count_held_out(job) for job in jobs}
     holds_out = {number > 0 for number in held_out_counts}
     methods_with_jobs = [
         name for name, method in selection.METHODS.items() if method.holds_out in holds_out
@@ -269,9 +270,9 @@ def _groups(
     ]
     parts = _splitting_parts([(run.job, setting) for run, setting in runs], planned, ignored)
 
-    members: dict[_GroupKey, list[RecordedRun]] = {}
+    members: dict[_GroupKey, list[_RunSetting]] = {}
     for run, setting in runs:
-        members.setdefault(_group_key(setting, parts), []).append(run)
+        members.setdefault(_group_key(setting, parts), []).append((run, setting))
     planned_by_group = _planned_by_group(planned, parts, members)
 
     groups = []
@@ -279,13 +280,11 @@ def _groups(
         values = dict(zip(parts, key, strict=True))
         title = ", ".join(f"{part} {value}" for part, value in values.items())
         source = values.get(TRAINED_ON, ALL_OTHERS)
-        group_runs = members.get(key, [])
-        distinct_runs, duplicates = _distinct(group_runs)
-        warnings += duplicates
-        differences = _differences(group_runs, environments, rows.parts, own_methods)
+        group_members = members.get(key, [])
+        differences = _differences(group_members, rows.parts, own_methods)
         group = Group(
             title=title,
-            runs=distinct_runs,
+            runs=_distinct([run for run, _ in group_members], warnings),
             planned=planned_by_group.get(key, []),
             notes=[f"{title}: {note}" if title else note for note in differences],
             labels=labels,
@@ -297,8 +296,8 @@ def _groups(
 
 
 def _splitting_parts(
-    ran: Sequence[tuple[Job, Mapping[str, str]]],
-    planned: Sequence[tuple[Job, Mapping[str, str]]],
+    ran: Sequence[_JobSetting],
+    planned: Sequence[_JobSetting],
     ignored: Sequence[str],
 ) -> list[str]:
     """Return the parts of a setting by which the jobs are split into groups."""
@@ -330,9 +329,9 @@ def _cell_setting(
 
 
 def _planned_by_group(
-    planned: Iterable[tuple[Job, Mapping[str, str]]],
+    planned: Iterable[_JobSetting],
     parts: Sequence[str],
-    members: Mapping[_GroupKey, Sequence[RecordedRun]],
+    members: Mapping[_GroupKey, Sequence[_RunSetting]],
 ) -> dict[_GroupKey, list[Job]]:
     """Assign the planned jobs to groups; a job can belong to several groups, or to a new one.
 
@@ -341,15 +340,20 @@ def _planned_by_group(
     first group. One that did not run could belong to either, so both report it as missing. One with
     a hyperparameter that no run has makes a group without runs.
     """
-    ran = {key: {run.job.candidate for run in runs} for key, runs in members.items()}
+    ran = {key: {run.job.candidate for run, _ in runs} for key, runs in members.items()}
     trials = {key: {_trial_key(job) for job in jobs} for key, jobs in ran.items()}
 
     planned_by_group: dict[_GroupKey, list[Job]] = {}
     for job, setting in planned:
         key = _group_key(setting, parts)
-        candidates = [group for group in members if _can_belong(key, group)] or [key]
-        has_run = any(job.candidate in ran.get(group, ()) for group in candidates)
-        for group in candidates:
+        # Unknown parts match any value.
+        candidates = [
+            group
+            for group in ran
+            if all(UNKNOWN in values or values[0] == values[1] for values in zip(key, group))
+        ]
+        has_run = any(job.candidate in ran[group] for group in candidates)
+        for group in candidates or [key]:
             # A job that ran under another setting is missing only next to runs of its trial.
             if not has_run or _trial_key(job.candidate) in trials[group]:
                 planned_by_group.setdefault(group, []).append(job)
@@ -360,8 +364,8 @@ def _trial_key(candidate: Candidate) -> tuple[str, str, int, Choice]:
     return candidate.dataset, candidate.row, candidate.trial, candidate.choice
 
 
-def _distinct(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[RecordWarning]]:
-    """Return one run for each job of a group, and a warning for each other run.
+def _distinct(runs: Sequence[RecordedRun], warnings: list[RecordWarning]) -> list[RecordedRun]:
+    """Return one run for each job of a group, and add a warning for each other run.
 
     A finished run is preferred, then the first of several with equal records. Raises CarftError
     with the folders of all jobs whose runs have different records.
@@ -371,7 +375,6 @@ def _distinct(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[Reco
         runs_by_job.setdefault(run.job.candidate, []).append(run)
 
     distinct_runs = []
-    warnings = []
     problems = []
     for repeated in runs_by_job.values():
         finished = [run for run in repeated if run.done]
@@ -393,7 +396,7 @@ def _distinct(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[Reco
             "with different records; for each job keep only one of these folders:",
             details=problems,
         )
-    return distinct_runs, warnings
+    return distinct_runs
 
 
 def _content(run: RecordedRun) -> tuple[bytes, bytes]:
@@ -412,12 +415,7 @@ def _group_key(setting: Mapping[str, str], parts: Sequence[str]) -> _GroupKey:
     return tuple(_part_value(setting, part) for part in parts)
 
 
-def _can_belong(job: _GroupKey, group: _GroupKey) -> bool:
-    """Return True if a job can belong to a group; unknown parts match any value."""
-    return all(UNKNOWN in values or values[0] == values[1] for values in zip(job, group))
-
-
-def _by_row(jobs: Iterable[tuple[Job, Mapping[str, str]]]) -> _SettingsByRow:
+def _by_row(jobs: Iterable[_JobSetting]) -> _SettingsByRow:
     settings: _SettingsByRow = {}
     for job, setting in jobs:
         settings.setdefault((job.key.dataset, job.row), []).append(setting)
@@ -458,20 +456,15 @@ def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
 
 
 def _differences(
-    runs: Sequence[RecordedRun],
-    environments: Mapping[str, Sequence[str]],
-    row_parts: Sequence[str],
-    own_methods: Mapping[str, Method],
+    members: Sequence[_RunSetting], row_parts: Sequence[str], own_methods: Mapping[str, Method]
 ) -> Iterator[str]:
     """Describe the settings that differ between a group's rows and datasets, a sentence each.
 
     ``row_parts`` are parts that the names of the rows already show.
     """
-    settings_by_row = _by_row(
-        (run.job, _cell_setting(run.job, run.setting, environments)) for run in runs
-    )
+    settings_by_row = _by_row((run.job, setting) for run, setting in members)
     titles = benchmarks.dataset_titles(dataset for dataset, _ in settings_by_row)
-    algorithm_by_row = {run.row: run.algorithm for run in runs}
+    algorithm_by_row = {run.row: run.algorithm for run, _ in members}
     for part in _parts(settings_by_row):
         owners = (
             get_owners(part.removeprefix(HPARAM), own_methods) if part.startswith(HPARAM) else ()
