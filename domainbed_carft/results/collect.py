@@ -114,7 +114,7 @@ class Results:
     def defects(self) -> dict[str, int]:
         """Kind -> number of defects that make the tables incomplete, such as "incomplete cells"."""
         counts = Counter(warning.kind for warning in self.warnings)
-        defects = {"incomplete cells": sum(table.n_incomplete for table in self.tables)}
+        defects = {"incomplete cells": self.summary["incomplete_cells"]}
         defects |= {kind: counts[kind] for kind in _DEFECTS}
         return {kind: count for kind, count in defects.items() if count}
 

@@ -113,11 +113,6 @@ class RowRuns:
         )
 
 
-def _leave_empty(row: RowRuns) -> Cell:
-    """Return no value, for a column whose cells are made elsewhere."""
-    return Cell()
-
-
 Measure = Callable[[RowRuns], Cell]
 CostFunction = Callable[[Cost], float | None]
 Combine = Callable[[list[float]], float]
@@ -132,7 +127,7 @@ class Column:
         title: header of the column.
         unit: unit of the means, such as "%" or "s".
         explanation: a sentence for captions, if the column needs one.
-        measure: computes a row's cell.
+        measure: computes a row's cell; empty by default, for cells that are made elsewhere.
         write: formats the cell; an empty text without a value.
         is_ranked: True if a higher value is better.
         is_cost: True if each device has its own column.
@@ -145,7 +140,7 @@ class Column:
     title: str = field(compare=False)
     unit: str = field(compare=False)
     explanation: str = field(default="", compare=False)
-    measure: Measure = field(default=_leave_empty, compare=False)
+    measure: Measure = field(default=lambda row: Cell(), compare=False)
     write: Callable[[Cell], str] = field(default=accuracy_text, compare=False)
     is_ranked: bool = field(default=False, compare=False)
     is_cost: bool = field(default=False, compare=False)

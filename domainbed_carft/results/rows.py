@@ -263,13 +263,9 @@ def _plain_value(name: str, word: str, default: Any) -> Any:
     """Return an algorithm's value of a name, ``default`` if it is known and was not set."""
     if word == DEFAULT and name != VARIANT:
         return DEFAULT if default is None else default
-    return _plain(word)
 
-
-def _plain(word: str) -> Any:
-    """Parse a value of a setting, which is JSON for a hyperparameter."""
     try:
-        return json.loads(word)
+        return json.loads(word)  # of a hyperparameter
     except ValueError:
         return word
 

@@ -115,11 +115,6 @@ class Table:
         """The cells of the environments, or of the datasets, row by row."""
         return [cells[column] for cells in self.rows.values() for column in self.accuracies]
 
-    @property
-    def n_incomplete(self) -> int:
-        """Number of accuracies that lack results of declared jobs."""
-        return sum(cell.lacks_results for cell in self.accuracy_cells)
-
     def incomplete_rows(self, environment: str = "") -> list[str]:
         """Return the rows with an incomplete accuracy, of one ``environment`` or of all."""
         return [
@@ -214,7 +209,13 @@ class Table:
         rows = []
         for row, cells in self.rows.items():
             chosen = [
-                {"of": column.of, **_choice_entry(selected)}
+                {
+                    "of": column.of,
+                    "trial": selected.trial,
+                    "values": dict(selected.outcome.values),
+                    "hparams_seed": selected.outcome.hparams_seed,
+                    "members": selected.outcome.members,
+                }
                 for column in self.accuracies
                 for selected in self.get_choices(row, column)
             ]
@@ -238,17 +239,6 @@ class Table:
             "rows": rows,
             "notes": list(self.notes),
         }
-
-
-def _choice_entry(selected: SelectedRun) -> dict[str, Any]:
-    """Convert the choice of a search in one trial for JSON."""
-    outcome = selected.outcome
-    return {
-        "trial": selected.trial,
-        "values": dict(outcome.values),
-        "hparams_seed": outcome.hparams_seed,
-        "members": outcome.members,
-    }
 
 
 def _choices_text(trials: Sequence[SelectedRun]) -> str:
