@@ -190,7 +190,7 @@ def gather(
     if by:
         rows = row_names.label_rows(rows, by=by, folders=folders)
     labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
-    groups = _groups(rows, labels, ignored, warnings, own_methods)
+    groups = _group_runs(rows, labels, ignored, warnings, own_methods)
     if not groups:
         raise CarftError(
             f"no job in {', '.join(map(str, folders))} counts for tables: according to sweep.json "
@@ -251,7 +251,7 @@ def _choose_methods(
     return [name for name in methods_with_jobs if name in declared]
 
 
-def _groups(
+def _group_runs(
     rows: JointRows,
     labels: Mapping[str, Sequence[str]],
     ignored: Sequence[str],
@@ -268,12 +268,12 @@ def _groups(
     planned = [
         (job, _cell_setting(job, setting_of(job.args), environments)) for job in rows.planned
     ]
-    parts = _splitting_parts([(run.job, setting) for run, setting in runs], planned, ignored)
+    parts = _choose_parts([(run.job, setting) for run, setting in runs], planned, ignored)
 
     members: dict[_GroupKey, list[_RunSetting]] = {}
     for run, setting in runs:
         members.setdefault(_group_key(setting, parts), []).append((run, setting))
-    planned_by_group = _planned_by_group(planned, parts, members)
+    planned_by_group = _assign_planned(planned, parts, members)
 
     groups = []
     for key in sorted({*members, *planned_by_group}):
@@ -281,10 +281,10 @@ def _groups(
         title = ", ".join(f"{part} {value}" for part, value in values.items())
         source = values.get(TRAINED_ON, ALL_OTHERS)
         group_members = members.get(key, [])
-        differences = _differences(group_members, rows.parts, own_methods)
+        differences = _describe_differences(group_members, rows.parts, own_methods)
         group = Group(
             title=title,
-            runs=_distinct([run for run, _ in group_members], warnings),
+            runs=_drop_repeated([run for run, _ in group_members], warnings),
             planned=planned_by_group.get(key, []),
             notes=[f"{title}: {note}" if title else note for note in differences],
             labels=labels,
@@ -295,14 +295,14 @@ def _groups(
     return groups
 
 
-def _splitting_parts(
+def _choose_parts(
     ran: Sequence[_JobSetting],
     planned: Sequence[_JobSetting],
     ignored: Sequence[str],
 ) -> list[str]:
     """Return the parts of a setting by which the jobs are split into groups."""
     ignored_prefixes = tuple(KINDS[name] for name in ignored)
-    conflicts = _conflicts(_by_row(ran), _by_row(planned))
+    conflicts = _find_conflicts(_group_by_row(ran), _group_by_row(planned))
     parts = [part for part in conflicts if not part.startswith(ignored_prefixes)]
     if TRAINED_ON not in parts and any(TRAINED_ON in setting for _, setting in (*ran, *planned)):
         parts.append(TRAINED_ON)
@@ -328,7 +328,7 @@ def _cell_setting(
     return cell_setting
 
 
-def _planned_by_group(
+def _assign_planned(
     planned: Iterable[_JobSetting],
     parts: Sequence[str],
     members: Mapping[_GroupKey, Sequence[_RunSetting]],
@@ -364,7 +364,7 @@ def _trial_key(candidate: Candidate) -> tuple[str, str, int, Choice]:
     return candidate.dataset, candidate.row, candidate.trial, candidate.choice
 
 
-def _distinct(runs: Sequence[RecordedRun], warnings: list[RecordWarning]) -> list[RecordedRun]:
+def _drop_repeated(runs: Sequence[RecordedRun], warnings: list[RecordWarning]) -> list[RecordedRun]:
     """Return one run for each job of a group, and add a warning for each other run.
 
     A finished run is preferred, then the first of several with equal records. Raises CarftError
@@ -415,14 +415,14 @@ def _group_key(setting: Mapping[str, str], parts: Sequence[str]) -> _GroupKey:
     return tuple(_part_value(setting, part) for part in parts)
 
 
-def _by_row(jobs: Iterable[_JobSetting]) -> _SettingsByRow:
+def _group_by_row(jobs: Iterable[_JobSetting]) -> _SettingsByRow:
     settings: _SettingsByRow = {}
     for job, setting in jobs:
         settings.setdefault((job.key.dataset, job.row), []).append(setting)
     return settings
 
 
-def _parts(settings_by_row: _SettingsByRow) -> list[str]:
+def _list_parts(settings_by_row: _SettingsByRow) -> list[str]:
     """Return the parts of all settings in the order in which they first occur."""
     return list(
         dict.fromkeys(
@@ -434,13 +434,13 @@ def _parts(settings_by_row: _SettingsByRow) -> list[str]:
     )
 
 
-def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
+def _find_conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
     """Yield the parts of which a row on one dataset has several values.
 
     For the environments it is enough that the dataset has several. Values of planned jobs count if
     they are known without a record.
     """
-    for part in _parts({**planned, **ran}):
+    for part in _list_parts({**planned, **ran}):
         values_by_owner: dict[tuple[str, ...], set[str]] = {}
         for dataset, row in {**ran, **planned}:
             run_settings = ran.get((dataset, row), ())
@@ -455,17 +455,17 @@ def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
             yield part
 
 
-def _differences(
+def _describe_differences(
     members: Sequence[_RunSetting], row_parts: Sequence[str], own_methods: Mapping[str, Method]
 ) -> Iterator[str]:
     """Describe the settings that differ between a group's rows and datasets, a sentence each.
 
     ``row_parts`` are parts that the names of the rows already show.
     """
-    settings_by_row = _by_row((run.job, setting) for run, setting in members)
+    settings_by_row = _group_by_row((run.job, setting) for run, setting in members)
     titles = benchmarks.dataset_titles(dataset for dataset, _ in settings_by_row)
     algorithm_by_row = {run.row: run.algorithm for run, _ in members}
-    for part in _parts(settings_by_row):
+    for part in _list_parts(settings_by_row):
         owners = (
             get_owners(part.removeprefix(HPARAM), own_methods) if part.startswith(HPARAM) else ()
         )

@@ -148,7 +148,7 @@ def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> 
     for (job, _), words in zip([*planned, *ran], [*planned_words, *run_words], strict=True):
         words_by_algorithm.setdefault(job.key.algorithm, {})[words] = None
 
-    defaults = _recorded_defaults(by, plain.runs)
+    defaults = _find_defaults(by, plain.runs)
     names: dict[tuple[str, _Words], str] = {}
     rows = {}
     for algorithm in sort_rows(words_by_algorithm, plain.order):
@@ -179,7 +179,7 @@ def _name_rows(
 ) -> Iterator[tuple[_Words, str, JointRow]]:
     """Yield the words, name and values of each row of an algorithm, in the tables' order.
 
-    ``defaults`` is the result of `_recorded_defaults`.
+    ``defaults`` is the result of `_find_defaults`.
     """
     values_of_words = {
         words: [
@@ -260,9 +260,7 @@ def _require_varying(
     )
 
 
-def _recorded_defaults(
-    by: Sequence[str], runs: Iterable[RecordedRun]
-) -> dict[tuple[str, str], Any]:
+def _find_defaults(by: Sequence[str], runs: Iterable[RecordedRun]) -> dict[tuple[str, str], Any]:
     """Map (algorithm, hparam) to the only value that runs recorded without setting it."""
     recorded: dict[tuple[str, str], list[Any]] = {}
     for run in runs:
