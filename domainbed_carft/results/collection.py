@@ -8,6 +8,7 @@ hold out several targets together are grouped by the environments on which they 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -270,9 +271,9 @@ def _group_runs(
     ]
     parts = _choose_parts([(run.job, setting) for run, setting in runs], planned, ignored)
 
-    members: dict[_GroupKey, list[_RunSetting]] = {}
+    members: defaultdict[_GroupKey, list[_RunSetting]] = defaultdict(list)
     for run, setting in runs:
-        members.setdefault(_group_key(setting, parts), []).append((run, setting))
+        members[_group_key(setting, parts)].append((run, setting))
     planned_by_group = _assign_planned(planned, parts, members)
 
     groups = []
@@ -280,13 +281,11 @@ def _group_runs(
         values = dict(zip(parts, key, strict=True))
         title = ", ".join(f"{part} {value}" for part, value in values.items())
         source = values.get(TRAINED_ON, ALL_OTHERS)
-        group_members = members.get(key, [])
-        differences = _describe_differences(group_members, rows.parts, own_methods)
         group = Group(
             title=title,
-            runs=_drop_repeated([run for run, _ in group_members], warnings),
+            runs=_drop_repeated([run for run, _ in members[key]], warnings),
             planned=planned_by_group.get(key, []),
-            notes=[f"{title}: {note}" if title else note for note in differences],
+            notes=list(_describe_differences(title, members[key], rows.parts, own_methods)),
             labels=labels,
             order=rows.order,
             source="" if source == ALL_OTHERS else source,
@@ -456,11 +455,14 @@ def _find_conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[st
 
 
 def _describe_differences(
-    members: Sequence[_RunSetting], row_parts: Sequence[str], own_methods: Mapping[str, Method]
+    title: str,
+    members: Sequence[_RunSetting],
+    row_parts: Sequence[str],
+    own_methods: Mapping[str, Method],
 ) -> Iterator[str]:
     """Describe the settings that differ between a group's rows and datasets, a sentence each.
 
-    ``row_parts`` are parts that the names of the rows already show.
+    ``title`` is that of the group. ``row_parts`` are parts that the names of the rows already show.
     """
     settings_by_row = _group_by_row((run.job, setting) for run, setting in members)
     titles = benchmarks.dataset_titles(dataset for dataset, _ in settings_by_row)
@@ -484,4 +486,5 @@ def _describe_differences(
             listing = "; ".join(
                 f"{value}: {', '.join(rows)}" for value, rows in rows_by_value.items()
             )
-            yield f"Not all runs have the same {part}: {listing}."
+            note = f"Not all runs have the same {part}: {listing}."
+            yield f"{title}: {note}" if title else note

@@ -21,7 +21,6 @@ from domainbed_carft.results.cells import (
     NO_VALUE,
     NOT_ALL,
     NOT_DECLARED,
-    PARTIAL,
     PERCENT,
     Cell,
     ErrorKind,
@@ -152,13 +151,6 @@ class Column:
     def key(self) -> dict[str, str]:
         """The place of the column's cells, in JSON."""
         return {"column": self.name, "of": self.of, "device": self.device}
-
-    def text(self, cell: Cell, note_number: int | None = None) -> str:
-        """Format the cell, with the number of the note that explains why it is incomplete."""
-        text = self.write(cell)
-        if note_number is None:
-            return f"{text}{'' if cell.is_complete else PARTIAL}" or self.placeholder
-        return f"{text or NO_VALUE} [{note_number}]"
 
     def on_device(self, device: str, name_in_title: bool) -> Column:
         """Return the column of a cost on one device, named in the title if there are several."""

@@ -12,6 +12,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.results import columns, selection
 from domainbed_carft.results.cells import (
     DOMAINBED,
+    NO_VALUE,
     NOT_ALL,
     NOT_DECLARED,
     OTHER,
@@ -160,10 +161,14 @@ class Table:
                     cell = cell._replace(n=0)
                 if means_only:
                     cell = cell._replace(standard_error=None)
-                note_number = None
+
+                text = column.write(cell)
                 if cell.lacks_results:  # a new reason gets the next number
-                    note_number = note_numbers.setdefault(cell.missing, len(note_numbers) + 1)
-                texts.append(column.text(cell, note_number))
+                    number = note_numbers.setdefault(cell.missing, len(note_numbers) + 1)
+                    text = f"{text or NO_VALUE} [{number}]"
+                elif not cell.is_complete:
+                    text += PARTIAL
+                texts.append(text or column.placeholder)
             rows.append(texts)
 
         notes = [f"[{number}] {'. '.join(missing)}." for missing, number in note_numbers.items()]
