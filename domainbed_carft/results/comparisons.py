@@ -204,7 +204,7 @@ def compare_rows(
             name for name in group.order_rows(by_row) if row in (None, name) or name == against
         ]
         accuracies = {name: by_row[name] for name in names}
-        # Otherwise one model covers all environments of a trial.
+        # Otherwise one model covers all environments of a trial, which is then the only unit.
         has_model_per_target = selection.METHODS[method].holds_out and not group.source
         for unit in UNITS if has_model_per_target else (TRIAL,):
             comparisons += compare(
