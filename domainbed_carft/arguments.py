@@ -73,7 +73,7 @@ def parse_memory_limit(text: str | None) -> int:
     )
     if not size:
         raise CarftError(
-            f"--image_memory is {text!r}, expected a size such as 8G or 500M, or 0 to keep "
-            f"no images (the default is ${process_variables.IMAGE_MEMORY.name})"
+            f"train's --image_memory or ${process_variables.IMAGE_MEMORY.name} is {text!r}, "
+            "expected a size such as 8G or 500M, or 0 to keep no images"
         )
     return int(float(size[1]) * 1024 ** " KMGT".index(size[2].upper() or " "))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,14 @@ class CarftError(ValueError):
         details: Lines that follow the problems, such as a list of files.
     """
 
-    def __init__(self, *problems: str, details: Iterable[str] = ()) -> None:
+    # Because of this attribute, torch raises the error of a loader process again as
+    # CarftError(message=...). The message is a traceback, which ends in the line of the error.
+    message = "of a loader process"
+
+    def __init__(self, *problems: str, details: Iterable[str] = (), message: str = "") -> None:
+        if message:
+            last_line = message.rstrip().rpartition("\n")[2]
+            problems = (re.sub(r"^[\w.]+: ", "", last_line),)
         super().__init__(*problems)
         self.problems = problems
         self.details = list(details)

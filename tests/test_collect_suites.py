@@ -119,6 +119,9 @@ def test_wise_ft_curve_uses_one_file_of_weights(tmp_path):
 
 def test_report_has_the_suite_table_and_figure(sweep, tmp_path):
     folder, _ = sweep
-    page.write_report([folder], tmp_path, n_examples=0)
-    assert "Suite imagenet, trained on ImageNet" in report_page.read(tmp_path).tables
+    page.write_report([folder], tmp_path)
+    report = report_page.read(tmp_path)
+    assert "Suite imagenet, trained on ImageNet" in report.tables
+    assert "trained on ImageNet (incomplete: CLIPZeroShot) <" in report.text
+    assert "Some cells are incomplete" in report.text
     assert (tmp_path / "figures" / "suite-imagenet.svg").is_file()

@@ -29,7 +29,12 @@ SCRIPTS = {
     "python -m domainbed.scripts.train": train_arguments.build_parser,
     "python -m domainbed.scripts.sweep": sweep_arguments.build_parser,
 }
-METHOD_PAGES = sorted({*(DOCS / "methods").glob("*.md")} - {DOCS / "methods" / "index.md"})
+# Page, section ("" if the whole page is about the method) and algorithm, or `average`.
+METHOD_SECTIONS = re.findall(
+    r"^\| \[.+?\]\(([\w-]+\.md)#?([\w-]*)\),? `(\w+)`",
+    (DOCS / "methods" / "index.md").read_text(encoding="utf-8"),
+    flags=re.MULTILINE,
+)
 
 
 class Block(NamedTuple):
@@ -77,30 +82,55 @@ def test_api_page_has_every_public_name():
     assert public <= documented
 
 
+# The build of the site checks the links of all other pages.
+@pytest.mark.parametrize(
+    "document",
+    [
+        *sorted(path.name for path in REPO.glob("*.md")),
+        "benchmarks/README.md",
+        "benchmarks/records/README.md",
+        "domainbed_carft/assets/README.md",
+        "third_party/domainbed/README.md",
+    ],
+)
+def test_links_of_a_document_outside_the_site_lead_to_headings(document):
+    path = REPO / document
+    links = re.findall(r"\]\(([^)#\s:]*)(#[^)\s]*)?\)", path.read_text(encoding="utf-8"))
+    for target, anchor in links:
+        page = path.parent / target if target else path
+        assert page.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+            words = [re.sub(r"[^\w\s-]", "", title).lower() for title in titles]
+            assert anchor[1:] in {re.sub(r"\s", "-", text) for text in words}, (target, anchor)
+
+
 # Pages of methods
 
 
 def test_table_of_methods_has_every_algorithm_and_page():
-    text = (DOCS / "methods" / "index.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| \[.+?\]\(([\w-]+\.md)\),? `(\w+)`", text, flags=re.MULTILINE)
-    assert {page for page, _ in rows} == {path.name for path in METHOD_PAGES}
-    assert {name for _, name in rows} == {*ALGORITHMS, "average"}
+    pages = {path.name for path in (DOCS / "methods").glob("*.md")} - {"index.md"}
+    assert {page for page, _, _ in METHOD_SECTIONS} == pages
+    assert {name for _, _, name in METHOD_SECTIONS} == {*ALGORITHMS, "average"}
 
 
-@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
-def test_defaults_on_a_method_page_equal_the_declared_defaults(page):
-    text = page.read_text(encoding="utf-8")
-    algorithm = re.search(r"`(\w+)`", text)[1]
-    hparams = algorithms.recorded_hparams("CLIPFineTune" if algorithm == "average" else algorithm)
-    section = text.split("## Hyperparameters\n")[1].split("\n## ")[0]
-    defaults = re.findall(r"^- `(\w+)`: (\d[\d.e-]*|`[^`]+`)", section, flags=re.MULTILINE)
-    assert defaults or page.stem in ("zero-shot", "fine-tuning"), "no default is shown"
-    for name, shown in defaults:
-        default = hparams[name].default_for(Conditions("PACS"))
+@pytest.mark.parametrize(("page", "section", "name"), METHOD_SECTIONS)
+def test_defaults_and_sources_on_a_method_page_equal_the_declared_ones(page, section, name):
+    text = (DOCS / "methods" / page).read_text(encoding="utf-8")
+    title = (section or "hyperparameters").replace("-", "[ -]")
+    (content,) = re.findall(rf"(?im)^## {title}\n((?:(?!^## ).*\n)*)", text)
+    defaults = re.findall(r"^- `(\w+)`: (\d[\d.e-]*|`[^`]+`)", content, flags=re.MULTILINE)
+    assert defaults or name in ("CLIPZeroShot", "CLIPFineTune"), "no default is shown"
+
+    hparams = algorithms.recorded_hparams("CLIPFineTune" if name == "average" else name)
+    for hparam, shown in defaults:
+        source, *_ = hparams[hparam].source.split(";")
+        assert "/" not in source or source in " ".join(content.split()), hparam
+        default = hparams[hparam].default_for(Conditions("PACS"))
         if isinstance(default, str):
             assert shown.strip("`") == default
         else:
-            assert float(shown) == pytest.approx(default), name
+            assert float(shown) == pytest.approx(default), hparam
 
 
 # Commands and messages

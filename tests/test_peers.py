@@ -12,6 +12,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import (
+    algorithms,
     averages,
     encoders,
     fd_align,
@@ -132,6 +133,11 @@ def test_algorithm_trains_in_bf16(random_tiny, name):
 def test_contradictory_hparams_are_rejected(random_tiny, overrides, message):
     with pytest.raises(CarftError, match=message):
         make(random_tiny, **overrides)
+
+
+def test_missing_class_names_are_an_error_that_names_the_hparam():
+    with pytest.raises(CarftError, match="set the hparam class_names to a list .*'dataset:PACS'"):
+        algorithms.CARFT((3, 28, 28), 3, 2, {"clip_backbone": "tiny"})
 
 
 @pytest.mark.parametrize(

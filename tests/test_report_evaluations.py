@@ -1,26 +1,17 @@
-"""Figures and examples of `carft evaluate` in a report, compared with files and weights."""
+"""Figures of `carft evaluate` in a report, compared with the files of the evaluations."""
 
-import base64
-import io
 import json
-import shutil
 
 import evaluated_sweeps
 import numpy as np
 import pandas as pd
 import pytest
 import report_page
-import torch
-from PIL import Image
-from runs_jobs import CLASSES, ENVIRONMENTS
 
-from domainbed_carft import cli
 from domainbed_carft.report import evaluation_plots
-from domainbed_carft.report.examples import find_examples
 from domainbed_carft.report.plots import figure_style, get_styles
 from domainbed_carft.results import collection, selection
-from domainbed_carft.runs import saved, splits, sweep_run
-from domainbed_carft.runs.sweep_run import SweepOptions
+from domainbed_carft.results.evaluations import Flips
 
 PAIR = ("CARFT", "CLIPZeroShot")
 
@@ -82,9 +73,14 @@ def test_flip_bars_are_shares_of_the_images_of_each_environment(sweep, report):
     folder, _ = report
     figure = pd.read_csv(folder / "figures" / "PACS-flips.csv")
     rows = figure[figure["algorithm"] == "CLIPZeroShot"]
+    names = {"CLIPZeroShot": "zero-shot"}
+    counts = rows.set_index("environment")[["gained", "lost", "both_right", "both_wrong"]]
+    flips = {
+        environment: {"CLIPZeroShot": Flips(*numbers)}
+        for environment, numbers in zip(counts.index, counts.to_numpy().tolist())
+    }
     with figure_style():
-        names = {"CLIPZeroShot": "zero-shot"}
-        svg = evaluation_plots.draw_flips("flips", "name", rows, get_styles([*names]), names).svg
+        svg = evaluation_plots.draw_flips("flips", "name", flips, get_styles([*names]), names).svg
 
     for target, row in enumerate(rows.to_dict("records")):
         parts = [
@@ -96,80 +92,3 @@ def test_flip_bars_are_shares_of_the_images_of_each_environment(sweep, report):
             assert row[key] == count
             assert f"{100 * count / images:.1f}" in svg
     assert [*rows["environment"]] == [*"ACPS"]
-
-
-# Examples
-
-
-@pytest.fixture(scope="module")
-def evaluated(pets, tmp_path_factory):
-    """The trained jobs as an evaluated sweep, with the first environment as target."""
-    output = tmp_path_factory.mktemp("sweep") / "OUT"
-    options = SweepOptions("cpu", workers=0)
-    for algorithm in PAIR:
-        shutil.copytree(pets / algorithm, output / algorithm)
-    for selected in collection.gather([output], ["oracle"]).select("oracle"):
-        sweep_run.measure_recorded_run(selected.run, int(selected.outcome.step), options)
-    return output
-
-
-def predict(selected):
-    """Return paths and labels of the target's in-split, and the probabilities of the weights."""
-    run = saved.load_run(selected.run.folder, "last", device="cpu")
-    data = splits.read_data(run, is_augmented=False)
-    split = next(part for part in data.splits if part.name == "env0_in")
-    positions = splits.get_environment_positions(split)
-    samples = [data.dataset[0].samples[position] for position in positions]
-    images = torch.stack([split.items[number][0] for number in range(len(split))])
-    with torch.no_grad():
-        return samples, run.algorithm.predict(images).softmax(dim=1).numpy()
-
-
-def test_examples_are_the_first_images_that_only_one_algorithm_predicts_correctly(evaluated):
-    selected = collection.gather([evaluated], ["oracle"]).select("oracle")
-    predictions = {entry.row: predict(entry) for entry in selected}
-    samples, _ = predictions["CARFT"]
-    labels = np.array([label for _, label in samples])
-    is_right = {
-        name: probabilities.argmax(axis=1) == labels
-        for name, (_, probabilities) in predictions.items()
-    }
-    target_examples, _ = find_examples(ENVIRONMENTS, selected, PAIR, count=2, data_dir=None)
-
-    all_examples = []
-    for winner, loser in (PAIR, PAIR[::-1]):
-        indices = np.flatnonzero(is_right[winner] & ~is_right[loser]).tolist()
-        assert f"{len(indices)} correct only with {winner}" in target_examples.text
-        title = f"{winner} right, {loser} wrong: {len(indices[:2])} of {len(indices)}"
-        examples = target_examples.examples[title]
-        assert [example.number for example in examples] == indices[:2]
-        all_examples += examples
-
-    assert all_examples
-    for example in all_examples:
-        assert example.truth == CLASSES[labels[example.number]]
-        for answer in example.answers:
-            probabilities = predictions[answer.algorithm][1][example.number]
-            assert answer.predicted == CLASSES[probabilities.argmax()]
-            assert answer.probability == pytest.approx(probabilities.max(), abs=1e-5)
-        content = base64.b64decode(example.uri.removeprefix("data:image/png;base64,"))
-        with Image.open(samples[example.number][0]) as image:
-            assert Image.open(io.BytesIO(content)).tobytes() == image.convert("RGB").tobytes()
-
-
-def test_page_has_examples_or_the_reason_why_there_are_none(evaluated, pets, tmp_path, monkeypatch):
-    report_page.skip_drawing(monkeypatch)
-
-    def read_page(*further_words):
-        words = ["report", str(evaluated), "--select", "oracle", "--examples", *PAIR]
-        assert cli.main([*words, "-o", str(tmp_path / "report"), *further_words]) == 0
-        return report_page.read(tmp_path / "report").text
-
-    text = read_page()
-    assert "<h4>Target art</h4>" in text and 'src="data:image/png;base64,' in text
-    unevaluated = text.split("<h4>Target photo, sketch</h4>")[1].split("</details>")[0]
-    assert "No trial has the predictions of both CARFT and CLIPZeroShot" in unevaluated
-
-    changed = shutil.copytree(pets / "my pets", tmp_path / "changed")
-    (changed / "art" / "cat" / "0.png").unlink()
-    assert "of art have changed" in read_page("--data_dir", str(changed))

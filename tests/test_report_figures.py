@@ -1,6 +1,5 @@
 """Figures and their data frames, compared with DomainBed's selection and plain sums."""
 
-import io
 import json
 import random
 import shutil
@@ -17,10 +16,9 @@ from domainbed.model_selection import IIDAccuracySelectionMethod
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Role
-from domainbed_carft.report import frames, plots
-from domainbed_carft.report.sections import unique_names
+from domainbed_carft.report import figure_data, plots
 from domainbed_carft.results import collection, selection
-from domainbed_carft.results.collect import collect
+from domainbed_carft.results.cells import DOMAINBED, Cell
 from domainbed_carft.sweep import host
 
 RATES = (0.001, 0.01, 0.1)
@@ -54,11 +52,9 @@ def test_styles_of_algorithms_differ_in_more_than_colour():
 
 def test_names_are_escaped_in_figure_and_csv(recwarn):
     names = ["$x_1$ & <b>", "=A\x1b", "漢字\ud800\n"]
-    cells = {"algorithm": names, "accuracy": [50.0, 51.0, 52.0], "error": 1.0, "n": 2}
-    frame = pd.DataFrame({**cells, "incomplete": False})
+    cells = {name: Cell(50.0 + number, 1.0, n=2) for number, name in enumerate(names)}
     with plots.figure_style():
-        limits = plots.dot_limits(frame)
-        figure = plots.draw_dots("A", "name", frame, plots.get_styles(names), limits)
+        figure = plots.draw_dots("A", "name", cells, plots.get_styles(names), (40, 60))
 
     assert ">$x_1$ &amp; &lt;b&gt;</text>" in figure.svg
     rows = [line.split(",") for line in figure.csv.splitlines()]
@@ -84,19 +80,20 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoints(sweep):
-    return frames.checkpoints(selection.select(load_runs(sweep), "training-domain"))
+    selected = selection.select(load_runs(sweep), "training-domain")
+    return pd.DataFrame(figure_data.read_checkpoints(selected))
 
 
 def test_selected_checkpoints_equal_the_selection_of_domainbed(sweep, checkpoints):
     assert len(checkpoints) == 2 * 3 * 4 * len(STEPS)
-    selected = checkpoints[checkpoints["selected"]]
+    selected = checkpoints[checkpoints["is_selected"]]
     groups = reporting.get_grouped_records(reporting.load_records(str(sweep)))
     accuracies = {
         (group["algorithm"], group["test_env"], group["trial_seed"]): group["records"]
         for group in groups
     }
     for row in selected.itertuples():
-        records = accuracies[row.algorithm, row.target, row.trial]
+        records = accuracies[row.row, row.target, row.trial]
         assert row.out_of_domain == 100 * IIDAccuracySelectionMethod.sweep_acc(records)
     assert len(selected) == 2 * 3 * 4
 
@@ -105,28 +102,45 @@ def test_checkpoint_has_the_drift_of_its_record(sweep, checkpoints):
     files = sweep.glob("CARFT-*/results.jsonl")
     records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     by_kl = {record["loss_kl"]: record for record in records}
-    for row in checkpoints[checkpoints["algorithm"] == "CARFT"].itertuples():
+    for row in checkpoints[checkpoints["row"] == "CARFT"].itertuples():
         record = by_kl[row.loss_kl]
         assert (record["args"]["test_envs"], record["step"]) == ([row.target], row.step)
         assert row.context_agreement == pytest.approx(100 * record["context_agreement"])
-    assert checkpoints[checkpoints["algorithm"] == "CLIPFineTune"]["loss_kl"].isna().all()
+    assert checkpoints[checkpoints["row"] == "CLIPFineTune"]["loss_kl"].isna().all()
 
 
-def test_means_in_figures_equal_the_table_for_incomplete_rows_as_well(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, ["CARFT", "CLIPFineTune"], trials=3, choices=1)
-    shutil.rmtree(tmp_path / "CARFT-1-2-0")
-    results = collect(tmp_path, methods=["training-domain"], columns=["out-of-domain", "in-domain"])
-    (group,) = results.collection.groups
-    checkpoints = frames.checkpoints(group.select("training-domain"))
-    at_selection = checkpoints[checkpoints["selected"]].drop(columns="step")
-    means = frames.average_over_trials(frames.average_over_targets(at_selection, frames.ACCURACIES))
+def test_figure_of_means_has_the_cells_of_in_domain_and_out_of_domain(tmp_path, monkeypatch):
+    sweep = tmp_path / "sweep"
+    collect_sweeps.write_sweep(sweep, ["CARFT", "CLIPFineTune"], trials=3, choices=1)
+    shutil.rmtree(sweep / "CARFT-1-2-0")
+    report_page.skip_drawing(monkeypatch)
+    page = report_page.report_and_read(sweep, "--columns", "out-of-domain,in-domain")
+    _, *rows = page.tables[report_page.TABLE]
+    assert "In-domain against out-of-domain (incomplete: CARFT)" in page.text
 
-    for row in means.itertuples():
-        cells = list(results.tables[0].rows[row.algorithm].values())[-2:]
-        assert [row.out_of_domain, row.in_domain] == pytest.approx([cell.mean for cell in cells])
-        errors = [row.out_of_domain_error, row.in_domain_error]
-        assert errors == pytest.approx([cell.standard_error for cell in cells])
-        assert row.trials == 3
+    name = "PACS-robustness.csv"
+    means = pd.read_csv(tmp_path / "report" / "figures" / name).set_index("algorithm")
+    for row, *cells in rows:
+        mean = means.loc[row]
+        texts = [
+            f"{mean.out_of_domain:.1f} ± {mean.out_of_domain_error:.1f} (3)",
+            f"{mean.in_domain:.1f} ± {mean.in_domain_error:.1f} (3)",
+        ]
+        assert [cell.removesuffix(" [1]") for cell in cells] == texts
+
+
+def test_lines_over_steps_are_means_of_trials_that_have_all_targets(checkpoints):
+    kept = checkpoints.query("not (trial == 0 and target == 1 and step > 0)")
+    entries = [figure_data.Checkpoint(*values) for values in kept.itertuples(index=False)]
+    lines = figure_data.average_by_step(entries, "out_of_domain", DOMAINBED)
+    for (row, step), group in kept.groupby(["row", "step"]):
+        trials = group.groupby("trial")["out_of_domain"].agg(["mean", "count"])
+        means = trials[trials["count"] == 4]["mean"]
+        assert len(means) == (3 if step == 0 else 2)
+        assert lines[row][step].mean == pytest.approx(means.mean())
+        assert lines[row][step].standard_error == pytest.approx(
+            means.std(ddof=0) / len(means) ** 0.5
+        )
 
 
 # Joint rows
@@ -144,25 +158,26 @@ def joint_sweep(tmp_path_factory):
     return folder
 
 
-def test_lines_over_a_hyperparameter_are_the_means_over_trials(joint_sweep):
-    collected = collection.gather([joint_sweep], by=["lr"])
-    (group,) = collected.groups
-    checkpoints = frames.checkpoints(selection.select(group.runs, "training-domain"))
-    selected = checkpoints[checkpoints["selected"]].drop(columns="step")
-    means = frames.average_over_targets(selected, frames.ACCURACIES)
-    with plots.figure_style():
-        (figure,) = plots.draw_hparam_curves(means, collected.joint_rows, "PACS", unique_names())
+def test_lines_over_a_hyperparameter_are_the_means_over_trials(joint_sweep, tmp_path):
+    assert report_page.report(joint_sweep, tmp_path, "--by", "lr") == 0
+    checkpoints = pd.DataFrame(
+        figure_data.read_checkpoints(
+            collection.gather([joint_sweep], by=["lr"]).select("training-domain")
+        )
+    )
+    selected = checkpoints[checkpoints["is_selected"]]
 
-    lines = pd.read_csv(io.StringIO(figure.csv))
+    path = tmp_path / "figures" / "PACS-over-lr.csv"
+    lines = pd.read_csv(path)
     lines = lines[lines["panel"] == plots.AXES["out_of_domain"]].set_index(["algorithm", "lr"])
     assert [*lines.index] == [*(("CARFT", rate) for rate in RATES), ("CLIPFineTune", 0.01)]
     for rate in RATES:
-        trials = selected[selected["algorithm"] == f"CARFT (lr {rate})"].groupby("trial")
+        trials = selected[selected["row"] == f"CARFT (lr {rate})"].groupby("trial")
         expected = trials["out_of_domain"].mean()
         line = lines.loc["CARFT", rate]
         assert line["mean"] == pytest.approx(expected.mean(), rel=1e-5)
         assert line["error"] == pytest.approx(expected.std(ddof=0) / 3**0.5, rel=1e-5)
-        assert f">{rate}</text>" in figure.svg
+        assert f">{rate}</text>" in path.with_suffix(".svg").read_text(encoding="utf-8")
 
 
 def test_page_has_the_columns_and_comparisons_of_its_options(joint_sweep, tmp_path, monkeypatch):
@@ -205,18 +220,19 @@ def best_validation(run):
 
 def test_best_choice_of_each_target_and_trial_is_selected(search):
     runs = load_runs(search)
-    rows = frames.choices(runs, "training-domain").set_index(["target", "trial", "choice"])
+    rows = pd.DataFrame(figure_data.list_choices(runs, "training-domain"))
+    rows = rows.set_index(["target", "trial", "choice"])
     assert len(rows) == len(runs) == 3 * 4 * 2
     for run in runs:
         row = rows.loc[(*run.test_envs, run.job.key.trial, run.job.choice)]
         assert row.validation == pytest.approx(best_validation(run), abs=1e-12)
 
     for _, candidates in rows.groupby(["target", "trial"]):
-        (selected,) = candidates[candidates["selected"]].itertuples()
+        (selected,) = candidates[candidates["is_selected"]].itertuples()
         assert selected.validation == candidates["validation"].max()
 
     runs_of_one_rate = [run for run in runs if run.job.role.values == {"lr": 0.01}]
-    assert frames.choices(runs_of_one_rate, "training-domain").empty
+    assert not figure_data.list_choices(runs_of_one_rate, "training-domain")
 
 
 def set_stage(run, stage):
@@ -232,17 +248,17 @@ def test_choices_of_a_search_in_two_stages_are_those_of_the_first_stage(search):
         for run in runs
         if run.job.key.trial == 0 and run.job.role.values == {"lr": 0.01}
     ]
-    rows = frames.choices(second_stage, "training-domain", first_stage)
-    assert len(rows) == 3 * 4 and set(rows["trial"]) == {1}
-    selected = rows[rows["selected"]]["choice"]
+    choices = figure_data.list_choices(second_stage, "training-domain", first_stage)
+    assert len(choices) == 3 * 4 and {entry.trial for entry in choices} == {1}
+    selected = [entry.choice for entry in choices if entry.is_selected]
     assert [choice.searched_values["lr"] for choice in selected] == [0.01] * 4
 
 
 def test_each_run_of_a_search_is_a_dot_and_selected_ones_are_filled(search):
     style = plots.get_styles(["CARFT"])["CARFT"]
     with plots.figure_style():
-        rows = frames.choices(load_runs(search), "training-domain")
-        svg = plots.draw_choices("CARFT", "name", rows, style).svg.lower()
+        choices = figure_data.list_choices(load_runs(search), "training-domain")
+        svg = plots.draw_choices("CARFT", "name", choices, style).svg.lower()
 
     assert all(f">{rate}</text>" in svg for rate in RATES)
     marks = [part.split(">")[0] for part in svg.split("<use ")]

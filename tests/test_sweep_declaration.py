@@ -208,8 +208,9 @@ BOMB = MINIMAL_DECLARATION + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
         (BOMB, "4: this is an anchor for aliases, which is not supported"),
         (MINIMAL_DECLARATION + "trials: " + "1" * 5000, "4: '1111.*' cannot be read as a number"),
         (
-            MINIMAL_DECLARATION + f"grid: {{lr: {[*range(2000)]}, kl_weight: {[*range(2000)]}}}",
-            "100,000 jobs",
+            MINIMAL_DECLARATION
+            + f"grid: {{{', '.join(f'h{n}: {[*range(50)]}' for n in range(9))}}}",
+            "100,000 jobs",  # 50**9 points, which must not be listed
         ),
     ],
 )

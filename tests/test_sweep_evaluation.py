@@ -269,7 +269,7 @@ def test_interrupted_evaluation_is_resumed(output, evaluation, tmp_path):
 
 
 def fail(folder):
-    raise CarftError("no weights")
+    raise CarftError("no weights", "no data")
 
 
 def end_process(folder):
@@ -288,7 +288,7 @@ def test_failed_task_or_ended_process_does_not_affect_other_tasks(tmp_path, caps
     outcomes = pool.run_tasks(tasks, jobs=2)
     assert list(outcomes) == list(tasks)
     problems = {name: outcomes.pop(name) for name in "bc"}
-    assert problems == {"b": "no weights", "c": "the process ended with status -9"}
+    assert problems == {"b": "no weights; no data", "c": "the process ended with status -9"}
     assert set(outcomes.values()) == {True}
     assert sorted(os.listdir(tmp_path)) == sorted(outcomes)
     assert "evaluate: c: the process ended" in capsys.readouterr().err

@@ -19,17 +19,20 @@ import shutil
 import sys
 import tarfile
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 from matplotlib import colors
 from matplotlib.figure import Figure
 from PIL import Image
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.report import frames, plots
+from domainbed_carft.report import figure_data, plots
 from domainbed_carft.report.page import write_report
-from domainbed_carft.results import collection, selection
+from domainbed_carft.report.plots import Mark
+from domainbed_carft.results import columns
+from domainbed_carft.results.collect import collect
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records" / "fresh-emoji.tar.xz"
@@ -80,9 +83,7 @@ def main() -> int:
         (IMAGES / "robustness-dark.svg").write_text(darken(light))
 
         if arguments.page:
-            report = write_report(
-                [Path(folder, "fresh-emoji", "methods")], Path(folder, "report"), n_examples=0
-            )
+            report = write_report([Path(folder, "fresh-emoji", "methods")], Path(folder, "report"))
             save_screenshots(report.index)
     return 0
 
@@ -98,20 +99,25 @@ def check(expected: str) -> int:
     return status
 
 
-def load_means(sweep: Path) -> pd.DataFrame:
-    """Load the rows of `frames.average_over_trials` for LABELS."""
-    (group,) = collection.gather([sweep], by=["variant"]).groups
-    checkpoints = frames.checkpoints(selection.select(group.runs, SELECTION))
-    selected = checkpoints[checkpoints["selected"]].drop(columns="step")
-    return frames.average_over_trials(frames.average_over_targets(selected, frames.ACCURACIES))
+def load_means(sweep: Path) -> dict[Mark, int]:
+    """Load the means of LABELS; return mark -> number of its trials."""
+    (table,) = collect([sweep], by=["variant"], methods=[SELECTION]).tables_of_groups[0][:1]
+    out_of_domain = table.get_column(columns.OUT_OF_DOMAIN)
+    marks = plots.make_marks(table.get_column(columns.IN_DOMAIN), out_of_domain)
+    return {mark: out_of_domain[mark.algorithm].n for mark in sorted(marks)}
 
 
-def digest(means: pd.DataFrame) -> str:
-    """Return the SHA-256 of the rows as CSV, sorted by name, with six significant digits."""
-    return hashlib.sha256(plots.data_as_csv(means.sort_values("algorithm")).encode()).hexdigest()
+def digest(means: Mapping[Mark, int]) -> str:
+    """Return the SHA-256 of the means as CSV, sorted by name, with six significant digits."""
+    header = ["algorithm", "in_domain", "in_domain_error", "out_of_domain", "out_of_domain_error"]
+    rows = [
+        (mark.algorithm, mark.x, mark.x_error, mark.y, mark.y_error, n_trials)
+        for mark, n_trials in means.items()
+    ]
+    return hashlib.sha256(plots.write_csv([*header, "trials"], rows).encode()).hexdigest()
 
 
-def draw_robustness(means: pd.DataFrame) -> str:
+def draw_robustness(means: Mapping[Mark, int]) -> str:
     """Draw the figure as SVG, with the `digest` of its data as description."""
     with plots.figure_style():
         canvas = Figure(figsize=SIZE, layout="constrained")
@@ -119,28 +125,30 @@ def draw_robustness(means: pd.DataFrame) -> str:
         by_algorithm = plots.get_styles(ALGORITHMS)
         all_styles = {row: by_algorithm[row.split()[0]] for row in LABELS}
         styles = {
-            row: style if row in HIGHLIGHTED else style._replace(colour=GREY)
+            row: style if row in HIGHLIGHTED else replace(style, colour=GREY)
             for row, style in all_styles.items()
         }
-        plots.draw_marks(axes, means, styles, x="in_domain", y="out_of_domain")
-        for row in means.itertuples():
-            is_highlighted = row.algorithm in HIGHLIGHTED
-            label, right, up, alignment = LABELS[row.algorithm]
+        plots.draw_marks(
+            axes, [*means], styles, x=figure_data.IN_DOMAIN, y=figure_data.OUT_OF_DOMAIN
+        )
+        for mark in means:
+            is_highlighted = mark.algorithm in HIGHLIGHTED
+            label, right, up, alignment = LABELS[mark.algorithm]
             axes.annotate(
                 label,
-                (row.in_domain, row.out_of_domain),
+                (mark.x, mark.y),
                 xytext=(right, up),
                 textcoords="offset points",
                 ha=alignment,
                 va="center",
                 fontsize=9 if is_highlighted else 8,
                 weight="bold" if is_highlighted else "normal",
-                color=all_styles[row.algorithm].colour if is_highlighted else GREY,
+                color=all_styles[mark.algorithm].colour if is_highlighted else GREY,
             )
         low, high = axes.get_xlim()
         axes.set_xlim(low, high + SPACE_FOR_LABELS)
         axes.set_title("EmojiStyles: each of four drawing styles held out, ten trials")
-        svg = plots.save_figure(canvas, "", "", "", means).svg
+        svg = plots.save_figure(canvas, "", "", "", [], []).svg
 
     beginning, end = svg.split(">", 1)
     return f"{beginning}>\n <desc>Data: SHA-256 {digest(means)}</desc>{end}"

@@ -71,13 +71,24 @@ def _parse_hparams(text: str) -> dict[str, Any]:
 
 def list_command(arguments: argparse.Namespace) -> None:
     """Print a table of the datasets for training, and a table of the test sets."""
-    from domainbed_carft.data.benchmarks import BENCHMARKS
-    from domainbed_carft.data.tasks import TASKS
-    from domainbed_carft.suites import imagenet, known_data
+    from domainbed_carft.suites import known_data
 
     if arguments.json:
         print(json.dumps(known_data.list_known_data(), indent=2))
         return
+
+    print(_training_table())
+    print("\nTest sets of the suite imagenet (carft evaluate --suite imagenet):")
+    print(_test_set_table())
+    print("\nsteps: DomainBed's default, which --steps overrides.")
+    print("Other steps, sources, licences, citations, counts by class: carft data list --json")
+
+
+def _training_table() -> str:
+    """Return the table of the datasets for training."""
+    from domainbed_carft.data.benchmarks import BENCHMARKS
+    from domainbed_carft.data.tasks import TASKS
+    from domainbed_carft.suites import known_data
 
     benchmark_rows = [
         (
@@ -102,10 +113,15 @@ def list_command(arguments: argparse.Namespace) -> None:
         for task in TASKS.values()
     ]
     header = ("name", "folder", "environments", "classes", "images", "steps")
-    print(table(header, [*benchmark_rows, *task_rows]))
+    return table(header, [*benchmark_rows, *task_rows])
+
+
+def _test_set_table() -> str:
+    """Return the table of ImageNet's test sets."""
+    from domainbed_carft.suites import imagenet
 
     facts = imagenet.facts()
-    test_set_rows = [
+    rows = [
         (
             test_set.name,
             facts[test_set.name]["folders"][0],
@@ -114,10 +130,7 @@ def list_command(arguments: argparse.Namespace) -> None:
         )
         for test_set in imagenet.suite().sets
     ]
-    print("\nTest sets of the suite imagenet (carft evaluate --suite imagenet):")
-    print(table(("name", "folder", "classes", "images"), test_set_rows))
-    print("\nsteps: DomainBed's default, which --steps overrides.")
-    print("Other steps, sources, licences, citations, counts by class: carft data list --json")
+    return table(("name", "folder", "classes", "images"), rows)
 
 
 def verify_command(arguments: argparse.Namespace) -> int:

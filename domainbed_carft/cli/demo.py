@@ -15,7 +15,7 @@ from domainbed_carft.results.collection import Group
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
 from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Declaration, Seeds
-from domainbed_carft.text import quantity
+from domainbed_carft.text import print_lines, quantity
 
 ZERO_SHOT = "CLIPZeroShot"
 DATA_DIR = "embedded"  # not read: the images are in the package
@@ -105,6 +105,8 @@ def _report(
     print(f"{table}\n{note}")
 
     report = page.write_report([sweep_folder], output / "report", opening=opening).index
-    print(f"Table:    {output / 'results.txt'}")
-    print(f"Report:   {report} (open it in a browser)")
-    print(f"Records:  {sweep_folder}/*/results.jsonl, next to out.txt, err.txt and model.pkl")
+    print_lines(
+        f"Table:    {output / 'results.txt'}",
+        f"Report:   {report} (open it in a browser)",
+        f"Records:  {sweep_folder}/*/results.jsonl, next to out.txt, err.txt and model.pkl",
+    )

@@ -79,7 +79,7 @@ PAGES = {
         "DIR... -o FOLDER [options]",
         {
             "carft report OUT -o report": "open report/index.html",
-            "carft report OUT -o report --n-examples 0": "without example images",
+            "carft report OUT -o report --against CARFT": "with paired tests",
         },
     ),
     "carft top": HelpPage(

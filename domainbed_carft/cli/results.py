@@ -78,7 +78,7 @@ def _add_report(commands: Any) -> None:
     parser = commands.add_parser(
         "report",
         run=_run,
-        help="write a web page with a sweep's results: tables, figures, example images",
+        help="write a web page with a sweep's results: tables and figures",
     )
     _add_runs(parser).add_argument(
         "--select",
@@ -99,26 +99,6 @@ def _add_report(commands: Any) -> None:
         metavar="FOLDER",
         help="folder for index.html and figures/; it must be new, empty, or contain an earlier "
         "report (default: report)",
-    )
-    examples = parser.add_argument_group("example images")
-    examples.add_argument(
-        "--examples",
-        nargs=2,
-        metavar=("A", "B"),
-        help="compare the predictions of these two algorithms image by image (default: CARFT "
-        "CLIPFineTune)",
-    )
-    examples.add_argument(
-        "--n-examples",
-        type=int,
-        default=4,
-        help="number of images per environment that A classifies correctly and B does not, and "
-        "vice versa; needs the predictions of carft evaluate (default: 4; 0 for none)",
-    )
-    examples.add_argument(
-        "--data_dir",
-        help="folder that contains the datasets' folders, if they have moved (default: the folder "
-        "in the jobs' records)",
     )
 
 

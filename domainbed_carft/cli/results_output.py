@@ -110,14 +110,11 @@ def _summary_line(summary: Mapping[str, Any]) -> str:
 
 def report_command(arguments: argparse.Namespace) -> None:
     """Write the report, and print warnings and its path."""
-    from domainbed_carft.report.page import write_report  # pandas and matplotlib load slowly
+    from domainbed_carft.report.page import write_report  # matplotlib loads slowly
 
     report = write_report(
         arguments.folders,
         arguments.output,
-        pair=arguments.examples,
-        n_examples=arguments.n_examples,
-        data_dir=arguments.data_dir,
         methods=[arguments.select] if arguments.select else None,
         ignored=arguments.ignore,
         columns=arguments.columns or DEFAULT_COLUMNS,
@@ -126,8 +123,6 @@ def report_command(arguments: argparse.Namespace) -> None:
         against=arguments.against,
     )
     lines = describe_warnings(report.warnings)
-    if report.no_examples_reason:
-        lines.append(f"No example images: {report.no_examples_reason}")
     if not report.is_complete:
         lines.append("Some cells are incomplete; see the notes on the page.")
     print_lines(*lines, stream=sys.stderr)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from domainbed_carft.errors import CarftError, invalid, raise_for
-from domainbed_carft.questions import confirm
 from domainbed_carft.sweep import printing, states, upkeep
 from domainbed_carft.text import print_lines, quantity
 
@@ -171,7 +170,22 @@ def _confirm_launch(plan: LaunchPlan, yes: bool) -> None:
     if plan.waiting_jobs:
         jobs += f", then {len(plan.waiting_jobs):,} of the second stage,"
     print_lines(f"About to launch {jobs} into {plan.output} ({plan.launcher_name}).")
-    confirm(yes)
+    _confirm(yes)
+
+
+def _confirm(yes: bool) -> None:
+    """Ask on a terminal, unless ``yes``; exit the program if the answer is no."""
+    if yes or sys.stdin is None or not sys.stdin.isatty():
+        return
+
+    try:
+        answer = input("Continue? (y/n) ")
+    except EOFError:  # Ctrl-D
+        answer = ""
+        print()
+    if not answer.strip().lower().startswith("y"):
+        print("Nothing was done.")
+        raise SystemExit(0)
 
 
 def status_command(arguments: argparse.Namespace) -> int:
@@ -203,7 +217,7 @@ def cancel_command(arguments: argparse.Namespace) -> int:
 
     moving = state.in_state(states.RUNNING, states.QUEUED)
     print(f"About to stop: {printing.counts_phrase(moving)}.")
-    confirm(arguments.yes)
+    _confirm(arguments.yes)
     report = upkeep.cancel(state)
     if report.slurm_jobs:
         print(f"{quantity(len(report.slurm_jobs), 'SLURM job')} cancelled.")
@@ -225,7 +239,7 @@ def clean_command(arguments: argparse.Namespace) -> None:
         return
     counts = printing.counts_phrase(incomplete)
     print(f"About to delete {quantity(len(incomplete), 'job')}: {counts}.")
-    confirm(arguments.yes)
+    _confirm(arguments.yes)
     deleted = upkeep.delete_jobs(state.output, incomplete)
     print(f"{quantity(len(deleted), 'job')} deleted.")
 

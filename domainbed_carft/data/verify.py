@@ -140,7 +140,8 @@ def report_broken_data(report: DataReport | None, hparams: Any) -> Iterator[None
     except Exception as error:
         if not is_refused_later:
             raise
-        raise CarftError(f"{report.error_text}. It cannot be loaded: {error}") from error
+        reason = " ".join(str(error).split())
+        raise CarftError(f"{report.error_text}. It cannot be loaded: {reason}") from error
 
 
 def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> DataReport:

@@ -43,16 +43,6 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str
     files.save(path, write_archive)
 
 
-def load_facts(path: Path) -> dict[str, Any]:
-    """Read only the facts of a file that `save_arrays` wrote.
-
-    Raises:
-        CarftError: if the file is missing, damaged, or was not written by `save_arrays`.
-    """
-    facts, _ = load_arrays(path, {}, "")
-    return facts
-
-
 def load_arrays(
     path: Path, dtypes: Mapping[str, np.dtype[Any]], length_key: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -70,7 +70,6 @@ def read_keyed_records(
 
     key = ""
     previous: dict[str, Any] = {}
-    needed = set[str]()
     for number, line in enumerate(lines, 1):
         if not line or line.isspace():
             continue
@@ -81,7 +80,7 @@ def read_keyed_records(
             record = parse_line(line)
 
         # Most records continue the same run, so what they share need not be checked again.
-        if not (needed and _continues_run(record, previous)):
+        if not (previous and _continues_run(record, previous)):
             needed = get_needed_accuracies(record)
             if not needed:
                 warning = _describe_line(record, number, path)
@@ -107,16 +106,14 @@ def _continues_run(record: Any, previous: Mapping[str, Any]) -> bool:
 
 def _describe_line(record: Any, number: int, path: Path | str) -> RecordWarning:
     """Return a warning for line ``number``, which is not a complete record."""
-    if _lacks_only_accuracies(record):
+    is_record = (
+        isinstance(record, dict)
+        and is_step(record.get("step"))
+        and isinstance(record.get("args"), dict)
+    )
+    if is_record and not any(_ACCURACY.fullmatch(name) for name in record):
         return RecordWarning("no accuracies", str(path), NO_ACCURACIES)
     return RecordWarning("cut line", str(path), f"line {number} is not a complete record; skipped")
-
-
-def _lacks_only_accuracies(record: Any) -> bool:
-    """Return True for a record that is complete except that it has no accuracies."""
-    if not isinstance(record, dict) or any(_ACCURACY.fullmatch(name) for name in record):
-        return False
-    return is_step(record.get("step")) and isinstance(record.get("args"), dict)
 
 
 def parse_line(line: bytes) -> Any:
@@ -228,14 +225,34 @@ class RunsAndWarnings(NamedTuple):
 def read(folders: Sequence[Path | str]) -> RunsAndWarnings:
     """Read all runs in ``folders`` and up to DEPTH levels below, each real folder once.
 
-    Raises CarftError, which lists all missing folders, if any of ``folders`` do not exist.
+    A folder contains a single run, unless several wrote there. Raises CarftError, which lists all
+    missing folders, if any of ``folders`` do not exist.
     """
     missing = [str(folder) for folder in folders if not os.path.isdir(folder)]
     if missing:
         raise CarftError(f"no such folder: {', '.join(missing)}; expected output folders of sweeps")
 
-    record_folders: dict[tuple[int, int], str] = {}  # by device and inode, since links can repeat
+    runs: list[RecordedRun] = []
     warnings: list[RecordWarning] = []
+    for folder in _find_record_folders(folders, warnings):
+        latest: dict[str, dict[float, dict[str, Any]]] = {}
+        file_warnings: list[RecordWarning] = []
+        for key, record in read_keyed_records(os.path.join(folder, RECORDS), file_warnings):
+            latest.setdefault(key, {})[record["step"]] = record
+
+        warnings += file_warnings
+        if not latest and "no accuracies" not in [warning.kind for warning in file_warnings]:
+            warnings.append(RecordWarning("no records", folder, "no record"))
+        for steps in _drop_damaged(list(latest.values()), folder, warnings):
+            runs.append(_build_run(folder, list(steps.values()), warnings))
+    return RunsAndWarnings(runs, warnings)
+
+
+def _find_record_folders(
+    folders: Iterable[Path | str], warnings: list[RecordWarning]
+) -> Iterable[str]:
+    """Find the folders with records in ``folders`` and up to DEPTH levels below."""
+    record_folders: dict[tuple[int, int], str] = {}  # by device and inode, since links can repeat
 
     def visit(folder: str, levels: int) -> None:
         if os.path.isfile(os.path.join(folder, RECORDS)):
@@ -254,22 +271,7 @@ def read(folders: Sequence[Path | str]) -> RunsAndWarnings:
 
     for folder in folders:
         visit(str(folder), DEPTH)
-    runs = [run for folder in record_folders.values() for run in _read_runs(folder, warnings)]
-    return RunsAndWarnings(runs, warnings)
-
-
-def _read_runs(folder: str, warnings: list[RecordWarning]) -> list[RecordedRun]:
-    """Return the runs recorded in one folder: a single one, unless several wrote there."""
-    latest: dict[str, dict[float, dict[str, Any]]] = {}
-    file_warnings: list[RecordWarning] = []
-    for key, record in read_keyed_records(os.path.join(folder, RECORDS), file_warnings):
-        latest.setdefault(key, {})[record["step"]] = record
-
-    warnings += file_warnings
-    if not latest and "no accuracies" not in [warning.kind for warning in file_warnings]:
-        warnings.append(RecordWarning("no records", folder, "no record"))
-    runs = _drop_damaged(list(latest.values()), folder, warnings)
-    return [_build_run(folder, list(steps.values()), warnings) for steps in runs]
+    return record_folders.values()
 
 
 def _drop_damaged(

@@ -42,7 +42,7 @@ class PoolOptions(LocalOptions):
 
     jobs: Annotated[int, Ge(1)] | None = _option(
         None,
-        "number of jobs at a time (default: jobs_per_gpu on each GPU, or without GPUs one per "
+        "number of jobs at a time (default: --jobs-per-gpu on each GPU, or without GPUs one per "
         "core)",
     )
     jobs_per_gpu: Annotated[int, Ge(1)] | None = _option(

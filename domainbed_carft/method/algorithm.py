@@ -48,7 +48,7 @@ from domainbed_carft.method.hosted import HostedAlgorithm, Minibatches, pair_min
 from domainbed_carft.method.hparams import Hparam
 from domainbed_carft.method.lora import LoRA, get_merged_weights, lora_scale
 from domainbed_carft.method.prompts import Prompts
-from domainbed_carft.text import printable
+from domainbed_carft.text import print_lines
 
 # Prefixes of state dict names that prediction does not need.
 TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
@@ -148,9 +148,9 @@ class CLIPAlgorithm(HostedAlgorithm):
     ) -> None:
         complete = resolution.complete(type(self), hparams)
         problems = map(str, resolution.find_problems(type(self), complete))
-        raise_for([*problems, *job.shape_problems(input_shape)])
+        raise_for([*problems, *job.find_shape_problems(input_shape)])
         facts = job.find_job_facts(type(self), complete, num_classes, data=dataset_facts or UNKNOWN)
-        print(*map(printable, facts.describe()), sep="\n")
+        print_lines(*facts.describe())
 
         super().__init__(
             input_shape=input_shape,

@@ -78,7 +78,7 @@ class JobFacts:
         ]
 
 
-def shape_problems(input_shape: Sequence[int]) -> list[str]:
+def find_shape_problems(input_shape: Sequence[int]) -> list[str]:
     """Return a problem unless images are RGB, of shape (3, height, width)."""
     if len(input_shape) == 3 and input_shape[0] == 3:
         return []

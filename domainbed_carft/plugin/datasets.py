@@ -26,7 +26,7 @@ from domainbed_carft.data import (
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
 from domainbed_carft.images.image_lists import ImageList, ImagePaths, ListedFolder
-from domainbed_carft.images.preprocessing import Preprocessing
+from domainbed_carft.images.preprocessing import Normalisation, Preprocessing
 from domainbed_carft.images.protocols import plan_for_job
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method import host_lookup
@@ -85,22 +85,30 @@ class PackageDataset:
                 )
 
         normalisation = (plan.mean, plan.std) if hparams is not None else None
-        self.dataset_facts = DatasetFacts(
-            environments=[
-                EnvironmentFacts(
-                    os.path.basename(os.path.normpath(environment.root)),
-                    environment.classes,
-                    normalisation,
-                )
-                for environment in self.datasets
-            ],
-            report=report,
-            protocol=self.protocol,
-            # Hosts that do not pass hparams do not pass test environments either.
-            test_envs=None if hparams is None else test_envs,
+        # Hosts that do not pass hparams do not pass test environments either.
+        self.dataset_facts = self._get_facts(
+            report, normalisation, test_envs=None if hparams is None else test_envs
         )
         if not host_lookup.is_carft_harness():
             known_datasets.remember(hparams, type(self).__name__, self.dataset_facts)
+
+    def _get_facts(
+        self,
+        report: verify.DataReport,
+        normalisation: Normalisation | None,
+        test_envs: Sequence[int] | None,
+    ) -> DatasetFacts:
+        environments = [
+            EnvironmentFacts(
+                os.path.basename(os.path.normpath(environment.root)),
+                environment.classes,
+                normalisation,
+            )
+            for environment in self.datasets
+        ]
+        return DatasetFacts(
+            environments=environments, report=report, protocol=self.protocol, test_envs=test_envs
+        )
 
     def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
         """Read the dataset below the data folder ``root``.

@@ -132,7 +132,7 @@ def job_problems(
     return [
         *find_unknown_names(hparams, algorithm.__name__),
         *map(str, resolution.find_problems(algorithm, hparams)),
-        *job.shape_problems(input_shape),
+        *job.find_shape_problems(input_shape),
         *_host_problems(hparams),
     ]
 

@@ -21,7 +21,7 @@ import torch
 
 from domainbed_carft import machine, process_variables
 from domainbed_carft.clips import backbone, openai
-from domainbed_carft.errors import CarftError, is_out_of_memory
+from domainbed_carft.errors import CarftError, brief, is_out_of_memory
 from domainbed_carft.jobs.cost import Cost
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
@@ -115,7 +115,7 @@ class _Run:
             self.add(PreflightRow(section, name, "failure", finding, hint))
         except (Exception, SystemExit) as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            finding = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+            finding = f"{brief(error)} ({frame.filename}:{frame.lineno})"
             hint = "a job would stop here as well; report this error"
             self.add(PreflightRow(section, name, "failure", finding, hint))
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, fields
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.lines import Line2D
 
 from domainbed_carft.jobs.algorithms import INK, PAPER, Style
-from domainbed_carft.report.frames import AT_TEMPERATURE, calibration_error, rows_by
 from domainbed_carft.report.plots import (
     MUTED,
     Figure,
@@ -19,56 +18,104 @@ from domainbed_carft.report.plots import (
     new_canvas,
     save_figure,
 )
+from domainbed_carft.results.columns import find_run_metrics
+from domainbed_carft.results.evaluations import (
+    Flips,
+    ReliabilityBins,
+    SplitMetrics,
+    expected_calibration_error,
+)
+from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.text import printable
+
+BEFORE_SCALING = "before scaling"
+AT_TEMPERATURE = "at the fitted temperature"
 
 # With more algorithms, each environment has its own figure, because a printed page has 9 inches.
 MAX_BARS_IN_GROUP = 6
 
+# A selected run and its metrics on its target
+EvaluatedRun = tuple[SelectedRun, SplitMetrics]
+
 _BAR_HEIGHT = 0.2  # inches from one bar to the next
 _GROUP_GAP = 1.6  # bars between two groups, for the title of the second
-_LENGTH_WITH_NUMBER = 1.35  # times the longest bar, with the number behind it
+_LENGTH_WITH_NUMBER = 1.5  # times the longest bar, with the number behind it
 _FADED = 0.45  # of the bars of lost images
 
 
-def draw_reliability(title: str, name: str, bins: pd.DataFrame, style: Style) -> Figure:
+def read_target_metrics(selected_runs: Sequence[SelectedRun]) -> list[EvaluatedRun]:
+    """Return the selected runs that were evaluated, and their metrics on the target, by target."""
+    evaluations = []
+    for selected in sorted(selected_runs, key=lambda selected: selected.target):
+        run_metrics = find_run_metrics(selected)
+        if not isinstance(run_metrics, str):
+            metrics = run_metrics.get_environment(selected.target)
+            if metrics:
+                evaluations.append((selected, metrics))
+    return evaluations
+
+
+def draw_reliability(
+    title: str, name: str, metrics: Sequence[SplitMetrics], style: Style
+) -> Figure:
     """Draw accuracy over confidence, and below it the share of images per bin.
+
+    At the fitted temperature they are drawn only if all runs have one.
 
     Args:
         title: name of the algorithm; its expected calibration error is appended.
         name: stem of the figure's file names.
-        bins: rows of `frames.reliability` of this algorithm.
+        metrics: metrics of all runs of the algorithm, whose images are pooled.
         style: style of the algorithm.
     """
-    series = rows_by(bins, "series")
+    series = {BEFORE_SCALING: _pool_bins([entry.calibration.reliability for entry in metrics])}
+    scaled = [entry.scaled.reliability for entry in metrics if entry.scaled]
+    if len(scaled) == len(metrics):
+        series[AT_TEMPERATURE] = _pool_bins(scaled)
     canvas = new_canvas(3.9, [*series])
     upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
     handles = {
-        label: _draw_reliability_line(upper, lower, rows, style, is_hollow=label == AT_TEMPERATURE)
-        for label, rows in series.items()
+        label: _draw_reliability_line(upper, lower, bins, style, is_hollow=label == AT_TEMPERATURE)
+        for label, bins in series.items()
     }
     upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy (%)")
     lower.set(xlabel="confidence (%)", ylabel="images (%)")
     lower.set_ylim(bottom=0)
     add_legend(canvas, handles)
 
-    unscaled, *scaled = [calibration_error(rows) for rows in series.values()]
-    title += f": ECE {unscaled:.1f}%"
-    if scaled:
-        title += f", {AT_TEMPERATURE} {scaled[0]:.1f}%"
+    errors = [100 * expected_calibration_error(bins) for bins in series.values()]
+    title += f": ECE {errors[0]:.1f}%"
+    if len(errors) > 1:
+        title += f", {AT_TEMPERATURE} {errors[1]:.1f}%"
     alt = f"Lines of accuracy over confidence, {' and '.join(series)}: {title}."
-    return save_figure(canvas, title, name, alt, bins.drop(columns="algorithm"))
+    rows = [
+        (label, number, *counts)
+        for label, bins in series.items()
+        for number, counts in enumerate(zip(bins.images, bins.correct, bins.confidence))
+    ]
+    header = ["series", "bin", "images", "correct", "confidence"]
+    return save_figure(canvas, title, name, alt, header, rows)
+
+
+def _pool_bins(all_bins: Sequence[ReliabilityBins]) -> ReliabilityBins:
+    sums = {
+        field.name: np.sum([getattr(bins, field.name) for bins in all_bins], axis=0).tolist()
+        for field in fields(ReliabilityBins)
+    }
+    return ReliabilityBins(**sums)
 
 
 def _draw_reliability_line(
-    upper: Any, lower: Any, bins: pd.DataFrame, style: Style, is_hollow: bool
+    upper: Any, lower: Any, bins: ReliabilityBins, style: Style, is_hollow: bool
 ) -> Line2D:
     """Draw the accuracies of non-empty bins and the histogram of images; return the line."""
-    with_images = bins[bins["images"] > 0]
+    images = np.array(bins.images)
+    is_filled = images > 0
     dash: Any = (0, (3, 1.5)) if is_hollow else "solid"
     (line,) = upper.plot(
-        100 * with_images["confidence"] / with_images["images"],
-        100 * with_images["correct"] / with_images["images"],
+        100 * np.array(bins.confidence)[is_filled] / images[is_filled],
+        100 * np.array(bins.correct)[is_filled] / images[is_filled],
         color=style.colour,
         lw=1.6,
         ls=dash,
@@ -80,45 +127,76 @@ def _draw_reliability_line(
         zorder=3,
     )
 
-    shares = 100 * bins["images"] / bins["images"].sum()
-    edges = np.linspace(0, 100, len(bins) + 1)
-    lower.stairs(shares, edges, color=style.colour, lw=1.4, ls=dash, fill=False)
+    edges = np.linspace(0, 100, len(images) + 1)
+    lower.stairs(
+        100 * images / images.sum(), edges, color=style.colour, lw=1.4, ls=dash, fill=False
+    )
     return line
 
 
+def pool_flips(
+    evaluations: Sequence[EvaluatedRun], environments: Sequence[str]
+) -> dict[str, dict[str, Flips]]:
+    """Add up the flips over trials; return environment -> algorithm -> its flips."""
+    counts: dict[str, dict[str, list[Flips]]] = {}
+    for selected, metrics in evaluations:
+        by_row = counts.setdefault(environments[selected.target], {})
+        by_row.setdefault(selected.row, []).append(metrics.flips)
+    return {
+        environment: {
+            row: Flips(*np.sum([astuple(entry) for entry in flips], axis=0).tolist())
+            for row, flips in by_row.items()
+        }
+        for environment, by_row in counts.items()
+    }
+
+
 def draw_flips(
-    title: str, name: str, rows: pd.DataFrame, styles: Styles, names: Mapping[str, str]
+    title: str,
+    name: str,
+    flips: Mapping[str, Mapping[str, Flips]],
+    styles: Styles,
+    names: Mapping[str, str],
 ) -> Figure:
     """Draw bars of gained images to the right and of lost images to the left, in percent.
 
     Args:
         title: title of the figure.
         name: stem of the figure's file names.
-        rows: rows of `frames.flips`; each environment is a group of bars.
+        flips: environment -> algorithm -> its flips; each environment is a group of bars.
         styles: algorithm -> style.
         names: algorithm -> name on the page.
     """
-    groups = rows_by(rows, "environment")
-    canvas = new_canvas(0.75 + _BAR_HEIGHT * (len(rows) + _GROUP_GAP * len(groups)))
-    axes = canvas.subplots()
-
+    headings: dict[float, str] = {}
+    bars: dict[float, tuple[str, str, Flips]] = {}
     height = 0.0
-    longest = 0.0
-    ticks = {}
-    for label, group in groups.items():
-        axes.text(0, height, printable(label), ha="center", va="center", weight="bold")
-        counts = group.set_index("algorithm")
-        for algorithm, style in styles.items():
-            if algorithm in counts.index:
+    for environment, by_algorithm in flips.items():
+        headings[height] = environment
+        for algorithm in styles:
+            if algorithm in by_algorithm:
                 height += 1
-                ticks[height] = printable(names[algorithm])
-                length = _draw_flip_bars(axes, height, counts.loc[algorithm], style.colour)
-                longest = max(longest, length)
+                bars[height] = (environment, algorithm, by_algorithm[algorithm])
         height += _GROUP_GAP
+
+    canvas = new_canvas(0.75 + _BAR_HEIGHT * height)
+    axes = canvas.subplots()
+    colours = [styles[algorithm].colour for _, algorithm, _ in bars.values()]
+    longest = 0.0
+    for kind, sign, alpha in (("gained", 1, 1.0), ("lost", -1, _FADED)):
+        percents = np.array(
+            [100 * getattr(counts, kind) / sum(astuple(counts)) for _, _, counts in bars.values()]
+        )
+        longest = max(longest, *percents)
+        drawn = axes.barh(
+            list(bars), sign * percents, 0.78, color=colours, alpha=alpha, edgecolor=INK, lw=0.6
+        )
+        axes.bar_label(drawn, [f"{percent:.1f}" for percent in percents], padding=3, fontsize=9)
+    for place, environment in headings.items():
+        axes.text(0, place, printable(environment), ha="center", va="center", weight="bold")
 
     reach = (longest or 1.0) * _LENGTH_WITH_NUMBER
     axes.axvline(0, color=INK, lw=0.8)
-    axes.set_yticks(list(ticks), list(ticks.values()))
+    axes.set_yticks(list(bars), [printable(names[algorithm]) for _, algorithm, _ in bars.values()])
     axes.tick_params(axis="y", length=0)
     axes.set(ylim=(height - 0.7, -0.8), xlim=(-reach, reach))
     axes.xaxis.set_major_formatter(lambda value, position: f"{abs(value):g}")
@@ -128,20 +206,11 @@ def draw_flips(
 
     alt = (
         "Bars of the images gained and lost compared with zero-shot CLIP on "
-        f"{', '.join(groups)}: {title}."
+        f"{', '.join(flips)}: {title}."
     )
-    data = rows.assign(algorithm=rows["algorithm"].map(names))
-    return save_figure(canvas, title, name, alt, data)
-
-
-def _draw_flip_bars(axes: Any, height: float, counts: pd.Series[int], colour: str) -> float:
-    """Draw the two bars of one algorithm with their numbers; return the longer length."""
-    n_images = counts[["gained", "lost", "both_right", "both_wrong"]].sum()
-    gained_percent = 100 * counts["gained"] / n_images
-    lost_percent = 100 * counts["lost"] / n_images
-    axes.barh(height, gained_percent, 0.78, color=colour, edgecolor=INK, linewidth=0.6)
-    axes.barh(height, -lost_percent, 0.78, color=colour, alpha=_FADED, edgecolor=INK, linewidth=0.6)
-
-    axes.text(gained_percent, height, f" {gained_percent:.1f}", va="center", fontsize=9)
-    axes.text(-lost_percent, height, f"{lost_percent:.1f} ", va="center", ha="right", fontsize=9)
-    return max(gained_percent, lost_percent)
+    rows = [
+        (environment, names[algorithm], *astuple(counts))
+        for environment, algorithm, counts in bars.values()
+    ]
+    header = ["environment", "algorithm", *(field.name for field in fields(Flips))]
+    return save_figure(canvas, title, name, alt, header, rows)

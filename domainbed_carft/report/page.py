@@ -6,9 +6,9 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,9 @@ from domainbed_carft import files, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning, describe_warnings
-from domainbed_carft.paths import AnyPath, as_path, as_text
-from domainbed_carft.report import examples, plots, provenance
-from domainbed_carft.report.examples import TargetExamples
+from domainbed_carft.paths import AnyPath, as_path
+from domainbed_carft.report import plots, provenance
 from domainbed_carft.report.plots import Figure
-from domainbed_carft.report.provenance import Provenance
 from domainbed_carft.report.sections import Section, SectionMaker, unique_names
 from domainbed_carft.results import comparisons, published, selection, suites
 from domainbed_carft.results import rows as row_names
@@ -28,13 +26,15 @@ from domainbed_carft.results.cells import BEST, DOMAINBED, SECOND, Cell
 from domainbed_carft.results.collect import Results, collect
 from domainbed_carft.results.collection import Collection, Sweeps, as_collection
 from domainbed_carft.results.columns import AVERAGE, COLUMNS, DEFAULT_COLUMNS
-from domainbed_carft.results.comparisons import Comparison, compare_rows
+from domainbed_carft.results.comparisons import ACCURACY, LEVEL, PAIR, Comparison, compare_rows
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import best_hparams
 from domainbed_carft.version import __version__
 
-PAIR = ("CARFT", "CLIPFineTune")
+# The algorithms whose difference the first sentences describe
+FEATURED = "CARFT"
+BASELINE = "CLIPFineTune"  # unless another one is requested
 INDEX = "index.html"
 FIGURES = "figures"
 
@@ -51,66 +51,18 @@ class Report:
     Attributes:
         index: path of the page; its figures are in the folder ``figures`` next to it.
         is_complete: True if the page's tables have no incomplete cells.
-        no_examples_reason: the reason why the page has no example images, or "" if it has some.
         warnings: warnings about unusable files.
     """
 
     index: Path
     is_complete: bool
-    no_examples_reason: str
     warnings: Sequence[RecordWarning]
-
-
-@dataclass(frozen=True)
-class Page:
-    """The content of the page, for the template."""
-
-    results: Results
-    title: str
-    headline: Sequence[str]  # sentences
-    facts: Sequence[tuple[str, str]]  # names and values
-    keys: Mapping[str, str]  # algorithm -> image of its line in the legend, as a data URI
-    legend: Figure
-    sections: Sequence[Section]
-    averages: Sequence[Grid]
-    comparisons: Sequence[Grid]
-    published: Sequence[Grid]
-    no_examples_reason: str
-    provenance: Provenance
-
-    @property
-    def figures(self) -> list[Figure]:
-        """All figures, starting with the legend."""
-        return [self.legend, *(figure for section in self.sections for figure in section.figures)]
-
-    @property
-    def is_complete(self) -> bool:
-        """True if the tables have no incomplete cells."""
-        return not any(table.n_incomplete for table in self.results.tables)
-
-    @property
-    def comparison_captions(self) -> Sequence[str]:
-        """The paragraphs below the comparisons."""
-        return comparisons.CAPTION
-
-    @property
-    def notes(self) -> list[str]:
-        """The differences between the runs, as sentences."""
-        return [note for group in self.results.collection.groups for note in group.notes]
-
-    @property
-    def warnings(self) -> list[str]:
-        """The problems found in files, one line each."""
-        return describe_warnings(self.results.warnings)
 
 
 def write_report(
     sweeps: Sweeps,
     output: AnyPath,
     *,
-    pair: tuple[str, str] | None = None,
-    n_examples: int = 4,
-    data_dir: AnyPath | None = None,
     opening: Section | None = None,
     columns: Sequence[str] = DEFAULT_COLUMNS,
     error: str = DOMAINBED.name,
@@ -124,22 +76,18 @@ def write_report(
     Args:
         sweeps: folders of sweeps, as for `collect`.
         output: folder for the page and its figures.
-        pair: the two algorithms to compare; by default CARFT and CLIPFineTune if both have jobs.
-        n_examples: maximum number of example images per target and algorithm of the pair that
-            predicts them correctly while the other one does not; 0 for no examples.
-        data_dir: folder of the datasets if it has moved since the jobs ran.
         opening: a section to show before the sections of the datasets.
         columns: columns of the tables, as for `collect`.
         error: kind of uncertainty after the means, as for `collect`.
-        against: algorithm that the others are compared with, as for `collect`.
+        against: algorithm that the others are compared with, as for `collect`; by default CARFT is
+            compared with CLIPFineTune if both have jobs.
         **reading: further arguments of `collect`.
 
     Returns:
         The path of the page, and the problems to report to the user.
 
     Raises:
-        CarftError: if ``output`` contains other files, an algorithm of the pair has no jobs, or
-            `collect` fails.
+        CarftError: if ``output`` contains other files, or `collect` fails.
     """
     output = as_path(output)
     collection = as_collection(sweeps, **reading)
@@ -149,7 +97,6 @@ def write_report(
             "which is finished; wait for the first record of the second stage"
         )
     collection = replace(collection, methods=collection.methods[:1])
-    pair = _choose_pair(collection, pair)
     results = collect(
         collection,
         compare_published=True,
@@ -159,97 +106,95 @@ def write_report(
     )
     require_report_folder(output)  # before drawing, which takes time
 
-    page = _make_page(results, pair, n_examples=n_examples, data_dir=as_text(data_dir))
-    if opening:
-        page = replace(page, sections=[opening, *page.sections])
-    _write(output, page)
-    return Report(
-        index=output / INDEX,
-        is_complete=page.is_complete,
-        no_examples_reason=page.no_examples_reason,
-        warnings=results.warnings,
-    )
-
-
-def _choose_pair(
-    collection: Collection, requested: tuple[str, str] | None
-) -> tuple[str, str] | None:
-    """Return the requested pair, or PAIR by default, or None if PAIR cannot be compared.
-
-    Raises CarftError if the requested pair cannot be compared.
-    """
-    first, second = requested or PAIR
-    if (
-        first != second
-        and {first, second} <= {*collection.rows}
-        and collection.methods != [selection.IN_DOMAIN]
-    ):
-        return first, second
-    if requested:
-        raise CarftError(
-            f"--examples {first} {second} is invalid; expected two different algorithms of "
-            f"{', '.join(collection.rows)}, and a --select other than in-domain"
-        )
-    return None
-
-
-def _make_page(
-    results: Results, pair: tuple[str, str] | None, n_examples: int, data_dir: str | None
-) -> Page:
-    """Make the page on ``results`` of one selection method; see `write_report`."""
-    collection = results.collection
-    differences = compare_rows(collection, pair[1], row=pair[0]) if pair else []
     with plots.figure_style():
-        maker = SectionMaker(
-            results=results,
-            styles=plots.get_styles(collection.rows, collection.own_methods),
-            make_name=unique_names(),
-            find_examples=_example_finder(pair, n_examples, data_dir),
-        )
-        legend = plots.draw_legend(maker.styles, maker.make_name("legend"))
-        keys = plots.draw_legend_keys(maker.styles)
-        sections = _sections(results, maker, differences)
+        styles = plots.get_styles(collection.rows, collection.own_methods)
+        maker = SectionMaker(collection, styles, unique_names())
+        legend = plots.draw_legend(styles, maker.make_name("legend"))
+        keys = plots.draw_legend_keys(styles)
+        differences = _compare_featured(results)
+        sections = _make_sections(results, maker, differences)
+    if opening:
+        sections = [opening, *sections]
 
-    averages = [table for table in results.tables if table.averages and len(table.accuracies) > 1]
-    return Page(
+    tables = [*results.tables, *results.suite_tables]
+    is_complete = all(
+        cell.is_complete
+        for table in tables
+        for cells in table.rows.values()
+        for cell in cells.values()
+    )
+    page = _template().render(
+        version=__version__,
         results=results,
-        title=_title(collection),
-        headline=_headline(results, differences),
-        facts=_facts(collection),
+        title=_make_title(collection),
+        headline=_make_headline(results, differences),
+        facts=_list_facts(collection),
         keys=keys,
         legend=legend,
         sections=sections,
-        averages=[table.grid() for table in averages],
-        comparisons=comparisons.grids([*differences, *results.comparisons_against]),
+        averages=[
+            table.grid() for table in results.tables if table.averages and len(table.accuracies) > 1
+        ],
+        comparisons=comparisons.grids(results.comparisons_against or differences),
+        comparison_captions=comparisons.CAPTION,
         published=_published_grids(results),
-        no_examples_reason=""
-        if maker.find_examples
-        else _explain_missing_examples(collection, pair),
-        provenance=provenance.get_provenance(collection),
+        is_complete=is_complete,
+        warnings=describe_warnings(results.warnings),
+        software=provenance.list_software(),
+        settings=provenance.list_settings(collection.runs),
+        digest=provenance.hash_records(collection.runs),
+        commands=provenance.list_commands(collection.runs),
+        sweeps=provenance.list_sweeps(collection.folders),
     )
+    figures = [legend, *(figure for section in sections for figure in section.figures)]
+    _write(output, page, figures)
+    return Report(output / INDEX, is_complete, results.warnings)
 
 
-def _sections(
+def _compare_featured(results: Results) -> list[Comparison]:
+    """Return the differences of FEATURED from the requested algorithm, or from BASELINE."""
+    collection = results.collection
+    if results.comparisons_against:
+        differences = results.comparisons_against
+    elif {FEATURED, BASELINE} <= {*collection.rows}:
+        differences = compare_rows(collection, BASELINE, row=FEATURED)
+    else:
+        differences = []
+    return [
+        entry
+        for entry in differences
+        if (entry.algorithm, entry.measure) == (FEATURED, ACCURACY)
+        and selection.METHODS[entry.selection].holds_out
+    ]
+
+
+def _make_headline(results: Results, differences: Sequence[Comparison]) -> list[str]:
+    """Describe the setting with the most rows."""
+    tables = max(
+        results.tables_of_groups,
+        key=lambda tables: max((len(table.rows) for table in tables), default=0),
+    )
+    return _describe_setting(tables, differences)
+
+
+def _make_sections(
     results: Results, maker: SectionMaker, differences: Sequence[Comparison]
 ) -> list[Section]:
     """Make a section per dataset and group, most rows first, then a section per suite."""
     entries = list(best_hparams(results.collection))
-    groups = zip(results.collection.groups, results.tables_of_groups, strict=True)
-    sections = [
-        maker.make_table_section(
-            group,
-            table,
-            [
-                entry
-                for entry in entries
-                if (entry.setting, entry.dataset) == (table.setting, table.dataset)
-            ],
-            _table_findings(table, results, differences),
-        )
-        for group, tables in groups
-        for table in tables
-        if not table.averages
-    ]
+    sections = []
+    for group, tables in zip(results.collection.groups, results.tables_of_groups, strict=True):
+        dataset_tables = [table for table in tables if not table.averages]
+        is_single = len(dataset_tables) == 1
+        for table in dataset_tables:
+            place = (table.setting, table.dataset)
+            section = maker.make_dataset_section(
+                group,
+                table,
+                [entry for entry in entries if (entry.setting, entry.dataset) == place],
+                _describe_table(table, differences if is_single else ()),
+            )
+            sections.append(section)
     sections.sort(key=lambda section: -len(section.table.rows))
     return [*sections, *map(maker.make_suite_section, results.suite_tables)]
 
@@ -263,27 +208,7 @@ def _published_grids(results: Results) -> list[Grid]:
     return [*map(published.grid, results.comparisons or ()), *grids]
 
 
-def _example_finder(
-    pair: tuple[str, str] | None, n_examples: int, data_dir: str | None
-) -> Callable[..., list[TargetExamples]] | None:
-    """Return a function (environments, selected runs) -> examples; None if there are none."""
-    if not (pair and n_examples > 0):
-        return None
-    return partial(examples.find_examples, pair=pair, count=n_examples, data_dir=data_dir)
-
-
-def _explain_missing_examples(collection: Collection, pair: tuple[str, str] | None) -> str:
-    """Return the reason why the page has no example images, and how to add some."""
-    if pair:
-        return "they are switched off by --n-examples 0."
-    return (
-        f"examples compare two algorithms on the targets, by default {' and '.join(PAIR)}. To "
-        "compare two others, add --examples A B; the algorithms here are "
-        f"{', '.join(collection.rows)}."
-    )
-
-
-def _title(collection: Collection) -> str:
+def _make_title(collection: Collection) -> str:
     """Return the page's title: the datasets, the protocol, and the algorithms."""
     runs = collection.runs
     protocol = f"{'one' if any(run.test_envs for run in runs) else 'no'} domain held out"
@@ -296,7 +221,7 @@ def _title(collection: Collection) -> str:
     return f"{', '.join(titles.values())}, {protocol}: {listing}"
 
 
-def _facts(collection: Collection) -> list[tuple[str, str]]:
+def _list_facts(collection: Collection) -> list[tuple[str, str]]:
     """Return names and values of facts: numbers of jobs, training time, selection method."""
     runs = collection.runs
     algorithms = {run.algorithm for run in runs}
@@ -305,12 +230,12 @@ def _facts(collection: Collection) -> list[tuple[str, str]]:
         ("Jobs", f"{len(runs):,}"),
         ("Methods", f"{len(algorithms):,}"),
         ("Trials", f"{len(trials):,}"),
-        *(("Training", duration) for duration in _training_times(runs)),
+        *(("Training", duration) for duration in _list_training_times(runs)),
         ("Selected by", selection.METHODS[collection.methods[0]].title),
     ]
 
 
-def _training_times(runs: Sequence[RecordedRun]) -> list[str]:
+def _list_training_times(runs: Sequence[RecordedRun]) -> list[str]:
     """Return the total training time if all records have times of the same device."""
     hours = [run.cost.training_hours for run in runs if run.cost.training_hours is not None]
     devices = {run.cost.device for run in runs}
@@ -324,97 +249,76 @@ def _training_times(runs: Sequence[RecordedRun]) -> list[str]:
 # The first sentences of the page and its sections
 
 
-def _headline(results: Results, differences: Sequence[Comparison]) -> list[str]:
-    """Return the sentences on the setting with the most rows."""
-    tables = [table for table in results.tables if not table.averages]
-    if not tables:
-        return []
-    setting = max(tables, key=lambda table: len(table.rows)).setting
-    return _sentences(results, differences, setting)
+def _describe_setting(tables: Sequence[Table], differences: Sequence[Comparison]) -> list[str]:
+    """Describe the averages over several datasets, or the only dataset, in sentences.
+
+    Args:
+        tables: the tables of one setting.
+        differences: the differences of one pair of algorithms, by unit.
+    """
+    datasets = [table for table in tables if not table.averages]
+    if len(datasets) > 1:
+        datasets = [table for table in tables if table.averages]
+    return [sentence for table in datasets for sentence in _describe_table(table, differences)]
 
 
-def _table_findings(table: Table, results: Results, differences: Sequence[Comparison]) -> list[str]:
-    """Return the sentences on a table, with the comparison if its setting has one dataset."""
-    datasets = {
-        entry.dataset
-        for entry in results.tables
-        if entry.setting == table.setting and not entry.averages
-    }
-    if len(datasets) == 1:
-        return _sentences(results, differences, table.setting)
-    return _best_averages(table)
-
-
-def _sentences(results: Results, differences: Sequence[Comparison], setting: str) -> list[str]:
-    """Return the sentences on one setting: the comparison of the pair, and the best averages."""
-    tables = [table for table in results.tables if table.setting == setting]
-    averages = [table for table in tables if table.averages and len(table.accuracies) > 1]
-    dataset_tables = [table for table in tables if not table.averages]
-    tables = averages if len(dataset_tables) > 1 else dataset_tables
-    differences_by_unit = {entry.unit: entry for entry in differences if entry.setting == setting}
+def _describe_table(table: Table, differences: Sequence[Comparison] = ()) -> list[str]:
+    """Describe the difference of a pair in the table's setting, and the highest averages."""
+    by_unit = {entry.unit: entry for entry in differences if entry.setting == table.setting}
+    by_pair = by_unit.pop(PAIR, None)
     sentences = []
-    if differences_by_unit:
-        by_pair = differences_by_unit.pop(comparisons.PAIR, None)
-        (by_unit,) = differences_by_unit.values()  # the unit is the environment or the trial
-        sentences.append(_sentence_on_difference(by_unit, tables))
-        sentences.append(_sentences_on_intervals(by_unit, by_pair))
-    return [*sentences, *(sentence for table in tables for sentence in _best_averages(table))]
+    for entry in by_unit.values():  # of the unit environment or trial
+        difference, source = _get_difference(entry, table)
+        side = "more" if difference >= 0 else "less"
+        sentences.append(
+            f"{entry.algorithm} is {abs(difference):.1f} points {side} accurate than "
+            f"{entry.against} on held-out environments{source}."
+        )
+        sentences.append(_describe_intervals(difference, entry, by_pair))
+    return [*sentences, *_describe_highest_averages(table)]
 
 
-def _best_averages(table: Table) -> list[str]:
+def _describe_highest_averages(table: Table) -> list[str]:
     """Return a sentence on the two highest averages, or nothing if all are incomplete."""
-    ranks = table.get_ranks(COLUMNS[AVERAGE])
     averages = table.get_column(AVERAGE)
-    rows_by_rank = {
-        rank: [row for row, row_rank in ranks.items() if row_rank == rank]
-        for rank in (BEST, SECOND)
-    }
+    ranks = table.get_ranks(COLUMNS[AVERAGE])
+    rows_by_rank = [[row for row in averages if ranks[row] == rank] for rank in (BEST, SECOND)]
     leaders = [
-        f"{' and '.join(rows)} with {averages[rows[0]].mean:.1f}%"
-        for rows in rows_by_rank.values()
-        if rows
+        f"{' and '.join(rows)} with {averages[rows[0]].mean:.1f}%" for rows in rows_by_rank if rows
     ]
     return [f"Highest average accuracy: {', then '.join(leaders)}."] if leaders else []
 
 
-def _sentence_on_difference(entry: Comparison, tables: Sequence[Table]) -> str:
-    """Describe the difference of a pair, with the averages if it is their difference."""
-    side = "more" if entry.average_difference >= 0 else "less"
-    sentence = (
-        f"{entry.algorithm} is {abs(entry.average_difference):.1f} points {side} accurate than "
-        f"{entry.against} on held-out environments"
-    )
+def _get_difference(entry: Comparison, table: Table) -> tuple[float, str]:
+    """Return the difference of the averages in the table, and the words that show them.
 
-    cells = {row: cell for table in tables for row, cell in table.get_column(AVERAGE).items()}
-    pair = [cells.get(name, Cell()) for name in (entry.algorithm, entry.against)]
-    first, second = (cell.mean if cell.is_complete else None for cell in pair)
-    if first is None or second is None:
-        return f"{sentence}, over the trials that both have."
-    if not math.isclose(first - second, entry.average_difference, abs_tol=1e-9):
-        return f"{sentence}, over the trials that both have."
-    return f"{sentence}: {first:.1f}% against {second:.1f}%."
+    If one of them is incomplete, the difference is over the trials that both rows have.
+    """
+    averages = table.get_column(AVERAGE)
+    cells = [averages.get(row, Cell()) for row in (entry.algorithm, entry.against)]
+    means = [cell.mean for cell in cells if cell.is_complete and cell.mean is not None]
+    if len(means) < len(cells):
+        return entry.average_difference, ", over the trials that both have"
+    return means[0] - means[1], f": {means[0]:.1f}% against {means[1]:.1f}%"
 
 
-def _sentences_on_intervals(by_unit: Comparison, by_pair: Comparison | None) -> str:
+def _describe_intervals(difference: float, by_unit: Comparison, by_pair: Comparison | None) -> str:
     """Describe the intervals of the difference, over environments or trials and over pairs."""
     if by_unit.trials == 1:
-        return "These are the runs of one trial, too few for an interval: other trials can differ."
-    interval = f"{comparisons.LEVEL}% interval"
-    units = f"{by_unit.unit}s"
-    count = by_unit.n
-    sentences = f"With one {by_unit.unit} there is no {interval} over {units}."
+        return "Both share one trial, too few for an interval: other trials can differ."
+    units = f"{by_unit.n} {by_unit.unit}s"
+    sentences = f"With one {by_unit.unit} there is no {LEVEL}% interval over {by_unit.unit}s."
     if by_unit.low is not None:
-        includes_0 = "" if by_unit.is_clear else ", which includes 0"
-        values = by_unit.interval_text(digits=1)
-        subject = f"Its {interval} over {count} {units} is"
-        if not math.isclose(by_unit.mean_difference, by_unit.average_difference, abs_tol=1e-9):
+        subject = f"Its {LEVEL}% interval over {units} is"
+        if not math.isclose(by_unit.mean_difference, difference, abs_tol=1e-9):
             subject = (
-                f"With equal weights for all {count} {units} instead of all datasets, it is "
-                f"{by_unit.mean_difference:+.1f} points, with a {interval} of"
+                f"Over the trials that both have, with the same weight for all {units}, it is "
+                f"{by_unit.mean_difference:+.1f} points, with a {LEVEL}% interval of"
             )
-        sentences = f"{subject} {values}{includes_0}."
+        includes_0 = "" if by_unit.is_clear else ", which includes 0"
+        sentences = f"{subject} {by_unit.interval_text(digits=1)}{includes_0}."
 
-    if by_pair and by_pair.n > count:
+    if by_pair and by_pair.n > by_unit.n:
         sentences += (
             f" Over {by_pair.n} pairs of runs it is {by_pair.interval_text(digits=1)}, which is "
             "optimistic, because pairs of the same environment share test images."
@@ -443,10 +347,11 @@ def require_report_folder(folder: Path) -> None:
         )
 
 
-def _write(folder: Path, page: Page) -> None:
+def _write(folder: Path, page: str, figures: Sequence[Figure]) -> None:
     """Write the page and its figures, and remove outdated figures of an earlier report."""
-    contents = {INDEX: _render(page)}
-    for figure in page.figures:
+    # Names can contain surrogates, which UTF-8 cannot encode.
+    contents = {INDEX: page.encode("utf-8", "backslashreplace")}
+    for figure in figures:
         contents |= {f"{FIGURES}/{name}": content for name, content in figure.files.items()}
 
     earlier_figures = {*_FIGURE_LINK.findall(_earlier_page(folder))}
@@ -459,13 +364,6 @@ def _write(folder: Path, page: Page) -> None:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise files.write_error(folder, error) from error
-
-
-def _render(page: Page) -> bytes:
-    """Render the page as HTML."""
-    html: str = _template().render(page=page, version=__version__)
-    # Names can contain surrogates, which UTF-8 cannot encode.
-    return html.encode("utf-8", "backslashreplace")
 
 
 @cache

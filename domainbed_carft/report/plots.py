@@ -1,23 +1,23 @@
-"""The figures of a report, drawn from data frames: dots, lines, and scatter plots.
+"""The figures of a report, drawn from the cells of its tables: dots, lines, and scatter plots.
 
-Draw them inside the context `figure_style`. Accuracies in the frames are in percent.
+Draw them inside the context `figure_style`.
 """
 
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -25,8 +25,13 @@ from matplotlib.ticker import MaxNLocator
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.algorithms import INK, PAPER, SHIPPED, Method, Style
 from domainbed_carft.jobs.job import Choice
-from domainbed_carft.report import frames
-from domainbed_carft.results.cells import DOMAINBED, PARTIAL, ErrorKind, format_accuracy
+from domainbed_carft.report.figure_data import (
+    IN_DOMAIN,
+    OUT_OF_DOMAIN,
+    ChoiceOutcome,
+    Lines,
+)
+from domainbed_carft.results.cells import PARTIAL, Cell, format_accuracy, mean_over_trials
 from domainbed_carft.results.rows import JointRow
 from domainbed_carft.text import printable
 
@@ -34,13 +39,12 @@ ZERO_SHOT = "CLIPZeroShot"
 MUTED = "#57606a"
 
 Styles = Mapping[str, Style]
-# Column of a frame -> the limits of its axis
-Limits = Mapping[str, tuple[float, float]]
+Limits = tuple[float, float]  # of an axis
 
-# Column of a frame -> the label of its axis
+# Name of a value -> the label of its axis
 AXES = {
-    "out_of_domain": "out-of-domain accuracy (%)",
-    "in_domain": "in-domain accuracy, augmented images (%)",
+    OUT_OF_DOMAIN: "out-of-domain accuracy (%)",
+    IN_DOMAIN: "in-domain accuracy, augmented images (%)",
     "validation": "validation accuracy (%)",
     "loss_kl": "KL to the original (nats)",
     "context_agreement": "same most likely context (%)",
@@ -69,7 +73,7 @@ _MAX_LETTERS_ALONG_AXIS = 40  # longer rows of names are rotated
 _MAX_LETTERS_IN_LEGEND_ROW = 38
 _MAX_MARKERS_ON_LINE = 10
 _LOGARITHMIC_RATIO = 8  # of the largest to the smallest value, for a logarithmic axis
-_SPREAD_OF_TRIALS = 0.5  # share of the distance between two choices
+_SPREAD_OF_TRIALS = 0.7  # share of the distance between two choices
 _MEAN_SPAN = np.array([-0.35, 0.35])  # ends of the line at a choice's mean
 
 
@@ -161,14 +165,31 @@ def _legend_columns(names: Sequence[str]) -> int:
     return 2 if first_width + second_width <= _MAX_LETTERS_IN_LEGEND_ROW else 1
 
 
-def padded_limits(low: float, high: float, min_span: float = 1.0) -> tuple[float, float]:
-    """Return limits with a margin around ``low`` and ``high``, at least ``min_span`` apart."""
-    margin = max(0.06 * (high - low), (min_span - (high - low)) / 2)
-    return low - margin, high + margin
+def padded_limits(values: Iterable[float]) -> Limits:
+    """Return limits around one or more values, at least 1 apart, with a margin."""
+    ordered = sorted(values)
+    span = ordered[-1] - ordered[0]
+    margin = max(0.06 * span, (1 - span) / 2)
+    return ordered[0] - margin, ordered[-1] + margin
 
 
-def save_figure(canvas: Canvas, title: str, name: str, alt: str, data: pd.DataFrame) -> Figure:
-    """Save the canvas as SVG and PNG, without dates and versions, and ``data`` as CSV."""
+def error_limits(cells: Iterable[Cell]) -> Limits:
+    """Return limits for the means of one or more cells with their errors."""
+    ends = ((cell.mean, cell.standard_error or 0) for cell in cells)
+    return padded_limits(
+        mean + sign * error for mean, error in ends if mean is not None for sign in (-1, 1)
+    )
+
+
+def save_figure(
+    canvas: Canvas,
+    title: str,
+    name: str,
+    alt: str,
+    header: Sequence[str],
+    rows: Iterable[Sequence[object]],
+) -> Figure:
+    """Save the canvas as SVG and PNG, without dates and versions, and its numbers as CSV."""
     raster = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about missing glyphs and long names
@@ -176,7 +197,7 @@ def save_figure(canvas: Canvas, title: str, name: str, alt: str, data: pd.DataFr
         canvas.set_layout_engine(None)  # otherwise the layout is computed again for each file
         svg = _render_svg(canvas)
         canvas.savefig(raster, format="png", dpi=_DPI, metadata={"Software": None})
-    return Figure(title, name, alt, svg, raster.getvalue(), data_as_csv(data))
+    return Figure(title, name, alt, svg, raster.getvalue(), write_csv(header, rows))
 
 
 def _render_svg(canvas: Canvas) -> str:
@@ -191,11 +212,19 @@ def _data_uri(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
-def data_as_csv(data: pd.DataFrame) -> str:
-    """Return the rows as CSV, with six significant digits and printable names."""
-    texts = data.select_dtypes(exclude="number").columns
-    printed = data.assign(**{name: data[name].map(str).map(printable) for name in texts})
-    return str(printed.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+def write_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Write CSV with six significant digits and printable names; None and nan become empty."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(printable, header))
+    writer.writerows([_csv_text(value) for value in row] for row in rows)
+    return file.getvalue()
+
+
+def _csv_text(value: object) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else printable(str(value))
 
 
 def draw_legend_keys(styles: Styles) -> dict[str, str]:
@@ -216,9 +245,9 @@ def draw_legend(styles: Styles, name: str) -> Figure:
     """Draw the legend of the figures without a legend, for use in a paper."""
     canvas = new_canvas(0.1, [*styles])
     add_legend(canvas, {algorithm: _legend_line(style) for algorithm, style in styles.items()})
+    alt = f"Lines and markers of {', '.join(styles)}."
     rows = [(algorithm, style.colour, style.marker) for algorithm, style in styles.items()]
-    data = pd.DataFrame(rows, columns=["algorithm", "colour", "marker"])
-    return save_figure(canvas, "Legend", name, f"Lines and markers of {', '.join(styles)}.", data)
+    return save_figure(canvas, "Legend", name, alt, ["algorithm", "colour", "marker"], rows)
 
 
 def _legend_line(style: Style) -> Line2D:
@@ -237,38 +266,39 @@ def _name_ticks(axes: Any, places: Sequence[float], names: Sequence[str]) -> Non
 
 
 def draw_dots(
-    title: str, name: str, cells: pd.DataFrame, styles: Styles, limits: tuple[float, float]
+    title: str, name: str, cells: Mapping[str, Cell], styles: Styles, limits: Limits
 ) -> Figure:
     """Draw a dot with error bars for the accuracy of each algorithm, from top to bottom.
 
     Args:
         title: title of the figure.
         name: stem of the figure's file names.
-        cells: rows of `frames.accuracies`, one per algorithm.
+        cells: algorithm -> its cell, with a mean.
         styles: algorithm -> style.
-        limits: limits of the axis, from `dot_limits`.
+        limits: limits of the axis.
     """
     canvas = new_canvas(0.7 + _DOT_ROW * len(cells))
     axes = canvas.subplots()
-    for place, cell in enumerate(cells.to_dict("records")):
-        style = styles[cell["algorithm"]]
-        accuracy = cell["accuracy"]
-        if cell["algorithm"] == ZERO_SHOT:
-            axes.axvline(accuracy, color=style.colour, lw=1.2, ls=(0, (4, 2)))
+    means = {row: cell.mean for row, cell in cells.items() if cell.mean is not None}
+    for place, (algorithm, mean) in enumerate(means.items()):
+        cell = cells[algorithm]
+        style = styles[algorithm]
+        if algorithm == ZERO_SHOT:
+            axes.axvline(mean, color=style.colour, lw=1.2, ls=(0, (4, 2)))
         axes.errorbar(
-            accuracy,
+            mean,
             place,
-            xerr=cell["error"],
+            xerr=cell.standard_error,
             ms=6.8,
             ecolor=style.colour,
             elinewidth=1.4,
             **style.mark,
         )
-        text = format_accuracy(accuracy, None if math.isnan(cell["error"]) else cell["error"])
-        text += PARTIAL if cell["incomplete"] else ""
+        text = format_accuracy(mean, cell.standard_error)
+        text += "" if cell.is_complete else PARTIAL
         axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
 
-    axes.set_yticks(range(len(cells)), [printable(name) for name in cells["algorithm"]])
+    axes.set_yticks(range(len(cells)), [printable(algorithm) for algorithm in cells])
     axes.tick_params(axis="y", length=0)
     axes.set(ylim=(len(cells) - 0.4, -0.6), xlim=limits)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -276,39 +306,26 @@ def draw_dots(
     axes.set_xlabel("accuracy (%)")
 
     alt = f"Dots of the accuracy, {title}, same as in the table, for {len(cells)} algorithms."
-    columns = ["algorithm", "accuracy", "error", "n", "incomplete"]
-    return save_figure(canvas, title, name, alt, cells[columns])
-
-
-def dot_limits(cells: pd.DataFrame) -> tuple[float, float]:
-    """Return limits for the accuracies of all ``cells`` with their errors."""
-    errors = cells["error"].fillna(0)
-    return padded_limits((cells["accuracy"] - errors).min(), (cells["accuracy"] + errors).max())
+    header = ["algorithm", "accuracy", "error", "n", "incomplete"]
+    rows = [
+        (algorithm, cell.mean, cell.standard_error, cell.n, not cell.is_complete)
+        for algorithm, cell in cells.items()
+    ]
+    return save_figure(canvas, title, name, alt, header, rows)
 
 
 # Lines: accuracy over steps, or over a hyperparameter
 
 
-@dataclass(frozen=True)
-class HorizontalAxis:
-    """The horizontal axis of a figure with lines."""
-
-    title: str
-    is_logarithmic: bool = False
-    ticks: Mapping[float, str] = field(default_factory=dict)  # place -> label; integers by default
-
-
-STEPS = HorizontalAxis("training step")
-
-
 def draw_curves(
     title: str,
     name: str,
-    lines: pd.DataFrame,
+    panels: Mapping[str, Lines],
     styles: Styles,
     *,
-    over: HorizontalAxis = STEPS,
-    limits: Limits | None = None,
+    over: str = "training step",
+    ticks: Mapping[float, str] = {},
+    limits: Mapping[str, Limits] = {},
     has_legend: bool = False,
 ) -> Figure:
     """Draw one panel per value, with a line and an error band for each algorithm.
@@ -318,58 +335,63 @@ def draw_curves(
     Args:
         title: title of the figure.
         name: stem of the figure's file names.
-        lines: rows of `frames.average_over_trials_by_step`.
+        panels: name of a value -> its lines.
         styles: algorithm -> style.
-        over: the axis of the column ``step``.
-        limits: limits of vertical axes shared with other figures.
+        over: label of the horizontal axis.
+        ticks: place on the horizontal axis -> its label; integers by default.
+        limits: name of a value -> limits shared with other figures.
         has_legend: add a legend to the figure, for lines that are not in the page's legend.
     """
-    panels = list(dict.fromkeys(lines["panel"]))
-    algorithms = [algorithm for algorithm in styles if algorithm in set(lines["algorithm"])]
+    drawn = {algorithm for lines in panels.values() for algorithm in lines}
+    algorithms = [algorithm for algorithm in styles if algorithm in drawn]
 
     canvas = new_canvas(0.8 + 1.75 * len(panels), algorithms if has_legend else ())
     all_axes = canvas.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     handles = {}
-    for axes, panel in zip(all_axes, panels):
+    for axes, (panel, lines) in zip(all_axes, panels.items()):
         axes.set_title(AXES[panel])
-        panel_lines = frames.rows_by(lines[lines["panel"] == panel], "algorithm")
         for algorithm in reversed(algorithms):  # the first algorithm is drawn on top
-            if algorithm in panel_lines:
-                handles[algorithm] = _draw_line(axes, panel_lines[algorithm], styles[algorithm])
+            if algorithm in lines:
+                handles[algorithm] = _draw_line(axes, lines[algorithm], styles[algorithm])
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.set_ylim((limits or {}).get(panel))
+        axes.set_ylim(limits.get(panel))
 
-    all_axes[-1].set_xlabel(printable(over.title))
-    _scale_axis(all_axes[-1], over)
+    axes = all_axes[-1]
+    axes.set_xlabel(printable(over))
+    if ticks and 0 < _LOGARITHMIC_RATIO * min(ticks) <= max(ticks):
+        axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    if ticks:
+        _name_ticks(axes, list(ticks), list(ticks.values()))
     if has_legend:
         add_legend(canvas, {algorithm: handles[algorithm] for algorithm in algorithms})
 
     headings = " and ".join(AXES[panel] for panel in panels)
-    alt = f"Lines over {over.title} of {headings}: {title}, for {', '.join(algorithms)}."
-    data = lines.assign(panel=lines["panel"].map(AXES)).rename(columns={"step": over.title})
-    return save_figure(canvas, title, name, alt, data)
+    alt = f"Lines over {over} of {headings}: {title}, for {', '.join(algorithms)}."
+    rows = [
+        (AXES[panel], algorithm, place, cell.mean, cell.standard_error or 0)
+        for panel, lines in panels.items()
+        for algorithm, line in lines.items()
+        for place, cell in line.items()
+    ]
+    header = ["panel", "algorithm", over, "mean", "error"]
+    return save_figure(canvas, title, name, alt, header, rows)
 
 
-def line_limits(lines: pd.DataFrame) -> Limits:
-    """Return panel -> limits for all of its lines and error bands."""
-    low = (lines["mean"] - lines["error"]).groupby(lines["panel"]).min()
-    high = (lines["mean"] + lines["error"]).groupby(lines["panel"]).max()
-    return {str(panel): padded_limits(low[panel], high[panel]) for panel in low.index}
-
-
-def _draw_line(axes: Any, line: pd.DataFrame, style: Style) -> Any:
+def _draw_line(axes: Any, line: Mapping[float, Cell], style: Style) -> Any:
     """Draw the line of the means and its error band; return the handle for the legend."""
-    low = line["mean"] - line["error"]
-    high = line["mean"] + line["error"]
+    means = np.array([cell.mean for cell in line.values()])
+    errors = np.array([cell.standard_error or 0 for cell in line.values()])
+    low, high = means - errors, means + errors
     if len(line) == 1:
-        axes.axhspan(low.iloc[0], high.iloc[0], color=style.colour, alpha=0.12, linewidth=0)
-        mean = line["mean"].iloc[0]
-        return axes.axhline(mean, color=style.colour, lw=1.8, linestyle=style.dash)
+        axes.axhspan(low[0], high[0], color=style.colour, alpha=0.12, linewidth=0)
+        return axes.axhline(means[0], color=style.colour, lw=1.8, linestyle=style.dash)
 
-    axes.fill_between(line["step"], low, high, color=style.colour, alpha=0.18, linewidth=0)
+    axes.fill_between(list(line), low, high, color=style.colour, alpha=0.18, linewidth=0)
     (handle,) = axes.plot(
-        line["step"],
-        line["mean"],
+        list(line),
+        means,
         color=style.colour,
         ms=5,
         lw=1.8,
@@ -380,85 +402,47 @@ def _draw_line(axes: Any, line: pd.DataFrame, style: Style) -> Any:
     return handle
 
 
-def _scale_axis(axes: Any, over: HorizontalAxis) -> None:
-    """Scale the horizontal axis, and set its ticks."""
-    if over.is_logarithmic:
-        axes.set_xscale("log")
-    axes.minorticks_off()
-
-    if over.ticks:
-        _name_ticks(axes, list(over.ticks), list(over.ticks.values()))
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-
-
-def draw_hparam_curves(
-    means: pd.DataFrame,
-    rows: Mapping[str, JointRow],
+def draw_hparam_curve(
     title: str,
-    make_name: Callable[..., str],
-    error: ErrorKind = DOMAINBED,
+    name: str,
+    hparam: str,
+    rows: Mapping[str, JointRow],
+    cells: Mapping[str, Mapping[str, Cell]],
     own_methods: Mapping[str, Method] = {},
-) -> list[Figure]:
-    """Draw accuracy over the values of each hyperparameter in which the rows differ.
+) -> Figure:
+    """Draw accuracy over the values of a hyperparameter in which the rows differ.
 
     Args:
-        means: rows of `frames.average_over_targets`, with names of ``rows`` as algorithms.
-        rows: name -> joint row.
-        title: beginning of the figures' titles.
-        make_name: function that makes a unique file name from words.
-        error: kind of the error bands.
+        title: title of the figure.
+        name: stem of the figure's file names.
+        hparam: the hyperparameter.
+        rows: name of a row -> its algorithm and values.
+        cells: name of an accuracy -> name of a row -> its cell, with a mean.
         own_methods: the user's methods.
     """
-    drawn_rows = {name: row for name, row in rows.items() if name in set(means["algorithm"])}
-    figures = []
-    for hparam in dict.fromkeys(key for row in drawn_rows.values() for key in row.values):
-        values = list(dict.fromkeys(_value(row, hparam) for row in drawn_rows.values()))
-        if len(values) < 2:
-            continue
-
-        line_names = {name: _line_name(row, hparam) for name, row in drawn_rows.items()}
-        places = {name: _place(_value(row, hparam), values) for name, row in drawn_rows.items()}
-        placed = means[means["algorithm"].isin(list(drawn_rows))]
-        placed = placed.assign(
-            step=placed["algorithm"].map(places), algorithm=placed["algorithm"].map(line_names)
-        )
-        figure = draw_curves(
-            f"{title}, over {hparam}",
-            make_name(title, "over", hparam),
-            frames.average_over_trials_by_step(placed, frames.ACCURACIES, error),
-            get_styles(list(dict.fromkeys(line_names.values())), own_methods),
-            over=_hparam_axis(hparam, values),
-            has_legend=True,
-        )
-        figures.append(figure)
-    return figures
-
-
-def _value(row: JointRow, hparam: str) -> Any:
-    """Return the row's value of a hyperparameter, a list or dict as hashable text."""
-    value = row.values[hparam]
-    return str(value) if isinstance(value, (list, dict)) else value
-
-
-def _hparam_axis(hparam: str, values: Sequence[Any]) -> HorizontalAxis:
-    """Make an axis with a tick at each value, logarithmic for a wide range of positive numbers."""
-    ticks = {
-        _place(value, values): f"{value:g}" if _is_number(value) else str(value) for value in values
+    places = _place_values([row.values[hparam] for row in rows.values()])
+    points = {
+        name: (_line_name(row, hparam), places[str(row.values[hparam])])
+        for name, row in rows.items()
     }
-    if not all(map(_is_number, values)):
-        return HorizontalAxis(hparam, ticks=ticks)
-    is_logarithmic = 0 < _LOGARITHMIC_RATIO * min(values) <= max(values)
-    return HorizontalAxis(hparam, is_logarithmic, ticks)
+    panels: dict[str, dict[str, dict[float, Cell]]] = {}
+    for panel, cell_by_row in cells.items():
+        lines = panels.setdefault(panel, {})
+        for row in sorted(cell_by_row, key=lambda row: points[row][1]):
+            algorithm, place = points[row]
+            lines.setdefault(algorithm, {})[place] = cell_by_row[row]
+
+    names = dict.fromkeys(algorithm for algorithm, _ in points.values())
+    styles = get_styles(list(names), own_methods)
+    ticks = {place: text for text, place in places.items()}
+    return draw_curves(title, name, panels, styles, over=hparam, ticks=ticks, has_legend=True)
 
 
-def _place(value: Any, values: Sequence[Any]) -> float:
-    """Return a number itself, or the index of the value if some values are not numbers."""
-    return float(value if all(map(_is_number, values)) else values.index(value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _place_values(values: Sequence[Any]) -> dict[str, float]:
+    """Map the text of each value to the number itself, or to its index if one is no number."""
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return {str(value): float(value) for value in values}
+    return {text: float(number) for number, text in enumerate(dict.fromkeys(map(str, values)))}
 
 
 def _line_name(row: JointRow, hparam: str) -> str:
@@ -470,10 +454,42 @@ def _line_name(row: JointRow, hparam: str) -> str:
 # Scatter plots: one accuracy against another
 
 
+class Mark(NamedTuple):
+    """A mark of an algorithm, at two accuracies in percent.
+
+    Attributes:
+        algorithm: name of the row.
+        x, y: the accuracies.
+        x_error, y_error: their errors; None if unknown.
+        trial: trial seed of a single run.
+    """
+
+    algorithm: str
+    x: float
+    y: float
+    x_error: float | None = None
+    y_error: float | None = None
+    trial: int | None = None
+
+
+def make_marks(in_domain: Mapping[str, Cell], out_of_domain: Mapping[str, Cell]) -> list[Mark]:
+    """Return the marks of the rows that have both accuracies."""
+    marks = []
+    for row, x in in_domain.items():
+        y = out_of_domain.get(row, Cell())
+        if x.mean is not None and y.mean is not None:
+            marks.append(Mark(row, x.mean, y.mean, x.standard_error, y.standard_error))
+    return marks
+
+
 def draw_robustness(
-    title: str, name: str, points: pd.DataFrame, styles: Styles, limits: Limits | None = None
+    title: str,
+    name: str,
+    marks: Sequence[Mark],
+    styles: Styles,
+    limits: tuple[Limits, Limits] | None = None,
 ) -> Figure:
-    """Draw in-domain against out-of-domain accuracy, one mark per row.
+    """Draw in-domain against out-of-domain accuracy.
 
     Of algorithms with equal in-domain accuracy, the higher one is more robust (Taori et al.,
     "Measuring Robustness to Natural Distribution Shifts in Image Classification", 2020).
@@ -481,51 +497,51 @@ def draw_robustness(
     Args:
         title: title of the figure.
         name: stem of the figure's file names.
-        points: rows of `frames.average_over_trials`, or one row per run without errors.
+        marks: in-domain and out-of-domain accuracy of algorithms or runs.
         styles: algorithm -> style.
-        limits: limits of axes shared with other figures.
+        limits: limits of both axes, shared with other figures.
     """
     canvas = new_canvas(3.2) if limits else new_canvas(3.4, width=4.6)
     axes = canvas.subplots()
-    handles = draw_marks(axes, points, styles, x="in_domain", y="out_of_domain")
-    for column, limit in (limits or {}).items():
-        axes.set(**{"xlim" if column == "in_domain" else "ylim": limit})
+    handles = draw_marks(axes, marks, styles, x=IN_DOMAIN, y=OUT_OF_DOMAIN)
+    if limits:
+        axes.set(xlim=limits[0], ylim=limits[1])
 
     alt = (
         "Marks of in-domain accuracy, measured on augmented images, against out-of-domain "
         f"accuracy: {title}, for {', '.join(handles)}."
     )
-    return save_figure(canvas, title, name, alt, points)
+    header = ["algorithm", IN_DOMAIN, OUT_OF_DOMAIN]
+    header += ["in_domain_error", "out_of_domain_error", "trial"]
+    return save_figure(canvas, title, name, alt, header, marks)
 
 
 def draw_marks(
-    axes: Any, points: pd.DataFrame, styles: Styles, *, x: str, y: str
+    axes: Any, marks: Sequence[Mark], styles: Styles, *, x: str, y: str
 ) -> dict[str, Any]:
-    """Draw one mark per row, with error bars if there are errors; return the legend's handles.
+    """Draw marks with their errors; return algorithm -> handle for the legend.
 
     A single mark of zero-shot CLIP has a horizontal line for comparison.
 
     Args:
         axes: matplotlib axes.
-        points: rows with the columns ``algorithm``, ``x`` and ``y``, and optionally their errors in
-            columns with the suffix ``_error``.
+        marks: the marks.
         styles: algorithm -> style.
-        x: column of the horizontal axis.
-        y: column of the vertical axis.
+        x: name of the value on the horizontal axis.
+        y: name of the value on the vertical axis.
     """
-    rows_by_algorithm = frames.rows_by(points, "algorithm")
-    algorithms = [algorithm for algorithm in styles if algorithm in rows_by_algorithm]
     handles = {}
-    for algorithm in reversed(algorithms):  # the first algorithm is drawn on top
-        style = styles[algorithm]
-        rows = rows_by_algorithm[algorithm]
+    for algorithm, style in reversed([*styles.items()]):  # the first algorithm is drawn on top
+        rows = [mark for mark in marks if mark.algorithm == algorithm]
+        if not rows:
+            continue
         if algorithm == ZERO_SHOT and len(rows) == 1:
-            axes.axhline(rows[y].iloc[0], color=style.colour, lw=1, ls=(0, (4, 2)), zorder=1)
+            axes.axhline(rows[0].y, color=style.colour, lw=1, ls=(0, (4, 2)), zorder=1)
         handles[algorithm] = axes.errorbar(
-            rows[x],
-            rows[y],
-            xerr=rows.get(f"{x}_error"),
-            yerr=rows.get(f"{y}_error"),
+            [mark.x for mark in rows],
+            [mark.y for mark in rows],
+            xerr=[mark.x_error or 0 for mark in rows],
+            yerr=[mark.y_error or 0 for mark in rows],
             ls="",
             ms=7,
             ecolor=style.colour,
@@ -538,10 +554,12 @@ def draw_marks(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set(xlabel=AXES[x], ylabel=AXES[y])
-    return {algorithm: handles[algorithm] for algorithm in algorithms}
+    return dict(reversed(handles.items()))
 
 
-def draw_suite(title: str, name: str, points: pd.DataFrame, styles: Styles) -> Figure:
+def draw_suite(
+    title: str, name: str, points: Sequence[tuple[str, float | None, float, float]], styles: Styles
+) -> Figure:
     """Draw accuracy in distribution against the mean over the shifts, as in WiSE-FT's paper.
 
     A straight line connects the zero-shot CLIP model with each run, and a curve connects the
@@ -550,68 +568,80 @@ def draw_suite(title: str, name: str, points: pd.DataFrame, styles: Styles) -> F
     Args:
         title: title of the figure.
         name: stem of the figure's file names.
-        points: rows with the columns ``algorithm``, ``alpha`` (nan for a run itself),
-            ``in_distribution`` and ``mean_of_shifts``.
+        points: algorithm, alpha (None for a run itself), accuracy in distribution, and mean
+            accuracy of the shifts.
         styles: algorithm -> style.
     """
-    runs = points[points["alpha"].isna()]
-    canvas = new_canvas(3.4, list(dict.fromkeys(runs["algorithm"])))
+    runs = [Mark(algorithm, x, y) for algorithm, alpha, x, y in points if alpha is None]
+    canvas = new_canvas(3.4, list(dict.fromkeys(run.algorithm for run in runs)))
     axes = canvas.subplots()
     handles = draw_marks(axes, runs, styles, x="in_distribution", y="mean_of_shifts")
     add_legend(canvas, handles, handlelength=1.2)
 
-    originals = points[points["alpha"] == 0]
-    zero_shot = pd.concat([runs[runs["algorithm"] == ZERO_SHOT], originals]).head(1)
+    originals = [(run.x, run.y) for run in runs if run.algorithm == ZERO_SHOT]
+    originals += [(x, y) for _, alpha, x, y in points if alpha == 0]
     for algorithm in handles:
         colour = styles[algorithm].colour
-        algorithm_points = points[points["algorithm"] == algorithm]
-        curve = algorithm_points.dropna(subset="alpha").sort_values("alpha")
-        axes.plot(*_coordinates(curve), color=colour, lw=1.4, marker=".", ms=5, zorder=2)
-
-        run = algorithm_points[algorithm_points["alpha"].isna()]
-        if len(zero_shot):
-            ends = pd.concat([zero_shot, run])
-            axes.plot(*_coordinates(ends), color=colour, lw=1, ls=(0, (1, 2)), zorder=1)
+        curve = sorted(
+            (alpha, x, y) for row, alpha, x, y in points if row == algorithm and alpha is not None
+        )
+        _plot_path(axes, [(x, y) for _, x, y in curve], color=colour, lw=1.4, marker=".", zorder=2)
+        ends = [(run.x, run.y) for run in runs if run.algorithm == algorithm]
+        if originals:
+            path = [originals[0], *ends]
+            _plot_path(axes, path, color=colour, lw=1, ls=(0, (1, 2)), zorder=1)
 
     alt = (
         "Marks of accuracy in distribution against the mean of the shifted test sets, with lines "
         f"from zero-shot CLIP and the curves of WiSE-FT: {title}, for {', '.join(handles)}."
     )
-    return save_figure(canvas, title, name, alt, points)
+    header = ["algorithm", "alpha", "in_distribution", "mean_of_shifts"]
+    return save_figure(canvas, title, name, alt, header, points)
 
 
-def _coordinates(points: pd.DataFrame) -> tuple[pd.Series[float], pd.Series[float]]:
-    return points["in_distribution"], points["mean_of_shifts"]
+def _plot_path(axes: Any, path: Sequence[tuple[float, float]], **options: Any) -> None:
+    axes.plot([x for x, _ in path], [y for _, y in path], ms=5, **options)
 
 
 # A search: a dot for every choice of hyperparameters
 
 
-def draw_choices(title: str, name: str, rows: pd.DataFrame, style: Style) -> Figure:
+def draw_choices(title: str, name: str, choices: Sequence[ChoiceOutcome], style: Style) -> Figure:
     """Draw the accuracies of all choices of one algorithm, with selected choices filled.
 
     Args:
         title: title of the figure.
         name: stem of the figure's file names.
-        rows: rows of `frames.choices`.
+        choices: the choices of the algorithm.
         style: style of the algorithm.
     """
-    ordered = sorted(set(rows["choice"]))
+    ordered = sorted({entry.choice for entry in choices})
     axis_title, names = _choice_names(ordered)
     dots = {"selected": True, "not selected": False}
     canvas = new_canvas(4.4, [*dots, "mean"])
     all_axes = canvas.subplots(2, 1, sharex=True)
 
-    positions = rows["choice"].map(ordered.index) + _offsets(rows["trial"])
-    for axes, column in zip(all_axes, ("out_of_domain", "validation")):
-        axes.set_title(AXES[column])
-        percent = 100 * rows[column]
+    # Next to each other, so that the dots of the trials do not overlap
+    trials = sorted({entry.trial for entry in choices})
+    offsets = dict(zip(trials, _SPREAD_OF_TRIALS * (np.arange(len(trials)) + 0.5) / len(trials)))
+    for axes, value in zip(all_axes, (OUT_OF_DOMAIN, "validation")):
+        axes.set_title(AXES[value])
         for is_selected in (False, True):  # selected choices are drawn on top
-            is_drawn = rows["selected"] == is_selected
-            dot = _choice_dot(style, is_selected)
-            axes.plot(positions[is_drawn], percent[is_drawn], zorder=3 + is_selected, **dot)
+            drawn = [entry for entry in choices if entry.is_selected == is_selected]
+            axes.plot(
+                [
+                    ordered.index(entry.choice) + offsets[entry.trial] - _SPREAD_OF_TRIALS / 2
+                    for entry in drawn
+                ],
+                [100 * getattr(entry, value) for entry in drawn],
+                zorder=3 + is_selected,
+                **_choice_dot(style, is_selected),
+            )
         for position, choice in enumerate(ordered):
-            mean = percent[rows["choice"] == choice].mean()
+            values = [
+                (entry.trial, getattr(entry, value)) for entry in choices if entry.choice == choice
+            ]
+            mean = mean_over_trials(values).mean
             axes.plot(position + _MEAN_SPAN, [mean, mean], color=INK, lw=1.4)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.grid(axis="x", visible=False)
@@ -624,9 +654,10 @@ def draw_choices(title: str, name: str, rows: pd.DataFrame, style: Style) -> Fig
 
     alt = (
         f"Dots of out-of-domain and validation accuracy for each choice of {axis_title}: {title}, "
-        f"{len(names)} choices, {len(rows)} runs."
+        f"{len(names)} choices, {len(choices)} runs."
     )
-    return save_figure(canvas, title, name, alt, rows.drop(columns=["dataset", "algorithm"]))
+    header = ["target", "trial", "choice", "validation", "out_of_domain", "selected"]
+    return save_figure(canvas, title, name, alt, header, [entry[1:] for entry in choices])
 
 
 def _choice_names(ordered: Sequence[Choice]) -> tuple[str, list[str]]:
@@ -642,15 +673,6 @@ def _choice_names(ordered: Sequence[Choice]) -> tuple[str, list[str]]:
         # Jobs that are not in the manifest have no searched values.
         return hparam, [str(choice.searched_values.get(hparam, "default")) for choice in ordered]
     return "hyperparameters", [str(choice) for choice in ordered]
-
-
-def _offsets(trials: pd.Series[int]) -> pd.Series[float]:
-    """Return the horizontal offset of each trial's dots, which keeps them from overlapping."""
-    numbers = sorted(set(trials))
-    if len(numbers) == 1:
-        return 0.0 * trials
-    offsets = np.linspace(-_SPREAD_OF_TRIALS / 2, _SPREAD_OF_TRIALS / 2, len(numbers))
-    return trials.map(dict(zip(numbers, offsets)))
 
 
 def _choice_dot(style: Style, is_selected: bool) -> dict[str, Any]:

@@ -1,58 +1,165 @@
-"""The sections of a report: tables with their jobs, figures and example images."""
+"""The sections of a report: tables with their jobs, and figures."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import pandas as pd
-
-from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.report import evaluation_plots, frames, plots, provenance
-from domainbed_carft.report.examples import TargetExamples
-from domainbed_carft.report.plots import Figure, Styles
-from domainbed_carft.report.provenance import TableJobs
-from domainbed_carft.results import suites
-from domainbed_carft.results.collect import Results
-from domainbed_carft.results.collection import Group
-from domainbed_carft.results.columns import AVERAGE, COLUMNS
+from domainbed_carft.report import evaluation_plots, figure_data, plots
+from domainbed_carft.report.evaluation_plots import EvaluatedRun
+from domainbed_carft.report.figure_data import (
+    ACCURACIES,
+    DRIFT,
+    IN_DOMAIN,
+    NO_TARGET,
+    OUT_OF_DOMAIN,
+    Checkpoint,
+    ChoiceOutcome,
+    Lines,
+)
+from domainbed_carft.report.plots import Figure, Mark, Styles
+from domainbed_carft.results import columns, suites
+from domainbed_carft.results.cells import Cell
+from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams
+from domainbed_carft.sweep import chosen_runs
+from domainbed_carft.sweep.chosen_runs import ChosenRun
 
 _MAX_NAMES = 3  # of incomplete rows in a figure's title
 
+_AUGMENTED = (
+    "As in DomainBed, only in-domain accuracies are measured on augmented images, so do not "
+    "compare in-domain with out-of-domain accuracies."
+)
+_BANDS = (
+    "Lines are means over the trials of the selected runs; bands are the error of the tables. A "
+    "single trial has no band."
+)
+_TEXTS = {
+    "lead": "Means over environments and trials at the selected checkpoints, with the error over "
+    "trials. Out-of-domain is the accuracy on the targets; in-domain is the accuracy on held-out "
+    "images of the training environments. Higher is more robust; at the same height, further right "
+    f"is better in-domain. Dashed: zero-shot CLIP, if it was run. {_AUGMENTED}",
+    "accuracy": "Dots are means over trials, with the error of the tables if there are several "
+    "trials. All figures have the same axis, which does not begin at 0. Dashed: zero-shot CLIP, if "
+    "it was run.",
+    "choices": "Each dot is a run at its selected checkpoint: one choice of hyperparameters in one "
+    "trial for one target. Trials are next to each other. Filled: selected by validation for its "
+    "target and trial. Validation can use augmented images, so do not compare the two kinds of "
+    "accuracy.",
+    "hparams": "Lines are means over trials of each trial's mean over the targets; bands are the "
+    f"error of the tables. A method with a single value is a horizontal line. {_AUGMENTED}",
+    "steps": "Out-of-domain is the accuracy on the in-split of the target; in-domain is the mean "
+    f"over the out-splits of the training environments. {_AUGMENTED} {_BANDS} Zero-shot CLIP, "
+    "which does not train, is a horizontal line. All figures have the same axes.",
+    "robustness": "Each mark is a run at its selected checkpoint. If two runs have equal in-domain "
+    f"accuracy, the higher one is more robust. {_AUGMENTED} All figures have the same axes.",
+    "drift": "How far fine-tuning moves the context distribution of the image encoder: its KL "
+    "divergence from the context distribution of the original CLIP model, and how often both agree "
+    "on the most likely context. Measured on the training images since the previous checkpoint, "
+    f"and averaged over the targets of each trial. {_BANDS}",
+    "reliability": "Accuracy over confidence (the probability of the predicted class) in 15 bins, "
+    "for all images that carft evaluate predicted with the selected runs. On the dotted line both "
+    "are equal. Hollow: at the temperature fitted on the training environments. The expected "
+    "calibration error (ECE) is computed from all of these images, while the tables show the mean "
+    "over the runs.",
+    "flips": "Gained: images that only the run predicts correctly. Lost: images that only "
+    "zero-shot CLIP predicts correctly. Both are shares of the images of the environment, over all "
+    "selected runs.",
+    "suite": "Each mark is the mean over trials, with the last weights of a run if its best "
+    "weights were tested as well. Dashed: zero-shot CLIP, if it was tested. Dotted: the straight "
+    "line from zero-shot CLIP to the run. Solid with points: the weights that WiSE-FT interpolates "
+    "between the two. If two weights have equal accuracy in distribution, the higher ones are more "
+    "robust.",
+}
+_TITLES = {
+    "accuracy": "Accuracy by environment",
+    "choices": "All choices of the search",
+    "hparams": "Accuracy over the hyperparameter",
+    "steps": "Accuracy over steps",
+    "robustness": "In-domain against out-of-domain, by environment",
+    "drift": "Drift of the context distribution",
+    "reliability": "Reliability",
+    "flips": "Flips against zero-shot CLIP",
+    "evaluation": "Calibration and flips",
+    "suite": "In distribution against shifted test sets",
+}
+# The reason why a part has no figures; other parts without figures are omitted.
+_REASONS = {
+    "accuracy": "All cells are empty.",
+    "steps": "No run was selected.",
+    "robustness": "The selected runs have no target, so there is no out-of-domain accuracy.",
+    "drift": "No run recorded the drift. CARFT and the other algorithms that train the encoder, "
+    "except FLYP and CaRot, record it unless the hparam drift_every is 0 or there is a single "
+    "context.",
+    "evaluation": "No selected run was evaluated. For reliability diagrams and flips, run carft "
+    "evaluate OUT, then carft report again.",
+}
+
+
+_Place = tuple[str, str | None]
+
 
 class Part(NamedTuple):
-    """Figures of one kind; the template has a title and a text for each kind."""
+    """Figures of one kind, or the reason why there are none.
+
+    Attributes:
+        kind: a word for HTML ids.
+        title: heading.
+        text: caption of the figures, or the reason.
+        figures: the figures.
+    """
 
     kind: str
+    title: str
+    text: str
     figures: Sequence[Figure]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page, on a dataset or a suite."""
+    """A section of the page, on a dataset or a suite.
 
-    id: str  # HTML id
+    Attributes:
+        id: HTML id.
+        title: heading.
+        table: the table.
+        parts: the figures below the table.
+        findings: sentences on the table.
+        lead: figures above the table, if there are any.
+        ranks: for each row, the ranks of its cells; 0 if unranked.
+        targets: for each printed column its target; "" for other columns.
+        jobs: (row, target) -> the selected runs of the cell; without a target it is None.
+        places: (row, target) -> HTML id of these runs.
+        shared: hyperparameters with the same values in all of these runs.
+        choices: table of the choices of a search.
+    """
+
+    id: str
     title: str
     table: Grid
-    parts: Sequence[Part]
-    findings: Sequence[str] = ()  # sentences on the table
-    lead: Sequence[Figure] = ()  # figures above the table
-    ranks: Sequence[Sequence[int]] = ()  # for each row, the ranks of its cells; 0 if unranked
-    jobs: TableJobs | None = None
-    more_tables: Sequence[Grid] = ()  # below the table
-    examples: Sequence[TargetExamples] = ()
+    parts: Sequence[Part] = ()
+    findings: Sequence[str] = ()
+    lead: Part | None = None
+    ranks: Sequence[Sequence[int]] = ()
+    targets: Sequence[str] = ()
+    jobs: Mapping[_Place, Sequence[ChosenRun]] = field(default_factory=dict)
+    places: Mapping[_Place, str] = field(default_factory=dict)
+    shared: str = ""
+    choices: Grid | None = None
 
     @property
     def figures(self) -> list[Figure]:
         """All figures of the section."""
-        return [*self.lead, *(figure for part in self.parts for figure in part.figures)]
+        parts = [self.lead, *self.parts] if self.lead else self.parts
+        return [figure for part in parts for figure in part.figures]
 
 
 def unique_names() -> Callable[..., str]:
@@ -70,15 +177,19 @@ def unique_names() -> Callable[..., str]:
 
 @dataclass(frozen=True)
 class SectionMaker:
-    """Makes the sections of a page."""
+    """Makes the sections of a page.
 
-    results: Results
+    Attributes:
+        collection: the runs.
+        styles: algorithm -> style.
+        make_name: words -> unique file name or HTML id.
+    """
+
+    collection: Collection
     styles: Styles
-    make_name: Callable[..., str]  # words -> unique file name or HTML id
-    # (environments, selected runs) -> examples; None if the page has no examples
-    find_examples: Callable[..., list[TargetExamples]] | None
+    make_name: Callable[..., str]
 
-    def make_table_section(
+    def make_dataset_section(
         self,
         group: Group,
         table: Table,
@@ -93,257 +204,303 @@ class SectionMaker:
             entries: the selected runs of the table.
             findings: sentences on the table.
         """
-        identity = self.make_name("data", table.dataset)
-        runs = [run for run in group.runs if run.dataset == table.dataset]
         selected = [
             entry for entry in group.select(table.selection) if entry.dataset == table.dataset
         ]
-        checkpoints = frames.checkpoints(selected)
-        at_selection = checkpoints[checkpoints["selected"]].drop(columns="step")
-
-        parts = [Part("accuracy", self._dots(table))]
-        parts += self._choices(table, runs)
-        parts += self._hparam_curves(table, at_selection)
-        parts.append(Part("steps", self._step_curves(table, checkpoints)))
-        parts.append(Part("robustness", self._robustness(table, at_selection)))
-        parts.append(Part("drift", self._drift(table, checkpoints)))
-        parts += self._evaluations(table, selected)
+        environments = {
+            column.of: _select_measured({row: cells[column] for row, cells in table.rows.items()})
+            for column in table.accuracies
+        }
+        checkpoints = figure_data.read_checkpoints(selected)
+        figures = {
+            "accuracy": self._draw_dots(table, environments),
+            "choices": self._draw_choices(table, group),
+            "hparams": self._draw_hparams(table),
+            "steps": self._draw_steps(table, checkpoints),
+            "robustness": self._draw_runs(table, checkpoints),
+            "drift": self._draw_drift(table, checkpoints),
+            **self._draw_evaluations(table, selected),
+        }
+        lead = self._draw_lead(table)
+        runs, shared = chosen_runs.describe(entries)
+        jobs: dict[_Place, list[ChosenRun]] = {}
+        for run in runs:
+            jobs.setdefault((run.entry.row, run.entry.environment), []).append(run)
         return Section(
-            id=identity,
+            id=self.make_name("data", table.dataset),
             title="; ".join(filter(None, [table.name, table.setting])),
             table=table.grid(is_short=True),
-            parts=parts,
+            parts=_make_parts(figures),
             findings=findings,
-            lead=self._lead(table, at_selection),
+            lead=Part("lead", "", _TEXTS["lead"], lead) if lead else None,
             ranks=list(zip(*(table.get_ranks(column).values() for column in table.printed))),
-            jobs=provenance.get_table_jobs(table, entries, self.make_name),
-            more_tables=[*filter(None, [table.choices_grid()])],
-            examples=self.find_examples([column.of for column in table.accuracies], selected)
-            if self.find_examples
-            else (),
+            targets=[column.of for column in table.printed],
+            jobs=jobs,
+            places={
+                (row, target): self.make_name("cell", table.dataset, row, target or "all")
+                for row, target in jobs
+            },
+            shared=shared,
+            choices=table.choices_grid(),
         )
-
-    def _lead(self, table: Table, at_selection: pd.DataFrame) -> list[Figure]:
-        """Draw the first figures, unless there is only one algorithm."""
-        if len(table.rows) < 2:
-            return []
-
-        trials = frames.average_over_targets(at_selection, frames.ACCURACIES)
-        means = frames.average_over_trials(trials, table.error)
-        averages = frames.accuracies(table, COLUMNS[AVERAGE])
-        lead = []
-        if len(means):
-            name = self.make_name(table.dataset, "robustness")
-            title = _mark_title("In-domain against out-of-domain", table)
-            lead.append(plots.draw_robustness(title, name, means, self.styles))
-        if len(averages):
-            name = self.make_name(table.dataset, "accuracy", "average")
-            title = _mark_title("Average over environments", table)
-            limits = plots.dot_limits(averages)
-            lead.append(plots.draw_dots(title, name, averages, self.styles, limits))
-        return lead
-
-    def _dots(self, table: Table) -> list[Figure]:
-        """Draw the accuracies on each environment, all with the same limits."""
-        cells = {column.of: frames.accuracies(table, column) for column in table.accuracies}
-        cells = {label: frame for label, frame in cells.items() if len(frame)}
-        limits = plots.dot_limits(pd.concat(cells.values())) if cells else (0.0, 100.0)
-        return [
-            plots.draw_dots(
-                _mark_title(label, table),
-                self.make_name(table.dataset, "accuracy", label),
-                environment_cells,
-                self.styles,
-                limits,
-            )
-            for label, environment_cells in cells.items()
-        ]
-
-    def _choices(self, table: Table, runs: Sequence[RecordedRun]) -> list[Part]:
-        """Draw the choices of each algorithm that has several; return no part if none has."""
-        cells = {(run.dataset, run.row, run.job.role.cell) for run in runs}
-        first_stage = [
-            run
-            for run in self.results.collection.first_stages
-            if (run.dataset, run.row, run.job.role.cell) in cells
-        ]
-        choices = frames.choices(runs, table.selection, first_stage)
-        figures = [
-            plots.draw_choices(
-                _mark_title(algorithm, table),
-                self.make_name(table.dataset, "choices", algorithm),
-                choices[choices["algorithm"] == algorithm],
-                style,
-            )
-            for algorithm, style in self.styles.items()
-            if (choices["algorithm"] == algorithm).any()
-        ]
-        return [Part("choices", figures)] if figures else []
-
-    def _hparam_curves(self, table: Table, at_selection: pd.DataFrame) -> list[Part]:
-        """Draw accuracy over the hyperparameters of a joint table; return no part for others."""
-        figures = plots.draw_hparam_curves(
-            frames.average_over_targets(at_selection, frames.ACCURACIES),
-            self.results.collection.joint_rows,
-            title=table.name,
-            make_name=self.make_name,
-            error=table.error,
-            own_methods=self.results.collection.own_methods,
-        )
-        marked = [replace(figure, title=_mark_title(figure.title, table)) for figure in figures]
-        return [Part("hparams", marked)] if marked else []
-
-    def _step_curves(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
-        """Draw accuracy over steps, for the mean over the targets and for each target."""
-        rows_by_title: dict[str, pd.DataFrame] = {}
-        if checkpoints["target"].nunique() > 1:
-            means = frames.average_over_targets(checkpoints, frames.ACCURACIES)
-            rows_by_title["mean over environments"] = means
-        rows_by_title |= _rows_by_target_title(table, checkpoints)
-        lines_by_title = {
-            title: frames.average_over_trials_by_step(rows, frames.ACCURACIES, table.error)
-            for title, rows in rows_by_title.items()
-        }
-        lines_by_title = {title: lines for title, lines in lines_by_title.items() if len(lines)}
-        if not lines_by_title:
-            return []
-
-        limits = plots.line_limits(pd.concat(lines_by_title.values()))
-        return [
-            plots.draw_curves(
-                _mark_title(title, table),
-                self.make_name(table.dataset, "over_steps", title),
-                lines,
-                self.styles,
-                limits=limits,
-            )
-            for title, lines in lines_by_title.items()
-        ]
-
-    def _robustness(self, table: Table, at_selection: pd.DataFrame) -> list[Figure]:
-        """Draw in-domain against out-of-domain accuracy of the runs, for each target."""
-        columns = ["algorithm", "trial", *frames.ACCURACIES]
-        points = at_selection.dropna(subset=frames.ACCURACIES)
-        if points.empty:
-            return []
-        limits = {
-            name: plots.padded_limits(points[name].min(), points[name].max())
-            for name in frames.ACCURACIES
-        }
-        return [
-            plots.draw_robustness(
-                _mark_title(title, table),
-                self.make_name(table.dataset, "robustness", title),
-                rows[columns],
-                self.styles,
-                limits,
-            )
-            for title, rows in _rows_by_target_title(table, points).items()
-        ]
-
-    def _drift(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
-        """Draw the drift of the context distribution if a run recorded it."""
-        drift = frames.average_over_targets(checkpoints, frames.DRIFT)
-        lines = frames.average_over_trials_by_step(drift, frames.DRIFT, table.error)
-        if lines.empty:
-            return []
-        name = self.make_name(table.dataset, "context_drift")
-        return [plots.draw_curves(_mark_title(table.name, table), name, lines, self.styles)]
-
-    def _evaluations(self, table: Table, selected: Sequence[SelectedRun]) -> list[Part]:
-        """Draw the measurements of ``carft evaluate``; the part is empty if there are none."""
-        evaluations = frames.target_evaluations(selected)
-        if not evaluations:
-            return [Part("evaluation", [])]
-
-        names = frames.evaluated_names(selected, evaluations)
-        bins = frames.reliability(evaluations)
-        reliability = [
-            evaluation_plots.draw_reliability(
-                f"{names[algorithm]}{_incomplete_mark(algorithm, table)}",
-                self.make_name(table.dataset, "reliability", algorithm),
-                bins[bins["algorithm"] == algorithm],
-                style,
-            )
-            for algorithm, style in self.styles.items()
-            if algorithm in names
-        ]
-        return [
-            Part("reliability", reliability),
-            Part(
-                "flips",
-                self._flips(
-                    table,
-                    frames.flips(evaluations, [column.of for column in table.accuracies]),
-                    names,
-                ),
-            ),
-        ]
-
-    def _flips(self, table: Table, rows: pd.DataFrame, names: Mapping[str, str]) -> list[Figure]:
-        """Draw the flips in one figure, or one per environment if there are many algorithms."""
-        title = table.name
-        if len(names) <= evaluation_plots.MAX_BARS_IN_GROUP:
-            name = self.make_name(table.dataset, "flips")
-            return [
-                evaluation_plots.draw_flips(
-                    _mark_title(title, table), name, rows, self.styles, names
-                )
-            ]
-        return [
-            evaluation_plots.draw_flips(
-                f"{title}, {label}{_incomplete_mark(label, table)}",
-                self.make_name(table.dataset, "flips", label),
-                rows[rows["environment"] == label],
-                self.styles,
-                names,
-            )
-            for label in dict.fromkeys(rows["environment"])
-        ]
 
     def make_suite_section(self, table: Table) -> Section:
         """Make the section of a suite: its table, and a figure if it has shifted test sets."""
         identity = self.make_name("suite", table.suite)
-        columns = ["algorithm", "alpha", "in_distribution", "mean_of_shifts"]
-        points = pd.DataFrame(suites.curve_points(table), columns=columns)
-        parts = []
-        if points["alpha"].isna().any():
-            parts.append(
-                Part("suite", [plots.draw_suite(table.title, identity, points, self.styles)])
-            )
+        points = suites.curve_points(table)
+        has_runs = any(alpha is None for _, alpha, _, _ in points)
+        title = f"{table.title}{_mark_incomplete(table)}"
+        figures = [plots.draw_suite(title, identity, points, self.styles)] if has_runs else []
+        parts = _make_parts({"suite": figures})
         return Section(id=identity, title=table.title, table=table.grid(), parts=parts)
 
+    def _label(
+        self, table: Table, title: str, *words: str, environment: str = ""
+    ) -> tuple[str, str]:
+        """Return a figure's title, which lists its incomplete rows, and its name from words."""
+        marked_title = f"{title}{_mark_incomplete(table, environment)}"
+        return marked_title, self.make_name(table.dataset, *words)
 
-def _rows_by_target_title(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return title -> rows of each target; all rows together if the runs have no targets."""
-    if (rows["target"] == frames.NO_TARGET).any():  # then no run has a target
-        return {"no target": rows}
+    def _draw_lead(self, table: Table) -> list[Figure]:
+        """Draw the averages, unless there is only one algorithm."""
+        if len(table.rows) < 2:
+            return []
 
-    rows_by_title = {
-        _target_title(label): rows[rows["target"] == target]
-        for target, label in enumerate(column.of for column in table.accuracies)
+        in_domain = _get_measured(table, columns.IN_DOMAIN)
+        marks = plots.make_marks(in_domain, _get_measured(table, columns.OUT_OF_DOMAIN))
+        label = self._label(table, "In-domain against out-of-domain", "robustness")
+        averages = {"Average over environments": _get_measured(table, columns.AVERAGE)}
+        return [
+            *([plots.draw_robustness(*label, marks, self.styles)] if marks else []),
+            *self._draw_dots(table, averages),
+        ]
+
+    def _draw_dots(
+        self, table: Table, cells_by_title: Mapping[str, Mapping[str, Cell]]
+    ) -> list[Figure]:
+        """Draw the cells of each title, all with the same limits; a title can be an environment."""
+        all_cells = [cell for cells in cells_by_title.values() for cell in cells.values()]
+        figures = []
+        for title, cells in cells_by_title.items():
+            if cells:
+                environment = title if title in table.labels else ""
+                label = self._label(table, title, "accuracy", title, environment=environment)
+                limits = plots.error_limits(all_cells)
+                figures.append(plots.draw_dots(*label, cells, self.styles, limits))
+        return figures
+
+    def _draw_choices(self, table: Table, group: Group) -> list[Figure]:
+        """Draw the choices of each algorithm that has several."""
+        runs = [run for run in group.runs if run.dataset == table.dataset]
+        cells = {(run.dataset, run.row, run.job.role.cell) for run in runs}
+        first_stage = [
+            run
+            for run in self.collection.first_stages
+            if (run.dataset, run.row, run.job.role.cell) in cells
+        ]
+        choices: dict[str, list[ChoiceOutcome]] = {}
+        for choice in figure_data.list_choices(runs, table.selection, first_stage):
+            choices.setdefault(choice.row, []).append(choice)
+        return [
+            plots.draw_choices(
+                f"{row}{_mark_row(row, table)}",
+                self.make_name(table.dataset, "choices", row),
+                choices[row],
+                style,
+            )
+            for row, style in self.styles.items()
+            if row in choices
+        ]
+
+    def _draw_hparams(self, table: Table) -> list[Figure]:
+        """Draw accuracy over each hyperparameter in which the rows of a joint table differ."""
+        in_domain = _get_measured(table, columns.IN_DOMAIN)
+        panels = {
+            OUT_OF_DOMAIN: _get_measured(table, columns.OUT_OF_DOMAIN),
+            IN_DOMAIN: in_domain,
+        }
+        joint_rows = self.collection.joint_rows
+        rows = {row: joint_rows[row] for row in in_domain if row in joint_rows}
+        values_by_hparam: dict[str, set[str]] = {}
+        for row in rows.values():
+            for hparam, value in row.values.items():
+                values_by_hparam.setdefault(hparam, set()).add(str(value))
+        return [
+            plots.draw_hparam_curve(
+                *self._label(table, f"{table.name}, over {hparam}", "over", hparam),
+                hparam,
+                rows,
+                {name: cells for name, cells in panels.items() if cells},
+                self.collection.own_methods,
+            )
+            for hparam, values in values_by_hparam.items()
+            if len(values) > 1
+        ]
+
+    def _draw_steps(self, table: Table, checkpoints: Sequence[Checkpoint]) -> list[Figure]:
+        """Draw accuracy over steps, for the mean over the targets and for each target."""
+        by_target = _split_by_target(checkpoints, table)
+        if len(by_target) > 1:
+            by_target = {("mean over environments", ""): checkpoints} | by_target
+        panels_by_target = {
+            target: panels
+            for target, entries in by_target.items()
+            if (panels := _average_by_step(entries, ACCURACIES, table))
+        }
+        cells: dict[str, list[Cell]] = {}
+        for panels in panels_by_target.values():
+            for name, lines in panels.items():
+                cells.setdefault(name, []).extend(
+                    cell for line in lines.values() for cell in line.values()
+                )
+        limits = {name: plots.error_limits(panel_cells) for name, panel_cells in cells.items()}
+        return [
+            plots.draw_curves(
+                *self._label(table, title, "over_steps", title, environment=environment),
+                panels,
+                self.styles,
+                limits=limits,
+            )
+            for (title, environment), panels in panels_by_target.items()
+        ]
+
+    def _draw_runs(self, table: Table, checkpoints: Sequence[Checkpoint]) -> list[Figure]:
+        """Draw in-domain against out-of-domain accuracy of the runs, for each target."""
+        points = [
+            entry
+            for entry in checkpoints
+            if entry.is_selected and not math.isnan(entry.in_domain + entry.out_of_domain)
+        ]
+        if not points:
+            return []
+        limits = (
+            plots.padded_limits(entry.in_domain for entry in points),
+            plots.padded_limits(entry.out_of_domain for entry in points),
+        )
+        return [
+            plots.draw_robustness(
+                *self._label(table, title, "robustness", title, environment=environment),
+                [
+                    Mark(entry.row, entry.in_domain, entry.out_of_domain, trial=entry.trial)
+                    for entry in entries
+                ],
+                self.styles,
+                limits,
+            )
+            for (title, environment), entries in _split_by_target(points, table).items()
+        ]
+
+    def _draw_drift(self, table: Table, checkpoints: Sequence[Checkpoint]) -> list[Figure]:
+        """Draw the drift of the context distribution if a run recorded it."""
+        panels = _average_by_step(checkpoints, DRIFT, table)
+        label = self._label(table, table.name, "context_drift")
+        return [plots.draw_curves(*label, panels, self.styles)] if panels else []
+
+    def _draw_evaluations(
+        self, table: Table, selected: Sequence[SelectedRun]
+    ) -> dict[str, list[Figure]]:
+        """Draw the metrics of ``carft evaluate``; return the kind of each part -> its figures."""
+        evaluations = evaluation_plots.read_target_metrics(selected)
+        if not evaluations:
+            return {"evaluation": []}
+
+        names = _name_evaluated(selected, evaluations)
+        reliability = [
+            evaluation_plots.draw_reliability(
+                f"{names[row]}{_mark_row(row, table)}",
+                self.make_name(table.dataset, "reliability", row),
+                [metrics for entry, metrics in evaluations if entry.row == row],
+                style,
+            )
+            for row, style in self.styles.items()
+            if row in names
+        ]
+
+        flips = evaluation_plots.pool_flips(evaluations, table.labels)
+        if len(names) <= evaluation_plots.MAX_BARS_IN_GROUP:
+            label = self._label(table, table.name, "flips")
+            figures = [evaluation_plots.draw_flips(*label, flips, self.styles, names)]
+        else:
+            figures = [
+                evaluation_plots.draw_flips(
+                    *self._label(
+                        table,
+                        f"{table.name}, {environment}",
+                        "flips",
+                        environment,
+                        environment=environment,
+                    ),
+                    {environment: by_row},
+                    self.styles,
+                    names,
+                )
+                for environment, by_row in flips.items()
+            ]
+        return {"reliability": reliability, "flips": figures}
+
+
+def _make_parts(figures_by_kind: Mapping[str, Sequence[Figure]]) -> list[Part]:
+    """Make the parts that have figures, or a reason why they have none."""
+    return [
+        Part(kind, _TITLES[kind], _TEXTS[kind] if figures else _REASONS[kind], figures)
+        for kind, figures in figures_by_kind.items()
+        if figures or kind in _REASONS
+    ]
+
+
+def _get_measured(table: Table, name: str) -> dict[str, Cell]:
+    """Return row -> cell of a column, without cells that have no mean."""
+    return _select_measured(table.get_column(name))
+
+
+def _select_measured(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    return {
+        row: cell
+        for row, cell in cells.items()
+        if cell.mean is not None and not math.isnan(cell.mean)
     }
-    return {title: target_rows for title, target_rows in rows_by_title.items() if len(target_rows)}
 
 
-def _target_title(label: str) -> str:
-    return f"target {label}"
+def _average_by_step(
+    checkpoints: Sequence[Checkpoint], names: Sequence[str], table: Table
+) -> dict[str, Lines]:
+    """Return the lines of each value that a checkpoint has."""
+    panels = {name: figure_data.average_by_step(checkpoints, name, table.error) for name in names}
+    return {name: lines for name, lines in panels.items() if lines}
 
 
-def _mark_title(title: str, table: Table) -> str:
-    """Add the incomplete rows to a figure's title."""
-    return f"{title}{_incomplete_mark(title, table)}"
+def _split_by_target(
+    checkpoints: Sequence[Checkpoint], table: Table
+) -> dict[tuple[str, str], Sequence[Checkpoint]]:
+    """Map (title, environment) of each target to its checkpoints."""
+    by_target: dict[tuple[str, str], list[Checkpoint]] = {}
+    for entry in sorted(checkpoints, key=lambda entry: entry.target):
+        key = ("no target", "")
+        if entry.target != NO_TARGET:
+            key = (f"target {table.labels[entry.target]}", table.labels[entry.target])
+        by_target.setdefault(key, []).append(entry)
+    return dict(by_target)
 
 
-def _incomplete_mark(title: str, table: Table) -> str:
-    """List the rows that are incomplete on the title's environment, or on any environment."""
-    environments = {
-        text: column.of
-        for column in table.accuracies
-        for text in (column.of, _target_title(column.of))
+def _name_evaluated(
+    selected: Sequence[SelectedRun], evaluations: Sequence[EvaluatedRun]
+) -> dict[str, str]:
+    """Return row -> its name, followed by the number of evaluated runs unless all were."""
+    folders = {(entry.row, entry.run.folder) for entry in selected}
+    evaluated = {(entry.row, entry.run.folder) for entry, _ in evaluations}
+    n_selected = Counter(row for row, _ in folders)
+    return {
+        row: row if count == n_selected[row] else f"{row} ({count} of {n_selected[row]} runs)"
+        for row, count in Counter(row for row, _ in evaluated).items()
     }
-    names = table.incomplete_rows(environments.get(title, ""))
-    if title in table.rows:
-        return " (incomplete)" if title in names else ""
+
+
+def _mark_row(row: str, table: Table) -> str:
+    return " (incomplete)" if row in table.incomplete_rows() else ""
+
+
+def _mark_incomplete(table: Table, environment: str = "") -> str:
+    """List the rows that are incomplete on an environment, or on any environment."""
+    names = table.incomplete_rows(environment)
     listing = ", ".join(names) if len(names) <= _MAX_NAMES else f"{len(names)} rows"
     return f" (incomplete: {listing})" if names else ""

@@ -175,33 +175,30 @@ def list_incomplete(cells: Mapping[str, Cell]) -> str:
 # Texts
 
 
-def format_accuracy(
-    value: float | None, standard_error: float | None = None, n: int | None = None, digits: int = 1
-) -> str:
-    """Format a percentage with its error and number of trials, as ``96.8 ± 0.4 (3)``.
+def accuracy_text(cell: Cell, digits: int = 1) -> str:
+    """Format an accuracy, as ``96.8 ± 0.4 (3) photo``: its error, number of trials and label.
 
-    Values that are None, and ``n`` 0, are omitted. The text is empty if there is no accuracy.
+    Values that are None, ``n`` 0 and an empty label are omitted. The text is empty without a mean.
     """
-    if value is None:
+    if cell.mean is None:
         return ""
 
-    text = f"{value:.{digits}f}"
-    if standard_error is not None:
-        text += f" {PLUS_MINUS} {standard_error:.{digits}f}"
-    if n:
-        text += f" ({n})"
-    return text
+    text = f"{cell.mean:.{digits}f}"
+    if cell.standard_error is not None:
+        text += f" {PLUS_MINUS} {cell.standard_error:.{digits}f}"
+    if cell.n:
+        text += f" ({cell.n})"
+    return f"{text} {cell.label}" if cell.label else text
 
 
-def accuracy_text(cell: Cell) -> str:
-    """Accuracy in percent with its error, number of trials and label."""
-    text = format_accuracy(cell.mean, cell.standard_error, cell.n)
-    return f"{text} {cell.label}" if text and cell.label else text
+def format_accuracy(value: float | None, standard_error: float | None = None) -> str:
+    """Format a percentage and its error, as ``96.8 ± 0.4``; empty without a value."""
+    return accuracy_text(Cell(value, standard_error))
 
 
 def score_text(cell: Cell) -> str:
-    """Score with three decimals, its error and the number of trials."""
-    return format_accuracy(cell.mean, cell.standard_error, cell.n, digits=3)
+    """Format a score like an accuracy, with three decimals."""
+    return accuracy_text(cell, digits=3)
 
 
 def cost_text(cell: Cell) -> str:

@@ -114,7 +114,7 @@ class Results:
     def defects(self) -> dict[str, int]:
         """Kind -> number of defects that make the tables incomplete, such as "incomplete cells"."""
         counts = Counter(warning.kind for warning in self.warnings)
-        defects = {"incomplete cells": sum(table.n_incomplete for table in self.tables)}
+        defects = {"incomplete cells": self.summary["incomplete_cells"]}
         defects |= {kind: counts[kind] for kind in _DEFECTS}
         return {kind: count for kind, count in defects.items() if count}
 
@@ -322,34 +322,25 @@ def collect(
     columns = table_columns.expand(columns)
     if error not in ERROR_KINDS:
         raise CarftError(unknown("kind of error", error, ERROR_KINDS))
+    kind = ERROR_KINDS[error]
     collection = as_collection(sweeps, **options)
 
     tables_of_groups = [
-        build(
-            group,
-            collection.methods,
-            column_names=columns,
-            error=ERROR_KINDS[error],
-        )
+        build(group, collection.methods, column_names=columns, error=kind)
         for group in collection.groups
     ]
     suite_warnings: list[RecordWarning] = []
     suite_tables = [
-        table
-        for group in collection.groups
-        for table in suites.build(group, suite_warnings, ERROR_KINDS[error])
+        table for group in collection.groups for table in suites.build(group, suite_warnings, kind)
     ]
     collection = replace(collection, warnings=[*collection.warnings, *suite_warnings])
 
     comparisons = None
     if compare_published:
-        comparisons = []
-        for group, group_tables in zip(collection.groups, tables_of_groups, strict=True):
-            further_methods = published.further_methods(group, collection.methods)
-            further_tables = build(
-                group, further_methods, column_names=columns, error=ERROR_KINDS[error]
-            )
-            comparisons.append(published.compare(group, group_tables, further_tables))
+        comparisons = [
+            published.compare(group, group_tables, kind)
+            for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
+        ]
 
     comparisons_against: list[Comparison] = []
     if against:
@@ -363,7 +354,7 @@ def collect(
         suite_tables=suite_tables,
         comparisons=comparisons,
         comparisons_against=comparisons_against,
-        error=ERROR_KINDS[error],
+        error=kind,
     )
 
 

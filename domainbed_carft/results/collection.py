@@ -8,6 +8,7 @@ hold out several targets together are grouped by the environments on which they 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -47,6 +48,9 @@ ALL_OTHERS = "all others"
 # The value of a hyperparameter that is searched.
 SEARCHED = "searched"
 
+# A job or run and the setting of its cell
+_JobSetting = tuple[Job, Mapping[str, str]]
+_RunSetting = tuple[RecordedRun, Mapping[str, str]]
 # (dataset, row) -> the settings of its jobs
 _SettingsByRow = dict[tuple[str, str], list[Mapping[str, str]]]
 # The values of the parts by which groups differ
@@ -187,7 +191,7 @@ def gather(
     if by:
         rows = row_names.label_rows(rows, by=by, folders=folders)
     labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
-    groups = _groups(rows, labels, ignored, warnings, own_methods)
+    groups = _group_runs(rows, labels, ignored, warnings, own_methods)
     if not groups:
         raise CarftError(
             f"no job in {', '.join(map(str, folders))} counts for tables: according to sweep.json "
@@ -197,23 +201,16 @@ def gather(
     groups[0] = replace(groups[0], notes=[*last_stage.notes, *groups[0].notes])
 
     all_jobs = [*(run.job for run in rows.runs), *rows.planned]
-    held_out_counts = {_count_held_out(job) for job in all_jobs}
-    compare_with = dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)
     return Collection(
         groups=groups,
-        methods=_choose_methods(methods, sweeps, held_out_counts),
+        methods=_choose_methods(methods, sweeps, all_jobs),
         warnings=warnings,
-        compare_with=list(compare_with),
+        compare_with=list(dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)),
         first_stages=last_stage.first_stages,
         joint_rows=rows.rows,
         folders=folders,
         own_methods=own_methods,
     )
-
-
-def _count_held_out(job: Job) -> int:
-    """Count the environments that a job holds out; together they count as one target."""
-    return 1 if job.role.holds_out_together else len(job.args["test_envs"])
 
 
 def _read_manifest(folder: Path, warnings: list[RecordWarning]) -> Sweep:
@@ -227,13 +224,13 @@ def _read_manifest(folder: Path, warnings: list[RecordWarning]) -> Sweep:
 
 
 def _choose_methods(
-    requested: Sequence[str] | None, sweeps: Sequence[Sweep], held_out_counts: set[int]
+    requested: Sequence[str] | None, sweeps: Sequence[Sweep], jobs: Iterable[Job]
 ) -> Sequence[str]:
-    """Return the ``requested`` methods, otherwise those of the manifests that have jobs.
+    """Return the ``requested`` methods, otherwise those of the manifests that have ``jobs``.
 
-    ``held_out_counts`` has the numbers of environments that the jobs hold out. Raises CarftError if
-    a requested method has no jobs.
+    Raises CarftError if a requested method has no jobs.
     """
+    held_out_counts = {selection.count_held_out(job) for job in jobs}
     holds_out = {number > 0 for number in held_out_counts}
     methods_with_jobs = [
         name for name, method in selection.METHODS.items() if method.holds_out in holds_out
@@ -255,7 +252,7 @@ def _choose_methods(
     return [name for name in methods_with_jobs if name in declared]
 
 
-def _groups(
+def _group_runs(
     rows: JointRows,
     labels: Mapping[str, Sequence[str]],
     ignored: Sequence[str],
@@ -272,27 +269,23 @@ def _groups(
     planned = [
         (job, _cell_setting(job, setting_of(job.args), environments)) for job in rows.planned
     ]
-    parts = _splitting_parts([(run.job, setting) for run, setting in runs], planned, ignored)
+    parts = _choose_parts([(run.job, setting) for run, setting in runs], planned, ignored)
 
-    members: dict[_GroupKey, list[RecordedRun]] = {}
+    members: defaultdict[_GroupKey, list[_RunSetting]] = defaultdict(list)
     for run, setting in runs:
-        members.setdefault(_group_key(setting, parts), []).append(run)
-    planned_by_group = _planned_by_group(planned, parts, members)
+        members[_group_key(setting, parts)].append((run, setting))
+    planned_by_group = _assign_planned(planned, parts, members)
 
     groups = []
     for key in sorted({*members, *planned_by_group}):
         values = dict(zip(parts, key, strict=True))
         title = ", ".join(f"{part} {value}" for part, value in values.items())
         source = values.get(TRAINED_ON, ALL_OTHERS)
-        group_runs = members.get(key, [])
-        distinct_runs, duplicates = _distinct(group_runs)
-        warnings += duplicates
-        differences = _differences(group_runs, environments, rows.parts, own_methods)
         group = Group(
             title=title,
-            runs=distinct_runs,
+            runs=_drop_repeated([run for run, _ in members[key]], warnings),
             planned=planned_by_group.get(key, []),
-            notes=[f"{title}: {note}" if title else note for note in differences],
+            notes=list(_describe_differences(title, members[key], rows.parts, own_methods)),
             labels=labels,
             order=rows.order,
             source="" if source == ALL_OTHERS else source,
@@ -301,14 +294,14 @@ def _groups(
     return groups
 
 
-def _splitting_parts(
-    ran: Sequence[tuple[Job, Mapping[str, str]]],
-    planned: Sequence[tuple[Job, Mapping[str, str]]],
+def _choose_parts(
+    ran: Sequence[_JobSetting],
+    planned: Sequence[_JobSetting],
     ignored: Sequence[str],
 ) -> list[str]:
     """Return the parts of a setting by which the jobs are split into groups."""
     ignored_prefixes = tuple(KINDS[name] for name in ignored)
-    conflicts = _conflicts(_by_row(ran), _by_row(planned))
+    conflicts = _find_conflicts(_group_by_row(ran), _group_by_row(planned))
     parts = [part for part in conflicts if not part.startswith(ignored_prefixes)]
     if TRAINED_ON not in parts and any(TRAINED_ON in setting for _, setting in (*ran, *planned)):
         parts.append(TRAINED_ON)
@@ -334,10 +327,10 @@ def _cell_setting(
     return cell_setting
 
 
-def _planned_by_group(
-    planned: Iterable[tuple[Job, Mapping[str, str]]],
+def _assign_planned(
+    planned: Iterable[_JobSetting],
     parts: Sequence[str],
-    members: Mapping[_GroupKey, Sequence[RecordedRun]],
+    members: Mapping[_GroupKey, Sequence[_RunSetting]],
 ) -> dict[_GroupKey, list[Job]]:
     """Assign the planned jobs to groups; a job can belong to several groups, or to a new one.
 
@@ -346,15 +339,20 @@ def _planned_by_group(
     first group. One that did not run could belong to either, so both report it as missing. One with
     a hyperparameter that no run has makes a group without runs.
     """
-    ran = {key: {run.job.candidate for run in runs} for key, runs in members.items()}
+    ran = {key: {run.job.candidate for run, _ in runs} for key, runs in members.items()}
     trials = {key: {_trial_key(job) for job in jobs} for key, jobs in ran.items()}
 
     planned_by_group: dict[_GroupKey, list[Job]] = {}
     for job, setting in planned:
         key = _group_key(setting, parts)
-        candidates = [group for group in members if _can_belong(key, group)] or [key]
-        has_run = any(job.candidate in ran.get(group, ()) for group in candidates)
-        for group in candidates:
+        # Unknown parts match any value.
+        candidates = [
+            group
+            for group in ran
+            if all(UNKNOWN in values or values[0] == values[1] for values in zip(key, group))
+        ]
+        has_run = any(job.candidate in ran[group] for group in candidates)
+        for group in candidates or [key]:
             # A job that ran under another setting is missing only next to runs of its trial.
             if not has_run or _trial_key(job.candidate) in trials[group]:
                 planned_by_group.setdefault(group, []).append(job)
@@ -365,8 +363,8 @@ def _trial_key(candidate: Candidate) -> tuple[str, str, int, Choice]:
     return candidate.dataset, candidate.row, candidate.trial, candidate.choice
 
 
-def _distinct(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[RecordWarning]]:
-    """Return one run for each job of a group, and a warning for each other run.
+def _drop_repeated(runs: Sequence[RecordedRun], warnings: list[RecordWarning]) -> list[RecordedRun]:
+    """Return one run for each job of a group, and add a warning for each other run.
 
     A finished run is preferred, then the first of several with equal records. Raises CarftError
     with the folders of all jobs whose runs have different records.
@@ -376,7 +374,6 @@ def _distinct(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[Reco
         runs_by_job.setdefault(run.job.candidate, []).append(run)
 
     distinct_runs = []
-    warnings = []
     problems = []
     for repeated in runs_by_job.values():
         finished = [run for run in repeated if run.done]
@@ -398,7 +395,7 @@ def _distinct(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[Reco
             "with different records; for each job keep only one of these folders:",
             details=problems,
         )
-    return distinct_runs, warnings
+    return distinct_runs
 
 
 def _content(run: RecordedRun) -> tuple[bytes, bytes]:
@@ -417,19 +414,14 @@ def _group_key(setting: Mapping[str, str], parts: Sequence[str]) -> _GroupKey:
     return tuple(_part_value(setting, part) for part in parts)
 
 
-def _can_belong(job: _GroupKey, group: _GroupKey) -> bool:
-    """Return True if a job can belong to a group; unknown parts match any value."""
-    return all(UNKNOWN in values or values[0] == values[1] for values in zip(job, group))
-
-
-def _by_row(jobs: Iterable[tuple[Job, Mapping[str, str]]]) -> _SettingsByRow:
+def _group_by_row(jobs: Iterable[_JobSetting]) -> _SettingsByRow:
     settings: _SettingsByRow = {}
     for job, setting in jobs:
         settings.setdefault((job.key.dataset, job.row), []).append(setting)
     return settings
 
 
-def _parts(settings_by_row: _SettingsByRow) -> list[str]:
+def _list_parts(settings_by_row: _SettingsByRow) -> list[str]:
     """Return the parts of all settings in the order in which they first occur."""
     return list(
         dict.fromkeys(
@@ -441,13 +433,13 @@ def _parts(settings_by_row: _SettingsByRow) -> list[str]:
     )
 
 
-def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
+def _find_conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
     """Yield the parts of which a row on one dataset has several values.
 
     For the environments it is enough that the dataset has several. Values of planned jobs count if
     they are known without a record.
     """
-    for part in _parts({**planned, **ran}):
+    for part in _list_parts({**planned, **ran}):
         values_by_owner: dict[tuple[str, ...], set[str]] = {}
         for dataset, row in {**ran, **planned}:
             run_settings = ran.get((dataset, row), ())
@@ -462,22 +454,20 @@ def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
             yield part
 
 
-def _differences(
-    runs: Sequence[RecordedRun],
-    environments: Mapping[str, Sequence[str]],
+def _describe_differences(
+    title: str,
+    members: Sequence[_RunSetting],
     row_parts: Sequence[str],
     own_methods: Mapping[str, Method],
 ) -> Iterator[str]:
     """Describe the settings that differ between a group's rows and datasets, a sentence each.
 
-    ``row_parts`` are parts that the names of the rows already show.
+    ``title`` is that of the group. ``row_parts`` are parts that the names of the rows already show.
     """
-    settings_by_row = _by_row(
-        (run.job, _cell_setting(run.job, run.setting, environments)) for run in runs
-    )
+    settings_by_row = _group_by_row((run.job, setting) for run, setting in members)
     titles = benchmarks.dataset_titles(dataset for dataset, _ in settings_by_row)
-    algorithm_by_row = {run.row: run.algorithm for run in runs}
-    for part in _parts(settings_by_row):
+    algorithm_by_row = {run.row: run.algorithm for run, _ in members}
+    for part in _list_parts(settings_by_row):
         owners = (
             get_owners(part.removeprefix(HPARAM), own_methods) if part.startswith(HPARAM) else ()
         )
@@ -496,4 +486,5 @@ def _differences(
             listing = "; ".join(
                 f"{value}: {', '.join(rows)}" for value, rows in rows_by_value.items()
             )
-            yield f"Not all runs have the same {part}: {listing}."
+            note = f"Not all runs have the same {part}: {listing}."
+            yield f"{title}: {note}" if title else note

@@ -20,7 +20,6 @@ from domainbed_carft.results.cells import (
     NO_VALUE,
     NOT_ALL,
     NOT_DECLARED,
-    PARTIAL,
     PERCENT,
     Cell,
     ErrorKind,
@@ -110,11 +109,6 @@ class RowRuns:
         )
 
 
-def _leave_empty(row: RowRuns) -> Cell:
-    """Return no value, for a column whose cells are made elsewhere."""
-    return Cell()
-
-
 Measure = Callable[[RowRuns], Cell]
 CostFunction = Callable[[Cost], float | None]
 Combine = Callable[[list[float]], float]
@@ -129,7 +123,7 @@ class Column:
         title: header of the column.
         unit: unit of the means, such as "%" or "s".
         explanation: a sentence for captions, if the column needs one.
-        measure: computes a row's cell.
+        measure: computes a row's cell; empty by default, for cells that are made elsewhere.
         write: formats the cell; an empty text without a value.
         is_ranked: True if a higher value is better.
         is_cost: True if each device has its own column.
@@ -142,7 +136,7 @@ class Column:
     title: str = field(compare=False)
     unit: str = field(compare=False)
     explanation: str = field(default="", compare=False)
-    measure: Measure = field(default=_leave_empty, compare=False)
+    measure: Measure = field(default=lambda row: Cell(), compare=False)
     write: Callable[[Cell], str] = field(default=accuracy_text, compare=False)
     is_ranked: bool = field(default=False, compare=False)
     is_cost: bool = field(default=False, compare=False)
@@ -154,13 +148,6 @@ class Column:
     def key(self) -> dict[str, str]:
         """The place of the column's cells, in JSON."""
         return {"column": self.name, "of": self.of, "device": self.device}
-
-    def text(self, cell: Cell, note_number: int | None = None) -> str:
-        """Format the cell, with the number of the note that explains why it is incomplete."""
-        text = self.write(cell)
-        if note_number is None:
-            return f"{text}{'' if cell.is_complete else PARTIAL}" or self.placeholder
-        return f"{text or NO_VALUE} [{note_number}]"
 
     def on_device(self, device: str, name_in_title: bool) -> Column:
         """Return the column of a cost on one device, named in the title if there are several."""

@@ -16,7 +16,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import selection
 from domainbed_carft.results.cells import sample_error
-from domainbed_carft.results.collection import Collection, Group
+from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.columns import IN_DOMAIN
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import SelectedRun
@@ -204,7 +204,9 @@ def compare_rows(
             name for name in group.order_rows(by_row) if row in (None, name) or name == against
         ]
         accuracies = {name: by_row[name] for name in names}
-        for unit in _choose_units(group, method):
+        # Otherwise one model covers all environments of a trial, which is then the only unit.
+        has_model_per_target = selection.METHODS[method].holds_out and not group.source
+        for unit in UNITS if has_model_per_target else (TRIAL,):
             comparisons += compare(
                 accuracies,
                 against,
@@ -214,13 +216,6 @@ def compare_rows(
                 measure=measure,
             )
     return comparisons
-
-
-def _choose_units(group: Group, method: str) -> Sequence[str]:
-    """Return the units of comparisons: trials if one model covers all environments of a trial."""
-    if selection.METHODS[method].holds_out and not group.source:
-        return UNITS
-    return (TRIAL,)
 
 
 def require_comparisons(

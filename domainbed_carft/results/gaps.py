@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from domainbed_carft.jobs.job import Candidate, Choice, Job
+from domainbed_carft.jobs.job import Candidate, Choice
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import selection
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.selection import LEAVE_ONE_OUT, METHODS
 
 _Choices = dict[int, list[Choice]]  # trial -> choices of hyperparameters
@@ -21,17 +22,18 @@ _Kind = tuple[str, str, bool]  # dataset, row, True if an environment is held ou
 
 
 class Gaps:
-    """Finds the missing jobs of one group of runs, given the planned jobs of its manifests.
+    """Finds the missing jobs of a group of runs, given the planned jobs of its manifests.
 
     Attributes:
         runs: job -> its run.
         keys: all jobs that were run or planned.
     """
 
-    def __init__(self, runs: Sequence[RecordedRun], planned: Sequence[Job] = ()) -> None:
-        self.runs = {run.job.candidate: run for run in runs}
-        self._listed = {job.candidate for job in planned}
-        self._marks_done = bool(planned) or any(run.done for run in runs)
+    def __init__(self, group: Group) -> None:
+        self.runs = {run.job.candidate: run for run in group.runs}
+        self._listed = {job.candidate for job in group.planned}
+        self._marks_done = bool(group.planned) or any(run.done for run in group.runs)
+        self._environments = group.environments
 
         self.keys = {**dict.fromkeys(self.runs), **dict.fromkeys(self._listed)}
         self._keys_by_kind: dict[_Kind, list[Candidate]] = {}
@@ -41,12 +43,12 @@ class Gaps:
         # All jobs of a group that hold out several targets together hold out the same ones.
         self._divisions = {
             job.key.dataset: job.key.test_envs
-            for job in (*planned, *(run.job for run in runs))
+            for job in (*group.planned, *(run.job for run in group.runs))
             if job.role.holds_out_together
         }
 
         self._steps_by_schedule: dict[tuple[object, ...], set[float]] = {}
-        for run in runs:
+        for run in group.runs:
             self._steps_by_schedule.setdefault(_schedule(run), set()).update(run.steps)
 
     def get_candidates(self, method: str) -> list[Candidate]:
@@ -60,9 +62,7 @@ class Gaps:
             and not (method == LEAVE_ONE_OUT and key.dataset in self._divisions)
         ]
 
-    def find_missing(
-        self, dataset: str, row: str, target: int, method: str, n_environments: int
-    ) -> list[str] | None:
+    def find_missing(self, dataset: str, row: str, target: int, method: str) -> list[str] | None:
         """Return reasons why a cell is incomplete, or None if no job is expected for it."""
         holds_out = METHODS[method].holds_out
         kind = (dataset, row, holds_out)
@@ -81,7 +81,7 @@ class Gaps:
 
         test_envs = [held_out]
         if method == LEAVE_ONE_OUT:
-            second_envs = [env for env in range(n_environments) if env != target]
+            second_envs = [env for env in range(len(self._environments[dataset])) if env != target]
             test_envs += [frozenset({target, env}) for env in second_envs]
 
         choices_by_reason: dict[str, _Choices] = {}

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.results.cells import Cell, format_accuracy, mean_over_trials
+from domainbed_carft.results.cells import (
+    DOMAINBED,
+    Cell,
+    ErrorKind,
+    accuracy_text,
+    mean_over_trials,
+)
 from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import Column
 from domainbed_carft.results.comparisons import LEVEL, student_interval, welch_interval
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import CLIPOOD, candidates_by_target
-from domainbed_carft.results.tables import Table
+from domainbed_carft.results.tables import Table, build
 
 AVERAGE = "average"
 BACKBONE = "ViT-B/16"
@@ -111,6 +117,11 @@ class PublishedAccuracy(NamedTuple):
     read_in: str = ""
     source: str = ""
     note: str = ""
+
+    @property
+    def cell(self) -> Cell:
+        """The accuracy as a cell of a table."""
+        return Cell(self.accuracy, self.standard_error, self.n or 0)
 
     @property
     def squared_error(self) -> float | None:
@@ -225,25 +236,24 @@ def counterpart(run: RecordedRun) -> str | None:
 
 
 def compare(
-    group: Group, group_tables: Sequence[Table], further_tables: Sequence[Table] = ()
+    group: Group, group_tables: Sequence[Table], error: ErrorKind = DOMAINBED
 ) -> list[PublishedComparison]:
     """Compare our averages over targets with the published ones.
 
     Args:
         group: the runs.
         group_tables: all tables of the group. If they contain the selection by which a number was
-            published, only this one is compared with it.
-        further_tables: tables of `further_methods`, only for numbers published by these methods.
+            published, only this one is compared with it. Numbers published by CLIPood's protocol
+            are compared with it even without such tables.
+        error: kind of error of our averages.
     """
-    tables = [table for table in (*group_tables, *further_tables) if table.averages]
     requested = {table.selection for table in group_tables}
+    further_tables = build(group, _further_methods(group, requested), error=error)
+    tables = [table for table in (*group_tables, *further_tables) if table.averages]
     selections = {table.selection for table in tables}
-    published_by_place = {(entry.method, entry.dataset): entry for entry in read_accuracies()}
-    datasets = dict.fromkeys(dataset for _, dataset in published_by_place if dataset != AVERAGE)
-    runs_by_place: dict[tuple[str, str], list[RecordedRun]] = {}
-    for run in group.runs:
-        for dataset in (run.dataset, AVERAGE):
-            runs_by_place.setdefault((run.row, dataset), []).append(run)
+    published_by_place = _find_counterparts(group.runs)
+    datasets = dict.fromkeys(entry.dataset for entry in read_accuracies())
+    del datasets[AVERAGE]
 
     comparisons = []
     for table in tables:
@@ -253,15 +263,11 @@ def compare(
                 table, [cells.get(name, Cell()) for name in datasets]
             )
             for dataset, cell in cells.items():
-                runs = runs_by_place.get((row, dataset), [])
-                published = published_by_place.get((_common_counterpart(runs), dataset))
-                if not published or cell.mean is None:
+                if cell.mean is None or (row, dataset) not in published_by_place:
                     continue
-                if published.selection in selections:
-                    is_compared = table.selection == published.selection
-                else:
-                    is_compared = table.selection in requested
-                if is_compared:
+                runs, published = published_by_place[row, dataset]
+                has_table = published.selection in selections
+                if table.selection in ({published.selection} if has_table else requested):
                     comparison = PublishedComparison(
                         setting=table.setting,
                         selection=table.selection,
@@ -275,7 +281,31 @@ def compare(
     return comparisons
 
 
-def further_methods(group: Group, methods: Sequence[str]) -> list[str]:
+def _find_counterparts(
+    runs: Iterable[RecordedRun],
+) -> dict[tuple[str, str], tuple[list[RecordedRun], PublishedAccuracy]]:
+    """Map (row, dataset) to its runs and the accuracy published for the method of all of them.
+
+    The runs of AVERAGE are those on all datasets.
+    """
+    runs_by_place: dict[tuple[str, str], list[RecordedRun]] = {}
+    for run in runs:
+        for dataset in (run.dataset, AVERAGE):
+            runs_by_place.setdefault((run.row, dataset), []).append(run)
+
+    entries: dict[tuple[str | None, str], PublishedAccuracy] = {
+        (entry.method, entry.dataset): entry for entry in read_accuracies()
+    }
+    counterparts = {}
+    for (row, dataset), place_runs in runs_by_place.items():
+        methods = {counterpart(run) for run in place_runs}
+        entry = entries.get((methods.pop(), dataset)) if len(methods) == 1 else None
+        if entry:
+            counterparts[row, dataset] = (place_runs, entry)
+    return counterparts
+
+
+def _further_methods(group: Group, methods: Collection[str]) -> list[str]:
     """Return CLIPOOD unless it is among ``methods``, is not needed, or cannot select.
 
     It is needed for rows whose numbers were published by CLIPood's protocol.
@@ -324,12 +354,6 @@ def _reason_against(
     return "; ".join(reasons)
 
 
-def _common_counterpart(runs: Iterable[RecordedRun]) -> str:
-    """Return the published method that all runs implement; empty for none or several."""
-    methods = {counterpart(run) for run in runs}
-    return (methods.pop() or "") if len(methods) == 1 else ""
-
-
 def _deviations(run: RecordedRun) -> list[str]:
     """List the settings of a run that its published method does not have."""
     method_hparams = _HPARAMS_OF_METHOD.get(run.algorithm, ())
@@ -376,7 +400,7 @@ def _comparison_row(comparison: PublishedComparison, note_number: int | None) ->
     """Format a row; ``note_number`` is the note that gives the reason for NO_CHECK."""
     ours = comparison.ours
     published = comparison.published
-    our_accuracy = format_accuracy(ours.mean, ours.standard_error, ours.n)
+    our_accuracy = accuracy_text(ours)
     if not ours.is_complete:
         our_accuracy += ", incomplete"
 
@@ -391,7 +415,7 @@ def _comparison_row(comparison: PublishedComparison, note_number: int | None) ->
         comparison.selection,
         comparison.dataset,
         our_accuracy,
-        format_accuracy(published.accuracy, published.standard_error, published.n),
+        accuracy_text(published.cell),
         f"{comparison.difference:+.1f}",
         interval,
         f"{check} [{note_number}]" if note_number else check,
@@ -431,8 +455,7 @@ def make_rows(
     rows: dict[str, dict[Column, Cell]] = {}
     for entry in accuracies:
         row = rows.setdefault(entry.method, dict.fromkeys(columns, Cell()))
-        cell = Cell(entry.accuracy, entry.standard_error, entry.n or 0)
-        row[column_of[entry.dataset]] = cell
+        row[column_of[entry.dataset]] = entry.cell
     return rows
 
 

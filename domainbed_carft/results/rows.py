@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -138,50 +138,65 @@ def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> 
         by: the names.
         folders: the collected folders, in which each variant has a folder of its own.
     """
-    jobs = [
-        *((job, setting_of(job.args)) for job in plain.planned),
-        *((run.job, run.setting) for run in plain.runs),
-    ]
-    _require_varying(by, jobs, folders)
-    words_of_jobs = [_get_words(job, setting, by, folders) for job, setting in jobs]
+    planned = [(job, setting_of(job.args)) for job in plain.planned]
+    ran = [(run.job, run.setting) for run in plain.runs]
+    _require_varying(by, [*planned, *ran], folders)
+
+    planned_words = [_get_words(job, setting, by, folders) for job, setting in planned]
+    run_words = [_get_words(job, setting, by, folders) for job, setting in ran]
     words_by_algorithm: dict[str, dict[_Words, None]] = {}
-    for (job, _), words in zip(jobs, words_of_jobs, strict=True):
+    for (job, _), words in zip([*planned, *ran], [*planned_words, *run_words], strict=True):
         words_by_algorithm.setdefault(job.key.algorithm, {})[words] = None
 
-    defaults = _recorded_defaults(by, plain.runs)
+    defaults = _find_defaults(by, plain.runs)
     names: dict[tuple[str, _Words], str] = {}
     rows = {}
     for algorithm in sort_rows(words_by_algorithm, plain.order):
-        plain_values = {
-            words: [
-                _plain_value(name, word, defaults.get((algorithm, name)))
-                for name, word in zip(by, words, strict=True)
-            ]
-            for words in words_by_algorithm[algorithm]
-        }
-        varying = [len({words[number] for words in plain_values}) > 1 for number in range(len(by))]
-        for words, values in sorted(plain_values.items(), key=lambda item: _rank(by, item[1])):
-            texts = [
-                _describe_value(name, word, value)
-                for name, word, value, varies in zip(by, words, values, varying, strict=True)
-                if varies
-            ]
-            row = f"{algorithm} ({', '.join(texts)})" if texts else algorithm
-            names[algorithm, words] = row
-            rows[row] = JointRow(algorithm, dict(zip(by, values, strict=True)))
+        for words, name, row in _name_rows(algorithm, words_by_algorithm[algorithm], by, defaults):
+            names[algorithm, words] = name
+            rows[name] = row
 
-    labelled = [
-        replace(job, row_name=names[job.key.algorithm, words])
-        for (job, _), words in zip(jobs, words_of_jobs, strict=True)
-    ]
-    n_planned = len(plain.planned)
     return JointRows(
-        runs=[replace(run, job=job) for run, job in zip(plain.runs, labelled[n_planned:])],
-        planned=labelled[:n_planned],
+        runs=[
+            replace(run, job=replace(run.job, row_name=names[run.algorithm, words]))
+            for run, words in zip(plain.runs, run_words, strict=True)
+        ],
+        planned=[
+            replace(job, row_name=names[job.key.algorithm, words])
+            for job, words in zip(plain.planned, planned_words, strict=True)
+        ],
         order=(*names.values(), *plain.order),
         parts=[_part(name) for name in by if name != VARIANT],
         rows=rows,
     )
+
+
+def _name_rows(
+    algorithm: str,
+    words_of_rows: Iterable[_Words],
+    by: Sequence[str],
+    defaults: Mapping[tuple[str, str], Any],
+) -> Iterator[tuple[_Words, str, JointRow]]:
+    """Yield the words, name and values of each row of an algorithm, in the tables' order.
+
+    ``defaults`` is the result of `_find_defaults`.
+    """
+    values_of_words = {
+        words: [
+            _plain_value(name, word, defaults.get((algorithm, name)))
+            for name, word in zip(by, words, strict=True)
+        ]
+        for words in words_of_rows
+    }
+    varying = [len({words[number] for words in values_of_words}) > 1 for number in range(len(by))]
+    for words, values in sorted(values_of_words.items(), key=lambda item: _rank(by, item[1])):
+        texts = [
+            _describe_value(name, word, value)
+            for name, word, value, varies in zip(by, words, values, varying, strict=True)
+            if varies
+        ]
+        name = f"{algorithm} ({', '.join(texts)})" if texts else algorithm
+        yield words, name, JointRow(algorithm, dict(zip(by, values, strict=True)))
 
 
 def _get_words(
@@ -245,9 +260,7 @@ def _require_varying(
     )
 
 
-def _recorded_defaults(
-    by: Sequence[str], runs: Iterable[RecordedRun]
-) -> dict[tuple[str, str], Any]:
+def _find_defaults(by: Sequence[str], runs: Iterable[RecordedRun]) -> dict[tuple[str, str], Any]:
     """Map (algorithm, hparam) to the only value that runs recorded without setting it."""
     recorded: dict[tuple[str, str], list[Any]] = {}
     for run in runs:
@@ -263,13 +276,9 @@ def _plain_value(name: str, word: str, default: Any) -> Any:
     """Return an algorithm's value of a name, ``default`` if it is known and was not set."""
     if word == DEFAULT and name != VARIANT:
         return DEFAULT if default is None else default
-    return _plain(word)
 
-
-def _plain(word: str) -> Any:
-    """Parse a value of a setting, which is JSON for a hyperparameter."""
     try:
-        return json.loads(word)
+        return json.loads(word)  # of a hyperparameter
     except ValueError:
         return word
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.job import Choice
+from domainbed_carft.jobs.job import Choice, Job
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results.method_names import CLIPOOD as CLIPOOD
 from domainbed_carft.results.method_names import IN_DOMAIN as IN_DOMAIN
@@ -197,18 +197,21 @@ def select(runs: Iterable[RecordedRun], name: str) -> list[SelectedRun]:
     return selected
 
 
-def candidate_runs(runs: Sequence[RecordedRun], name: str) -> list[RecordedRun]:
-    """Return the distinct runs that the method ``name`` can choose from."""
-    if not METHODS[name].holds_out:
-        return [run for run in runs if not run.test_envs]
+def count_held_out(job: Job) -> int:
+    """Count the environments that a job holds out; together they count as one target."""
+    return 1 if job.role.holds_out_together else len(job.args["test_envs"])
 
-    candidate_runs: dict[int, RecordedRun] = {}
-    for candidates in candidates_by_target(runs):
-        runs_of_method = [*candidates.singles.values()]
-        if name == LEAVE_ONE_OUT:
-            runs_of_method += [run for pairs in candidates.pairs.values() for run in pairs.values()]
-        candidate_runs |= {id(run): run for run in runs_of_method}
-    return list(candidate_runs.values())
+
+def candidate_runs(
+    runs: Iterable[RecordedRun], name: str
+) -> dict[tuple[str, str], list[RecordedRun]]:
+    """Map (dataset, row) to the runs that the method ``name`` can choose from."""
+    counts = {1, 2} if name == LEAVE_ONE_OUT else {1 if METHODS[name].holds_out else 0}
+    runs_by_row: dict[tuple[str, str], list[RecordedRun]] = {}
+    for run in runs:
+        if count_held_out(run.job) in counts:
+            runs_by_row.setdefault((run.dataset, run.row), []).append(run)
+    return runs_by_row
 
 
 def accuracies(run: RecordedRun) -> tuple[Floats, Floats]:

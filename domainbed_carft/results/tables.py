@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import columns, selection
 from domainbed_carft.results.cells import (
     DOMAINBED,
+    NO_VALUE,
     NOT_ALL,
     NOT_DECLARED,
     OTHER,
@@ -43,8 +43,6 @@ _UNDECLARED = (
 _TRAINED_ON = "-: the runs were trained on this environment. Avg is over the other cells."
 _NOTE_ON_ONE_TRIAL = "Each cell has a single trial, so there are no errors."
 _NO_ACCURACY = "no accuracy recorded on this environment"
-
-_Run = TypeVar("_Run", RecordedRun, SelectedRun)
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,6 @@ class Table:
         """The cells of the environments, or of the datasets, row by row."""
         return [cells[column] for cells in self.rows.values() for column in self.accuracies]
 
-    @property
-    def n_incomplete(self) -> int:
-        """Number of accuracies that lack results of declared jobs."""
-        return sum(cell.lacks_results for cell in self.accuracy_cells)
-
     def incomplete_rows(self, environment: str = "") -> list[str]:
         """Return the rows with an incomplete accuracy, of one ``environment`` or of all."""
         return [
@@ -168,10 +161,14 @@ class Table:
                     cell = cell._replace(n=0)
                 if means_only:
                     cell = cell._replace(standard_error=None)
-                note_number = None
+
+                text = column.write(cell)
                 if cell.lacks_results:  # a new reason gets the next number
-                    note_number = note_numbers.setdefault(cell.missing, len(note_numbers) + 1)
-                texts.append(column.text(cell, note_number))
+                    number = note_numbers.setdefault(cell.missing, len(note_numbers) + 1)
+                    text = f"{text or NO_VALUE} [{number}]"
+                elif not cell.is_complete:
+                    text += PARTIAL
+                texts.append(text or column.placeholder)
             rows.append(texts)
 
         notes = [f"[{number}] {'. '.join(missing)}." for missing, number in note_numbers.items()]
@@ -217,7 +214,13 @@ class Table:
         rows = []
         for row, cells in self.rows.items():
             chosen = [
-                {"of": column.of, **_choice_entry(selected)}
+                {
+                    "of": column.of,
+                    "trial": selected.trial,
+                    "values": dict(selected.outcome.values),
+                    "hparams_seed": selected.outcome.hparams_seed,
+                    "members": selected.outcome.members,
+                }
                 for column in self.accuracies
                 for selected in self.get_choices(row, column)
             ]
@@ -241,17 +244,6 @@ class Table:
             "rows": rows,
             "notes": list(self.notes),
         }
-
-
-def _choice_entry(selected: SelectedRun) -> dict[str, Any]:
-    """Convert the choice of a search in one trial for JSON."""
-    outcome = selected.outcome
-    return {
-        "trial": selected.trial,
-        "values": dict(outcome.values),
-        "hparams_seed": outcome.hparams_seed,
-        "members": outcome.members,
-    }
 
 
 def _choices_text(trials: Sequence[SelectedRun]) -> str:
@@ -285,7 +277,7 @@ def build(
     ``column_names`` are values of ``--columns``. There are no averages if no environment was held
     out, or several together.
     """
-    gaps = Gaps(group.runs, group.planned)
+    gaps = Gaps(group)
     tables = []
     for method in methods:
         rows_by_dataset = _collect_rows(group, method, gaps, error)
@@ -318,7 +310,7 @@ def build_by_environment(
     names = [name for name in column_names if name != ENVIRONMENTS]
     tables = []
     for group in collection.groups:
-        gaps = Gaps(group.runs, group.planned)
+        gaps = Gaps(group)
         for method in collection.methods:
             for dataset, rows in _collect_rows(group, method, gaps, error).items():
                 parts = {
@@ -351,62 +343,41 @@ def _collect_rows(
     group: Group, method: str, gaps: Gaps, error: ErrorKind
 ) -> dict[str, dict[str, RowRuns]]:
     """Map each dataset and row to the runs from which its cells are computed."""
-    # In the order of DomainBed's groups, on which the last bit of a mean depends.
-    selected = _group_by_row(group.select(method))
-    candidates = _group_by_row(selection.candidate_runs(group.runs, method))
-    environments = group.environments
-    titles = benchmarks.dataset_titles(environments)
+    selected_by_row: dict[tuple[str, str], list[SelectedRun]] = {}
+    for entry in group.select(method):
+        selected_by_row.setdefault((entry.dataset, entry.row), []).append(entry)
+    candidates_by_row = selection.candidate_runs(group.runs, method)
+    titles = benchmarks.dataset_titles(group.environments)
     jobs = gaps.get_candidates(method)
-    datasets = sorted({job.dataset for job in jobs}, key=list(environments).index)
+    datasets = sorted({job.dataset for job in jobs}, key=list(titles).index)
     row_names = group.order_rows(job.row for job in jobs)
 
     rows_by_dataset: dict[str, dict[str, RowRuns]] = {}
     for dataset, row in itertools.product(datasets, row_names):
-        row_selected = selected.get((dataset, row), [])
-        accuracies = {}
-        for target, environment in enumerate(environments[dataset]):
-            missing = gaps.find_missing(
-                dataset=dataset,
-                row=row,
-                target=target,
-                method=method,
-                n_environments=len(environments[dataset]),
+        selected = selected_by_row.get((dataset, row), [])
+        accuracies = dict.fromkeys(group.environments[dataset], Cell())
+        for target, environment in enumerate(group.environments[dataset]):
+            missing = gaps.find_missing(dataset=dataset, row=row, target=target, method=method)
+            if missing is None:  # no job is expected
+                continue
+            on_target = [entry for entry in selected if entry.target == target]
+            accuracies[environment] = mean_over_trials(
+                [(entry.trial, entry.outcome.accuracy) for entry in on_target],
+                missing=missing or ([] if on_target else [_NO_ACCURACY]),
+                error=error,
             )
-            on_target = [entry for entry in row_selected if entry.target == target]
-            accuracies[environment] = _measure_accuracy(on_target, missing, error)
 
         is_declared = all(cell.is_expected for cell in accuracies.values())
         rows_by_dataset.setdefault(dataset, {})[row] = RowRuns(
             dataset_title=titles[dataset],
             accuracies=accuracies,
-            selected=row_selected,
-            candidates=candidates.get((dataset, row), []),
+            selected=selected,
+            candidates=candidates_by_row.get((dataset, row), []),
             error=error,
             # With a single source, the environments without a cell were trained on.
             is_partial=not (is_declared or group.source),
         )
     return rows_by_dataset
-
-
-def _group_by_row(runs: Iterable[_Run]) -> dict[tuple[str, str], list[_Run]]:
-    """Map (dataset, row) to its runs."""
-    by_row: dict[tuple[str, str], list[_Run]] = {}
-    for run in runs:
-        by_row.setdefault((run.dataset, run.row), []).append(run)
-    return by_row
-
-
-def _measure_accuracy(
-    selected: Sequence[SelectedRun], missing: Sequence[str] | None, error: ErrorKind
-) -> Cell:
-    """Return the cell of one target; ``missing`` is the result of `Gaps.find_missing`."""
-    if missing is None:
-        return Cell()
-    return mean_over_trials(
-        [(entry.trial, entry.outcome.accuracy) for entry in selected],
-        missing=missing or ([] if selected else [_NO_ACCURACY]),
-        error=error,
-    )
 
 
 def _notes_on_empty_cells(rows: Mapping[str, RowRuns], group: Group) -> list[str]:

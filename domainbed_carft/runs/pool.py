@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.runs.squares import get_memory
-from domainbed_carft.text import log, printable, progress
+from domainbed_carft.text import log, progress
 
 # Return True if the task had to be done, and False if its result existed.
 Task: TypeAlias = Callable[[], bool]
@@ -62,11 +62,13 @@ def run_tasks(tasks: Mapping[str, Task], jobs: int | None) -> dict[str, Outcome]
 
 
 def _run(task: Task) -> Outcome:
-    """Run a task, and return its result or the first line of its error."""
+    """Run a task, and return its result, or its problems or the first line of another error."""
     try:
         return task()
-    except (CarftError, OSError, RuntimeError) as error:  # RuntimeError: torch is out of memory
-        return printable(str(error).partition("\n")[0]) or type(error).__name__
+    except CarftError as error:
+        return "; ".join(error.problems)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch is out of memory
+        return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _run_in(
@@ -92,7 +94,7 @@ def _run_in(
                 worker, name = busy.pop(connection)
                 try:
                     yield name, connection.recv()
-                except EOFError:
+                except (EOFError, ConnectionResetError):  # the latter if the task was not received
                     worker.process.join()
                     yield name, f"the process ended with status {worker.process.exitcode}"
                     if not waiting:

@@ -267,14 +267,15 @@ class Shape(Keys):
         earlier ones.
         """
         variants = self.variants or {"": Variant()}
-        for (name, variant), values in itertools.product(
-            variants.items(), itertools.product(*self.grid.values())
-        ):
-            point = dict(zip(self.grid, values))
-            folder = folder_name(name, point)
-            at_point = variant.model_copy(update={"hparams": {**variant.hparams, **point}})
-            for dataset, algorithm in itertools.product(self.datasets, self.algorithms):
-                if variant.covers(dataset, algorithm):
+        for name, variant in variants.items():
+            rows = itertools.product(self.datasets, self.algorithms)
+            covered = [row for row in rows if variant.covers(*row)]
+            # Never a list of all points, of which a file can declare more than memory can hold.
+            for values in itertools.product(*self.grid.values()) if covered else ():
+                point = dict(zip(self.grid, values))
+                folder = folder_name(name, point)
+                at_point = variant.model_copy(update={"hparams": {**variant.hparams, **point}})
+                for dataset, algorithm in covered:
                     yield self._get_cell(folder, at_point, dataset, algorithm)
 
     def _get_cell(self, name: str, variant: Variant, dataset: str, algorithm: str) -> SweepCell:

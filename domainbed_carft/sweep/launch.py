@@ -178,12 +178,7 @@ def plan(
         CarftError: all problems of the declaration, the launcher and its options.
     """
     output = as_path(output)
-    try:
-        declaration = sweep if isinstance(sweep, Declaration) else declaration_file.load(sweep)
-    except CarftError as error:
-        launcher_problems = collect_problems(launchers.make, launcher, options)
-        raise CarftError(*error.problems, *launcher_problems) from error
-    run_jobs = launchers.make(launcher, options)
+    declaration, run_jobs = _load(sweep, launcher, options)
 
     if data_dir is None:
         data_dir = data_checks.default_data_dir(declaration.datasets)
@@ -222,6 +217,18 @@ def plan(
             skip_training_in_splits=skips,
         ),
     )
+
+
+def _load(
+    sweep: AnyPath | Declaration, launcher: str | Launcher, options: Mapping[str, Any] | None
+) -> tuple[Declaration, Launcher]:
+    """Load a declaration and a launcher; raise CarftError with the problems of both."""
+    try:
+        declaration = sweep if isinstance(sweep, Declaration) else declaration_file.load(sweep)
+    except CarftError as error:
+        launcher_problems = collect_problems(launchers.make, launcher, options)
+        raise CarftError(*error.problems, *launcher_problems) from error
+    return declaration, launchers.make(launcher, options)
 
 
 def _get_variables(

@@ -102,14 +102,15 @@ def test_list_top_hparams_prints_best_first(tmp_path, capsys):
 def test_names_in_records_stay_in_their_line(tmp_path, capsys):
     name = "A\nB\x1b[31m"
     accuracies = {f"env{i}_{part}_acc": 0.5 for i in range(3) for part in ("in", "out")}
-    args = {"dataset": "Debug28", "test_envs": [0], "seed": 3, "trial_seed": 0, "hparams_seed": 0}
+    args = {"dataset": name, "test_envs": [0], "seed": 3, "trial_seed": 0, "hparams_seed": 0}
     args |= {"algorithm": name, "output_dir": name}
     record = {**accuracies, "step": 0, "args": args, "hparams": {"contexts": name}}
+    record["environments"] = [name, "b", "c"]
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "results.jsonl").write_text(json.dumps(record) + "\n")
     (tmp_path / "job" / "done").write_text("done")
 
-    group = ["--dataset", "Debug28", "--algorithm", name, "--test_env", "0"]
+    group = ["--dataset", name, "--algorithm", name, "--test_env", "0"]
     for main, words in ((collect_results.main, []), (list_top_hparams.main, group)):
         assert main(["--input_dir", str(tmp_path), *words]) == 0
         printed = capsys.readouterr().out

@@ -96,7 +96,7 @@ def test_all_problems_are_reported_before_anything_is_loaded(tmp_path, capsys, m
         ("--test_envs 0 3", "--test_envs 3: Debug28 has no such environment. Valid: 0 (0), 1 (1)"),
         ("--test_envs 1 1", "--test_envs 1 1 names an environment twice"),
         ("--test_envs 0 1 2", "--test_envs 0 1 2 leaves no environment of Debug28 to train on"),
-        ("--image_memory much", "--image_memory is 'much', expected a size such as 8G"),
+        ("--image_memory much", "_IMAGE_MEMORY is 'much', expected a size such as 8G"),
         ("--dataset PACS", "PACS needs --data_dir, the folder that contains PACS"),
         ("--hparams kl_weight=3", """such as --hparams '{"kl_weight": 3}'"""),
         ("--hparams {lr:1}", """such as --hparams '{"lr": 0.1}'"""),

@@ -24,7 +24,6 @@ from domainbed_carft.method import algorithms
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 from domainbed_carft.method.resolution import get_hparams
-from domainbed_carft.sweep import declaration_file
 from domainbed_carft.sweep.declaration import Shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,25 +221,10 @@ class _End(np.random.RandomState):
 _ENDS = (_End(0), _End(1))
 
 
-def sweeps() -> str:
-    """Return the table of the included sweeps, and each declaration with its number of jobs."""
-    text = (ROOT / "sweeps" / "README.md").read_text(encoding="utf-8")
-    text = re.sub(r"\]\(([\w-]+)\.yaml\)", r"](#\1)", text).replace("](../docs/", "](../")
-    parts = [text.strip()]
-    for name, path in declaration_file.included_sweeps().items():
-        declaration = declaration_file.load(name)
-        count = len(declaration.jobs("DATA", Path("OUT")))
-        stage = " in the first stage" if declaration.has_stages else ""
-        parts.append(f"## {name}\n\n{declaration.description} {count:,} jobs{stage}.")
-        parts.append(f"```yaml\n{path.read_text(encoding='utf-8').strip()}\n```")
-    return "\n\n".join(parts)
-
-
 PARTS = {
     "commands": commands,
     "process variables": process_variables.as_markdown,
     "hyperparameters": hyperparameters,
-    "sweeps": sweeps,
 }
 _PART = re.compile(r"(<!-- begin ([\w ]+) -->\n).*?(\n<!-- end \2 -->)", re.DOTALL)
 

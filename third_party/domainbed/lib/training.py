@@ -30,7 +30,7 @@ from domainbed.lib.preparation import PreparedJob, share_cores
 from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup, attach_process_group
 from domainbed.lib.progress import ProgressPublisher
 from domainbed_carft import machine, text
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.images import rng, transforms
 from domainbed_carft.images.dataset_facts import takes_dataset_facts
 from domainbed_carft.jobs import splits
@@ -314,7 +314,7 @@ class Trainer:
         except (ValueError, KeyError, RuntimeError, AttributeError) as error:
             raise CarftError(
                 f"{self.state_path} does not fit {self.args.algorithm}; its code has probably "
-                f"changed ({error}). To start over, delete the folder"
+                f"changed ({brief(error)}). To start over, delete the folder"
             ) from error
 
         self.interval.begin(state["interval"])

@@ -18,7 +18,7 @@ from domainbed.lib import checks, misc, reporting
 from domainbed.lib.command_line import exit_status, printed_at_once
 from domainbed.lib.query import Q
 from domainbed.model_selection import SELECTION_METHODS, SelectionMethod
-from domainbed_carft import files
+from domainbed_carft import files, text
 from domainbed_carft.results.cells import Cell, mean_over_trials
 
 
@@ -66,7 +66,7 @@ def print_table(
     rows = [[label, *cells] for label, cells in zip(row_labels, table, strict=True)]
     print()
     if not latex:
-        print("--------", header_text)
+        print("--------", text.printable(header_text))
         for row in [col_labels, *rows]:
             misc.print_row(row, colwidth=colwidth)
         return
@@ -83,14 +83,7 @@ def print_table(
 
 def print_results_tables(records: Q, selection_method: type[SelectionMethod], latex: bool) -> None:
     """Print a table for each dataset, then one of the averages over environments."""
-    # (algorithm, dataset) -> (test environment, trial, accuracy)
-    selected: dict[tuple[str, str], list[tuple[int, int, float]]] = defaultdict(list)
-    for group in reporting.get_grouped_records(records):
-        accuracy = selection_method.sweep_acc(group["records"])
-        if accuracy is not None:
-            row = selected[group["algorithm"], group["dataset"]]
-            row.append((group["test_env"], group["trial_seed"], accuracy))
-
+    selected = _select_accuracies(records, selection_method)
     # Upstream's algorithms in the order of upstream's list, then all others in order of appearance.
     recorded = records.select("args.algorithm").unique()
     order = dict.fromkeys(["ERM", *algorithms.NOT_INCLUDED, *algorithms.ALGORITHMS, *recorded])
@@ -111,7 +104,7 @@ def print_results_tables(records: Q, selection_method: type[SelectionMethod], la
             for name in names
         }
         if latex:
-            print(f"\n\\subsubsection{{{dataset}}}")
+            print(f"\n\\subsubsection{{{text.printable(dataset)}}}")
         _print_means(rows, f"Dataset: {dataset}, {method}", labels, 20, latex)
 
     averages = {
@@ -127,6 +120,19 @@ def print_results_tables(records: Q, selection_method: type[SelectionMethod], la
     if latex:
         print("\n\\subsubsection{Averages}")
     _print_means(averages, f"Averages, {method}", list(labels_by_dataset), 25, latex)
+
+
+def _select_accuracies(
+    records: Q, selection_method: type[SelectionMethod]
+) -> defaultdict[tuple[str, str], list[tuple[int, int, float]]]:
+    """Return (algorithm, dataset) -> (test environment, trial, accuracy of the selected run)."""
+    selected: defaultdict[tuple[str, str], list[tuple[int, int, float]]] = defaultdict(list)
+    for group in reporting.get_grouped_records(records):
+        accuracy = selection_method.sweep_acc(group["records"])
+        if accuracy is not None:
+            row = selected[group["algorithm"], group["dataset"]]
+            row.append((group["test_env"], group["trial_seed"], accuracy))
+    return selected
 
 
 def _print_means(

@@ -22,7 +22,7 @@ from domainbed.lib import misc, scalar_logs
 from domainbed.lib.command_line import exit_status
 from domainbed.lib.sweep_arguments import DATASETS as DATASETS
 from domainbed.lib.sweep_arguments import build_parser, check
-from domainbed_carft import questions
+from domainbed_carft import text
 from domainbed_carft.errors import CarftError, TransientError
 from domainbed_carft.jobs import job as job_module
 from domainbed_carft.jobs import manifest
@@ -226,19 +226,25 @@ def _warn_about_manifest() -> Iterator[None]:
     try:
         yield
     except CarftError as error:
-        for problem in error.problems:
-            print(f"sweep: Warning: the list of jobs was not updated: {problem}", file=sys.stderr)
+        lines = [
+            f"sweep: Warning: the list of jobs was not updated: {problem}"
+            for problem in error.problems
+        ]
+        text.print_lines(*lines, stream=sys.stderr)
 
 
 def _confirm() -> None:
     """Exit unless the user confirms."""
     try:
-        questions.ask("Are you sure? (y/n) ", refusal="Nevermind!")
+        answer = input("Are you sure? (y/n) ")
     except (EOFError, RuntimeError):  # RuntimeError if standard input was closed from the start
         raise CarftError(
             "cannot ask for confirmation, because standard input is closed; pass "
             "--skip_confirmation"
         ) from None
+    if not answer.strip().lower().startswith("y"):
+        print("Nevermind!")
+        raise SystemExit(0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,7 +55,7 @@ def _run(
         _print("HParams:", sorted(hparams.changed.items()))
         print(f"\t{len(hparams.values) - len(hparams.changed)} others have their defaults")
         for name in hparams.unread:
-            print(f"\t{name} has no effect on {args.algorithm}")
+            print("\t" + text.printable(f"{name} has no effect on {args.algorithm}"))
 
         memory_limit = parse_memory_limit(flags.image_memory)
         job = preparation.prepare(args, hparams.values, memory_limit)
