@@ -15,7 +15,7 @@ from domainbed_carft.files import weights
 from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
 from domainbed_carft.method import algorithms
-from domainbed_carft.runs.saved import open_run
+from domainbed_carft.runs.saved import load_run
 
 CLASSES = ["dog", "cat", "owl"]
 CONTEXTS = ["a photo of a {}", "a sketch of a {}", "a dark {}", "a toy {}"]
@@ -74,7 +74,7 @@ def reopened(algorithm, folder):
         "model_dict": algorithm.state_dict(),
     }
     torch.save(content, folder / "model.pkl")
-    return open_run(folder / "model.pkl")
+    return load_run(folder / "model.pkl", device="cpu")
 
 
 def test_drift_is_measured_each_step_by_carft_and_every_drift_every_steps_by_others(random_tiny):

@@ -120,18 +120,19 @@ def test_damaged_file_is_refused(saved, damage):
 def test_saved_summary_is_read_back_and_a_damaged_one_is_reported(tmp_path):
     figures = evaluations.measure_run(random_rows(), FACTS)
     evaluations.save_metrics(tmp_path, figures)
-    assert evaluations.find_metrics(tmp_path, STEP) == figures
+    assert evaluations.find_metrics(tmp_path, STEP, 0) == figures
 
     path = tmp_path / f"evaluation_step{STEP}.json"
     text = path.read_text()
     document = json.loads(text)
     document["splits"][0]["calibration"]["reliability"]["correct"] = [1, 2]
     path.write_text(json.dumps(document))
-    problem = str(evaluations.find_metrics(tmp_path, STEP))
+    problem = str(evaluations.find_metrics(tmp_path, STEP, 1))
     assert "splits.0.calibration.reliability.correct" in problem
-    for damaged in (text[:-100], text.replace('"accuracy": 0', '"accuracy": "0'), "[]", "1" * 5000):
+    many = (text[:-100], text.replace('"accuracy": 0', '"accuracy": "0'), "[]", "1" * 5000)
+    for number, damaged in enumerate(many, start=2):
         path.write_text(damaged)
-        assert isinstance(evaluations.find_metrics(tmp_path, STEP), str)
+        assert isinstance(evaluations.find_metrics(tmp_path, STEP, number), str)
 
 
 def test_in_domain_accuracy_is_the_mean_over_training_environments():

@@ -219,7 +219,7 @@ def test_job_on_imagenet_evaluates_its_held_out_two_percent(data, tmp_path, caps
     assert train.main(words) == 0
     assert f"CLIP classes: {', '.join(imagenet.class_names())}\n" in capsys.readouterr().out
 
-    (split,) = splits.read_splits(saved.open_run(tmp_path / "job"))
+    (split,) = splits.read_data(saved.load_run(tmp_path / "job", device="cpu")).splits
     assert (split.name, len(split)) == ("env0_out", 20)
     last = json.loads((tmp_path / "job" / "results.jsonl").read_text().splitlines()[-1])
     assert "env0_out_acc" in last and "env0_in_acc" not in last

@@ -321,7 +321,7 @@ def test_commands_accept_a_job_with_an_open_clip_checkpoint(kind, algorithm, fol
     assert runs_jobs.accuracies_by_split(scores) == runs_jobs.accuracies(record)
 
     # open_clip loads the export: images, head, texts.
-    run = saved.open_run(job)
+    run = saved.load_run(job, device="cpu")
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{exported}")
     image = Image.open(images / "art" / "cat" / "0.png").convert("RGB")
     head = torch.load(exported / "head.pt", weights_only=True)

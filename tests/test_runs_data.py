@@ -18,11 +18,11 @@ from domainbed_carft.runs import saved, splits
 
 
 def splits_by_name(run):
-    return {split.name: split for split in splits.read_splits(run)}
+    return {split.name: split for split in splits.read_data(run).splits}
 
 
 def test_image_does_not_depend_on_how_it_is_loaded(trained):
-    items = splits_by_name(saved.open_run(trained))["env1_out"].items
+    items = splits_by_name(saved.load_run(trained, "last", device="cpu"))["env1_out"].items
     images = next(iter(DataLoader(items, len(items))))[0]
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     assert torch.equal(items[50][0], images[50])
@@ -32,13 +32,14 @@ def test_image_does_not_depend_on_how_it_is_loaded(trained):
     with_workers = torch.cat([x for x, _ in DataLoader(items, 7, num_workers=2)])
     assert torch.equal(images, with_workers)
 
-    items_at_best_step = splits_by_name(saved.open_run(trained, "best"))["env1_out"].items
+    best = saved.load_run(trained, "best", device="cpu")
+    items_at_best_step = splits_by_name(best)["env1_out"].items
     assert not torch.equal(items_at_best_step[50][0], images[50])
 
 
 @pytest.mark.parametrize("which", ["best", pytest.param("last", marks=pytest.mark.slow)])
 def test_splits_give_the_recorded_accuracies(trained, which):
-    run = saved.open_run(trained, which)
+    run = saved.load_run(trained, which, device="cpu")
     (record,) = (record for record in records(trained) if record["step"] == splits.get_step(run))
     by_name = splits_by_name(run)
     for name in ("env0_in", "env0_uda", "env1_out", "env2_out", "env3_out"):
@@ -53,7 +54,7 @@ def test_debug_dataset_is_drawn_with_the_seed_of_the_run(pets, tmp_path):
     args = {"dataset": "Debug28", "seed": 7, "trial_seed": 2}
     parts = {"args": args, "image_plan": None, "model_input_shape": (3, 28, 28)}
     job = copy_changed(pets / "CLIPZeroShot", tmp_path, data_edition="", **parts)
-    split = splits.read_splits(saved.open_run(job))[1]
+    split = splits.read_data(saved.load_run(job, device="cpu")).splits[1]
 
     preparation.seed_everything(7)
     environment = datasets.Debug28(None, [0], {})[1]
@@ -65,7 +66,7 @@ def test_debug_dataset_is_drawn_with_the_seed_of_the_run(pets, tmp_path):
 def test_own_folder_with_two_targets_is_split_as_in_training(pets, tmp_path):
     args = {"test_envs": [0, 2], "uda_holdout_fraction": 0.3}
     job = copy_changed(pets / "CARFT", tmp_path, args=args, model_num_domains=1)
-    by_name = splits_by_name(saved.open_run(job))
+    by_name = splits_by_name(saved.load_run(job, device="cpu"))
     names = [f"env{i}_{part}" for part in ("in", "out") for i in range(3)]
     assert list(by_name) == [*names, "env0_uda", "env1_uda"]
     assert [split.is_target for split in by_name.values()] == [True, False, True] * 2 + [True] * 2
@@ -85,16 +86,16 @@ def test_own_folder_with_two_targets_is_split_as_in_training(pets, tmp_path):
     ],
 )
 def test_missing_or_different_data_is_an_error(pets, tmp_path, args, data_dir, message):
-    run = saved.open_run(copy_changed(pets / "CARFT", tmp_path, args=args))
+    run = saved.load_run(copy_changed(pets / "CARFT", tmp_path, args=args), device="cpu")
     with pytest.raises(CarftError, match=message):
-        splits.read_splits(run, data_dir)
+        splits.read_data(run, data_dir)
 
 
 def test_own_folder_can_be_moved_but_not_changed(pets, tmp_path):
     recorded = shutil.copytree(pets / "my pets", tmp_path / "recorded")
     args = {"dataset": str(recorded)}
-    run = saved.open_run(copy_changed(pets / "CARFT", tmp_path / "job", args=args))
-    before = [split.items.host_items.keys for split in splits.read_splits(run)]
+    run = saved.load_run(copy_changed(pets / "CARFT", tmp_path / "job", args=args), device="cpu")
+    before = [split.items.host_items.keys for split in splits.read_data(run).splits]
     moved = shutil.copytree(recorded, tmp_path / "moved")
     data = splits.read_data(run, str(moved), is_augmented=True)
     assert [split.items.host_items.keys for split in data.splits] == before
@@ -102,13 +103,13 @@ def test_own_folder_can_be_moved_but_not_changed(pets, tmp_path):
 
     (moved / "art" / "cat" / "0.png").rename(moved / "art" / "wild dog" / "from cat.png")
     with pytest.raises(CarftError, match="data_edition consistent: .* then, consistent: .* now"):
-        splits.read_splits(run, str(moved))
+        splits.read_data(run, str(moved))
 
     for environment in moved.iterdir():
         (environment / "cat").rename(environment / "zebra")
     message = r"classes \['cat', 'wild dog'\] then, \['wild dog', 'zebra'\] now. Restore the data"
     with pytest.raises(CarftError, match=message):
-        splits.read_splits(run, str(moved))
+        splits.read_data(run, str(moved))
 
 
 # A checkout with only the documented contract, and with DomainBed's `split_dataset`.
@@ -147,7 +148,7 @@ torch.save({
 os.rename("data", "moved")
 
 from domainbed_carft.runs import saved, splits
-read = splits.read_splits(saved.open_run("."), "moved")
+read = splits.read_data(saved.load_run(".", device="cpu"), "moved").splits
 passes = [torch.cat([x for x, _ in DataLoader(read[1].items, b)]) for b in (3, 8)]
 print(json.dumps({
     "file": domainbed.__file__, "equal": torch.equal(*passes),

@@ -50,10 +50,10 @@ def test_default_weights_are_the_best_only_with_a_target(trained, tmp_path):
 
 def test_scores_of_each_split_equal_a_direct_computation(pets, capsys):
     document = evaluate_json(capsys, pets / "CARFT", "--which", "last")
-    run = saved.open_run(pets / "CARFT")
-    read_splits = splits.read_splits(run)
-    assert [split.name for split in read_splits] == list(document["sets"])
-    for split in read_splits:
+    run = saved.load_run(pets / "CARFT", "last", device="cpu")
+    run_splits = splits.read_data(run).splits
+    assert [split.name for split in run_splits] == list(document["sets"])
+    for split in run_splits:
         scores = document["sets"][split.name]
         with torch.no_grad():
             x, labels = next(iter(DataLoader(split.items, 64)))

@@ -49,7 +49,7 @@ LIBRARIES = pytest.mark.parametrize("library", [CLIP, OPEN_CLIP], ids=["clip", "
 def test_code_of_the_card_loads_the_exact_weights_and_predicts_like_the_run(
     library, files, trained, monkeypatch, capsys
 ):
-    run = saved.open_run(trained)
+    run = saved.load_run(trained, "last", device="cpu")
     dataset = datasets.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
     paths = [path for path, _ in dataset[0].samples[::9]]  # of the target
     images = [default_loader(path) for path in paths]
@@ -83,7 +83,7 @@ def test_code_of_the_card_loads_the_exact_weights_and_predicts_like_the_run(
 def test_half_precision_export_has_the_types_of_openai(
     library, files, trained, tmp_path, monkeypatch
 ):
-    run = saved.open_run(trained)
+    run = saved.load_run(trained, "last", device="cpu")
     half = export.export(run, tmp_path / "half.pt", half=True)
     assert half.weights.stat().st_size < 0.9 * files.weights.stat().st_size
     assert json.loads(half.card.read_text())["precision"] == "fp16"
@@ -178,7 +178,7 @@ def test_flyp_exports_its_text_encoder_with_the_original_contexts(tmp_path, monk
     arguments += ["--workers", "0", "--steps", "2", "--output_dir", str(tmp_path / "job")]
     assert train.main(arguments) == 0
 
-    run = saved.open_run(tmp_path / "job")
+    run = saved.load_run(tmp_path / "job", device="cpu")
     files = export.export(run, tmp_path / "out.pt")
     clip_model = run_loading_code(files, CLIP, monkeypatch)[0]["model"]
     head = torch.load(files.head, weights_only=True)
@@ -230,7 +230,7 @@ def test_command_of_the_card_has_the_arguments_of_the_run(files, trained):
     assert f"\n{command}\n" in files.readme.read_text()
 
     arguments = vars(build_parser().parse_args(shlex.split(command)[3:]))
-    recorded = saved.open_run(trained).args
+    recorded = saved.load_run(trained, "last", device="cpu").args
     names = (*export.REPEATED_ARGS, "hparams")
     assert {n: arguments[n] for n in names} == {n: recorded[n] for n in names}
 

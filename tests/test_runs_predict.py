@@ -37,7 +37,7 @@ def noise(path, seed=0, size=(30, 20), **save_options):
 
 
 def test_probabilities_equal_a_direct_computation(pets, capfd):
-    run = saved.open_run(pets / "CARFT")
+    run = saved.load_run(pets / "CARFT", "last", device="cpu")
     folder = pets / "my pets" / "art"
     predictions, err = predict(capfd, pets / "CARFT" / "model.pkl", folder)
     paths = [prediction["path"] for prediction in predictions]
@@ -164,7 +164,7 @@ def test_top_prints_the_most_likely_contexts_first(pets, tmp_path, capfd):
 
 
 def test_transform_replaces_the_normalisation_of_a_foreign_host(pets, tmp_path):
-    run = saved.open_run(pets / "CARFT")
+    run = saved.load_run(pets / "CARFT", "last", device="cpu")
     run.hparams["protocol"] = "host"
     for key in ("images", "image_plan"):  # other hosts do not write them
         del run.content[key]

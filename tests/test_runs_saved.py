@@ -15,7 +15,7 @@ from domainbed_carft.runs import saved
 
 
 def test_trained_job_opens_with_its_settings(trained):
-    run = saved.open_run(trained)
+    run = saved.load_run(trained, "last", device="cpu")
     assert run.classes == list(prompts.BUILT_IN_CLASSES["EmojiStyles"])
     assert run.contexts == prompts.parse_contexts("emoji")
     assert run.hparams["prompts_digest"] == prompts.digest(run.contexts, run.classes)
@@ -23,7 +23,7 @@ def test_trained_job_opens_with_its_settings(trained):
     assert (run.step, run.alpha) == (None, None)
     assert type(run.algorithm).__name__ == "CARFT" and not run.algorithm.training
 
-    best = saved.open_run(trained, "best")
+    best = saved.load_run(trained, "best", device="cpu")
     assert best.path == trained / "model_best.pkl"
     assert best.step == records(trained)[0]["step"]
     assert not torch.equal(run.algorithm.head.weight, best.algorithm.head.weight)
@@ -31,7 +31,7 @@ def test_trained_job_opens_with_its_settings(trained):
 
 def test_step_is_read_from_the_name_of_the_weights(pets, tmp_path):
     path = shutil.copy(pets / "CARFT" / "model.pkl", tmp_path / "model_step40.pkl")
-    assert saved.open_run(str(path)).step == 40
+    assert saved.load_run(str(path), device="cpu").step == 40
 
 
 class Evil:
@@ -58,7 +58,7 @@ def test_nothing_in_a_weights_file_is_executed(tmp_path, write):
     victim = tmp_path / "executed"
     write(path, Evil(victim))
     with pytest.raises(CarftError, match="model.pkl") as raised:
-        saved.open_run(path)
+        saved.load_run(path, device="cpu")
     assert not victim.exists() and "\n" not in str(raised.value)
     pickle.loads(pickle.dumps(Evil(victim)))
     assert victim.exists()  # the pickle does execute code
@@ -104,18 +104,18 @@ NESTED_WORDS = torch.tensor([*b"[" * 10**5])
 def test_invalid_weights_file_is_an_error(pets, tmp_path, part, changes, message):
     folder = copy_changed(pets / "CARFT", tmp_path, **{part: changes})
     with pytest.raises(CarftError, match=message) as raised:
-        saved.open_run(folder)
+        saved.load_run(folder, device="cpu")
     assert len(str(raised.value)) < 600
 
 
 def test_missing_weights_are_named(pets, tmp_path):
     with pytest.raises(CarftError, match=r"has no model\.pkl; expected the folder of a finished"):
-        saved.open_run(tmp_path)
+        saved.load_run(tmp_path, device="cpu")
     shutil.copy(pets / "CARFT" / "model_best.pkl", tmp_path)
     with pytest.raises(CarftError, match=r"has no model\.pkl; use --which best for its model_best"):
-        saved.open_run(tmp_path)
+        saved.load_run(tmp_path, "last", device="cpu")
     with pytest.raises(CarftError, match="--which chooses a file in a folder, but .* omit it"):
-        saved.open_run(tmp_path / "model_best.pkl", "last")
+        saved.load_run(tmp_path / "model_best.pkl", "last", device="cpu")
 
 
 @pytest.mark.parametrize(

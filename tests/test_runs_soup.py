@@ -118,14 +118,14 @@ def test_order_of_the_runs_does_not_change_the_soups(runs, tmp_path):
 
 def test_images_of_a_soup_are_not_augmented(runs, uniform, tmp_path, capsys):
     """The augmentation depends on seed and step, which a soup does not have."""
-    opened = saved.open_run(uniform)
-    member = saved.open_run(runs[0])
+    opened = saved.load_run(uniform, device="cpu")
+    member = saved.load_run(runs[0], device="cpu")
     assert member.image_plan.augmentation is not None
     assert opened.image_plan == member.image_plan.without_augmentation()
 
     unaugmented = splits.read_data(member, is_augmented=False).splits
     for split, as_trained, expected in zip(
-        splits.read_splits(opened), splits.read_splits(member), unaugmented, strict=True
+        splits.read_data(opened).splits, splits.read_data(member).splits, unaugmented, strict=True
     ):
         assert torch.equal(split.items[0][0], expected.items[0][0])
         assert torch.equal(split.items[0][0], as_trained.items[0][0]) == split.is_target
@@ -138,8 +138,8 @@ def test_wise_ft_of_a_soup_keeps_its_description(uniform, tmp_path, capsys):
     assert accuracies_by_split(rows[1]) == accuracies_by_split(document)
     assert (document["transform"], document["title"]) == ("test", "soup of 2 runs (CARFT)")
 
-    half = saved.open_run(tmp_path / "mix" / "model_alpha_0.50.pkl")
-    assert half.alpha == 0.5 and half.soup == saved.open_run(uniform).soup
+    half = saved.load_run(tmp_path / "mix" / "model_alpha_0.50.pkl", device="cpu")
+    assert half.alpha == 0.5 and half.soup == saved.load_run(uniform, device="cpu").soup
     assert accuracies_by_split(evaluate_json(capsys, half.path)) == accuracies_by_split(rows[0])
 
 
@@ -155,7 +155,7 @@ def test_soup_describes_its_members_without_their_training_settings(pets, tmp_pa
 
     members = {member["run"]: member for member in contents[0]["soup"]["members"]}
     member = members[str(pets / "CARFT" / "model_best.pkl")]
-    best_step = saved.open_run(pets / "CARFT", "best").step
+    best_step = saved.load_run(pets / "CARFT", "best", device="cpu").step
     assert (member["algorithm"], member["seed"], member["step"]) == ("CARFT", 0, best_step)
 
     files = export.export(tmp_path / "out" / "model_soup_uniform.pkl", tmp_path / "soup.pt")
@@ -179,7 +179,7 @@ def test_soup_describes_its_members_without_their_training_settings(pets, tmp_pa
 )
 def test_invalid_description_of_a_soup_is_an_error(uniform, tmp_path, change):
     with pytest.raises(CarftError, match="its soup is "):
-        saved.open_run(copy_changed(uniform, tmp_path, soup=change))
+        saved.load_run(copy_changed(uniform, tmp_path, soup=change), device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_soup_needs_two_different_runs(runs, tmp_path, capsys, indices, message)
     ],
 )
 def test_incompatible_runs_are_an_error(runs, part, change, message):
-    opened = [saved.open_run(run) for run in runs[:2]]
+    opened = [saved.load_run(run, device="cpu") for run in runs[:2]]
     getattr(opened[1], part).update(change)
     with pytest.raises(CarftError, match=message):
         soup_members.require_compatible(opened)

@@ -73,10 +73,10 @@ def test_saved_weights_are_a_run_that_can_be_interpolated_again(pets, mixed, cap
     assert document["wise_ft_alpha"] == 0.5
 
     carft("wise-ft", path, "-o", tmp_path / "again", "--alphas", "0.5", "--save", "0.5")
-    second_run = saved.open_run(tmp_path / "again" / "model_alpha_0.50.pkl")
+    second_run = saved.load_run(tmp_path / "again" / "model_alpha_0.50.pkl", device="cpu")
     assert second_run.alpha == 0.25
 
-    quarter = saved.open_run(pets / "CARFT")
+    quarter = saved.load_run(pets / "CARFT", "last", device="cpu")
     wise_ft.make_alpha_setter(quarter, None)(0.25)
     torch.testing.assert_close(
         quarter.algorithm.state_dict(), second_run.algorithm.state_dict(), rtol=1e-5, atol=1e-6

@@ -87,7 +87,7 @@ def count_correct(run, test_set, data):
 
 def test_scores_equal_a_direct_computation_and_are_recorded(suite, job, data, capsys):
     document = evaluate(capsys, job, "--data_dir", data)
-    run = saved.open_run(job)
+    run = saved.load_run(job, device="cpu")
     for test_set in suite.sets:
         scores = document["sets"][test_set.name]
         assert (scores["correct"], scores["images"]) == (count_correct(run, test_set, data), 20)

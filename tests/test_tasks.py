@@ -248,7 +248,7 @@ def evaluate(capsys, job, data, *further_words, status=0):
 
 def test_run_is_evaluated_on_its_test_split_and_as_a_suite(job, planted, tmp_path, capsys):
     job = shutil.copytree(job, tmp_path / "job")
-    run = saved.open_run(job)
+    run = saved.load_run(job, device="cpu")
     images = tasks.read_split(tasks.TASKS["OxfordIIITPet"], planted, False)
     images.transform = run.transform()
     with torch.no_grad():

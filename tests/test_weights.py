@@ -16,7 +16,7 @@ from domainbed_carft.files import weights
 from domainbed_carft.runs import saved
 
 READERS = {
-    "model.pkl": saved.open_run,
+    "model.pkl": saved.load_run,
     "clip.pt": lambda path: backbone.load(str(path)),
     "state.pt": lambda path: resume.load(str(path.parent)),
     "resnet18-f37072fd.pth": lambda path: networks.pretrained(networks.RESNET18),

@@ -193,9 +193,18 @@ class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a command, whose help has the command's `HelpPage` before the options."""
+    """The parser of a command, whose help has the command's `HelpPage` before the options.
+
+    Attributes:
+        choose_mode: if the command has modes, returns the parser of the mode that the arguments
+            ask for, or None if they do not show it. It has the flags that the mode uses; its
+            description is the title of the mode.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.choose_mode: Callable[[argparse.Namespace], argparse.ArgumentParser | None] = (
+            lambda arguments: None
+        )
         kwargs["allow_abbrev"] = False
         super().__init__(*args, **kwargs)
         self.register("action", "parsers", _Commands)
@@ -209,14 +218,25 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Suggest similar flags in the error about an unknown one."""
+        """Suggest similar flags in the error about an unknown one, and parse again by the mode."""
         parsed, unknown_words = super().parse_known_args(args, namespace)
         actions = self._option_string_actions.items()
         flags = [flag for flag, action in actions if action.help != argparse.SUPPRESS]
         for word in unknown_words:
             if word.startswith("--") and (close := near_matches(word.partition("=")[0], flags)):
                 self.error(f"unrecognized arguments: {word}; did you mean {' or '.join(close)}?")
-        return parsed, unknown_words
+        mode = None if unknown_words else self.choose_mode(parsed)
+        if mode is None:
+            return parsed, unknown_words
+
+        parsed, unused_words = mode.parse_known_args(args)
+        if unused_words:
+            # The word after an unknown flag can be its value or not.
+            flags = [word.partition("=")[0] for word in unused_words if word.startswith("--")]
+            self.error(
+                f"{', '.join(flags) or unused_words[0]} cannot be used for {mode.description}"
+            )
+        return parsed, []
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, _Commands) and value not in action.choices:

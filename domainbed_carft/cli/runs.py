@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft.cli.help_pages import comma_separated
 from domainbed_carft.errors import CarftError, is_out_of_memory
-from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.jobs.folder import RECORDS, WEIGHTS
+from domainbed_carft.jobs.manifest import NAME as MANIFEST
+from domainbed_carft.jobs.records import DEPTH
 from domainbed_carft.results.method_names import METHOD_NAMES
 from domainbed_carft.runs import BATCH_SIZE, EXPORT_FORMATS
 
@@ -27,36 +31,73 @@ def add_to(commands: Any) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    parser = commands.add_parser(
-        "evaluate",
-        help="measure a saved run, or all chosen runs of a sweep: accuracy by class, calibration",
+    """Add the command, whose modes have parsers with only the flags that they use."""
+    path, which, loading, clip, selection, jobs = (
+        argparse.ArgumentParser(add_help=False, allow_abbrev=False) for _ in range(6)
     )
-    parser.set_defaults(run=functools.partial(_run, "evaluate"))
-
-    _add_which(parser)
-    _add_loading(parser)
-    _add_data(parser)
-    _add_output_file(parser)
-    _add_sweep_flags(parser)
-
-    parser.add_argument(
+    path.add_argument(
         "path",
         type=Path,
         metavar="RUN",
         nargs="?",
         help=f"{PATH_HELP}; or output folder of a sweep",
     )
-    parser.add_argument(
+    _add_which(which)
+    _add_loading(loading)
+    _add_data(loading)
+    _add_output_file(loading)
+    loading.add_argument(
+        "--json", action="store_true", help="print everything as JSON, for scripts"
+    )
+    clip.add_argument(
         "--clip",
         metavar="NAME",
         help="evaluate this CLIP model zero-shot instead of a run; needs --suite. NAME is a model "
         "of OpenAI such as ViT-B/16, open_clip:MODEL/TAG, or a weights file",
     )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
+    _add_sweep_flags(selection, jobs)
+
+    help_line = "measure a saved run, or all chosen runs of a sweep: accuracy by class, calibration"
+    everything = [which, loading, selection, jobs, path, clip]
+    parser = commands.add_parser("evaluate", help=help_line, parents=everything)
+    parser.set_defaults(run=functools.partial(_run, "evaluate-run"))  # reports a missing path
+    modes: dict[str, argparse.ArgumentParser] = {}
+    for name, title, parents in (
+        ("run", "a run", [path, which, loading]),
+        ("clip", "a CLIP model", [clip, loading]),
+        ("sweep", "a sweep's output folder", [path, selection, jobs, loading]),
+        ("sweep-on-suite", "a sweep's output folder with --suite", [path, jobs, loading]),
+    ):
+        mode = argparse.ArgumentParser(prog=parser.prog, description=title, parents=parents)
+        mode.set_defaults(run=functools.partial(_run, f"evaluate-{name}"))
+        modes[name] = mode
+    parser.choose_mode = lambda arguments: modes.get(_choose_mode(arguments))
 
 
-def _add_sweep_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("only for the output folder of a sweep")
+def _choose_mode(arguments: argparse.Namespace) -> str:
+    """Return the kind of weights that `carft evaluate` is to measure, or "" if it is unknown."""
+    if arguments.clip is not None:
+        return "clip"
+    if arguments.path is None or not os.path.exists(arguments.path):
+        return ""
+    if not _is_sweep_folder(arguments.path):
+        return "run"
+    return "sweep-on-suite" if arguments.suite else "sweep"
+
+
+def _is_sweep_folder(path: Path) -> bool:
+    """Return True if a path is the output folder of a sweep, not the folder of a job."""
+    patterns = ["*/" * levels + RECORDS for levels in range(1, DEPTH + 1)]
+    with contextlib.suppress(OSError):  # the command reports an unreadable folder
+        if any((path / name).exists() for name in (RECORDS, *WEIGHTS.values())):
+            return False
+        return (path / MANIFEST).exists() or any(any(path.glob(pattern)) for pattern in patterns)
+    return False
+
+
+def _add_sweep_flags(selection: argparse.ArgumentParser, jobs: argparse.ArgumentParser) -> None:
+    title = "only for the output folder of a sweep"
+    group = selection.add_argument_group(title)
     _add_original(group)
     group.add_argument(
         "--select",
@@ -66,7 +107,7 @@ def _add_sweep_flags(parser: argparse.ArgumentParser) -> None:
         help="evaluate the runs that these selection methods choose, separated by commas: "
         f"{', '.join(METHOD_NAMES)} (default: the methods that carft collect shows)",
     )
-    group.add_argument(
+    jobs.add_argument_group(title).add_argument(
         "--jobs",
         type=at_least(1),
         metavar="N",
@@ -77,9 +118,8 @@ def _add_sweep_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_predict(commands: Any) -> None:
     parser = commands.add_parser(
-        "predict", help="predict the class and the context of images with a saved run"
+        "predict", run=_run, help="predict the class and the context of images with a saved run"
     )
-    parser.set_defaults(run=functools.partial(_run, "predict"))
 
     _add_which(parser)
     _add_path(parser)
@@ -106,10 +146,10 @@ def _add_predict(commands: Any) -> None:
 def _add_wise_ft(commands: Any) -> None:
     parser = commands.add_parser(
         "wise-ft",
+        run=_run,
         help="interpolate between the weights of the original CLIP model and a saved run; evaluate "
         "the mixtures, and optionally save them",
     )
-    parser.set_defaults(run=functools.partial(_run, "wise-ft"))
 
     _add_which(parser)
     _add_path(parser)
@@ -139,9 +179,10 @@ def _add_wise_ft(commands: Any) -> None:
 
 def _add_soup(commands: Any) -> None:
     parser = commands.add_parser(
-        "soup", help="average the weights of several saved runs; evaluate and save the averages"
+        "soup",
+        run=_run,
+        help="average the weights of several saved runs; evaluate and save the averages",
     )
-    parser.set_defaults(run=functools.partial(_run, "soup"))
     _add_which(parser)
     _add_loading(parser)
     _add_data(parser)
@@ -160,10 +201,10 @@ def _add_soup(commands: Any) -> None:
 def _add_export(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
+        run=_run,
         help="save a run as a CLIP model for clip, open_clip or transformers, with its class head "
         "and a model card",
     )
-    parser.set_defaults(run=functools.partial(_run, "export"))
 
     _add_which(parser)
     _add_path(parser)

@@ -140,7 +140,7 @@ class HostedAlgorithm(Algorithm):
         """Return the module's state dict with the weights used for prediction.
 
         An algorithm that loads it and continues training does not get the averaged weights back.
-        To predict with a saved state, use `runs.saved.open_run`.
+        To predict with a saved state, use `runs.saved.load_run`.
         """
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")

@@ -6,7 +6,6 @@ loads no numpy, so that command lines can list the columns quickly.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,8 +42,6 @@ AVERAGE = "average"
 OUT_OF_DOMAIN = "out-of-domain"
 IN_DOMAIN = "in-domain"
 DEFAULT_COLUMNS = (ENVIRONMENTS, AVERAGE)
-
-_CACHED_SUMMARIES = 4096
 
 
 @dataclass(frozen=True)
@@ -256,25 +253,15 @@ def _n_draws(row: RowRuns) -> Cell:
 
 def find_run_metrics(selected: SelectedRun) -> RunMetrics | str:
     """Return what ``carft evaluate`` saved for a selected run, or why there is nothing."""
-    from domainbed_carft.results.evaluations import metrics_path
+    from domainbed_carft.results.evaluations import find_metrics, metrics_path
 
     folder = Path(selected.run.folder)
     step = int(selected.outcome.step)
     path = metrics_path(folder, step)
-    mtime_ns = path.stat().st_mtime_ns if path.exists() else 0
-
-    metrics = _read_metrics(folder, step, mtime_ns)
+    metrics = find_metrics(folder, step, path.stat().st_mtime_ns if path.exists() else 0)
     if isinstance(metrics, str) or metrics.facts.matches(selected.run.job):
         return metrics
     return "the evaluation belongs to another job; run carft evaluate on the sweep"
-
-
-@functools.lru_cache(maxsize=_CACHED_SUMMARIES)
-def _read_metrics(folder: Path, step: int, mtime_ns: int) -> RunMetrics | str:
-    """Cache `find_metrics` for all columns; a changed ``mtime_ns`` invalidates the cache."""
-    from domainbed_carft.results.evaluations import find_metrics
-
-    return find_metrics(folder, step)
 
 
 def _target_metric(

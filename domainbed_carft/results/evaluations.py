@@ -7,6 +7,7 @@ be untrusted: they contain no path, and loading them runs no code.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -29,6 +30,8 @@ from domainbed_carft.jobs.job import IDENTITY, Job
 FORMAT: Literal[1] = 1  # of the files of rows and of metrics
 
 ECE_BINS = 15  # of equal width, for the expected calibration error
+
+_CACHED_METRICS = 4096  # runs whose metrics stay in memory
 
 T = TypeVar("T")
 
@@ -221,23 +224,15 @@ class EvaluatedSplit:
 
 
 @dataclass(frozen=True)
-class ValidationSplit:
+class ValidationSplit(EvaluatedSplit):
     """The out-split of a training environment, evaluated through the test transform.
 
     The records measure the same split on augmented images.
 
     Attributes:
-        environment: name of the environment.
-        number: number of the environment.
-        name: name of the split in the records.
-        images: number of images.
         correct: number of correctly predicted images.
     """
 
-    environment: str
-    number: int
-    name: str
-    images: Annotated[int, Gt(0)]
     correct: int
 
 
@@ -414,14 +409,23 @@ def load_rows(folder: Path, step: int) -> tuple[ImageRows, EvaluationFacts]:
 
 
 def save_metrics(folder: Path, metrics: RunMetrics) -> None:
-    """Write the file of metrics atomically, or raise CarftError."""
-    text = json.dumps(dataclasses.asdict(metrics), indent=1, sort_keys=True)
-    files.save_text(metrics_path(folder, metrics.facts.step), f"{text}\n")
+    """Write the file of metrics atomically unless it is up to date, or raise CarftError."""
+    text = json.dumps(dataclasses.asdict(metrics), indent=1, sort_keys=True) + "\n"
+    path = metrics_path(folder, metrics.facts.step)
+    with contextlib.suppress(OSError):
+        if files.read_regular(path) == text.encode():
+            return
+    files.save_text(path, text)
 
 
-def find_metrics(folder: Path, step: float) -> RunMetrics | str:
-    """Return the metrics of a job's run at a step, or the reason why there are none."""
-    path = metrics_path(folder, int(step))
+@functools.lru_cache(maxsize=_CACHED_METRICS)
+def find_metrics(folder: Path, step: int, modified_ns: int) -> RunMetrics | str:
+    """Return the metrics of a job's run at a step, or the reason why there are none.
+
+    All columns of a table share one reading of the file, until ``modified_ns``, the time of its
+    last change, differs.
+    """
+    path = metrics_path(folder, step)
     try:
         return _validate(RunMetrics, json.loads(files.read_regular(path)), path)
     except FileNotFoundError:
@@ -433,9 +437,9 @@ def find_metrics(folder: Path, step: float) -> RunMetrics | str:
     except ValueError:  # invalid JSON
         return str(_damaged(path, "content"))
 
-    names = (*WEIGHTS.values(), f"model_step{int(step)}.pkl")
+    names = (*WEIGHTS.values(), f"model_step{step}.pkl")
     if not any((folder / name).exists() for name in names):
-        return f"the weights of step {step:g} were not kept"
+        return f"the weights of step {step} were not kept"
     return "not evaluated; run carft evaluate on the sweep"
 
 

@@ -44,33 +44,19 @@ def caption(error: ErrorKind = DOMAINBED) -> str:
     )
 
 
-class SuiteRun(NamedTuple):
-    """A run that validation selected, with its training environments.
+def selected_runs(group: Group) -> list[tuple[SelectedRun, frozenset[str]]]:
+    """Return the distinct runs of the group that validation selected, with the sets to skip.
 
-    Attributes:
-        selected: the selected run.
-        trained_on: names of the training environments if the run held others out; otherwise empty.
-            Test sets with these names cannot test the run.
+    These are the names of the training environments if the run held others out; otherwise empty.
+    Test sets with these names cannot test the run.
     """
-
-    selected: SelectedRun
-    trained_on: frozenset[str]
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the run's job."""
-        return Path(self.selected.run.folder)
-
-
-def selected_runs(group: Group) -> list[SuiteRun]:
-    """Return the distinct runs of the group that validation selected."""
     labels = group.environments
     selected_of_folder = {
         selected.run.folder: selected
         for method in (selection.IN_DOMAIN, selection.TRAINING_DOMAIN)
         for selected in group.select(method)
     }
-    suite_runs = []
+    runs = []
     for selected in selected_of_folder.values():
         held_out = selected.run.test_envs
         trained_on = (
@@ -78,8 +64,8 @@ def selected_runs(group: Group) -> list[SuiteRun]:
             for number, label in enumerate(labels[selected.dataset])
             if held_out and number not in held_out
         )
-        suite_runs.append(SuiteRun(selected, frozenset(trained_on)))
-    return suite_runs
+        runs.append((selected, frozenset(trained_on)))
+    return runs
 
 
 def selected_records(
@@ -90,10 +76,10 @@ def selected_records(
     The means of a record are over its remaining sets. Problems in the files are added to
     ``warnings``.
     """
-    for suite_run in selected_runs(group):
-        for record in records.read(suite_run.folder, warnings):
+    for selected, trained_on in selected_runs(group):
+        for record in records.read(Path(selected.run.folder), warnings):
             if record["suite"] in catalogue.SUITES:
-                yield suite_run.selected, _drop_sets(record, suite_run.trained_on)
+                yield selected, _drop_sets(record, trained_on)
 
 
 def _drop_sets(record: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:

@@ -64,7 +64,7 @@ def evaluate(
     check_loading(batch_size, workers)
     loaded = as_run(run, device)
     options = LoadingOptions(loaded.device, batch_size, workers, as_text(data_dir))
-    splits = splitting.read_splits(loaded, options.data_dir)
+    splits = splitting.read_data(loaded, options.data_dir).splits
     (scores,) = measure_splits(
         splits,
         make_predictor(loaded, options.device),

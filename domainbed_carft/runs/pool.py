@@ -1,4 +1,4 @@
-"""Run tasks in this process, or several at a time in processes that each run many tasks."""
+"""Evaluate runs in this process, or several at a time in processes that each evaluate many."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.runs.squares import get_memory
 from domainbed_carft.text import log, progress
 
 # Return True if the task had to be done, and False if its result existed.
@@ -24,14 +25,21 @@ Task: TypeAlias = Callable[[], bool]
 Outcome: TypeAlias = bool | str
 
 
-def run_tasks(tasks: Mapping[str, Task], jobs: int | None, description: str) -> dict[str, Outcome]:
-    """Run all tasks; a task that fails, or whose process ends, does not affect the others.
+class _Worker(NamedTuple):
+    """A process that runs one task after another, and the process variables it was started with."""
+
+    slot: Mapping[str, str]
+    process: SpawnProcess
+    connection: Connection
+
+
+def run_tasks(tasks: Mapping[str, Task], jobs: int | None) -> dict[str, Outcome]:
+    """Evaluate runs; one that fails, or whose process ends, does not affect the others.
 
     Args:
-        tasks: functions that can be pickled, by name. They must save their results.
+        tasks: functions that can be pickled, by name of the run. They must save their results.
         jobs: number of tasks at a time. 1 runs all of them in this process. Default: one per GPU,
             or one per core without a GPU.
-        description: name of the command, for messages.
 
     Returns:
         The outcomes, in the order of the tasks.
@@ -39,22 +47,18 @@ def run_tasks(tasks: Mapping[str, Task], jobs: int | None, description: str) -> 
     pool: Any = launchers.make("pool", {"jobs": jobs})
     raise_for(pool.problems())
     slots = pool.slots(len(tasks)) if tasks else []
-    run = _run_here if len(slots) < 2 else _run_in_processes
     outcomes: dict[str, Outcome] = {}
-    with progress(total=len(tasks), unit="run", description=description, delay=2) as bar:
-        for name, outcome in run(tasks, slots):
-            outcomes[name] = outcome
-            if isinstance(outcome, str):
-                log(f"{description}: {name}: {outcome}")
-            bar.update()
+    in_this_process = ((name, _run(task)) for name, task in tasks.items())
+    try:
+        with progress(total=len(tasks), unit="run", description="evaluate", delay=2) as bar:
+            for name, outcome in in_this_process if len(slots) < 2 else _run_in(slots, tasks):
+                outcomes[name] = outcome
+                if isinstance(outcome, str):
+                    log(f"evaluate: {name}: {outcome}")
+                bar.update()
+    finally:
+        get_memory.cache_clear()  # the image files can change before the next call
     return {name: outcomes[name] for name in tasks}
-
-
-def _run_here(
-    tasks: Mapping[str, Task], slots: list[dict[str, str]]
-) -> Iterator[tuple[str, Outcome]]:
-    for name, task in tasks.items():
-        yield name, _run(task)
 
 
 def _run(task: Task) -> Outcome:
@@ -67,57 +71,57 @@ def _run(task: Task) -> Outcome:
         return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _run_in_processes(
-    tasks: Mapping[str, Task], slots: list[dict[str, str]]
+def _run_in(
+    slots: Sequence[Mapping[str, str]], tasks: Mapping[str, Task]
 ) -> Iterator[tuple[str, Outcome]]:
     """Run tasks in a process per slot, and replace a process that ends."""
+    # Not a ProcessPoolExecutor: its processes share their process variables, cannot be stopped
+    # before their runs end, and outlive a killed command; if one ends, all runs in progress fail.
     waiting = deque(tasks.items())
-    processes: dict[Connection, tuple[SpawnProcess, dict[str, str], str]] = {}
-
-    def give_task(connection: Connection, process: SpawnProcess, slot: dict[str, str]) -> None:
-        name, task = waiting.popleft()
-        processes[connection] = process, slot, name
-        with contextlib.suppress(OSError):  # the process has ended, which `recv` reports
-            connection.send(task)
-
+    idle = [_start_worker(slot) for slot in reversed(slots)]
+    busy: dict[Connection, tuple[_Worker, str]] = {}
     try:
-        for slot in slots:
-            give_task(*_start_process(slot), slot)
-        while processes:
-            ready = wait([*processes])
-            for connection in [each for each in processes if each in ready]:
-                process, slot, name = processes.pop(connection)
+        while waiting or busy:
+            while waiting and idle:
+                worker = idle.pop()
+                name, task = waiting.popleft()
+                busy[worker.connection] = worker, name
+                with contextlib.suppress(OSError):  # the process has ended, which `recv` reports
+                    worker.connection.send(task)
+
+            ready = wait([*busy])
+            for connection in [each for each in busy if each in ready]:
+                worker, name = busy.pop(connection)
                 try:
                     yield name, connection.recv()
                 except (EOFError, ConnectionResetError):  # the latter if the task was not received
-                    process.join()
-                    yield name, f"the process ended with status {process.exitcode}"
-                    if waiting:
-                        connection, process = _start_process(slot)
-                if waiting:
-                    give_task(connection, process, slot)
-                else:
-                    connection.close()
-                    process.join()
+                    worker.process.join()
+                    yield name, f"the process ended with status {worker.process.exitcode}"
+                    if not waiting:
+                        continue
+                    worker = _start_worker(worker.slot)
+                idle.append(worker)
     finally:
-        for process, _, _ in processes.values():
-            process.terminate()
+        for worker in idle:
+            worker.connection.close()  # it then ends by itself
+        for worker, _ in busy.values():
+            worker.process.terminate()
 
 
-def _start_process(variables: Mapping[str, str]) -> tuple[Connection, SpawnProcess]:
-    """Start a process with process variables, which libraries such as OpenMP read at its start."""
+def _start_worker(slot: Mapping[str, str]) -> _Worker:
+    """Start a process with the variables, which libraries such as OpenMP read at its start."""
     context = multiprocessing.get_context("spawn")
     connection, end = context.Pipe()
     process = context.Process(target=_serve, args=(end,))
     earlier = dict(os.environ)
-    os.environ.update(variables)
+    os.environ.update(slot)
     try:
         process.start()
     finally:
         os.environ.clear()
         os.environ.update(earlier)
     end.close()
-    return connection, process
+    return _Worker(slot, process, connection)
 
 
 def _serve(connection: Connection) -> None:

@@ -70,7 +70,8 @@ AnyRun: TypeAlias = Run | AnyPath
 def load_run(path: AnyPath, which: str | None = None, device: str | None = None) -> Run:
     """Load a run from a job's folder or a weights file.
 
-    Nothing in the file is executed.
+    Nothing in the file is executed. The run can predict but not train, since the file has neither
+    the original encoder nor the optimizer.
 
     Args:
         path: a job's folder, or a weights file.
@@ -83,8 +84,9 @@ def load_run(path: AnyPath, which: str | None = None, device: str | None = None)
         The run, ready to predict.
 
     Raises:
-        CarftError: if the folder has no weights, the file is not a run of an algorithm of this
-            package, the weights are not finite, or the device is unknown.
+        CarftError: if the folder has no weights, the file cannot be loaded, is not a run of an
+            algorithm of this package or does not belong to the records in its folder, the weights
+            are not finite, or the device is unknown.
 
     Examples:
         >>> run = load_run(job, device="cpu")
@@ -94,7 +96,9 @@ def load_run(path: AnyPath, which: str | None = None, device: str | None = None)
         True
     """
     chosen_device = choose_device(device)
-    run = open_run(choose_weights(as_path(path), which))
+    file = choose_weights(as_path(path), which)
+    run = build_run(weights.load_weights(file), file)
+    _require_recorded(run)
     run.algorithm.to(chosen_device)
     return run
 
@@ -148,12 +152,26 @@ def choose_weights(path: Path, which: str | None) -> Path:
     Raises:
         CarftError: if the folder does not contain the file.
     """
+    if which not in (None, *WEIGHTS):
+        raise CarftError(invalid("which", which, f"one of {', '.join(WEIGHTS)}"))
+    if not os.path.isdir(path):
+        if which is not None and os.path.exists(path):
+            raise CarftError(f"--which chooses a file in a folder, but {path} is a file; omit it")
+        return path
+
     best = path / WEIGHTS["best"]
-    if which is None and os.path.isdir(path) and best.exists():
+    if which is None and best.exists():
         # Without records, the weights themselves contain the targets.
-        arguments: Mapping[str, Any] = records.read_recorded_arguments(path) or open_run(best).args
+        arguments = records.read_recorded_arguments(path) or load_run(best, device="cpu").args
         which = "best" if arguments["test_envs"] else None
-    return find_weights(path, which)
+    file = path / WEIGHTS[which or "last"]
+    if not file.exists():
+        hint = "expected the folder of a finished job that kept its weights"
+        for alternative, name in reversed(WEIGHTS.items()):
+            if (path / name).exists():
+                hint = f"use --which {alternative} for its {name}"
+        raise CarftError(f"{path} has no {file.name}; {hint}")
+    return file
 
 
 def describe_choice(path: Path, which: str | None, file: Path) -> str:
@@ -172,32 +190,13 @@ def describe_choice(path: Path, which: str | None, file: Path) -> str:
     hint = ""
     if (path / alternative_file).exists():
         hint = f" (for {alternative_file}: --which {alternative})"
-    return printable(f"Weights: {file.name} of {path}, {reason}{hint}")
-
-
-def find_weights(path: Path, which: str | None) -> Path:
-    """Return the file that `open_run` reads; raises CarftError if a folder does not contain it."""
-    if which not in (None, *WEIGHTS):
-        raise CarftError(invalid("which", which, f"one of {', '.join(WEIGHTS)}"))
-    if not os.path.isdir(path):
-        if which is not None and os.path.exists(path):
-            raise CarftError(f"--which chooses a file in a folder, but {path} is a file; omit it")
-        return path
-
-    file = path / WEIGHTS[which or "last"]
-    if not file.exists():
-        hint = "expected the folder of a finished job that kept its weights"
-        for alternative, name in reversed(WEIGHTS.items()):
-            if (path / name).exists():
-                hint = f"use --which {alternative} for its {name}"
-        raise CarftError(f"{path} has no {file.name}; {hint}")
-    return file
+    return f"Weights: {file.name} of {path}, {reason}{hint}"
 
 
 def open_step(recorded: RecordedRun, step: int) -> Run | None:
     """Open the weights of a recorded run at a step, on the CPU; None if no file contains them.
 
-    Weights of another step are never used instead. Raises CarftError as `open_run` does, and if the
+    Weights of another step are never used instead. Raises CarftError as `load_run` does, and if the
     weights and the records belong to different jobs.
     """
     folder = Path(recorded.folder)
@@ -207,19 +206,14 @@ def open_step(recorded: RecordedRun, step: int) -> Run | None:
         names.insert(1, WEIGHTS["last"])
 
     for file in (folder / name for name in names if (folder / name).exists()):
-        run = open_run(file)
+        run = build_run(weights.load_weights(file), file)
         weights_step = max(recorded.steps) if file.name == WEIGHTS["last"] else run.step
         if step == weights_step:
-            _require_same_job(run, recorded)
+            difference = _find_difference(run, recorded.job.args, recorded.recorded)
+            if difference:
+                raise _make_records_error(run, difference)
             return run
     return None
-
-
-def _require_same_job(run: Run, recorded: RecordedRun) -> None:
-    """Raise CarftError if the weights and the records belong to different jobs."""
-    difference = _find_difference(run, recorded.job.args, recorded.recorded)
-    if difference:
-        raise _make_records_error(run, difference)
 
 
 def _require_recorded(run: Run) -> None:
@@ -255,29 +249,8 @@ def _make_records_error(run: Run, difference: str) -> CarftError:
     )
 
 
-def open_run(path: Path | str, which: str | None = None) -> Run:
-    """Open the run in a job's folder or a weights file, on the CPU.
-
-    The run can predict but not train, since the file has neither the original encoder nor the
-    optimizer.
-
-    Args:
-        path: a job's folder, or a weights file.
-        which: "last" or "best" in a folder. Default: "last".
-
-    Raises:
-        CarftError: if the folder has no weights, the file cannot be loaded, is not a run of an
-            algorithm of this package or does not belong to the records in its folder, or the
-            weights are not finite.
-    """
-    file = find_weights(Path(path), which)
-    run = build_run(weights.load_weights(file), file)
-    _require_recorded(run)
-    return run
-
-
 def build_run(content: Any, file: Path) -> Run:
-    """Build a run from the ``content`` of the weights file ``file``; raises as `open_run` does."""
+    """Build a run from the ``content`` of the weights file ``file``; raises as `load_run` does."""
     content = add_facts_to_hparams(content)
     require_run(content, file)
     algorithm, contexts, classes = _restore(content, file)

@@ -11,7 +11,7 @@ import numpy as np
 from domainbed_carft.results.evaluations import ImageRows, confusion_matrix, measure
 from domainbed_carft.runs.predictions import LoadingOptions, Predictor, predict_rows
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.splits import Split, get_step, get_transform_name
+from domainbed_carft.runs.splits import Split, get_step
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def describe_run(run: Run, data_dir: str | None = None) -> Scores:
         step=get_step(run, data_dir),
         wise_ft_alpha=run.alpha,
         soup=run.soup,
-        transform=get_transform_name(run),
+        transform="as in training" if run.soup is None else "test",
     )
 
 
@@ -207,19 +207,9 @@ def score_set(
 
 def mean_accuracies(sets: Mapping[str, SetScores]) -> dict[str, float | None]:
     """Return the two means of `Scores.means` over the splits ``sets``."""
-    in_domain = [
-        scores.accuracy
-        for name, scores in sets.items()
-        if not scores.is_target and name.endswith("_out")
-    ]
-    out_of_domain = [
-        scores.accuracy
-        for name, scores in sets.items()
-        if scores.is_target and name.endswith("_in")
-    ]
-    return {"in_domain": _mean(in_domain), "out_of_domain": _mean(out_of_domain)}
-
-
-def _mean(accuracies: Sequence[float | None]) -> float | None:
-    measured = [accuracy for accuracy in accuracies if accuracy is not None]
-    return float(np.mean(measured)) if measured else None
+    accuracies: dict[str, list[float]] = {"in_domain": [], "out_of_domain": []}
+    for name, scores in sets.items():
+        mean, ending = ("out_of_domain", "_in") if scores.is_target else ("in_domain", "_out")
+        if name.endswith(ending) and scores.accuracy is not None:
+            accuracies[mean].append(scores.accuracy)
+    return {name: float(np.mean(part)) if part else None for name, part in accuracies.items()}

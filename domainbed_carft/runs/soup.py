@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from domainbed_carft import files, process_variables
-from domainbed_carft.arguments import TEXT, check, parse_memory_limit
+from domainbed_carft import files
+from domainbed_carft.arguments import TEXT, check
 from domainbed_carft.errors import CarftError
 from domainbed_carft.paths import AnyPath, as_list, as_text
 from domainbed_carft.runs import BATCH_SIZE, saved
@@ -110,8 +110,7 @@ def soup(
     require_compatible(loaded_runs)
     folder = check_output_folder(output, [SOUP_TABLE, *SOUP_FILES.values()])
     # All candidates are evaluated on the same images.
-    memory = ImageMemory(parse_memory_limit(process_variables.IMAGE_MEMORY.read() or None))
-    options = LoadingOptions(chosen_device, batch_size, workers, as_text(data_dir), memory)
+    options = LoadingOptions(chosen_device, batch_size, workers, as_text(data_dir), ImageMemory())
     measurement = _SoupMeasurement.prepare(make_members(loaded_runs), options, suite)
 
     members = [
@@ -194,7 +193,7 @@ class _SoupMeasurement:
         run = saved.build_run(described, members[0].run.path)
 
         test = make_suite_test(suite, run, options) if suite else None
-        splits = splitting.read_splits(run, options.data_dir)
+        splits = splitting.read_data(run, options.data_dir).splits
         validation_splits = [
             split for split in splits if not split.is_target and split.name.endswith("_out")
         ]

@@ -70,8 +70,8 @@ class Split:
 
 
 @dataclass(frozen=True)
-class RunData:
-    """The dataset of a run, and its splits.
+class JobData:
+    """The dataset of a run's job, and its splits.
 
     Attributes:
         dataset: the host's dataset, a list of environments.
@@ -90,39 +90,34 @@ class RunData:
         return dataclasses.replace(split, items=items, squares=items.squares)
 
 
-def read_splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
-    """Read the splits of the run's job: all in-splits, then all out-splits, then all uda-splits.
+def read_data(
+    run: Run, data_dir: AnyPath | None = None, *, is_augmented: bool | None = None
+) -> JobData:
+    """Read the data of the run's job: all in-splits, then all out-splits, then all uda-splits.
 
     With the harness of this package, an augmented image equals the image that `train` evaluated at
-    the step of the weights. A soup has neither seed nor step, so the test transform is applied to
-    all of its images.
+    the step of the weights.
 
     Args:
         run: the run.
         data_dir: the folder that contains the dataset's folder or, for your own data, the data
             folder itself. Default: the recorded one.
+        is_augmented: augment images of training environments, as in training, instead of applying
+            the test transform. Default: True, but False for a soup, which has neither seed nor
+            step.
 
     Raises:
         CarftError: if the data is missing or differs from the run's.
     """
-    return read_data(run, as_text(data_dir), is_augmented=run.soup is None).splits
-
-
-def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> RunData:
-    """Read the data of the run's job, split as in training; raises as `read_splits` does.
-
-    Args:
-        run: the run.
-        data_dir: folder of the data. Default: the recorded one.
-        is_augmented: augment images of training environments, as in training, instead of applying
-            the test transform.
-    """
+    if is_augmented is None:
+        is_augmented = run.soup is None
     targets = run.args["test_envs"]
     seed = run.args.get("seed", 0)
     hparams = copy.deepcopy(dict(run.hparams))  # the dataset adds items
-    folder = data_dir or run.args.get("data_dir")
+    given_folder = as_text(data_dir)
+    folder = given_folder or run.args.get("data_dir")
     try:
-        dataset = _make_dataset(run, data_dir, hparams, is_augmented)
+        dataset = _make_dataset(run, given_folder, hparams, is_augmented)
         job_splits = _split_as_trained(run, dataset)
         last_step = int(run.args.get("steps") or dataset.N_STEPS) - 1
     except Exception as error:  # a host's class and untrusted settings can raise any type
@@ -137,7 +132,9 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
     plan = run.image_plan if host_lookup.is_carft_harness() else None
     facts = getattr(dataset, "dataset_facts", None) or UNKNOWN
     require_same_data(run, dataset, targets, facts)
-    names = _get_environment_names(facts, len(dataset))
+    names = [environment.name for environment in facts.environments]
+    if len(names) != len(dataset):  # the host's dataset has no names
+        names = [str(number) for number in range(len(dataset))]
 
     # The same key as in `train`: seed, step, number of the split, and number of the image.
     step = last_step if run.step is None else run.step
@@ -157,7 +154,7 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
                 squares=items.squares,
             )
         )
-    return RunData(dataset, evaluated_splits, plan)
+    return JobData(dataset, evaluated_splits, plan)
 
 
 def require_same_data(run: Run, dataset: Any, targets: Sequence[int], facts: DatasetFacts) -> None:
@@ -221,12 +218,6 @@ def _split_as_trained(run: Run, dataset: Any) -> list[NamedSplit]:
     return name_splits(environments)
 
 
-def _get_environment_names(facts: DatasetFacts, count: int) -> list[str]:
-    """Return the names of the environments, or numbers if the host's dataset has no names."""
-    names = [environment.name for environment in facts.environments]
-    return names if len(names) == count else [str(index) for index in range(count)]
-
-
 def get_step(run: Run, data_dir: str | None = None) -> int | None:
     """Return the step of the run's weights, or None if it is unknown or the run is a soup."""
     if run.soup is not None or run.step is not None:
@@ -239,23 +230,27 @@ def get_step(run: Run, data_dir: str | None = None) -> int | None:
     return steps - 1 if type(steps) is int else None
 
 
-def get_transform_name(run: Run) -> str:
-    """Return the name of the transform of training environments in `read_splits`, for JSON."""
-    return "as in training" if run.soup is None else "test"
-
-
 def _make_dataset(
     run: Run, data_dir: str | None, hparams: dict[str, Any], is_augmented: bool
 ) -> Any:
     """Make the run's dataset with the run's seed; raises whatever its class raises."""
     dataset_class = _find_dataset_class(run, data_dir)
+    unaugmented = run.args["test_envs"]
+    if not is_augmented:
+        unaugmented = list(range(run.content["model_num_domains"] + len(unaugmented)))
     with rng.preserve_states():  # the dataset can draw random numbers
         rng.reseed(run.args.get("seed", 0))
         folder = data_dir or run.args.get("data_dir")
         build = dataset_class
         if host_lookup.is_carft_harness():
-            build = functools.partial(dataset_class.for_job, model_input=_get_model_input(run))
-        dataset = build(folder, _get_unaugmented(run, is_augmented), hparams)
+            plan = run.image_plan
+            model_input = None
+            if plan.is_for_model:  # its images were normalised for the run's model
+                model_input = Preprocessing(
+                    plan.size, plan.interpolation, plan.resize, plan.mean, plan.std
+                )
+            build = functools.partial(dataset_class.for_job, model_input=model_input)
+        dataset = build(folder, unaugmented, hparams)
 
     if data_dir and not os.path.exists(data_dir):  # the dataset reads no folder
         raise CarftError(f"there is no folder {data_dir}")
@@ -272,24 +267,6 @@ def _find_dataset_class(run: Run, data_dir: str | None) -> Any:
             raise CarftError(f"there is no folder {data_dir}")
         name = data_dir
     return host_lookup.find_dataset_class(name)
-
-
-def _get_unaugmented(run: Run, is_augmented: bool) -> list[int]:
-    """Return the environments that the dataset must not augment: the targets, or all."""
-    targets: list[int] = run.args["test_envs"]
-    if is_augmented:
-        return targets
-
-    count = run.content["model_num_domains"] + len(targets)
-    return list(range(count))
-
-
-def _get_model_input(run: Run) -> Preprocessing | None:
-    """Return the images of the run's job if they were normalised for its model, otherwise None."""
-    plan = run.image_plan
-    if not plan.is_for_model:
-        return None
-    return Preprocessing(plan.size, plan.interpolation, plan.resize, plan.mean, plan.std)
 
 
 def get_environment_positions(split: Split) -> list[int]:
@@ -320,7 +297,8 @@ def _describe_images(environment: Any, positions: Sequence[int]) -> Iterator[str
         root = str(getattr(environment, "root", ""))
         for position in positions:
             path, label = samples[position]
-            yield f"{_describe_file(path, root)} {label}"
+            file = os.stat(path)
+            yield f"{path.removeprefix(root)} {file.st_size} {file.st_mtime_ns} {label}"
         return
 
     tensors = getattr(environment, "tensors", None)
@@ -336,41 +314,33 @@ def _describe_images(environment: Any, positions: Sequence[int]) -> Iterator[str
         yield " ".join(str(int(targets[position])) for position in positions)
 
 
-def _describe_file(path: str, root: str) -> str:
-    """Return the path of an image below ``root``, its size and its modification time."""
-    status = os.stat(path)
-    return f"{path.removeprefix(root)} {status.st_size} {status.st_mtime_ns}"
-
-
 class _KeyedItems(Dataset[Any]):
-    """Items whose random numbers depend only on ``key`` and on the item's position."""
+    """Items whose random numbers depend only on ``key`` and on the item's position.
+
+    Attributes:
+        host_items: the host's dataset: an environment or a part of one.
+        squares: the images before their second stage, see `Split`.
+    """
 
     def __init__(self, items: Any, key: tuple[int, ...], plan: ImagePlan | None) -> None:
-        self._items = items
+        self.host_items = items
+        self.squares: Squares | None = None
         self._key = key
         self._source = None
-        if plan is not None and plan.mode == FAST:
-            from domainbed.lib.fast_data_loader import find_source
+        if plan is None or plan.mode != FAST:
+            return
 
-            self._source = find_source(items)
+        from domainbed.lib.fast_data_loader import find_source
 
-    @property
-    def host_items(self) -> Any:
-        """The host's dataset: an environment or a part of one."""
-        return self._items
-
-    @property
-    def squares(self) -> Squares | None:
-        """The images before their second stage, see `Split`."""
-        if self._source is None or self._source.plan.is_random:
-            return None
-        samples = self._source.samples
-        if self._source.positions is not None:
-            samples = [samples[position] for position in self._source.positions]
-        return Squares(samples, self._source.plan, accepts_truncated=True)
+        self._source = source = find_source(items)
+        if source is not None and not source.plan.is_random:
+            samples = source.samples
+            if source.positions is not None:
+                samples = [samples[position] for position in source.positions]
+            self.squares = Squares(samples, source.plan, accepts_truncated=True)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.host_items)
 
     def __getitem__(self, position: int) -> Any:
         return self.__getitems__([position])[0]
@@ -388,4 +358,4 @@ class _KeyedItems(Dataset[Any]):
         # The seed of the harness's `lib/fast_data_loader.py`; other hosts do not draw by a key.
         make_seed = rng.derive_seed if host_lookup.is_carft_harness() else misc.seed_hash
         rng.reseed(int(make_seed(*self._key, position)))
-        return self._items[position]
+        return self.host_items[position]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from domainbed_carft import process_variables
+from domainbed_carft.arguments import parse_memory_limit
 from domainbed_carft.data import image_files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import loading, stages
@@ -79,10 +82,12 @@ class ImageMemory:
     As many images are kept as fit. The others are decoded for each run.
 
     Args:
-        limit: bytes of all images.
+        limit: bytes of all images. Default: the limit of this process.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is None:
+            limit = parse_memory_limit(process_variables.IMAGE_MEMORY.read() or None)
         self._free_bytes = limit
         self._squares: dict[ImageKey | None, Tensor] = {}
 
@@ -95,3 +100,9 @@ class ImageMemory:
         if key is not None and square.nbytes <= self._free_bytes:
             self._free_bytes -= square.nbytes
             self._squares[key] = square.clone()
+
+
+@functools.lru_cache(maxsize=1)
+def get_memory(images: str) -> ImageMemory:
+    """Return the memory of this process for the images of a dataset or suite, the latest one."""
+    return ImageMemory()

@@ -5,16 +5,13 @@ The results of a run are saved in its folder at once, so that an interrupted com
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from domainbed_carft.clips import open_clip, openai
 from domainbed_carft.errors import CarftError, invalid
-from domainbed_carft.jobs.folder import RECORDS, WEIGHTS
-from domainbed_carft.jobs.manifest import NAME as MANIFEST
-from domainbed_carft.jobs.records import DEPTH
 from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.columns import find_run_metrics
 from domainbed_carft.results.evaluations import SplitMetrics
@@ -23,7 +20,6 @@ from domainbed_carft.results.suites import selected_runs
 from domainbed_carft.runs.pool import Outcome, Task, run_tasks
 from domainbed_carft.runs.sweep_run import (
     SweepOptions,
-    get_memory,
     measure_recorded_run,
     measure_recorded_run_on_suite,
 )
@@ -80,41 +76,28 @@ class SweepScores:
     runs: list[SelectedScores]
 
 
-def is_sweep_folder(path: Path) -> bool:
-    """Return True if a path is the output folder of a sweep, not the folder of a job."""
-    if not path.is_dir() or any((path / name).exists() for name in (RECORDS, *WEIGHTS.values())):
-        return False
-    patterns = ["*/" * levels + RECORDS for levels in range(1, DEPTH + 1)]
-    return (path / MANIFEST).exists() or any(any(path.glob(pattern)) for pattern in patterns)
-
-
 def measure_sweep(
     collected: Collection, options: SweepOptions, jobs: int | None = None
 ) -> SweepScores:
     """Evaluate every selected run, as `evaluate.evaluate_sweep` does."""
     _require_original(options.original)
-    selected = [
-        (group, method, chosen)
-        for group in collected.groups
-        for method in collected.methods
-        for chosen in _select_in_table_order(group, method)
-    ]
-    tasks = {
-        _get_name(chosen): functools.partial(
-            measure_recorded_run, chosen.run, int(chosen.outcome.step), options
-        )
-        for _, _, chosen in selected
-    }
-    outcomes = _run_tasks(tasks, jobs)
+    selected: list[tuple[Group, str, SelectedRun]] = []
+    tasks: dict[str, Task] = {}  # several methods can select the same run
+    names = []
+    for group in collected.groups:
+        for method in collected.methods:
+            for chosen in _select_in_table_order(group, method):
+                step = int(chosen.outcome.step)
+                names.append(f"{chosen.run.folder}, step {step}")
+                tasks[names[-1]] = partial(measure_recorded_run, chosen.run, step, options)
+                selected.append((group, method, chosen))
+
+    outcomes = run_tasks(tasks, jobs)
     return SweepScores(
         measured=list(outcomes.values()).count(True),
         current=list(outcomes.values()).count(False),
-        runs=[_read_scores(*parts, outcomes) for parts in selected],
+        runs=[_read_scores(*parts, outcomes[name]) for parts, name in zip(selected, names)],
     )
-
-
-def _get_name(chosen: SelectedRun) -> str:
-    return f"{chosen.run.folder}, step {int(chosen.outcome.step)}"
 
 
 def _require_original(name: str | None) -> None:
@@ -143,10 +126,9 @@ def _select_in_table_order(group: Group, method: str) -> list[SelectedRun]:
 
 
 def _read_scores(
-    group: Group, method: str, chosen: SelectedRun, outcomes: Mapping[str, Outcome]
+    group: Group, method: str, chosen: SelectedRun, outcome: Outcome
 ) -> SelectedScores:
     """Return a selected run with the metrics that are saved in its folder."""
-    outcome = outcomes[_get_name(chosen)]
     metrics = outcome if isinstance(outcome, str) else find_run_metrics(chosen)
     scores = SelectedScores(
         setting=group.title,
@@ -183,17 +165,10 @@ def measure_sweep_on_suite(
     """
     catalogue.get(suite)
     tasks = {
-        str(run.folder): functools.partial(
-            measure_recorded_run_on_suite, run.folder, suite, run.trained_on, options
+        selected.run.folder: partial(
+            measure_recorded_run_on_suite, Path(selected.run.folder), suite, trained_on, options
         )
         for group in groups
-        for run in selected_runs(group)
+        for selected, trained_on in selected_runs(group)
     }
-    return _run_tasks(tasks, jobs)
-
-
-def _run_tasks(tasks: Mapping[str, Task], jobs: int | None) -> dict[str, Outcome]:
-    try:
-        return run_tasks(tasks, jobs, description="evaluate")
-    finally:
-        get_memory.cache_clear()  # the image files can change before the next call
+    return run_tasks(tasks, jobs)

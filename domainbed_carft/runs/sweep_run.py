@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from domainbed_carft import process_variables
-from domainbed_carft.arguments import parse_memory_limit
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.records import RecordedRun
@@ -41,8 +38,8 @@ from domainbed_carft.runs.predictions import (
     predict_rows,
 )
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.splits import RunData, Split
-from domainbed_carft.runs.squares import ImageMemory
+from domainbed_carft.runs.splits import JobData, Split
+from domainbed_carft.runs.squares import get_memory
 from domainbed_carft.runs.suites import append_record, measure_on_suite
 from domainbed_carft.runs.temperature import fit_temperature, make_logit_rows
 from domainbed_carft.runs.zero_shot import predict_zero_shot
@@ -80,12 +77,6 @@ class SweepOptions:
         )
 
 
-@functools.lru_cache(maxsize=1)
-def get_memory(images: str) -> ImageMemory:
-    """Return the memory of this process for the images of a dataset or suite, the latest one."""
-    return ImageMemory(parse_memory_limit(process_variables.IMAGE_MEMORY.read() or None))
-
-
 def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions) -> bool:
     """Evaluate a run at a step, and save its rows and metrics in its folder.
 
@@ -120,9 +111,7 @@ def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions
     else:
         raise CarftError(f"weights of step {step} were not kept")
 
-    metrics = evaluations.measure_run(rows, facts)
-    if evaluations.find_metrics(folder, step) != metrics:
-        evaluations.save_metrics(folder, metrics)
+    evaluations.save_metrics(folder, evaluations.measure_run(rows, facts))
     return not is_current
 
 
@@ -141,7 +130,7 @@ class EvaluationTask:
     """
 
     run: Run
-    data: RunData
+    data: JobData
     reported: list[Split]
     validation: list[Split]
     facts: EvaluationFacts
@@ -150,7 +139,7 @@ class EvaluationTask:
 def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
     """Return the task of a run.
 
-    Raises CarftError as `splits.read_splits` does, and if the targets have no in-split.
+    Raises CarftError as `splits.read_data` does, and if the targets have no in-split.
     """
     data = splitting.read_data(run, data_dir, is_augmented=False)
     reported = [part for part in data.splits if part.name.endswith("_out") and len(part)]
@@ -185,7 +174,7 @@ def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
     return EvaluationTask(run, data, reported, validation, facts)
 
 
-def _hash_data(data: RunData, parts: Sequence[Split]) -> str:
+def _hash_data(data: JobData, parts: Sequence[Split]) -> str:
     """Return a SHA-256 of all images of the splits, split by split."""
     digest = hashlib.sha256()
     for part in parts:
@@ -282,7 +271,7 @@ def measure_recorded_run_on_suite(
             return False
 
     loading = options.for_loading(suite)
-    scores = measure_on_suite(suite, saved.open_run(file), loading, skipped)
+    scores = measure_on_suite(suite, saved.load_run(file, device="cpu"), loading, skipped)
     if scores.unread:
         reasons = [f"{name}: {'; '.join(scores.problems[name])}" for name in scores.unread]
         raise CarftError(f"{suite} cannot be read: {'; '.join(reasons)}")

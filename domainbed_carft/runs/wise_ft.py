@@ -113,7 +113,7 @@ def wise_ft(
     folder = check_output_folder(output, [WISE_FT_TABLE, *CURVE_FILES, *weights_names.values()])
 
     test = make_suite_test(suite, run, options) if suite else None
-    splits = [] if suite else splitting.read_splits(run, options.data_dir)
+    splits = [] if suite else splitting.read_data(run, options.data_dir).splits
     set_alpha = make_alpha_setter(run, as_text(original))
     if folder:
         folder.mkdir(parents=True, exist_ok=True)

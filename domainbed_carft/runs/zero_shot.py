@@ -29,7 +29,7 @@ from domainbed_carft.runs import saved
 from domainbed_carft.runs.predictions import LoadingOptions, Predictor, predict_rows
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.splits import (
-    RunData,
+    JobData,
     Split,
     get_environment_positions,
     hash_images,
@@ -42,7 +42,7 @@ MIN_SHARE = 0.5
 
 
 def predict_zero_shot(
-    run: Run, data: RunData, split: Split, options: LoadingOptions, original: str | None
+    run: Run, data: JobData, split: Split, options: LoadingOptions, original: str | None
 ) -> ImageRows:
     """Return the original CLIP's predictions for the images of a split, from the cache if possible.
 
@@ -77,7 +77,7 @@ def predict_zero_shot(
     return rows[[row_of_position[position] for position in positions]]
 
 
-def _make_cache_key(run: Run, data: RunData, split: Split, positions: Sequence[int]) -> str:
+def _make_cache_key(run: Run, data: JobData, split: Split, positions: Sequence[int]) -> str:
     """Return a digest of everything that the predictions depend on."""
     environment = data.dataset[split.number]
     parts = {
