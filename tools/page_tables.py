@@ -23,6 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from domainbed_carft.results import collection, comparisons, published
+from domainbed_carft.results.cells import Cell
 from domainbed_carft.results.collect import collect
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.method_names import (
@@ -178,9 +179,7 @@ def _format_small(number: float) -> str:
 
 def protocol_rows(sweep: Collection) -> Rows:
     """Return accuracies by three protocols, and the last minus the first over trials."""
-    methods = (TRAINING_DOMAIN, ORACLE, CLIPOOD)
-    tables = collect(replace(sweep, methods=methods), columns=["out-of-domain"]).tables
-    by_method = [table.get_column("out-of-domain") for table in tables if not table.averages]
+    by_method = _collect_out_of_domain(sweep, [TRAINING_DOMAIN, ORACLE, CLIPOOD])
     rows = []
     for row, name in FRESH_NAMES.items():
         cells = [cells[row] for cells in by_method]
@@ -188,6 +187,24 @@ def protocol_rows(sweep: Collection) -> Rows:
         means = [f"{cell.mean:.1f}" for cell in cells]
         rows.append([name, *means, f"{by_trial.mean():+.1f} ({by_trial.sem(ddof=0):.1f})"])
     return rows
+
+
+def protocol_range_rows(sweeps: Sequence[Collection]) -> Rows:
+    """Return the range of CLIPood's protocol minus training-domain over the rows of each sweep."""
+    rows = []
+    for name, sweep in zip(SWEEPS, sweeps, strict=True):
+        chosen, last = _collect_out_of_domain(sweep, [TRAINING_DOMAIN, CLIPOOD])
+        differences = [last[row].mean - chosen[row].mean for row in chosen]
+        (n_trials,) = {cell.n for cell in chosen.values()}
+        limits = [f"{limit:+.1f}" for limit in (min(differences), max(differences))]
+        rows.append([f"`{name}`", str(n_trials), str(len(differences)), *limits])
+    return rows
+
+
+def _collect_out_of_domain(sweep: Collection, methods: Sequence[str]) -> list[dict[str, Cell]]:
+    """Return row -> out-of-domain accuracy for each selection method."""
+    tables = collect(replace(sweep, methods=methods), columns=["out-of-domain"]).tables
+    return [table.get_column("out-of-domain") for table in tables if not table.averages]
 
 
 def selection_rows() -> Rows:
@@ -258,6 +275,7 @@ def all_tables(records: Path) -> list[tuple[str, str, Rows]]:
         ("docs/peers.md", "| method | out of domain | difference |", swad_rows(peers)),
         ("docs/statistics.md", "| selected on |", selection_rows()),
         ("docs/statistics.md", "| method | `training-domain` |", protocol_rows(fresh_sweep)),
+        ("docs/statistics.md", "| sweep | trials |", protocol_range_rows([fresh_sweep, peers])),
         ("docs/reproduce.md", "| PACS | VLCS |", published_rows()),
         ("docs/reproduce.md", "| GPU (Tflop/s) |", gpu_hour_rows()),
         ("docs/reproduce.md", "| CLIP model | 24 GB", batch_rows()),
