@@ -91,6 +91,20 @@ def test_decoded_pixels_equal_pillows(folder, name):
     assert decoded.is_contiguous()
 
 
+@pytest.mark.parametrize(
+    ("resize", "expected"),
+    [
+        ("shortest", T.Compose([T.Resize(224, T.InterpolationMode.BICUBIC), T.CenterCrop(224)])),
+        ("squash", T.Resize((224, 224), T.InterpolationMode.BICUBIC)),
+    ],
+)
+def test_images_of_suites_are_resized_as_by_torchvision_with_pillow(folder, resize, expected):
+    image = decode(str(folder / "plain.jpg"))
+    plan = plan_for("clip", 224, False, Preprocessing.from_hparam(f"224 bicubic {resize}"))
+    resized = stages.resize_by_pillow(plan, image)
+    assert np.array_equal(resized.numpy(), np.array(expected(Image.fromarray(image.numpy()))))
+
+
 def test_transform_of_the_preset_domainbed_is_upstreams():
     upstream = T.Compose(
         [

@@ -65,6 +65,36 @@ def test_lp_ft_trains_the_head_and_then_the_encoder_with_a_new_warm_up(random_ti
     assert rates == pytest.approx([rate / 3] * 4 + [2 * rate / 3])
 
 
+def test_probing_moves_class_embeddings_by_the_rate_for_heads_with_and_without_the_scale(
+    random_tiny,
+):
+    """A first step of Adam moves each weight by its rate, up to the sign of the gradient."""
+    for head_scale in ("folded", "outside"):
+        algorithm = make(random_tiny, "CLIPLPFT", lp_steps=3, lp_lr=1e-2, head_scale=head_scale)
+        is_folded = head_scale == "folded"
+        scale = algorithm.logit_scale if is_folded else torch.tensor(1.0)
+        start = algorithm.head.weight.detach() / scale
+        algorithm.update(minibatches(0))
+        moved = (algorithm.head.weight.detach() / scale - start).abs()
+        torch.testing.assert_close(moved.median(), torch.tensor(1e-2), rtol=1e-3, atol=0)
+
+
+def test_cosine_of_lp_ft_ends_at_zero_with_the_last_step(random_tiny):
+    warmup, probing, total = 2, 3, 10
+    algorithm = make(
+        random_tiny, "CLIPLPFT", lp_steps=probing, total_steps=total, warmup_steps=warmup
+    )
+    rates = []
+    for seed in range(total):
+        algorithm.update(minibatches(seed))
+        rates.append(algorithm.optimizer.param_groups[0]["lr"])
+
+    cosine = [(1 + np.cos(np.pi * step / 5)) / 2 for step in range(6)]
+    assert rates[probing + warmup - 1 :] == pytest.approx(
+        [algorithm.hparams["lr"] * share for share in cosine], abs=1e-12
+    )
+
+
 @pytest.mark.parametrize("kind", ["sma", "ema", "beta"])
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
 def test_saved_weights_are_the_average_interpolated_with_the_original(random_tiny, kind, alpha):
