@@ -15,7 +15,7 @@ from domainbed.lib import checkpoints, checks, scalar_logs
 from domainbed_carft import process_variables
 from domainbed_carft.arguments import parse_memory_limit
 from domainbed_carft.data.benchmarks import shortest_path
-from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.errors import CarftError, collect_problems, raise_for
 from domainbed_carft.jobs.hparams import ResolvedHparams, get_draw_seed
 
 # Flags that do not change the results, so they are not recorded.
@@ -176,7 +176,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> ResolvedHparam
     problems += checks.range_problems("--uda_holdout_fraction", args.uda_holdout_fraction, 0, 1)
 
     problems += _variable_problems(args)
-    problems += checks.collect_problems(parse_memory_limit, flags.image_memory)
+    problems += collect_problems(parse_memory_limit, flags.image_memory)
     for flag in ("steps", "checkpoint_freq", "workers"):
         problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
     problems += checks.range_problems("--processes", flags.processes, 1)
