@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from domainbed_carft.flags import FlagParser
 from domainbed_carft.text import near_matches, unknown
 
 WIDTH = 79
@@ -192,7 +193,7 @@ class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
         return parser
 
 
-class CommandParser(argparse.ArgumentParser):
+class CommandParser(FlagParser):
     """The parser of a command, whose help has the command's `HelpPage` before the options.
 
     Attributes:

@@ -16,6 +16,7 @@ from domainbed_carft import process_variables
 from domainbed_carft.arguments import parse_memory_limit
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, collect_problems, raise_for
+from domainbed_carft.flags import FlagParser
 from domainbed_carft.jobs.hparams import ResolvedHparams, get_draw_seed
 
 # Flags that do not change the results, so they are not recorded.
@@ -24,9 +25,7 @@ UNRECORDED_FLAGS = ("log", "image_memory", "processes")
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="domainbed.scripts.train", description="Domain generalization"
-    )
+    parser = FlagParser(prog="domainbed.scripts.train", description="Domain generalization")
     add = parser.add_argument
 
     add("--data_dir", help="folder that contains the datasets' folders")
