@@ -9,6 +9,7 @@ from conftest import random_clip
 from test_algorithms import FEW, RN50, SMALL, make, minibatches, reopened, train
 
 from domainbed_carft.clips import backbone
+from domainbed_carft.data.tasks import TASKS
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import (
@@ -18,6 +19,8 @@ from domainbed_carft.method import (
     fd_align,
     objective,
     penalties,
+    prompts,
+    resolution,
     starft,
     text_encoder,
 )
@@ -313,8 +316,19 @@ def test_cluster_centres_ignore_unusual_contexts():
 
     assert clusters.shape == (3, 32)
     assert float(nearest.max()) < 5e-3
-    with pytest.raises(CarftError, match="FD-Align makes 31 clusters .* only 30 of 40; use more"):
-        fd_align.cluster_centres(contexts, 31)
+
+
+@pytest.mark.parametrize("dataset", [*TASKS, "PACS", "EmojiStyles", "ImageNet"])
+def test_fd_align_has_enough_contexts_by_default_and_refuses_few(dataset):
+    """20 centres are made from three quarters of at least 27 contexts."""
+    resolved = resolution.resolve(algorithms.FDAlign, dataset, {})
+    assert not resolved.problems
+    assert len(prompts.parse_contexts(resolved.values["contexts"])) * 3 // 4 >= fd_align.CLUSTERS
+
+    (problem,) = resolution.resolve(algorithms.FDAlign, dataset, {"contexts": "imagenet7"}).problems
+    assert "a list of 7 templates; expected at least 27, all different" in str(problem)
+    templates = [f"photo {number} of a {{}}" for number in range(27)]
+    assert not resolution.resolve(algorithms.FDAlign, dataset, {"contexts": templates}).problems
 
 
 def test_kl_over_other_captions_is_zero_if_all_images_have_the_same_class():
