@@ -207,8 +207,7 @@ BOMB = MINIMAL_DECLARATION + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
         ),
         (
             MINIMAL_DECLARATION.replace("CARFT", "FDAlign") + "hparams: {contexts: imagenet7}",
-            "4: hparams.contexts: contexts is 'imagenet7', a list of 7 templates; expected at least "
-            "27",
+            "4: hparams.contexts: contexts is 'imagenet7', .* of 7 templates; expected at least 27",
         ),
         (BOMB, "4: this is an anchor for aliases, which is not supported"),
         (MINIMAL_DECLARATION + "trials: " + "1" * 5000, "4: '1111.*' cannot be read as a number"),

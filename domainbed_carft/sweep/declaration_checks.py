@@ -69,7 +69,7 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
         *_check_searched_values(shape),
         *_check_draws_and_stages(shape),
         *_check_selection(shape),
-        *_check_hparams(shape, list(datasets), algorithms),
+        *_check_hparams(shape, datasets, algorithms),
         *_check_folders(shape),
     ]
     return datasets, [f"{source.place(path)}: {message}" for path, message in problems]
@@ -184,7 +184,7 @@ def _iterate_environments(division: Division) -> Iterator[tuple[YamlPath, int | 
 
 
 def _check_hparams(
-    shape: Shape, datasets: Sequence[str], algorithms: Mapping[str, Any]
+    shape: Shape, datasets: Mapping[str, Dataset], algorithms: Mapping[str, Any]
 ) -> Iterator[_Problem]:
     """Resolve the hyperparameters of each job as train does; yield the problems at their places."""
     algorithms_by_place: dict[tuple[YamlPath, str], dict[str, None]] = {}
@@ -196,7 +196,8 @@ def _check_hparams(
 
         for name, place in cell.places.items():
             algorithms_by_place.setdefault((place, name), {})[cell.algorithm] = None
-        for problem in _find_cell_problems(shape, cell, algorithms[cell.algorithm]):
+        steps = cell.steps or datasets[cell.dataset].steps
+        for problem in _find_cell_problems(shape, cell, steps, algorithms[cell.algorithm]):
             if problem.valid_names:
                 valid_names[cell.algorithm, problem.name] = problem.valid_names
             elif value_place := cell.get_place(problem.name, problem.value):
@@ -211,7 +212,7 @@ def _check_hparams(
 
 
 def _find_cell_problems(
-    shape: Shape, cell: SweepCell, algorithm_class: Any
+    shape: Shape, cell: SweepCell, steps: int, algorithm_class: Any
 ) -> Iterator[HparamProblem]:
     """Yield the problems of each combination of searched values.
 
@@ -221,7 +222,7 @@ def _find_cell_problems(
     args = {
         "algorithm": cell.algorithm,
         "dataset": cell.dataset,
-        "steps": cell.steps,
+        "steps": steps,
         "trial_seed": shape.trial_seeds[0],
     }
     choices = {shape.choices[0], shape.choices[-1]}

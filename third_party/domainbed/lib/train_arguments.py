@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from domainbed import algorithms
+from domainbed import algorithms, datasets
 from domainbed.lib import checkpoints, checks, scalar_logs
 from domainbed_carft import process_variables
 from domainbed_carft.arguments import parse_memory_limit
@@ -165,8 +165,9 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> ResolvedHparam
         given = checks.parse_hparams(args.hparams)
         if not unknown_names:
             algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+            steps = args.steps or datasets.get_dataset_class(args.dataset).N_STEPS
             hparams: ResolvedHparams = algorithm_class.resolve_hparams(
-                args.dataset, given, get_draw_seed(vars(args)), args.steps
+                args.dataset, given, get_draw_seed(vars(args)), steps
             )
             problems += map(str, hparams.problems)
     except CarftError as error:
