@@ -52,10 +52,10 @@ def run(request, clip_name, tmp_path_factory):
 
 
 def encode_by_transformers(folder, paths):
-    processor = transformers.CLIPProcessor.from_pretrained(folder)
+    preprocess = transformers.CLIPProcessor.from_pretrained(folder)
     model = transformers.CLIPVisionModelWithProjection.from_pretrained(folder)
     images = [Image.open(path) for path in paths]
-    inputs = processor(images=images, return_tensors="pt")
+    inputs = preprocess(images=images, return_tensors="pt")
     return model(**inputs).image_embeds
 
 

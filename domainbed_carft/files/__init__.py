@@ -188,23 +188,23 @@ def require_output(path: Path | None, inputs: Iterable[Path | str | None] = ()) 
     if target.exists() and any(target.with_name(name).exists() for name in _JOB_FILES):
         raise CarftError(f"-o {path} would overwrite a file of a job or sweep; choose another name")
     if target.is_file() or not os.path.lexists(target):  # not a pipe or a device
-        require_space(target.parent)
+        require_space(target)
 
 
-def require_space(folder: Path) -> None:
-    """Raise CarftError if no file of one block can be written into a folder, which may be missing.
+def require_space(output: Path) -> None:
+    """Raise CarftError if a block cannot be written at the place of a file or folder.
 
     To be called before the work starts. A later write can still fill the disk.
     """
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    part = existing / f".carft-{secrets.token_hex(8)}.part"
+    folder = next(place for place in (output, *output.absolute().parents) if place.is_dir())
+    part = folder / f".carft-{secrets.token_hex(8)}.part"
     try:
         try:
             part.write_bytes(bytes(_BLOCK))
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise write_error(folder, error) from error
+        raise write_error(output, error) from error
 
 
 def cache_folder() -> Path:
