@@ -19,7 +19,10 @@ OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
 # Tests of floating-point computations, for `make test-cpus`.
 NUMERICAL_TESTS := $(addprefix tests/test_,$(addsuffix .py,algorithms backbone check lora \
   method_formulas own_methods peers step swad))
+# For torch, MKL and oneDNN alike: with torch's variable alone, oneDNN would still use the matrix
+# instructions of a CPU with AMX, for which torch then has no kernel in bf16.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+SSE4 := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
 
 # The files on which an installation depends, without sources because it is editable.
 DECLARATIONS := pyproject.toml setup.cfg setup.py $(wildcard build_backend/*.py)
@@ -46,7 +49,7 @@ test-oldest:
 
 # With the rounding of CPUs without AVX-512 and without AVX, with one thread and with two.
 test-cpus: $(VENV)/.installed-test
-	set -e; for threads in 1 2; do for variables in "$(AVX2)" ATEN_CPU_CAPABILITY=default; do \
+	set -e; for threads in 1 2; do for variables in "$(AVX2)" "$(SSE4)"; do \
 	  echo "OMP_NUM_THREADS=$$threads $$variables"; \
 	  env OMP_NUM_THREADS=$$threads OMP_WAIT_POLICY=passive $$variables \
 	    $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS) $(NUMERICAL_TESTS); \

@@ -21,14 +21,12 @@ COMMANDS = {
     "images.py": f"--upstream {REPO / 'third_party'} --rounds 2",  # any harness will do
     "step_cost.py": "--shape tiny --rounds 2",
     "sweep_evaluation.py": "--rounds 1 --trials 1 --images 4",
-    "sweep_scripts.py": f"{REPO} --sweeps 3",
 }
 # The exit status is 1 if a time misses its goal, for example on a busy machine.
 CAN_MISS_A_GOAL = {"hook_cost.py", "sweep_evaluation.py"}
 NEED_A_CHECKOUT = (
     "checkout_methods.py {new}",
     "parity.py --upstream {new}",
-    "sweep_scripts.py {new}",
     "upstream_tests.py --upstream {new}",
     "whole_sweep.py --upstream {new}",
 )

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import domainbed
 import pytest
-from domainbed import hparams_registry
+from domainbed import datasets, hparams_registry
 from domainbed.algorithms import get_algorithm_class
-from domainbed.lib import misc
+from domainbed.lib import misc, train_arguments
 from fake_checkout import run_python, write_checkout
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS
@@ -203,3 +203,14 @@ def test_warm_up_must_be_shorter_than_the_job():
 
     # A sweep sets one warm-up for all algorithms, and zero-shot CLIP takes a single step.
     assert problems("CLIPZeroShot", {**warm_up, "average": "sma"}, steps=1) == []
+
+
+def test_schedule_ends_with_the_steps_of_a_dataset_class(monkeypatch):
+    """A plugin can add such a class. ``--steps`` overrides its number."""
+    short = type("Short", (datasets.Debug28,), {"N_STEPS": 300})
+    monkeypatch.setattr(datasets, "Short", short, raising=False)
+    words = ["--algorithm", "CARFT", "--dataset", "Short", "--test_envs", "0"]
+    names = json.dumps({"class_names": ["cat", "dog"]})
+    for further_words, total_steps in (([], 300), (["--steps", "20"], 20)):
+        args, flags = train_arguments.parse([*words, "--hparams", names, *further_words])
+        assert train_arguments.check(args, flags).values["total_steps"] == total_steps

@@ -205,6 +205,10 @@ BOMB = MINIMAL_DECLARATION + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
             "4: hparams.contexts: no hyperparameter of ERM is called 'contexts'; "
             r"move it to overrides, with algorithms: \[CARFT, CLIPFineTune\]",
         ),
+        (
+            MINIMAL_DECLARATION.replace("CARFT", "FDAlign") + "hparams: {contexts: imagenet7}",
+            "4: hparams.contexts: contexts is 'imagenet7', .* of 7 templates; expected at least 27",
+        ),
         (BOMB, "4: this is an anchor for aliases, which is not supported"),
         (MINIMAL_DECLARATION + "trials: " + "1" * 5000, "4: '1111.*' cannot be read as a number"),
         (

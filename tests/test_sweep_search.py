@@ -194,7 +194,7 @@ ON_FIVE = "choose_on: {trials: {from: 5, n: 1}}"
         ),
         (
             "search: {values: {learning: [1, 2]}}",
-            r"search.values.learning\[0\]: no hyperparameter of CARFT",
+            r"search.values.learning: no hyperparameter of CARFT",
         ),
         (
             f"grid: {{lr: [1, 2]}}\nsearch: {{{VALUES}}}",

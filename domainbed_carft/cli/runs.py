@@ -12,6 +12,7 @@ from typing import Any
 
 from domainbed_carft.cli.help_pages import comma_separated
 from domainbed_carft.errors import CarftError, is_out_of_memory
+from domainbed_carft.flags import FlagParser
 from domainbed_carft.jobs.folder import RECORDS, WEIGHTS
 from domainbed_carft.jobs.manifest import NAME as MANIFEST
 from domainbed_carft.jobs.records import DEPTH
@@ -68,7 +69,7 @@ def _add_evaluate(commands: Any) -> None:
         ("sweep", "a sweep's output folder", [path, selection, jobs, loading]),
         ("sweep-on-suite", "a sweep's output folder with --suite", [path, jobs, loading]),
     ):
-        mode = argparse.ArgumentParser(prog=parser.prog, description=title, parents=parents)
+        mode = FlagParser(prog=parser.prog, description=title, parents=parents)
         mode.set_defaults(run=functools.partial(_run, f"evaluate-{name}"))
         modes[name] = mode
     parser.choose_mode = lambda arguments: modes.get(_choose_mode(arguments))

@@ -224,8 +224,8 @@ def wise_ft_command(arguments: argparse.Namespace) -> int:
             append_record(run.path, part)
 
     if saved_alphas:
-        alphas_text = quantity(len(saved_alphas), "alpha")
-        print_lines(f"Results and weights of {alphas_text}: {arguments.output}")
+        sets_text = quantity(len(saved_alphas), "set of weights", "sets of weights")
+        print_lines(f"Saved the results and {sets_text} in {arguments.output}")
     else:
         hint = "to save weights, add --save all or some of --alphas"
         print_lines(f"Results: {arguments.output}; {hint}")

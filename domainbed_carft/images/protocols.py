@@ -115,8 +115,6 @@ def plan_for_job(
     if preprocessing is None or not is_for_model:
         return plan
 
-    # The hparam can choose any size but upstream's.
-    size = preprocessing.resolution if size == UPSTREAM_SIZE else size
     return plan.for_model(size, preprocessing.mean, preprocessing.std)
 
 

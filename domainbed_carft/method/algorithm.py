@@ -89,6 +89,7 @@ class CLIPAlgorithm(HostedAlgorithm):
         takes_penalties: True if `penalties` can be added to the loss and the drift is measured.
         uses_original: True if the loss uses ``batch.original``.
         is_constant: True if training never changes the predictions.
+        min_contexts: number of contexts that the method needs. A ``kl_weight`` above 0 needs two.
         process_group: processes that share each batch, None for a single process.
         hparams: the complete hyperparameters.
         facts: facts found about the job, as stored in the records.
@@ -119,6 +120,7 @@ class CLIPAlgorithm(HostedAlgorithm):
     takes_penalties = True
     uses_original = True
     is_constant = False
+    min_contexts = 1
     process_group: Any = None
 
     input: CLIPInput

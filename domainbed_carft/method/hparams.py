@@ -287,6 +287,15 @@ PINNABLE: dict[str, Hparam] = {
 }
 
 # The hyperparameters of all algorithms; `averages`, `lora` and `penalties` declare further ones.
+CONTEXTS = Hparam(
+    "contexts",
+    _default_contexts,
+    _is_text_or_list,
+    "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
+    meaning="the contexts: templates for class names",
+    source="openai/CLIP; quoted by Lipsum-FT as CAR-FT's on ImageNet; other datasets: this package",
+)
+
 COMMON: tuple[Hparam, ...] = (
     Hparam(
         "clip_backbone",
@@ -306,15 +315,7 @@ COMMON: tuple[Hparam, ...] = (
         "number",
         changes_cost=False,
     ),
-    Hparam(
-        "contexts",
-        _default_contexts,
-        _is_text_or_list,
-        "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
-        meaning="the contexts: templates for class names",
-        source="openai/CLIP; quoted by Lipsum-FT as CAR-FT's on ImageNet; other datasets: this "
-        "package",
-    ),
+    CONTEXTS,
     Hparam(
         "class_names",
         _default_class_names,

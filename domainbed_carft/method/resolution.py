@@ -174,7 +174,7 @@ def find_problems(
         for message in collect_problems(_require_backbone, spec):
             problems.append(HparamProblem("clip_backbone", spec, message=message, is_local=True))
     if "contexts" not in invalid:
-        min_contexts = 1 if "kl_weight" in invalid else get_min_contexts(algorithm, usable)
+        min_contexts = get_min_contexts(algorithm, usable)
         problems += _context_problems(hparams["contexts"], conditions.dataset, min_contexts)
     return [*problems, *_conflicts(algorithm, usable)]
 
@@ -195,8 +195,9 @@ def _context_problems(spec: Any, dataset: str, min_contexts: int) -> list[Hparam
 
 
 def get_min_contexts(algorithm: Any, hparams: Mapping[str, Any]) -> int:
-    """Return 2 if the loss has a KL term, which compares distributions over contexts, else 1."""
-    return 2 if "kl_weight" in get_hparams(algorithm) and hparams["kl_weight"] > 0 else 1
+    """Return the number of contexts that a job needs, at least two for a KL term over them."""
+    has_kl = "kl_weight" in get_hparams(algorithm) and hparams["kl_weight"] > 0
+    return max(algorithm.min_contexts, 2 if has_kl else 1)
 
 
 def _conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> list[HparamProblem]:

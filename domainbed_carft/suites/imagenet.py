@@ -40,11 +40,6 @@ from domainbed_carft.suites.test_sets import (
 LABELS: Sequence[int] = range(1000)
 
 
-def wordnet_ids() -> tuple[str, ...]:
-    """Return the 1,000 WordNet ids, sorted, which is the order of the labels."""
-    return imagenet_ids()
-
-
 @functools.cache
 def class_names() -> tuple[str, ...]:
     """Return OpenAI's class names, in label order; two pairs of them are equal."""
@@ -109,7 +104,7 @@ def _groups_by_folder(rule: str) -> dict[str, list[int]]:
     labels = LABELS
     if rule in ("imagenet-a", "imagenet-r"):  # each with 200 of the classes
         labels = [int(label) for label in suite_lists()[rule].split()]
-    return {wordnet_ids()[label]: [label] for label in labels}
+    return {imagenet_ids()[label]: [label] for label in labels}
 
 
 def objectnet_class_labels(mappings: Path) -> dict[str, list[int]]:

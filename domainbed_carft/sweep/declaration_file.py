@@ -89,6 +89,15 @@ def included_sweeps() -> dict[str, Path]:
     return {path.stem: path for path in sorted(chosen.glob("*.yaml"))}
 
 
+def read_descriptions() -> dict[str, str]:
+    """Return name -> description of the included sweeps."""
+    documents = {
+        name: parsing.parse_yaml(path.read_text(encoding="utf-8"), str(path))[0]
+        for name, path in included_sweeps().items()
+    }
+    return {name: document["description"] for name, document in documents.items()}
+
+
 def _check_job_count(shape: Shape, source: YamlSource) -> None:
     """Raise CarftError for more than MAX_JOBS, before a list of jobs fills the memory."""
     n_trials = len(shape.trial_seeds) + len(shape.choosing_trials)

@@ -23,11 +23,9 @@ from domainbed.lib.process_group import (
     ProcessExitedError,
     ProcessGroup,
 )
-from domainbed_carft import machine, process_variables
+from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.machine import devices
-
-VARIABLE = machine.PROCESSES
 
 # Time for gloo's threads to free the tensors of the last collective.
 _LAST_COLLECTIVE_SECONDS = 0.1

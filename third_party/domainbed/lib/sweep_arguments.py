@@ -13,13 +13,14 @@ from domainbed import command_launchers, datasets
 from domainbed.lib import checks, scalar_logs
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.flags import FlagParser
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="domainbed.scripts.sweep", description="Run a sweep")
+    parser = FlagParser(prog="domainbed.scripts.sweep", description="Run a sweep")
     add = parser.add_argument
 
     add(
