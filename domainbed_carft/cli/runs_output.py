@@ -24,7 +24,7 @@ from domainbed_carft.results.collection import Collection as CollectedRuns
 from domainbed_carft.results.evaluations import ECE_BINS
 from domainbed_carft.runs import SOME_SKIPPED
 from domainbed_carft.runs.evaluate import evaluate, evaluate_on_suite
-from domainbed_carft.runs.export import export
+from domainbed_carft.runs.export import describe_unknown_transforms, export
 from domainbed_carft.runs.predict import (
     ImagePrediction,
     find_images,
@@ -287,6 +287,7 @@ def export_command(arguments: argparse.Namespace) -> None:
     print_lines(
         *_choice_lines(arguments, run),
         f"{arguments.output}: {description} (see {exported.readme})",
+        *describe_unknown_transforms(run),
     )
 
 

@@ -89,10 +89,13 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def worker_count(workers: int | None, has_many_images: bool) -> int:
-    """Return the number of loading processes; by default one per core if there are many images."""
+    """Return the number of loading processes.
+
+    By default it is one per core, or per core of the slot of `pool`, if there are many images.
+    """
     if workers is not None:
         return workers
-    return min(MAX_WORKERS, machine.cores()) if has_many_images else 0
+    return min(MAX_WORKERS, machine.job_cores()) if has_many_images else 0
 
 
 class SplitBatch(NamedTuple):

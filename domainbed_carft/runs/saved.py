@@ -453,6 +453,7 @@ def check_output_folder(output: AnyPath | None, names: Iterable[str]) -> Path | 
             f"{folder} already has {', '.join(existing)}; choose another --output, or delete these "
             "files"
         )
+    files.require_space(folder)
     return folder
 
 
