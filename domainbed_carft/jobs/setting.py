@@ -19,7 +19,8 @@ from domainbed_carft.jobs.job import parse_overrides
 ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")
 EDITION = "data edition"
 ENVIRONMENTS = "environments"
-SCHEDULE = "steps of the schedule"  # "the job's" if the schedule ends at the last step
+SCHEDULE = "steps of the schedule"
+FOLLOWS_JOB = "the job's"  # of a schedule that ends at the last step
 HPARAM = "hparam "
 VERSION = "version of "
 METHOD = "file of "  # of a user's own method
@@ -76,7 +77,7 @@ def get_setting(
         total_steps = hparams["total_steps"]
         follows_default = args.get("steps") is None and "total_steps" not in overridden
         follows = follows_default or total_steps == args.get("steps")
-        parts[SCHEDULE] = "the job's" if follows else str(total_steps)
+        parts[SCHEDULE] = FOLLOWS_JOB if follows else str(total_steps)
 
     digest = hparams.get("method_digest")
     if digest:
