@@ -302,3 +302,5 @@ def test_runs_are_compared_with_the_method_of_their_head_and_hparams(tmp_path):
         ("CLIPFineTune", "PACS"): "CLIPFineTune has wise_alpha 0.5, average sma",
         ("CLIPMIRO", "PACS"): "CLIPMIRO has head_init zero-shot instead of random",
     }
+    # CLIPood's code resizes bilinearly, and the protocol clip is bicubic.
+    assert "protocol: clip, published: CLIPood's, bilinear" in by_place["CLIPood", "PACS"]["reason"]
