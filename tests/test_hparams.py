@@ -15,7 +15,7 @@ from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.hparams import get_draw_seed
 from domainbed_carft.method import algorithms
 from domainbed_carft.method.hparams import Conditions
-from domainbed_carft.method.resolution import get_hparams
+from domainbed_carft.method.resolution import find_changed_hparams, get_hparams
 
 # Defaults on a benchmark that differ from fine-tuning; most of them are published.
 PUBLISHED = {
@@ -119,6 +119,33 @@ def test_tiny_changes_only_the_draw_of_the_learning_rate():
         assert 10**-4.5 <= with_tiny["lr"] <= 1e-3
         usual = choose("./pets", seeds=(seed, 1))
         assert {n for n in with_tiny if with_tiny[n] != usual[n]} == {"clip_backbone", "lr"}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "dataset", "overrides", "expected"),
+    [
+        ("CARFT", "PACS", {}, []),
+        ("CARFT", "OfficeHome", {"lr": 1e-5, "kl_weight": 1}, []),
+        ("CARFT", "PACS", {"lr": 1e-5, "lora_rank": 4}, ["lr", "lora_rank"]),
+        ("CARFT", "PACS", {"shots": 16, "class_balanced": True}, ["class_balanced", "shots"]),
+        # Neither rounding, nor measurements, nor other methods' weights change the result.
+        ("CARFT", "PACS", {"compile_blocks": True, "micro_batch": 8, "drift_every": 0}, []),
+        ("CLIPFineTune", "PACS", {"kl_weight": 3}, []),
+        ("CLIPZeroShot", "PACS", {"lr": 1, "contexts": "emoji"}, ["contexts"]),
+        ("CARFT", "PACS", {"total_steps": 7}, []),
+        ("CARFT", "DTD", {"lr": 1}, None),  # its class names do not name the dataset
+    ],
+)
+def test_changed_hparams_differ_from_the_defaults_and_change_the_result(
+    algorithm, dataset, overrides, expected
+):
+    hparams = choose(dataset, algorithm, **overrides)
+    assert find_changed_hparams(getattr(algorithms, algorithm), hparams) == expected
+
+
+def test_changed_hparams_contain_what_was_drawn():
+    names = find_changed_hparams(algorithms.CARFT, choose("PACS", seeds=(1, 0)))
+    assert names == ["lr", "weight_decay", "batch_size", "kl_weight"]
 
 
 def test_other_clip_models_and_algorithms_imply_no_hparams():

@@ -8,7 +8,7 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError, invalid
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.facts import DECLARATIONS
+from domainbed_carft.jobs.facts import CHANGED_HPARAMS, DECLARATIONS
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import HPARAM, SCHEDULE
@@ -17,7 +17,13 @@ from domainbed_carft.paths import AnyPath, as_path
 # Arguments of train that identify a job within its sweep.
 _FIRST_SETTINGS = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
 # Recorded facts that are settings of their own rather than hyperparameters.
-_SEPARATE_SETTINGS = ("protocol", "data_edition", "method_digest", DECLARATIONS)
+_SEPARATE_SETTINGS = (
+    "protocol",
+    "data_edition",
+    "method_digest",
+    DECLARATIONS,
+    CHANGED_HPARAMS,
+)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
 from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
 from domainbed_carft.jobs.algorithms import Style as Style
+from domainbed_carft.jobs.facts import CHANGED_HPARAMS
 from domainbed_carft.method import (
     averages,
     job,
@@ -164,6 +165,9 @@ class CLIPAlgorithm(HostedAlgorithm):
             **host_arguments,
         )
         self.facts = {**facts.as_record(), **self.get_method_facts()}
+        changed_hparams = resolution.find_changed_hparams(type(self), complete)
+        if changed_hparams is not None:
+            self.facts[CHANGED_HPARAMS] = changed_hparams
         self.bf16 = facts.amp == "bf16"
         self.normalisation = facts.normalisation
 

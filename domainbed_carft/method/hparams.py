@@ -62,6 +62,7 @@ class Hparam:
         elsewhere: for a hyperparameter of one method, the value in the records of other methods, by
             default the same.
         changes_cost: True if the time or memory of a step depends on it.
+        changes_result: False if the trained weights do not depend on it, except for rounding.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Hparam:
     source: str = "this package"
     elsewhere: Any = _SAME_DEFAULT
     changes_cost: bool = True
+    changes_result: bool = True
 
     def default_for(self, conditions: Conditions) -> Any:
         """Return the default under these conditions."""
@@ -404,21 +406,25 @@ COMMON: tuple[Hparam, ...] = (
         "micro_batch",
         0,
         meaning="the number of images computed at once, with accumulated gradients; 0 is the batch",
+        changes_result=False,
     ),
     choice(
         "checkpoint_blocks",
         *(False, True),
         meaning="whether the encoder's blocks are computed twice to save memory",
+        changes_result=False,
     ),
     choice(
         "compile_blocks",
         *(False, True),
         meaning="whether torch compiles the encoder's blocks",
+        changes_result=False,
     ),
     count(
         "drift_every",
         10,
         meaning="the number of steps between measurements of the drift over contexts; 0 is off",
+        changes_result=False,
     ),
     choice(
         "kl_direction",

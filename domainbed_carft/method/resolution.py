@@ -12,6 +12,7 @@ from typing import Any
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import HparamProblem, collect_problems
 from domainbed_carft.jobs.hparams import (
+    DEFAULTS_OF_TRAIN,
     READ_BY_TRAIN,
     ResolvedHparams,
     find_invalid,
@@ -125,6 +126,32 @@ def _find_unread(algorithm: Any, given: Mapping[str, Any]) -> list[str]:
     if algorithm.is_constant:
         read -= _TRAINING_HPARAMS
     return [name for name in given if name not in read and name not in READ_BY_TRAIN]
+
+
+def find_changed_hparams(algorithm: Any, hparams: Mapping[str, Any]) -> list[str] | None:
+    """Return the names of the hparams that change the result and differ from the class's defaults.
+
+    They do not contain ``total_steps``, whose default is the number of steps of the job. None if
+    ``class_names`` does not name the dataset, on which the defaults depend.
+
+    Args:
+        algorithm: class of the algorithm.
+        hparams: the complete hyperparameters of a job.
+    """
+    dataset = parse_dataset_name(hparams.get("class_names"))
+    if dataset is None:
+        return None
+
+    conditions = Conditions(dataset, str(hparams["clip_backbone"]))
+    without_effect = {"total_steps", *_find_unread(algorithm, hparams)}
+    declared = {
+        name: hparam
+        for name, hparam in get_hparams(algorithm).items()
+        if hparam.changes_result and name not in without_effect
+    }
+
+    defaults = {**DEFAULTS_OF_TRAIN, **get_defaults(declared, conditions)}
+    return [name for name, value in defaults.items() if hparams.get(name, value) != value]
 
 
 def complete(algorithm: Any, given: Mapping[str, Any]) -> dict[str, Any]:

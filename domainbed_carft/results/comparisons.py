@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -308,6 +309,24 @@ def welch_interval(
     half_width = float(stdtrit(freedom, (1 + LEVEL / 100) / 2) * total**0.5)
     difference = float(np.mean(values)) - mean
     return difference - half_width, difference + half_width
+
+
+@functools.cache
+def smallest_welch_half_width(squared_error: float, n: int) -> float:
+    """Smallest half-width of `welch_interval` over all numbers and spreads of its ``values``.
+
+    It is not reached by values without spread: an error of the values adds degrees of freedom.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import stdtrit
+
+    def half_width(share: float) -> float:
+        """Return the half-width for many values whose error is this share of the total error."""
+        freedom = (n - 1) / (1 - share) ** 2
+        quantile = float(stdtrit(freedom, (1 + LEVEL / 100) / 2))
+        return quantile * (squared_error / (1 - share)) ** 0.5
+
+    return float(minimize_scalar(half_width, bounds=(0, 0.999), method="bounded").fun)
 
 
 def p_value(differences: Sequence[float]) -> float:

@@ -27,6 +27,7 @@ RECORDED_FACTS = (
     "method_digest",
     "method_file",
     "method_declarations",
+    "changed_hparams",
 )
 
 
