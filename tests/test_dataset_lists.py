@@ -107,6 +107,25 @@ def test_invalid_list_is_an_error_with_the_line(content, message, tmp_path):
         listing.list_environments(tmp_path / "l.csv")
 
 
+@pytest.mark.parametrize("spelling", ["absolute", "link to the file", "link to the folder"])
+@pytest.mark.parametrize("pair", [("b", "x"), ("a", "y")], ids=["other environment", "other class"])
+def test_same_image_under_another_path_is_an_error(spelling, pair, tmp_path, carft):
+    folder = runs_jobs.write_images(tmp_path / "images", 1)
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "link.png").symlink_to(next(folder.rglob("*.png")))
+    image = next(folder.rglob("*.png")).relative_to(tmp_path)
+    other = {
+        "absolute": tmp_path / image,
+        "link to the file": "link.png",
+        "link to the folder": f"link/{image.relative_to('images')}",
+    }[spelling]
+    file = write_list(tmp_path / "l.csv", [(image, "a", "x"), (other, *pair)])
+
+    done = carft("data", "verify", file)
+    assert done.returncode == 2
+    assert f"l.csv:3: '{other}' is the same image as '{image}' in line 2; list" in done.stderr
+
+
 def test_faults_and_classes_are_problems_like_those_of_folders(tmp_path):
     for name in "abcde":
         (tmp_path / f"{name}.png").write_bytes(b"" if name == "e" else b"image")

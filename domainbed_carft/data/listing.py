@@ -11,7 +11,7 @@ import csv
 import io
 import os
 import stat
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -128,6 +128,23 @@ def read_list(file: Path) -> dict[str, dict[str, dict[str, int]]]:
     return {name: dict(sorted(classes.items())) for name, classes in sorted(environments.items())}
 
 
+def _require_distinct_images(file: Path, lines: Mapping[str, int]) -> None:
+    """Raise CarftError if two paths lead to one image, such as a relative and an absolute one.
+
+    Args:
+        file: The CSV file.
+        lines: Path of each image -> line.
+    """
+    paths: dict[str, str] = {}  # path without links -> path in the list
+    for path, line in sorted(lines.items(), key=lambda item: item[1]):
+        earlier_path = paths.setdefault(os.path.realpath(file.parent / path), path)
+        if earlier_path != path:
+            raise CarftError(
+                f"{file}:{line}: {path!r} is the same image as {earlier_path!r} in line "
+                f"{lines[earlier_path]}; list each image once"
+            )
+
+
 def _read_text(file: Path) -> str:
     """Return the text of a UTF-8 file; raise CarftError if it cannot be read."""
     try:
@@ -149,9 +166,11 @@ def _list_file(file: Path) -> Listing:
     class_names = sorted({name for classes in environments.values() for name in classes})
     listing = Listing(file.parent, {}, [], {kind: [] for kind in FAULT_KINDS})
     missing = []
+    all_lines: dict[str, int] = {}
     for environment, classes in environments.items():
         listing.counts[environment] = {name: len(classes.get(name, ())) for name in class_names}
         for lines in classes.values():
+            all_lines |= lines
             listing.images.extend(sorted(lines, key=lambda path: path.rpartition("/")))
             for path, line in lines.items():
                 kind = _fault_kind(file.parent / path)
@@ -164,6 +183,7 @@ def _list_file(file: Path) -> Listing:
             f"{file}: {quantity(len(missing), 'image')} not found; correct the paths, which are "
             f"relative to the folder of the file: {quote_names(missing)}"
         )
+    _require_distinct_images(file, all_lines)
     return listing
 
 
