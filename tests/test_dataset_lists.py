@@ -126,6 +126,22 @@ def test_same_image_under_another_path_is_an_error(spelling, pair, tmp_path, car
     assert f"l.csv:3: '{other}' is the same image as '{image}' in line 2; list" in done.stderr
 
 
+def test_environment_of_a_list_can_have_any_name(tmp_path):
+    folder = runs_jobs.write_images(tmp_path / "images", 1)
+    rows = [(path, f".{path.parts[-3]}", path.parts[-2]) for path in folder.rglob("*.png")]
+    report = verify.verify(str(write_list(tmp_path / "l.csv", rows)))
+    assert report.status == "consistent" and [*report.counts] == [".art", ".photo", ".sketch"]
+
+
+@pytest.mark.parametrize("names", [("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9")])
+def test_names_that_look_equal_are_told_apart(names, tmp_path):
+    (tmp_path / "0.png").write_bytes(b"image")
+    (tmp_path / "1.png").write_bytes(b"image")
+    file = write_list(tmp_path / "l.csv", [("0.png", "a", names[0]), ("1.png", "b", names[1])])
+    (problem,) = datasets.get_dataset_class(str(file)).data_problems(None)
+    assert "only one of them has 'cafe\\u0301', 'café' (two names look equal" in problem
+
+
 def test_faults_and_classes_are_problems_like_those_of_folders(tmp_path):
     for name in "abcde":
         (tmp_path / f"{name}.png").write_bytes(b"" if name == "e" else b"image")

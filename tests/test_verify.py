@@ -89,6 +89,11 @@ def test_changed_copies_of_pacs_are_reported(change, status, sentence):
             "broken",
             "in 'z' are not the ones in 'art': missing 'Alarm_Clock', extra 'Alarm Clock'. Labels",
         ),
+        (
+            {**even(["caf\u00e9", "dog"]), "z": {"cafe\u0301": 1, "dog": 1}},
+            "broken",
+            r"missing 'café', extra 'cafe\\u0301'. Labels .* [(]two names look equal",
+        ),
     ],
 )
 def test_environments_of_a_dataset_must_have_the_same_classes(counts, status, sentence):

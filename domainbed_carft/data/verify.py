@@ -185,7 +185,7 @@ def verify_folder(name: str, root: Path, decode: bool = False) -> DataReport:
 
 def verify_listing(name: str, listing: Listing, decode: bool = False) -> DataReport:
     """Verify the listed folder of the dataset ``name``."""
-    findings = comparison.compare(name, listing.counts)
+    findings = comparison.compare(name, listing.counts, is_list(name))
     report = DataReport(
         name=name,
         root=listing.root,

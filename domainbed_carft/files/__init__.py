@@ -187,6 +187,12 @@ def require_output(path: Path | None, inputs: Iterable[Path | str | None] = ()) 
         raise CarftError(f"-o {path} would overwrite a file of a job or sweep; choose another name")
 
 
+def require_folder(path: Path) -> None:
+    """Raise CarftError if ``-o path``, a folder to write, is a file."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise CarftError(f"-o {path} is a file, expected a folder; choose another name")
+
+
 def cache_folder() -> Path:
     """Return ``$DOMAINBED_CARFT_CACHE``, or ``domainbed_carft`` in the user's cache folder."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
