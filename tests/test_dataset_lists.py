@@ -95,6 +95,7 @@ def test_sweep_of_a_list_is_launched_and_collected(copies, tmp_path, monkeypatch
         (b"path,environment,class\na.png,a\n", r"l.csv:2: got \['a.png', 'a'\]"),
         (b"path,environment,class\na.png,a,b,c\n", "l.csv:2: got"),
         (b"path,environment,class\na.png,a,b\n./a.png,c,b\n", "l.csv:3: 'a.png' is also in line 2"),
+        (b"path,environment,class\na.gif,a,b\n", "l.csv:2: 'a.gif' does not end in .jpg, .jpeg, "),
         (b'path,environment,class\na.png,a,"b\n', "l.csv:.*expected a CSV file"),
         (b"path,environment,class\na.png,\xff,b\n", "l.csv:2: invalid start byte; save .* UTF-8"),
         (b"path,environment,class\na.png,a,b\n\ngone/b.png,a,b\n", "'line 4: gone/b.png'"),
@@ -151,7 +152,7 @@ def test_faults_and_classes_are_problems_like_those_of_folders(tmp_path):
     report = verify.verify(str(file))
     assert report.status == "broken" and f"carft data verify {file}" in report.error_text
     assert any("'c' has no image in 'y'" in problem for problem in report.problems)
-    assert any("1 empty file (download again): 'e.png'" in p for p in report.problems)
+    assert any("1 empty file (restore the original): 'e.png'" in p for p in report.problems)
 
     (problem,) = datasets.get_dataset_class(str(file)).data_problems(None)
     assert (

@@ -192,7 +192,7 @@ def verify_listing(name: str, listing: Listing, decode: bool = False) -> DataRep
         counts=listing.counts,
         problems=[*findings.problems, *listing.problems],
         differences=findings.differences,
-        notes=findings.notes,
+        notes=[*findings.notes, *listing.notes],
         edition=findings.edition,
         decoded=decode,
     )
@@ -227,4 +227,4 @@ def _damage_sentences(paths: Sequence[str], fault: str) -> list[str]:
     if not paths:
         return []
     count = text.quantity(len(paths), "image")
-    return [f"{count} {fault} (download again): {quote_names(paths)}"]
+    return [f"{count} {fault} (restore the original): {quote_names(paths)}"]
