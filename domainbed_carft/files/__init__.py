@@ -207,6 +207,12 @@ def require_space(output: Path) -> None:
         raise write_error(output, error) from error
 
 
+def require_folder(path: Path) -> None:
+    """Raise CarftError if ``-o path``, a folder to write, is a file."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise CarftError(f"-o {path} is a file, expected a folder; choose another name")
+
+
 def cache_folder() -> Path:
     """Return ``$DOMAINBED_CARFT_CACHE``, or ``domainbed_carft`` in the user's cache folder."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -138,7 +138,8 @@ def read(output: Path) -> Sweep | None:
     Raises CarftError if the folder does not exist or the manifest cannot be read.
     """
     if not output.is_dir():
-        raise CarftError(f"{output} does not exist; expected the --output_dir of a sweep")
+        fault = "is a file" if output.exists() else "does not exist"
+        raise CarftError(f"{output} {fault}; expected the --output_dir of a sweep")
 
     path = output / NAME
     try:

@@ -25,7 +25,7 @@ from domainbed_carft.arguments import FLAG, check
 from domainbed_carft.clips import backbone, open_clip, openai, transformers
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, invalid
-from domainbed_carft.files import require_output, write_error
+from domainbed_carft.files import require_folder, require_output, write_error
 from domainbed_carft.files.weights import load_weights, sha256
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.images.protocols import HOST, PROTOCOLS
@@ -174,6 +174,8 @@ def export(
     is_folder = layout in _FOLDER_WEIGHTS
     _require_fitting_name(run, output, layout, half)
     files = _output_files(output, layout)
+    if is_folder:
+        require_folder(output)
 
     # In an existing folder each file is replaced; a new folder appears with all of its files.
     is_new_folder = is_folder and not os.path.lexists(output)

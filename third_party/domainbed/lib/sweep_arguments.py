@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="not used, as in upstream")
     add("--n_trials", type=int, default=3, help="number of trials per cell (default: 3)")
     add("--command_launcher", required=True, help="launcher, such as local, pool or slurm")
-    add("--steps", type=int, help="training steps per job (default, or 0: the dataset's number)")
+    add("--steps", type=int, help="training steps per job (default: the dataset's number)")
     add("--hparams", help="JSON object of hyperparameters to set in every job")
     add(
         "--holdout_fraction",
@@ -95,7 +95,7 @@ def check(args: argparse.Namespace) -> None:
     minimums = {
         "n_trials": 1,
         "n_hparams_from": 0,
-        "steps": 0,
+        "steps": 1,
         "n_hparams": args.n_hparams_from + 1,
     }
     for name, minimum in minimums.items():

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from domainbed import algorithms, datasets
 from domainbed.lib import checkpoints, checks, scalar_logs
 from domainbed_carft import process_variables
-from domainbed_carft.arguments import parse_memory_limit
+from domainbed_carft.arguments import MAX_WORKERS, parse_memory_limit
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, collect_problems, raise_for
 from domainbed_carft.flags import FlagParser
@@ -65,11 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="seed of the splits and of random hyperparameters (default: 0)",
     )
     add("--seed", type=int, default=0, help="seed of all other random numbers (default: 0)")
-    add("--steps", type=int, help="number of training steps (default, or 0: the dataset's number)")
+    add("--steps", type=int, help="number of training steps (default: the dataset's number)")
     add(
         "--checkpoint_freq",
         type=int,
-        help="steps between checkpoints (default, or 0: the dataset's number)",
+        help="steps between checkpoints (default: the dataset's number)",
     )
     add(
         "--holdout_fraction",
@@ -177,9 +177,9 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> ResolvedHparam
 
     problems += _variable_problems(args)
     problems += collect_problems(parse_memory_limit, flags.image_memory)
-    for flag in ("steps", "checkpoint_freq", "workers"):
-        problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
-    problems += checks.range_problems("--processes", flags.processes, 1)
+    for flag in ("steps", "checkpoint_freq"):
+        problems += checks.range_problems(f"--{flag}", getattr(args, flag), 1)
+    problems += checks.range_problems("--workers", args.workers, 0, MAX_WORKERS + 1)
     problems += checks.range_problems("--seed", args.seed, 0, 2**32)  # numpy's range
     problems += scalar_logs.problems(flags.log)
     raise_for(problems)
