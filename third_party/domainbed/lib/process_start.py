@@ -61,7 +61,7 @@ def join_process_group(processes: int, arguments: Sequence[str]) -> Iterator[Pro
     Raises:
         CarftError: The number is below 1, there are too few GPUs, or the processes cannot join.
     """
-    raise_for(checks.range_problems(f"--processes (or {VARIABLE})", processes, 1))
+    raise_for(checks.range_problems(f"--processes (or {machine.PROCESSES})", processes, 1))
     size = _int_variable("WORLD_SIZE", processes, minimum=1)
     if size < 2:
         yield SINGLE_PROCESS
