@@ -100,6 +100,12 @@ class RowRuns:
         missing = (*self.missing, *missing)
         return mean_over_trials(by_trial, missing=missing, error=self.error, scale=scale)
 
+    def mean_accuracy(self) -> Cell:
+        """Average over the trials each trial's mean accuracy over its targets."""
+        return self.mean_over_targets(
+            (entry.trial, entry.outcome.accuracy) for entry in self.selected
+        )
+
     def on_device(self, device: str) -> RowRuns:
         """Return the row with only the runs on one device, and unchanged accuracies."""
         return replace(
@@ -179,10 +185,9 @@ def _average(row: RowRuns) -> Cell:
 
 def _out_of_domain(row: RowRuns) -> Cell:
     """Accuracy on the held-out environments; empty if the runs held none out."""
-    held_out = [entry for entry in row.selected if entry.run.test_envs]
-    if row.selected and not held_out:
+    if row.selected and not any(entry.run.test_envs for entry in row.selected):
         return Cell()
-    return row.mean_over_targets((entry.trial, entry.outcome.accuracy) for entry in held_out)
+    return row.mean_accuracy()
 
 
 def _in_domain(row: RowRuns) -> Cell:

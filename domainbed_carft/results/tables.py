@@ -295,7 +295,7 @@ def build(
         ]
         tables += dataset_tables
         if dataset_tables and selection.METHODS[method].holds_out and not group.source:
-            tables.append(_average_tables(dataset_tables))
+            tables.append(average_datasets(dataset_tables))
     return tables
 
 
@@ -421,14 +421,23 @@ def _build_table(
     )
 
 
-def _average_tables(tables: Sequence[Table]) -> Table:
-    """Build the table of averages, with the column OUT_OF_DOMAIN of each dataset's table."""
+def average_datasets(tables: Sequence[Table]) -> Table:
+    """Build the table of averages over the datasets of one setting and selection method.
+
+    The cells of a dataset are means over trials of each trial's mean over the held-out environments
+    or, if none was held out, over all.
+    """
     average = columns.COLUMNS[AVERAGE]
     by_dataset = {}
     for table in tables:
         column = columns.COLUMNS[OUT_OF_DOMAIN]
         column = replace(column, title=table.name, explanation="", of=table.dataset)
-        by_dataset[column] = table.get_column(OUT_OF_DOMAIN)
+        if selection.METHODS[table.selection].holds_out:
+            by_dataset[column] = table.get_column(OUT_OF_DOMAIN)
+        else:
+            by_dataset[column] = {
+                row: row_runs.mean_accuracy() for row, row_runs in table.row_runs.items()
+            }
 
     rows = {}
     for row in tables[0].rows:
