@@ -116,13 +116,7 @@ def write_report(
     if opening:
         sections = [opening, *sections]
 
-    tables = [*results.tables, *results.suite_tables]
-    is_complete = all(
-        cell.is_complete
-        for table in tables
-        for cells in table.rows.values()
-        for cell in cells.values()
-    )
+    is_complete = not results.summary["incomplete_cells"]
     page = _template().render(
         version=__version__,
         results=results,

@@ -101,12 +101,13 @@ class Results:
     def summary(self) -> dict[str, Any]:
         """Numbers of "records", "jobs", "cells" and "incomplete_cells", and the "faults"."""
         runs = self.collection.runs
-        cells = [cell for table in self.tables for cell in table.accuracy_cells]
+        tables = [*self.tables, *self.suite_tables]
+        cells = [cell for table in tables for cell in table.counted_cells]
         return {
             "records": sum(len(run.steps) for run in runs),
             "jobs": len(runs),
             "incomplete_cells": sum(cell.lacks_results for cell in cells),
-            "cells": sum(cell.is_expected for cell in cells),
+            "cells": len(cells),
             "faults": [warning._asdict() for warning in self.warnings],
         }
 

@@ -161,7 +161,9 @@ def _difference_texts(rows: Sequence[_Row], comparisons: Sequence[Comparison]) -
     }
     tables = {table.setting: table for table, _ in rows}
     incomplete_rows = {
-        (setting, row) for setting, table in tables.items() for row in table.incomplete_rows()
+        (setting, row)
+        for setting, table in tables.items()
+        for row in (*table.incomplete_rows(), *table.partial_rows())
     }
     texts = []
     for table, row in rows:
