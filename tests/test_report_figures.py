@@ -240,7 +240,9 @@ def set_stage(run, stage):
     return replace(run, job=replace(run.job, role=role))
 
 
-def test_choices_of_a_search_in_two_stages_are_those_of_the_first_stage(search):
+@pytest.mark.parametrize("method", ["training-domain", "clipood"])
+def test_choices_of_a_search_in_two_stages_are_those_of_the_first_stage(search, method):
+    """CLIPood's protocol chooses nothing itself; the first stage has chosen."""
     runs = load_runs(search)
     first_stage = [set_stage(run, CHOOSE) for run in runs if run.job.key.trial == 1]
     second_stage = [
@@ -248,10 +250,23 @@ def test_choices_of_a_search_in_two_stages_are_those_of_the_first_stage(search):
         for run in runs
         if run.job.key.trial == 0 and run.job.role.values == {"lr": 0.01}
     ]
-    choices = figure_data.list_choices(second_stage, "training-domain", first_stage)
+    choices = figure_data.list_choices(second_stage, method, first_stage)
     assert len(choices) == 3 * 4 and {entry.trial for entry in choices} == {1}
     selected = [entry.choice for entry in choices if entry.is_selected]
     assert [choice.searched_values["lr"] for choice in selected] == [0.01] * 4
+
+    if method == "clipood":
+        accuracies = {(*run.test_envs, run.job.choice): last_out(run) for run in first_stage}
+        assert {
+            (entry.target, entry.choice): entry.out_of_domain for entry in choices
+        } == accuracies
+
+
+def last_out(run):
+    """Return the accuracy on the target's out-split at the last step."""
+    (target,) = run.test_envs
+    lines = (run.job.folder / "results.jsonl").read_text().splitlines()
+    return json.loads(lines[-1])[f"env{target}_out_acc"]
 
 
 def test_each_run_of_a_search_is_a_dot_and_selected_ones_are_filled(search):
