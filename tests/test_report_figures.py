@@ -51,7 +51,7 @@ def test_styles_of_algorithms_differ_in_more_than_colour():
 
 
 def test_names_are_escaped_in_figure_and_csv(recwarn):
-    names = ["$x_1$ & <b>", "=A\x1b", "漢字\ud800\n"]
+    names = ["$x_1$ & <b>", "=A\x1b", "漢字\ud800\n", "+1", "-1", "@1"]
     cells = {name: Cell(50.0 + number, 1.0, n=2) for number, name in enumerate(names)}
     with plots.figure_style():
         figure = plots.draw_dots("A", "name", cells, plots.get_styles(names), (40, 60))
@@ -59,7 +59,10 @@ def test_names_are_escaped_in_figure_and_csv(recwarn):
     assert ">$x_1$ &amp; &lt;b&gt;</text>" in figure.svg
     rows = [line.split(",") for line in figure.csv.splitlines()]
     assert rows[0] == ["algorithm", "accuracy", "error", "n", "incomplete"]
-    assert rows[2] == [r"=A\x1b", "51", "1", "2", "False"]
+    assert rows[2] == [r"'=A\x1b", "51", "1", "2", "False"]  # a name is never a formula
+    assert [row[0] for row in rows[4:]] == ["'+1", "'-1", "'@1"]
+    numbers = plots.write_csv(["=x"], [[-1], [-0.5], [None]])
+    assert numbers.splitlines() == ["'=x", "-1", "-0.5", '""']
     assert not list(recwarn)  # about missing glyphs
 
 

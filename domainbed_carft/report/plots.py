@@ -32,6 +32,7 @@ from domainbed_carft.report.figure_data import (
     Lines,
 )
 from domainbed_carft.results.cells import PARTIAL, Cell, format_accuracy, mean_over_trials
+from domainbed_carft.results.formats import escape_csv
 from domainbed_carft.results.rows import JointRow
 from domainbed_carft.text import printable
 
@@ -213,18 +214,20 @@ def _data_uri(svg: str) -> str:
 
 
 def write_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write CSV with six significant digits and printable names; None and nan become empty."""
+    """Write CSV with six significant digits and escaped names; None and nan become empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(map(printable, header))
+    writer.writerow(map(escape_csv, header))
     writer.writerows([_csv_text(value) for value in row] for row in rows)
     return file.getvalue()
 
 
 def _csv_text(value: object) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
-    return "" if value is None else printable(str(value))
+    return str(value) if isinstance(value, int) else str(escape_csv(str(value)))
 
 
 def draw_legend_keys(styles: Styles) -> dict[str, str]:
