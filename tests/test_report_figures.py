@@ -50,6 +50,19 @@ def test_styles_of_algorithms_differ_in_more_than_colour():
         assert len(set(signs)) == len(signs)
 
 
+def test_styles_of_rows_differ_without_colour_and_without_dash(peers_emoji):
+    """By variant, ten of these rows have no style of their own, which is more than the fallbacks.
+
+    Markers alone are drawn in colour, and lines can be printed without it.
+    """
+    rows = collection.gather([peers_emoji], ["training-domain"], by=["variant"]).rows
+    for names in (rows, [str(number) for number in range(49)]):
+        styles = plots.get_styles(names).values()
+        for part in ("colour", "dash"):
+            signs = {(style.marker, style.hollow, getattr(style, part)) for style in styles}
+            assert len(signs) == len(names)
+
+
 def test_names_are_escaped_in_figure_and_csv(recwarn):
     names = ["$x_1$ & <b>", "=A\x1b", "漢字\ud800\n", "+1", "-1", "@1"]
     cells = {name: Cell(50.0 + number, 1.0, n=2) for number, name in enumerate(names)}
