@@ -307,7 +307,7 @@ def collect(
         columns: names of the tables' columns, from `columns.NAMES`.
         error: error printed after a mean: "domainbed", "sample" or "std".
         against: name of an algorithm to compare all others with.
-        **options: options of `gather`, such as ``methods``.
+        **options: options of `gather`. Of them, a collection takes ``methods`` only.
 
     Returns:
         The tables, as data frames (``cells``, ``against``, ``records``) and in the formats of
