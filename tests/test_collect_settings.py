@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from collect_sweeps import change_records, launch, write_job, write_sweep
+from collect_sweeps import write_job, write_sweep
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Job
@@ -39,87 +39,6 @@ def test_runs_under_different_settings_have_separate_tables(tmp_path, first, sec
     write_sweep(tmp_path / "one", ["CARFT"], **first)
     write_sweep(tmp_path / "other", ["CARFT"], **second)
     assert collect_settings(tmp_path) == expected
-
-
-def write_trials(folder, recorded, **facts):
-    """Write a job on PACS for each target and trial, with the hparams ``recorded`` in the trial."""
-    for trial, hparams in enumerate(recorded):
-        for target in range(4):
-            write_job(
-                folder,
-                f"{target}-{trial}-{facts}".replace("/", " "),
-                test_envs=[target],
-                trial_seed=trial,
-                recorded=hparams,
-                **facts,
-            )
-
-
-NOT_RECORDED = "hparam weight_decay not recorded"
-
-
-@pytest.mark.parametrize(
-    ("recorded", "facts", "expected"),
-    [
-        # Another version's default, and a version that did not have the hparam
-        ([{"weight_decay": 0.1}, {"weight_decay": 0.5}], {}, ["0.1", "0.5"]),
-        ([{"weight_decay": 0.1}, {"lr": 1}], {}, None),
-        ([{"weight_decay": 1}, {"weight_decay": 1.0}], {}, [""]),
-        # Values that the command sets, a draw or the dataset decides
-        ([{"lr": 0.1}, {"lr": 0.5}], {"hparams": '{"lr": 0.1}'}, [""]),
-        ([{"lr": 0.1}, {"lr": 0.5}], {"hparams_seed": 3}, [""]),
-        ([{"class_names": ["a", "b"]}, {"class_names": ["c", "d"]}], {}, [""]),
-        ([{"total_steps": 5001}, {"total_steps": 300}], {"steps": None}, [""]),
-        ([{"prompts_digest": "a"}, {"prompts_digest": "b"}], {}, [""]),
-        ([{"seed": 1}, {"seed": 2}], {}, [""]),
-    ],
-)
-def test_runs_with_different_recorded_hparams_have_separate_tables(
-    tmp_path, recorded, facts, expected
-):
-    write_trials(tmp_path, recorded, **facts)
-    if expected is None:
-        settings = [
-            "hparam weight_decay 0.1, hparam lr not recorded",
-            f"{NOT_RECORDED}, hparam lr 1",
-        ]
-        expected = sorted(settings)
-    elif expected != [""]:
-        expected = [f"hparam weight_decay {value}" for value in expected]
-    assert collect_settings(tmp_path) == expected
-    assert collect_settings(tmp_path, ignored=["hparams"]) == [""]
-
-
-def test_datasets_with_other_recorded_hparams_share_their_tables(tmp_path):
-    """As DomainBed's defaults of DomainNet and of its small images."""
-    for dataset, batch_size in (("PACS", 32), ("VLCS", 24)):
-        write_trials(tmp_path, [{"batch_size": batch_size}] * 2, dataset=dataset)
-    results = collect(tmp_path)
-    assert {table.setting for table in results.tables} == {""} and not results.notes
-
-
-def test_recorded_hparams_become_rows_and_planned_jobs_follow(tmp_path):
-    """Each folder has the jobs of one trial, and its manifest those of both."""
-    for trial, weight_decay in enumerate((0.1, 0.5)):
-        launch(
-            tmp_path / f"{trial}",
-            ["CARFT"],
-            run=lambda args, trial=trial: args["trial_seed"] == trial,
-            hparams=("",),
-        )
-        for path in (tmp_path / f"{trial}").glob("*/results.jsonl"):
-            recorded = {"weight_decay": weight_decay}
-            change_records(path.parent, lambda record, new=recorded: record | {"hparams": new})
-    tables = collect(tmp_path, methods=["oracle"]).tables
-    assert {table.setting for table in tables} == {
-        "hparam weight_decay 0.1",
-        "hparam weight_decay 0.5",
-    }
-    for table in tables:
-        assert [cell.n for cell in table.accuracy_cells] == [1] * len(table.accuracies)
-
-    table, _ = collect(tmp_path, methods=["oracle"], by=["weight_decay"]).tables
-    assert [*table.rows] == ["CARFT (weight_decay 0.1)", "CARFT (weight_decay 0.5)"]
 
 
 def test_different_versions_split_tables_unless_ignored(tmp_path):

@@ -62,7 +62,8 @@ def get_setting(
 
     for name, value in overridden.items():
         if name not in ("protocol", "data_edition"):
-            parts[HPARAM + name] = format_hparam(value)
+            is_whole = isinstance(value, float) and value.is_integer()  # 1.0 equals the hparam 1
+            parts[HPARAM + name] = json.dumps(int(value) if is_whole else value, sort_keys=True)
 
     protocol = hparams.get("protocol") or overridden.get("protocol")
     if protocol:
@@ -84,12 +85,6 @@ def get_setting(
     for name, version in sorted((versions or {}).items()):
         parts[VERSION + name] = str(version)
     return parts
-
-
-def format_hparam(value: Any) -> str:
-    """Return the value of an hparam as JSON, equal for 1 and 1.0."""
-    is_whole = isinstance(value, float) and value.is_integer()
-    return json.dumps(int(value) if is_whole else value, sort_keys=True)
 
 
 def read_printed_versions(folder: Path | str) -> dict[str, str]:

@@ -1,8 +1,7 @@
 """The runs that ``carft collect``, ``top``, ``report`` and ``evaluate`` read, in groups.
 
-A group holds runs that can be averaged, each job once: runs with the same setting, to which the
-recorded hyperparameters belong. Seeds, trial and target are not part of a setting, nor are searched
-and drawn values, which the selection method chooses. All
+A group holds runs that can be averaged, each job once: runs with the same setting. Seeds, trial and
+target are not part of a setting, nor are searched values, which the selection method chooses. All
 runs on a dataset must share its environments, otherwise a column would have no meaning. Runs that
 hold out several targets together are grouped by the environments on which they were trained.
 """
@@ -34,8 +33,9 @@ from domainbed_carft.jobs.setting import (
     SCHEDULE,
     UNKNOWN,
 )
+from domainbed_carft.jobs.setting import get_setting as setting_of
 from domainbed_carft.paths import AnyPath, as_paths
-from domainbed_carft.results import job_roles, recorded_hparams, selection
+from domainbed_carft.results import job_roles, selection
 from domainbed_carft.results import rows as row_names
 from domainbed_carft.results.rows import JointRow, JointRows
 from domainbed_carft.results.selection import SelectedRun
@@ -223,8 +223,7 @@ def gather(
     order = row_names.order_algorithms(
         (name for sweep in sweeps for name in sweep.algorithms), own_methods
     )
-    recorded_runs = recorded_hparams.add_to_settings(last_stage.runs)
-    rows = JointRows(recorded_runs, last_stage.planned, order)
+    rows = JointRows(last_stage.runs, last_stage.planned, order)
     if by:
         rows = row_names.label_rows(rows, by=by, folders=folders)
     labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
@@ -304,8 +303,7 @@ def _group_runs(
     environments = row_names.environment_labels(rows.runs, rows.planned, labels)
     runs = [(run, _cell_setting(run.job, run.setting, environments)) for run in rows.runs]
     planned = [
-        (job, _cell_setting(job, setting, environments))
-        for job, setting in recorded_hparams.get_settings_of_planned(rows.planned, rows.runs)
+        (job, _cell_setting(job, setting_of(job.args), environments)) for job in rows.planned
     ]
     parts = _choose_parts([(run.job, setting) for run, setting in runs], planned, ignored)
 

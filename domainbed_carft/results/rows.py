@@ -15,7 +15,7 @@ from domainbed_carft.jobs.algorithms import SHIPPED, Method
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM
-from domainbed_carft.results.recorded_hparams import get_settings_of_planned
+from domainbed_carft.jobs.setting import get_setting as setting_of
 
 VARIANT = "variant"
 
@@ -138,7 +138,7 @@ def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> 
         by: the names.
         folders: the collected folders, in which each variant has a folder of its own.
     """
-    planned = get_settings_of_planned(plain.planned, plain.runs)
+    planned = [(job, setting_of(job.args)) for job in plain.planned]
     ran = [(run.job, run.setting) for run in plain.runs]
     _require_varying(by, [*planned, *ran], folders)
 
