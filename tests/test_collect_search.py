@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import collect_sweeps
 import pytest
+import report_page
 from search_sweeps import (
     LABELS,
     SEARCH,
@@ -191,3 +192,28 @@ def test_two_of_three_held_out_are_a_pair_unless_the_manifest_has_a_single_sourc
     assert {entry.unit for entry in results.comparisons_against} == {"trial"}
     assert {table.setting for table in results.tables} == {f"trained on {name}" for name in "abc"}
     assert [cell.n for cell in get_cells(results, "ERM", "trained on a")] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("method", ["training-domain", "clipood"])
+def test_search_in_two_stages_has_a_report_by_every_protocol(tmp_path, monkeypatch, method):
+    report_page.skip_drawing(monkeypatch)
+    launched(STAGES, tmp_path / "sweep")
+    page = report_page.report_and_read(tmp_path / "sweep", "--select", method)
+    assert "All choices of the search" in page.text
+
+
+def test_latex_ranks_averages_over_the_same_environments(tmp_path):
+    """Models trained on one environment have three targets, other ones for each environment."""
+    launched(SOURCES, tmp_path)
+    results = collect(tmp_path, methods=["training-domain"])
+    rows = [line.split(" & ") for line in results.write("latex").splitlines() if "; " in line]
+    averages = {row[0]: row[-1] for row in rows if len(row) == 6}
+    assert len(averages) == 12
+    best = {label: text for label, text in averages.items() if "textbf" in text}
+    assert len(best) == 4
+
+    for label in LABELS:
+        table = get_table(results, f"trained on {label}")
+        cells = table.get_column("average")
+        row = max(cells, key=lambda name: cells[name].mean)
+        assert f"{cells[row].mean:.1f}" in best[f"{row}; trained on {label}".replace("_", r"\_")]

@@ -140,9 +140,10 @@ def evaluate_sweep_on_suite_command(arguments: argparse.Namespace) -> int:
     measured = list(outcomes.values()).count(True)
     log(f"evaluate: {quantity(measured, 'run')} measured on {arguments.suite}")
     print_lines(*describe_warnings(warnings), stream=sys.stderr)
-    if not any(isinstance(outcome, str) for outcome in outcomes.values()):
+    is_problem = [isinstance(outcome, str) for outcome in outcomes.values()]
+    if not any(is_problem):
         return 0
-    return SOME_SKIPPED if suite_tables else 1
+    return 1 if all(is_problem) else SOME_SKIPPED
 
 
 def _get_loading(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from domainbed_carft import text
 from domainbed_carft.arguments import TEXTS, check
@@ -87,6 +87,18 @@ class Group:
             self._selections[method] = selection.select(self.runs, method)
         return self._selections[method]
 
+    def select_in_table_order(self, method: str) -> list[SelectedRun]:
+        """Select runs by a method; sort them by dataset, row, target and trial as in the tables."""
+        selected = self.select(method)
+        datasets = list(self.environments)
+        names = self.order_rows(entry.row for entry in selected)
+
+        def place(entry: SelectedRun) -> tuple[int, int, int, int]:
+            row = names.index(entry.row)
+            return datasets.index(entry.dataset), row, entry.target, entry.trial
+
+        return sorted(selected, key=place)
+
     @cached_property
     def environments(self) -> dict[str, tuple[str, ...]]:
         """Dataset -> names of its environments, in the order of the tables."""
@@ -140,9 +152,33 @@ class Collection:
 Sweeps: TypeAlias = "AnyPath | Iterable[AnyPath] | Collection"
 
 
-def as_collection(sweeps: Sweeps, **options: Any) -> Collection:
-    """Return the collection itself, or read folders by `gather` with ``options``."""
-    return sweeps if isinstance(sweeps, Collection) else gather(sweeps, **options)
+def as_collection(
+    sweeps: Sweeps,
+    methods: Sequence[str] | None = None,
+    ignored: Sequence[str] = (),
+    by: Sequence[str] = (),
+) -> Collection:
+    """Return the collection with these selection methods, or read folders by `gather`.
+
+    Raises CarftError if `gather` raises it, if a requested method has no job, or if a collection
+    would have to be grouped again for ``ignored`` or ``by``.
+    """
+    if not isinstance(sweeps, Collection):
+        return gather(sweeps, methods, ignored, by)
+
+    check(TEXTS, ignored=ignored, by=by)
+    check(TEXTS, is_optional=True, methods=methods)
+    for name, value in (("ignored", ignored), ("by", by)):
+        if value:
+            raise CarftError(
+                f"{name}={list(value)!r} cannot change a collection, whose runs are in groups "
+                f"already; pass {name} to gather, or the folders instead of the collection"
+            )
+    if not methods:
+        return sweeps
+    jobs = [job for group in sweeps.groups for job in group.planned]
+    jobs += [run.job for run in sweeps.runs]
+    return replace(sweeps, methods=_choose_methods(methods, (), jobs))
 
 
 def gather(
