@@ -39,6 +39,17 @@ def test_override_replaces_and_adds_searched_values():
     assert cells["CLIPZeroShot"].searched == {}
 
 
+def test_hyperparameter_without_an_effect_on_a_method_is_not_searched(tmp_path):
+    disabled = parse(STAGES).jobs("D", tmp_path, chosen=())
+    plain = parse(STAGES.split("overrides:")[0])
+    assert plain.jobs("D", tmp_path, chosen=()) == disabled
+    assert {job.args["algorithm"] for job in plain.jobs("D", tmp_path)} == {"CARFT", "CLIPFineTune"}
+
+    both = parse(SEARCH.replace("{lr:", "{kl_weight: [1, 3], lr:"))
+    cells = {cell.algorithm: [*cell.searched] for cell in both.cells()}
+    assert cells == {"CARFT": ["kl_weight", "lr"], "CLIPFineTune": ["lr"], "CLIPZeroShot": []}
+
+
 @pytest.mark.parametrize("by_target", [False, True])
 def test_second_stage_trains_the_member_with_the_highest_mean_validation(by_target, tmp_path):
     choose_by = "\n  choose_by: target" if by_target else ""

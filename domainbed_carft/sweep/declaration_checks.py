@@ -80,6 +80,23 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
     return datasets, [f"{source.place(path)}: {message}" for path, message in problems]
 
 
+def find_unread(shape: Shape) -> dict[str, Sequence[str]]:
+    """Return for each algorithm the searched hyperparameters that have no effect on it.
+
+    The names and values of the sweep must be valid.
+    """
+    searched: dict[str, dict[str, Any]] = {name: {} for name in shape.algorithms}
+    for cell in shape.cells():
+        searched[cell.algorithm].update((name, values[0]) for name, values in cell.searched.items())
+
+    unread = {}
+    for name, hparams in searched.items():
+        args = {"algorithm": name, "dataset": shape.datasets[0], "steps": None}
+        resolved = host.resolve_hparams(host.find_algorithm_class(name), args, hparams)
+        unread[name] = resolved.unread
+    return unread
+
+
 def _require_listed(kind: str, name: str, valid_names: Sequence[str]) -> str:
     if name not in valid_names:
         raise CarftError(unknown(kind, name, valid_names))
