@@ -19,7 +19,6 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import FOLDER_NAME, REPEAT, Job, Role, get_data_independent_key
 
-
 Row = tuple[str, str, str]  # variant, dataset and algorithm
 
 
