@@ -111,3 +111,12 @@ def _add_download(commands: Any) -> None:
         action="store_true",
         help="install data that can be used, but differs from all known editions",
     )
+    parser.add_argument(
+        "--from",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        dest="given_files",
+        help="use this file instead of downloading it, or all files in a folder; can be repeated",
+    )

@@ -155,7 +155,7 @@ def download_command(arguments: argparse.Namespace) -> None:
     from domainbed_carft.suites import known_data
 
     report = known_data.download_data(
-        arguments.data, arguments.data_dir, arguments.accept_different
+        arguments.data, arguments.data_dir, arguments.accept_different, arguments.given_files
     )
     print(report.as_text())
 
