@@ -20,7 +20,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.images.preprocessing import Preprocessing
-from domainbed_carft.method import objective
+from domainbed_carft.method import host_lookup, objective
 from domainbed_carft.method.encoders import encode
 from domainbed_carft.method.job import JobFacts
 from domainbed_carft.method.prompts import Prompts
@@ -67,7 +67,7 @@ class ZeroShotHead:
         if self.is_used:
             return
         classes, dim = self.weight.shape
-        raise CarftError(
+        raise host_lookup.get_job_error()(
             f"clip_head is 'zero-shot', but {self.algorithm} has built no classifier from "
             f"{dim} features to {classes} classes by networks.Classifier, so its classifier would "
             "be random. Set clip_head to 'random', or choose another algorithm"
@@ -85,6 +85,7 @@ class CLIPFeaturizer(nn.Module):
         encoder: the image encoder.
         dim: D.
         head: text features for the classifier. With them, features have length 1.
+        facts: facts of the job, as in its records.
 
     Attributes:
         n_outputs: D, under the name in DomainBed's featurizers.
@@ -92,13 +93,19 @@ class CLIPFeaturizer(nn.Module):
     """
 
     def __init__(
-        self, clip_input: CLIPInput, encoder: nn.Module, dim: int, head: ZeroShotHead | None
+        self,
+        clip_input: CLIPInput,
+        encoder: nn.Module,
+        dim: int,
+        head: ZeroShotHead | None,
+        facts: Mapping[str, str],
     ) -> None:
         super().__init__()
         self.input = clip_input
         self.encoder = encoder
         self.n_outputs = dim
         self.head = head
+        self.facts = facts
         self.activation = nn.Identity()
         self.train()
 
@@ -146,6 +153,7 @@ class HostNetwork:
             encoder=copy.deepcopy(self.encoder.module),
             dim=self.encoder.dim,
             head=self.head,
+            facts=self.facts.as_record(),
         )
 
 

@@ -70,10 +70,17 @@ def add_algorithms(module: ModuleType) -> None:
 
 
 def wrap_algorithm(module: ModuleType) -> None:
-    """Extend the constructor of `domainbed.algorithms.Algorithm`, see `clip_networks`."""
+    """Extend the methods of `domainbed.algorithms.Algorithm` that `clip_networks` needs."""
+    from domainbed_carft.method import host_lookup
+
     base: Any = vars(module).get("Algorithm")
-    if base is not None and not _has_set(base, "__init__"):
-        _set(base, "__init__", clip_networks.wrap_algorithm(base.__init__))
+    if base is None or _has_set(base, "__init__"):
+        return
+    _set(base, "__init__", clip_networks.wrap_algorithm(base.__init__))
+    if host_lookup.is_carft_harness():
+        resolve_hparams = clip_networks.wrap_resolve_hparams(vars(base)["resolve_hparams"])
+        _set(base, "resolve_hparams", resolve_hparams)
+        _set(base, "image_format", clip_networks.wrap_image_format(vars(base)["image_format"]))
 
 
 def wrap_networks(module: ModuleType) -> None:

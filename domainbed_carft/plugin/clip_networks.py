@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from domainbed_carft.errors import CarftError, JobExit, raise_for
+from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.facts import FOREIGN
 from domainbed_carft.plugin import foreign_jobs, known_datasets
 from domainbed_carft.plugin.hooked_modules import print_rates, warn_about_host_clip
@@ -140,6 +140,44 @@ def add_hparams(host_hparams: Any, dataset: str, random_seed: int | None) -> Any
     return {**plain, **added}
 
 
+def wrap_resolve_hparams(original: Any) -> Any:
+    """Wrap the class method `resolve_hparams` of the included harness's `Algorithm`."""
+
+    def resolve_hparams(
+        cls: Any,
+        dataset: str,
+        given: Mapping[str, Any],
+        random_seed: int | None = None,
+        steps: int | None = None,
+    ) -> Any:
+        """Return the hyperparameters of a job, with those of a CLIP model if it is set."""
+        if not is_set(given):
+            return original.__func__(cls, dataset, given, random_seed, steps)
+
+        from domainbed import hparams_registry
+
+        from domainbed_carft.method import host_hparams
+
+        return host_hparams.resolve(hparams_registry, cls.__name__, dataset, given, random_seed)
+
+    return classmethod(resolve_hparams)
+
+
+def wrap_image_format(original: Any) -> Any:
+    """Wrap the class method `image_format` of the included harness's `Algorithm`."""
+
+    def image_format(cls: Any, hparams: Any) -> Any:
+        """Return the images that the CLIP model expects, if it is set."""
+        if not is_set(hparams):
+            return original.__func__(cls, hparams)
+
+        from domainbed_carft.method import job
+
+        return job.find_preprocessing(hparams)
+
+    return classmethod(image_format)
+
+
 def _can_replace_networks() -> bool:
     """Return True in a checkout whose networks are wrapped and do not read the key themselves."""
     from domainbed_carft.method import host_lookup
@@ -171,14 +209,14 @@ def build_featurizer(input_shape: Sequence[int], hparams: Any) -> Any:
 
 def _find_input_problems(algorithm: str, input_shape: Sequence[int]) -> list[str]:
     """Return the reasons why an algorithm cannot train a CLIP model on these images."""
-    from domainbed_carft.method import job
-
-    problems = job.find_shape_problems(input_shape)
-    if problems:
-        return [f"{algorithm} cannot train a CLIP model: {problem}" for problem in problems]
-    if algorithm in UNSUPPORTED:
-        return [f"{algorithm} cannot train a CLIP model, because {UNSUPPORTED[algorithm]}"]
-    return []
+    reasons = []
+    if len(input_shape) != 3 or input_shape[0] != 3:
+        shape = tuple(input_shape)
+        reasons = [f"its featurizer gets inputs of shape {shape}, but CLIP reads images in RGB"]
+    elif algorithm in UNSUPPORTED:
+        reasons = [UNSUPPORTED[algorithm]]
+    advice = f"Choose another algorithm or dataset, or omit {KEY}"
+    return [f"{algorithm} cannot train a CLIP model: {reason}. {advice}" for reason in reasons]
 
 
 def _load_network(construction: Construction, hparams: Any) -> Any:
@@ -227,15 +265,13 @@ def has_own_clip(module: ModuleType) -> bool:
 
 @contextlib.contextmanager
 def _ending_script() -> Iterator[None]:
-    """In a checkout, end the script for a CarftError; its own `train` would print a traceback."""
+    """Raise the host's type of error for a CarftError."""
     from domainbed_carft.method import host_lookup
 
     try:
         yield
     except CarftError as error:
-        if isinstance(error, JobExit) or host_lookup.is_carft_harness():
-            raise
-        raise JobExit(*error.problems) from None
+        raise host_lookup.get_job_error()(*error.problems) from None
 
 
 def _get_names(function: Callable[..., Any], usual_names: Sequence[str]) -> list[str]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from domainbed_carft.errors import CarftError, JobExit
 from domainbed_carft.plugin import clip_networks
 from domainbed_carft.plugin.hooked_modules import warn_about_kept_names, warn_about_missing_hparams
 
@@ -27,7 +26,7 @@ class HostNames:
         if self.problems:
             from domainbed_carft.method import host_lookup
 
-            raise (CarftError if host_lookup.is_carft_harness() else JobExit)(*self.problems)
+            raise host_lookup.get_job_error()(*self.problems)
 
 
 def wrap_function(
