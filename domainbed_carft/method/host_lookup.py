@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from domainbed_carft.errors import CarftError, JobExit
 from domainbed_carft.jobs import splits
 
 
@@ -13,6 +14,14 @@ def is_carft_harness() -> bool:
     import domainbed
 
     return getattr(domainbed, "IS_CARFT_HARNESS", False)
+
+
+def get_job_error() -> type[CarftError]:
+    """Return the error for what a user has to fix before a job of the host can run.
+
+    In a checkout it ends the script with the message, because its `train` would print a traceback.
+    """
+    return CarftError if is_carft_harness() else JobExit
 
 
 def find_dataset_class(name: str) -> Any:

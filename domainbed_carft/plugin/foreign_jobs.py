@@ -14,7 +14,7 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from domainbed_carft.errors import invalid, raise_for
@@ -172,6 +172,35 @@ def add_missing_hparams(values: Mapping[str, Any], algorithm: str) -> dict[str, 
     return {**defaults, **values}
 
 
+def complete_host_hparams(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the hyperparameters that an algorithm of the host needs for a CLIP model.
+
+    They are missing in a notebook, and in a host whose ``train`` does not read ``--hparams``.
+    """
+    from domainbed_carft.method import host_hparams
+
+    dataset = _parse_command_line().dataset or ""
+    return {**values, **host_hparams.get_added_values(values, values, dataset)}
+
+
+def find_host_problems(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
+    """Return the problems of an algorithm of the host with the complete hyperparameters of CLIP."""
+    from domainbed import hparams_registry
+
+    from domainbed_carft.method import host_hparams, host_lookup
+
+    dataset = _parse_command_line().dataset or ""
+    problems = host_hparams.find_problems(hparams, dataset)
+    if not host_lookup.is_carft_harness():
+        given = parse_user_hparams()
+        host_names: Collection[str] = ()
+        with contextlib.suppress(Exception):  # a fork's function can raise any type
+            host_names = hparams_registry.default_hparams(algorithm, dataset).keys()
+        if host_names:
+            problems += host_hparams.find_unknown(hparams_registry, algorithm, given, host_names)
+    return [*map(str, problems)]
+
+
 def allow_keys(keys: Iterable[str]) -> None:
     """Accept keys that the host's registry puts into every dict of hyperparameters."""
     _host_keys.update(keys)
@@ -267,3 +296,13 @@ def _parse_command_line() -> argparse.Namespace:
         return parser.parse_known_args()[0]
     except argparse.ArgumentError:  # not DomainBed's command line
         return argparse.Namespace(hparams=None, steps=None, dataset=None)
+
+
+def to_python_number(value: Any) -> Any:
+    """Convert a number of numpy to Python's type.
+
+    Upstream draws numbers of numpy, which neither JSON nor torch's restricted reader accepts.
+    """
+    import numpy as np
+
+    return value.item() if isinstance(value, np.generic) else value
