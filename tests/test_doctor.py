@@ -101,7 +101,9 @@ def test_doctor_trains_only_on_request_and_without_problems(
 ):
     finding = Finding("x", state, "first line\nsecond \x1b[31m", "do this")
     monkeypatch.setattr(doctor, "CHECKS", {"x": lambda: [finding]})
-    monkeypatch.setattr(doctor, "train_two_steps", lambda: Finding("train", OK, "a step"))
+    monkeypatch.setattr(
+        doctor, "train_two_steps", lambda algorithm: Finding("train", OK, f"a step of {algorithm}")
+    )
     assert cli.main(["doctor", *flags]) == status
     printed = " ".join(capsys.readouterr().out.split())
     assert all(detail in printed for detail in details)

@@ -41,6 +41,13 @@ def _add_doctor(commands: Any) -> None:
         action="store_true",
         help="also run two training steps on EmojiStyles with the domainbed in use",
     )
+    parser.add_argument(
+        "--algorithm",
+        metavar="NAME",
+        default="CARFT",
+        help="the algorithm of these steps (default: CARFT); an algorithm of your checkout trains "
+        "the embedded CLIP model as well",
+    )
 
 
 def _add_check(commands: Any) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from domainbed_carft.errors import CarftError, JobExit
@@ -14,6 +18,25 @@ def is_carft_harness() -> bool:
     import domainbed
 
     return getattr(domainbed, "IS_CARFT_HARNESS", False)
+
+
+@functools.cache
+def has_own_clip(networks: ModuleType) -> bool:
+    """Return True if a host's module of networks reads ``clip_backbone`` itself (DPLCLIP)."""
+    try:
+        return "clip_backbone" in inspect.getsource(networks)
+    except OSError:  # a host without source files
+        return False
+
+
+def get_replaceable_networks() -> ModuleType | None:
+    """Return the host's module of networks, None if a CLIP model cannot replace them."""
+    try:
+        networks = importlib.import_module("domainbed.networks")
+    except ImportError:
+        return None
+    is_replaceable = hasattr(networks, "Featurizer") and not has_own_clip(networks)
+    return networks if is_replaceable else None
 
 
 def get_job_error() -> type[CarftError]:

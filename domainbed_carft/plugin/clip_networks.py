@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.facts import FOREIGN
 from domainbed_carft.plugin import foreign_jobs, known_datasets
-from domainbed_carft.plugin.hooked_modules import print_rates, warn_about_host_clip
+from domainbed_carft.plugin.hooked_modules import print_rates, warn_about_host_networks
 
 KEY = "clip_backbone"
 
@@ -78,7 +77,13 @@ def wrap_featurizer(original: Any, module: ModuleType) -> Callable[..., Any]:
     def build(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         arguments = dict(zip(names, args)) | dict(kwargs)
         hparams = arguments.get("hparams")
-        if not is_set(hparams) or has_own_clip(module):
+        if not is_set(hparams):
+            return None
+
+        from domainbed_carft.method import host_lookup
+
+        if host_lookup.has_own_clip(module):
+            warn_about_host_networks()
             return None
         return build_featurizer(arguments["input_shape"], hparams)
 
@@ -128,10 +133,17 @@ def add_hparams(host_hparams: Any, dataset: str, random_seed: int | None) -> Any
         random_seed: Seed of random draws; None for the defaults.
     """
     given = foreign_jobs.parse_user_hparams()
-    if not is_set(given) or not _can_replace_networks():
+    if not is_set(given):
         return host_hparams
 
     from domainbed_carft.method import host_hparams as of_clip
+    from domainbed_carft.method import host_lookup
+
+    if host_lookup.is_carft_harness():  # it resolves the hyperparameters of each job itself
+        return host_hparams
+    if host_lookup.get_replaceable_networks() is None:
+        warn_about_host_networks()
+        return host_hparams
 
     plain = {name: foreign_jobs.to_python_number(value) for name, value in host_hparams.items()}
     added = of_clip.get_added_values(plain, given, dataset, random_seed)
@@ -176,22 +188,6 @@ def wrap_image_format(original: Any) -> Any:
         return job.find_preprocessing(hparams)
 
     return classmethod(image_format)
-
-
-def _can_replace_networks() -> bool:
-    """Return True in a checkout whose networks are wrapped and do not read the key themselves."""
-    from domainbed_carft.method import host_lookup
-
-    if host_lookup.is_carft_harness():  # it resolves the hyperparameters of each job
-        return False
-    try:
-        networks = importlib.import_module("domainbed.networks")
-    except ImportError:
-        return False
-    if has_own_clip(networks):
-        warn_about_host_clip()
-        return False
-    return hasattr(networks, "Featurizer")
 
 
 def build_featurizer(input_shape: Sequence[int], hparams: Any) -> Any:
@@ -251,15 +247,6 @@ def is_set(hparams: Any) -> bool:
     try:
         return hparams[KEY] is not None
     except (KeyError, TypeError, AttributeError):
-        return False
-
-
-@functools.cache
-def has_own_clip(module: ModuleType) -> bool:
-    """Return True if the host's networks read ``clip_backbone`` themselves (DPLCLIP)."""
-    try:
-        return KEY in inspect.getsource(module)
-    except OSError:  # a host without source files
         return False
 
 

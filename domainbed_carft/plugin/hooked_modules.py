@@ -73,11 +73,11 @@ def warn_about_host_values(algorithm: str, values: Sequence[str]) -> None:
     )
 
 
-def warn_about_host_clip() -> None:
-    """Warn once per process that the host reads ``clip_backbone`` itself."""
+def warn_about_host_networks() -> None:
+    """Warn once per process that ``clip_backbone`` does not replace the networks of the host."""
     _warn(
-        "domainbed.networks of this DomainBed reads clip_backbone itself, so the networks of its "
-        "own algorithms are not replaced"
+        "domainbed.networks of this DomainBed has no Featurizer or reads clip_backbone itself, so "
+        "domainbed-carft does not replace the networks of its own algorithms"
     )
 
 

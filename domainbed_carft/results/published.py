@@ -232,6 +232,8 @@ def counterpart(run: RecordedRun) -> str | None:
     if run.algorithm == "CLIPFineTune":
         start = "random" if run.recorded.get("head_init") == "random" else "zero-shot"
         return f"ERM, {start} head"
+    if run.algorithm == "ERM" and run.recorded.get("clip_head"):  # the host's, on a CLIP model
+        return f"ERM, {run.recorded['clip_head']} head"
     return _COUNTERPARTS.get(run.algorithm)
 
 
