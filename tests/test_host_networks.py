@@ -311,6 +311,7 @@ def test_included_erm_trains_clip_model_and_records_its_facts(script, tmp_path):
     done = script("train", *words.split(), "--hparams", json.dumps(hparams), "--output_dir", job)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kl_weight has no effect on ERM" in done.stdout
+    assert "cannot be resumed" not in done.stdout
 
     record = json.loads((job / "results.jsonl").read_text().splitlines()[-1])
     saved = torch.load(job / "model.pkl", weights_only=True)

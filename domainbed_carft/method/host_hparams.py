@@ -80,11 +80,25 @@ def get_added_values(
     added = {name: hparam for name, hparam in TABLE.items() if name != "clip_backbone"}
     if not dataset:
         del added["class_names"]
-    rates = {name: replace(learning_rate(), name=name) for name in RATES if name in host_values}
-
-    table = {**added, **rates}
-    values = {**get_defaults(table, conditions), **draw_values(rates, conditions, random_seed)}
+    rates = get_rates(host_values, given["clip_backbone"], dataset, random_seed)
+    values = {**get_defaults(added, conditions), **rates}
     return {name: value for name, value in values.items() if name not in given}
+
+
+def get_rates(
+    host_values: Collection[str], clip_backbone: Any, dataset: str, random_seed: int | None = None
+) -> dict[str, float]:
+    """Return this package's default, or draw, of each learning rate that a host has.
+
+    Args:
+        host_values: Names of the host's hyperparameters.
+        clip_backbone: The CLIP model.
+        dataset: Name of the dataset, "" if it is not known.
+        random_seed: Seed of random draws; None for the defaults.
+    """
+    conditions = Conditions(dataset, str(clip_backbone))
+    table = {name: replace(learning_rate(), name=name) for name in RATES if name in host_values}
+    return {**get_defaults(table, conditions), **draw_values(table, conditions, random_seed)}
 
 
 def resolve(

@@ -20,23 +20,30 @@ def is_carft_harness() -> bool:
     return getattr(domainbed, "IS_CARFT_HARNESS", False)
 
 
-@functools.cache
-def has_own_clip(networks: ModuleType) -> bool:
-    """Return True if a host's module of networks reads ``clip_backbone`` itself (DPLCLIP)."""
-    try:
-        return "clip_backbone" in inspect.getsource(networks)
-    except OSError:  # a host without source files
-        return False
+def has_own_clip() -> bool:
+    """Return True if the host's networks read ``clip_backbone`` themselves (DPLCLIP)."""
+    networks = _import_networks()
+    return networks is not None and _reads_clip_backbone(networks)
 
 
-def get_replaceable_networks() -> ModuleType | None:
-    """Return the host's module of networks, None if a CLIP model cannot replace them."""
+def has_replaceable_networks() -> bool:
+    """Return True if a CLIP model can replace the networks of the host's algorithms."""
+    return hasattr(_import_networks(), "Featurizer") and not has_own_clip()
+
+
+def _import_networks() -> ModuleType | None:
     try:
-        networks = importlib.import_module("domainbed.networks")
+        return importlib.import_module("domainbed.networks")
     except ImportError:
         return None
-    is_replaceable = hasattr(networks, "Featurizer") and not has_own_clip(networks)
-    return networks if is_replaceable else None
+
+
+@functools.cache
+def _reads_clip_backbone(module: ModuleType) -> bool:
+    try:
+        return "clip_backbone" in inspect.getsource(module)
+    except OSError:  # a host without source files
+        return False
 
 
 def get_job_error() -> type[CarftError]:

@@ -89,9 +89,11 @@ def wrap_networks(module: ModuleType) -> None:
     In forks with a package instead of the module, they are in a submodule as well.
     """
     parts = _loaded_parts(module)
-    wrap_featurizer = functools.partial(clip_networks.wrap_featurizer, module=module)
-    wrap_classifier = clip_networks.wrap_classifier
-    for name, wrap in (("Featurizer", wrap_featurizer), ("Classifier", wrap_classifier)):
+    wrappers: dict[str, Callable[[Any], Any]] = {
+        "Featurizer": clip_networks.wrap_featurizer,
+        "Classifier": clip_networks.wrap_classifier,
+    }
+    for name, wrap in wrappers.items():
         original: Any = vars(module).get(name)
         if original is None or _has_set(module, name):
             continue

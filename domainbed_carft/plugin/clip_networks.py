@@ -12,7 +12,6 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from domainbed_carft.errors import CarftError, raise_for
@@ -64,7 +63,7 @@ def wrap_algorithm(original: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-def wrap_featurizer(original: Any, module: ModuleType) -> Callable[..., Any]:
+def wrap_featurizer(original: Any) -> Callable[..., Any]:
     """Wrap the host's function `networks.Featurizer`, to return the image encoder of CLIP.
 
     A class is not wrapped but returns the encoder when it is called, so that `isinstance` and
@@ -82,7 +81,7 @@ def wrap_featurizer(original: Any, module: ModuleType) -> Callable[..., Any]:
 
         from domainbed_carft.method import host_lookup
 
-        if host_lookup.has_own_clip(module):
+        if host_lookup.has_own_clip():
             warn_about_host_networks()
             return None
         return build_featurizer(arguments["input_shape"], hparams)
@@ -141,7 +140,7 @@ def add_hparams(host_hparams: Any, dataset: str, random_seed: int | None) -> Any
 
     if host_lookup.is_carft_harness():  # it resolves the hyperparameters of each job itself
         return host_hparams
-    if host_lookup.get_replaceable_networks() is None:
+    if not host_lookup.has_replaceable_networks():
         warn_about_host_networks()
         return host_hparams
 
@@ -232,7 +231,7 @@ def _load_network(construction: Construction, hparams: Any) -> Any:
         construction.num_classes,
         construction.dataset_facts or known_datasets.recall(complete),
     )
-    print_lines(*facts.describe())
+    print_lines(*facts.describe(), *foreign_jobs.describe_host_hparams(algorithm, complete))
     network = host_networks.build_network(algorithm, complete, facts)
 
     if not host_lookup.is_carft_harness():

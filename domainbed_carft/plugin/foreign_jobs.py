@@ -185,20 +185,59 @@ def complete_host_hparams(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def find_host_problems(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
     """Return the problems of an algorithm of the host with the complete hyperparameters of CLIP."""
+    from domainbed_carft.method import host_hparams
+
+    problems = host_hparams.find_problems(hparams, _parse_command_line().dataset or "")
+    names = _get_host_names(algorithm)
+    if names:
+        from domainbed import hparams_registry
+
+        given = parse_user_hparams()
+        problems += host_hparams.find_unknown(hparams_registry, algorithm, given, names)
+    return [*map(str, problems)]
+
+
+def describe_host_hparams(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
+    """Return lines about hyperparameters without an effect, and about learning rates of the host.
+
+    The registry could not replace these for a host whose ``train`` does not read ``--hparams``.
+    """
+    from domainbed_carft.method import host_hparams
+
+    names = _get_host_names(algorithm)
+    if not names:
+        return []
+
+    given = parse_user_hparams()
+    unread = host_hparams.find_unread(given, names)
+    lines = [f"{name} has no effect on {algorithm}" for name in unread]
+    if "clip_backbone" not in given:
+        dataset = _parse_command_line().dataset or ""
+        defaults = host_hparams.get_rates(hparams, hparams["clip_backbone"], dataset)
+        lines += [
+            f"CLIP learning rate: {name} is {hparams[name]:g}; the default of domainbed-carft for "
+            f"this CLIP model is {default:g}"
+            for name, default in defaults.items()
+            if hparams[name] != default
+        ]
+    return lines
+
+
+def _get_host_names(algorithm: str) -> Collection[str]:
+    """Return the names that a checkout's registry has for an algorithm; none if it is unknown.
+
+    Also none in the included harness, which has checked the names before.
+    """
     from domainbed import hparams_registry
 
-    from domainbed_carft.method import host_hparams, host_lookup
+    from domainbed_carft.method import host_lookup
 
-    dataset = _parse_command_line().dataset or ""
-    problems = host_hparams.find_problems(hparams, dataset)
     if not host_lookup.is_carft_harness():
-        given = parse_user_hparams()
-        host_names: Collection[str] = ()
         with contextlib.suppress(Exception):  # a fork's function can raise any type
-            host_names = hparams_registry.default_hparams(algorithm, dataset).keys()
-        if host_names:
-            problems += host_hparams.find_unknown(hparams_registry, algorithm, given, host_names)
-    return [*map(str, problems)]
+            dataset = _parse_command_line().dataset or ""
+            names: Collection[str] = hparams_registry.default_hparams(algorithm, dataset).keys()
+            return names
+    return ()
 
 
 def allow_keys(keys: Iterable[str]) -> None:

@@ -145,7 +145,7 @@ def _require_package_algorithm(content: Mapping[str, Any], algorithm: Any, path:
     is_on_clip = isinstance(hparams, dict) and "clip_head" in hparams
     if is_on_clip and isinstance(algorithm, str) and algorithm not in CLASSES:
         raise CarftError(
-            f"{path} is a run of {reprlib.repr(algorithm)}, an algorithm of DomainBed or a fork "
+            f"{path} is a run of {algorithm[:200]}, an algorithm of DomainBed or a fork "
             "that trained a CLIP model; this command needs a run of an algorithm of this package, "
             "such as CARFT"
         )

@@ -22,7 +22,7 @@ from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.host_lookup import (
     find_dataset_class,
     get_evaluated_kinds,
-    get_replaceable_networks,
+    has_replaceable_networks,
     is_carft_harness,
 )
 from domainbed_carft.suites import imagenet_training
@@ -93,7 +93,7 @@ def resolve_hparams(
         return resolved
     registry = import_module("hparams_registry")
     is_of_host = algorithm not in CLASSES
-    if "clip_backbone" in given and is_of_host and get_replaceable_networks() is not None:
+    if "clip_backbone" in given and is_of_host and has_replaceable_networks():
         return host_hparams.resolve(registry, algorithm, dataset, given, random_seed)
     return resolve_from_registry(registry, algorithm, dataset, given, random_seed)
 
