@@ -70,6 +70,13 @@ def find_algorithm_class(name: str) -> Any:
     return _find_class("algorithm", name, host.get_algorithm_class, valid_names)
 
 
+def find_missing_algorithms(names: Sequence[str]) -> list[str]:
+    """Return the names that only a checkout of DomainBed has, if the harness is in use."""
+    host = import_module("algorithms")
+    missing = getattr(host, "NOT_INCLUDED", ())
+    return [name for name in names if name in missing and not hasattr(host, name)]
+
+
 def resolve_hparams(
     algorithm_class: Any,
     args: Mapping[str, Any],
