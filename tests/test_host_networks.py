@@ -317,6 +317,13 @@ def test_misspelt_names_are_problems_and_unread_names_are_listed():
     assert resolved.unread == ["resnet18", "kl_weight", "contexts"]
 
 
+def test_methods_of_package_accept_the_head_of_other_algorithms_in_a_sweep():
+    resolved = algorithms.get_algorithm_class("CARFT").resolve_hparams(
+        "EmojiStyles", {"clip_head": "zero-shot"}
+    )
+    assert (resolved.problems, resolved.unread) == ([], ["clip_head"])
+
+
 # Jobs
 
 
