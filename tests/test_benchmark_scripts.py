@@ -27,6 +27,7 @@ COMMANDS = {
 CAN_MISS_A_GOAL = {"hook_cost.py", "sweep_evaluation.py"}
 NEED_A_CHECKOUT = (
     "checkout_methods.py {new}",
+    "head_penalties.py {new}",
     "parity.py --upstream {new}",
     "sweep_scripts.py {new}",
     "upstream_tests.py --upstream {new}",

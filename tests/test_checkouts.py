@@ -220,6 +220,17 @@ def test_algorithm_of_checkout_ends_with_message_before_first_step(
     assert not (tmp_path / "job" / "results.jsonl").exists()
 
 
+def test_penalty_of_features_is_compared_for_each_head(installations, tmp_path):
+    root = write_checkout(tmp_path / "a user's checkout", "classic")
+    script = str(REPO / "benchmarks" / "head_penalties.py")
+    words = [script, str(root), "--algorithms", "Means"]
+    printed = run(installations["wheel"].run, root, *words)
+    rows = [line.split()[-3:] for line in printed.splitlines() if line.startswith("Means")]
+    (_, zero_shot, scaled) = [[float(value) for value in row] for row in rows]
+    assert scaled[0] == pytest.approx(zero_shot[0], abs=1e-4)
+    assert scaled[1] == pytest.approx(1e4 * zero_shot[1], rel=0.1)
+
+
 def test_checkout_with_its_own_clip_model_is_left_alone(installations, data, tmp_path):
     root = write_checkout(tmp_path / "a user's checkout", "clip")
     python = installations["wheel"].run

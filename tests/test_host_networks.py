@@ -214,8 +214,9 @@ def test_nonlinear_classifier_cannot_start_from_text_features(zero_shot, hparams
 @pytest.mark.parametrize("classifier", [on_pairs, on_domains, linear])
 def test_job_ends_before_first_step_if_no_classifier_takes_text_features(zero_shot, classifier):
     algorithm = build_featurized(zero_shot, classifier, num_domains=4)
-    with pytest.raises(CarftError, match="Featurized has built no classifier from 128 features"):
-        algorithm.predict(make_images())
+    for use in (lambda: algorithm.to("cpu"), lambda: algorithm.featurizer(make_images())):
+        with pytest.raises(CarftError, match="Featurized has built no classifier from 128 feat"):
+            use()
 
 
 # Refused
@@ -235,6 +236,21 @@ def test_zero_shot_head_needs_class_names(zero_shot, hparams):
 
     with pytest.raises(CarftError, match="no class names are known for the dataset 'Unheard'"):
         algorithms.ERM((3, 48, 48), 3, 3, {**zero_shot, "class_names": "dataset:Unheard"})
+
+
+class WithItsOwnNetwork(algorithms.Algorithm):
+    """An algorithm that builds its network in another way, like khanrc/miro's MIRO."""
+
+    def __init__(self, input_shape, num_classes, num_domains, hparams):
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.network = networks.MNIST_CNN(input_shape)
+
+
+def test_algorithm_that_builds_no_featurizer_is_refused(hparams):
+    algorithm = WithItsOwnNetwork((3, 28, 28), 3, 3, hparams)
+    with pytest.raises(CarftError, match="without networks.Featurizer, so clip_backbone would ha"):
+        algorithm.to("cpu")
+    WithItsOwnNetwork((3, 28, 28), 3, 3, HOST).to("cpu")
 
 
 class URM(algorithms.ERM):
@@ -299,6 +315,13 @@ def test_misspelt_names_are_problems_and_unread_names_are_listed():
     (problem,) = map(str, resolved.problems)
     assert "'clip_haed'; did you mean clip_head" in problem
     assert resolved.unread == ["resnet18", "kl_weight", "contexts"]
+
+
+def test_methods_of_package_accept_the_head_of_other_algorithms_in_a_sweep():
+    resolved = algorithms.get_algorithm_class("CARFT").resolve_hparams(
+        "EmojiStyles", {"clip_head": "zero-shot"}
+    )
+    assert (resolved.problems, resolved.unread) == ([], ["clip_head"])
 
 
 # Jobs

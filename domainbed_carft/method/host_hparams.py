@@ -19,11 +19,11 @@ from domainbed_carft.jobs.hparams import (
 )
 from domainbed_carft.method import resolution
 from domainbed_carft.method.hparams import (
+    CLIP_HEAD,
     COMMON,
     PINNABLE,
     Conditions,
     Hparam,
-    choice,
     draw_values,
     get_defaults,
     learning_rate,
@@ -33,13 +33,6 @@ from domainbed_carft.method.hparams import (
 # their first phase on.
 RATES = ("lr", "lr_g", "linear_lr", "rdm_lr", "eqrm_lr")
 
-CLIP_HEAD = choice(
-    "clip_head",
-    *("random", "zero-shot"),
-    meaning="the initial classifier: the random one of the host, or the text features of the "
-    "classes with CLIP's logit scale, for features of length 1",
-    source="random: khanrc/miro",
-)
 _COMMON_NAMES = ("clip_backbone", "contexts", "class_names", "protocol")
 TABLE: dict[str, Hparam] = {
     **{hparam.name: hparam for hparam in COMMON if hparam.name in _COMMON_NAMES},

@@ -22,6 +22,7 @@ from domainbed_carft.method import averages, lora, penalties, prompts
 from domainbed_carft.method.dataset_facts import parse_dataset_name
 from domainbed_carft.method.host_lookup import is_carft_harness
 from domainbed_carft.method.hparams import (
+    CLIP_HEAD,
     COMMON,
     PINNABLE,
     Conditions,
@@ -108,9 +109,10 @@ def resolve(
     values = {**host_values, **own_defaults, **draws, **given}
 
     checked = {name: hparam for name, hparam in table.items() if name not in READ_BY_TRAIN}
+    pins = {*PINNABLE, CLIP_HEAD.name}  # one --hparams of a sweep can also be for the host's
     problems = [
         *find_invalid(given, READ_BY_TRAIN),
-        *find_unknown_names(registry, algorithm.__name__, given, defaults, PINNABLE),
+        *find_unknown_names(registry, algorithm.__name__, given, defaults, pins),
         *find_problems(algorithm, values, checked, conditions),
     ]
     return ResolvedHparams(values, defaults, problems, _find_unread(algorithm, given))

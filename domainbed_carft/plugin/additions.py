@@ -77,6 +77,8 @@ def wrap_algorithm(module: ModuleType) -> None:
     if base is None or _has_set(base, "__init__"):
         return
     _set(base, "__init__", clip_networks.wrap_algorithm(base.__init__))
+    if hasattr(base, "_apply"):  # of a torch module
+        _set(base, "_apply", clip_networks.wrap_apply(base._apply))
     if host_lookup.is_carft_harness():
         resolve_hparams = clip_networks.wrap_resolve_hparams(vars(base)["resolve_hparams"])
         _set(base, "resolve_hparams", resolve_hparams)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ class Construction:
     num_classes: int | None = None
     hparams: Any = None  # as passed to the constructor
     dataset_facts: Any = None  # only in the included harness
+    get_module: Callable[[], Any] = lambda: None  # the algorithm if it still exists
     network: Any = None  # HostNetwork, from the first featurizer on
 
 
@@ -57,10 +59,45 @@ def wrap_algorithm(original: Callable[..., None]) -> Callable[..., None]:
                 num_classes=arguments.get("num_classes"),
                 hparams=arguments.get("hparams"),
                 dataset_facts=arguments.get("dataset_facts"),
+                get_module=weakref.ref(self),
             )
         ]
 
     return __init__
+
+
+def wrap_apply(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the `_apply` of the host's `Algorithm`, which runs when `train` moves an algorithm.
+
+    The algorithm is complete then, so that one that has built its networks in another way ends the
+    job instead of training these in silence.
+    """
+
+    @functools.wraps(original)
+    def _apply(self: Any, *args: Any, **kwargs: Any) -> Any:
+        construction = _latest[0]
+        if construction.get_module() is self and is_set(construction.hparams):
+            _require_network(construction)
+        return original(self, *args, **kwargs)
+
+    return _apply
+
+
+def _require_network(construction: Construction) -> None:
+    """Raise the host's type of error if its algorithm has not built its network as it should."""
+    from domainbed_carft.method import host_lookup
+    from domainbed_carft.method.hosted import HostedAlgorithm
+
+    network = construction.network
+    if network is not None and network.head is not None:
+        network.head.require_used()
+    is_of_package = isinstance(construction.get_module(), HostedAlgorithm)
+    if network is None and not is_of_package and not host_lookup.has_own_clip():
+        raise host_lookup.get_job_error()(
+            f"{construction.algorithm} cannot train a CLIP model: it builds its networks without "
+            f"networks.Featurizer, so {KEY} would have no effect. Choose another algorithm, or "
+            f"omit {KEY}"
+        )
 
 
 def wrap_featurizer(original: Any) -> Callable[..., Any]:

@@ -253,10 +253,10 @@ def find_unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     """
     from domainbed_carft import text
     from domainbed_carft.method.algorithms import recorded_hparams
-    from domainbed_carft.method.hparams import PINNABLE
+    from domainbed_carft.method.hparams import CLIP_HEAD, PINNABLE
 
     names = sorted(recorded_hparams(algorithm))
-    valid_keys = sorted({*names, *PINNABLE, *_host_keys})
+    valid_keys = sorted({*names, *PINNABLE, CLIP_HEAD.name, *_host_keys})
     unexpected = ({*hparams} & {*parse_user_hparams()}) - {*valid_keys}
     unknown = []
     for key in sorted(unexpected):

@@ -5,7 +5,7 @@ from torch.nn.functional import cross_entropy
 
 from domainbed import networks
 
-ALGORITHMS = ["ERM", "Clones", "Pairs"]
+ALGORITHMS = ["ERM", "Clones", "Pairs", "Means"]
 
 
 def get_algorithm_class(algorithm_name):
@@ -75,3 +75,21 @@ class Pairs(Algorithm):
     def predict(self, x):
         features = self.featurizer(x)
         return self.classifier(torch.cat([features, features], dim=1))
+
+
+class Means(Algorithm):
+    """Like CORAL, penalises differences between the features of environments."""
+
+    def __init__(self, input_shape, num_classes, num_domains, hparams):
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.featurizer = networks.Featurizer(input_shape, hparams)
+        self.classifier = networks.Classifier(self.featurizer.n_outputs, num_classes)
+
+    def update(self, minibatches, unlabeled=None):
+        means = torch.stack([self.featurizer(x).mean(dim=0) for x, _ in minibatches])
+        penalty = (means - means.mean(dim=0)).square().mean()
+        x, y = map(torch.cat, zip(*minibatches))
+        return {"loss": cross_entropy(self.predict(x), y).item(), "penalty": penalty.item()}
+
+    def predict(self, x):
+        return self.classifier(self.featurizer(x))
