@@ -261,6 +261,38 @@ def test_by_makes_values_of_a_hyperparameter_ordered_rows(tmp_path):
     assert not joint.notes
 
 
+def test_algorithm_of_host_on_resnet_and_on_clip_model_stays_apart(tmp_path):
+    on_clip = {"clip_backbone": "ViT-B/16"}
+    for number, (algorithm, given) in enumerate([("CORAL", {}), ("CORAL", on_clip), ("IRM", {})]):
+        facts = {"hparams": json.dumps(given), "recorded": {"lr": 0.1, **given}, "seed": number}
+        write_sweep(tmp_path / str(number), [algorithm], choices=1, **facts)
+
+    apart = collect(tmp_path, methods=["oracle"])
+    titles = [table.setting for table in apart.tables if not table.averages]
+    assert titles == ['hparam clip_backbone "ViT-B/16"', "hparam clip_backbone default"]
+
+    joint = collect(tmp_path, methods=["oracle"], by=["clip_backbone"])
+    table, _ = joint.tables
+    assert [*table.rows] == [
+        "CORAL (clip_backbone ViT-B/16)",
+        "CORAL (clip_backbone default)",
+        "IRM",
+    ]
+
+
+def test_rows_on_resnet_and_on_clip_model_have_a_note(tmp_path):
+    for number, (algorithm, given) in enumerate(
+        [("CORAL", {"clip_backbone": "tiny"}), ("IRM", {})]
+    ):
+        facts = {"hparams": json.dumps(given), "recorded": {"lr": 0.1, **given}, "seed": number}
+        write_sweep(tmp_path / str(number), [algorithm], choices=1, **facts)
+    (note,) = collect(tmp_path, methods=["oracle"]).notes
+    assert note == (
+        'Not all runs have the same hparam clip_backbone: "tiny": CORAL on PACS; default: IRM on '
+        "PACS."
+    )
+
+
 def test_by_keeps_tables_of_other_settings_separate(tmp_path):
     write_grid(tmp_path / "short", [1, 2], steps=1)
     write_grid(tmp_path / "long", [1, 2], steps=2)

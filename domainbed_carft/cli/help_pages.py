@@ -66,7 +66,10 @@ PAGES = {
     ),
     "carft data download": HelpPage(
         "NAME --data_dir DIR [options]",
-        {"carft data download PACS --data_dir DATA": "download, verify, install"},
+        {
+            "carft data download PACS --data_dir DATA": "download, verify, install",
+            "carft data download PACS --data_dir DATA --from PACS.zip": "if the link is dead",
+        },
     ),
     "carft collect": HelpPage(
         "DIR... [options]",

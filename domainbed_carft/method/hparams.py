@@ -288,6 +288,15 @@ PINNABLE: dict[str, Hparam] = {
     ),
 }
 
+# Of a host's algorithm that trains a CLIP model, and without an effect on this package's.
+CLIP_HEAD = choice(
+    "clip_head",
+    *("random", "zero-shot"),
+    meaning="the initial classifier: the random one of the host, or the text features of the "
+    "classes with CLIP's logit scale, for features of length 1",
+    source="random: khanrc/miro",
+)
+
 # The hyperparameters of all algorithms; `averages`, `lora` and `penalties` declare further ones.
 CONTEXTS = Hparam(
     "contexts",

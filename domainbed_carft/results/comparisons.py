@@ -230,7 +230,9 @@ def require_comparisons(
         f"expected one of {names}"
     )
     if against == "ERM" and "ERM" not in collection.rows:
-        message += "; ERM is DomainBed's ResNet, and plain fine-tuning of CLIP is CLIPFineTune"
+        message += (
+            "; ERM is an algorithm of DomainBed, and plain fine-tuning of CLIP is CLIPFineTune"
+        )
     raise CarftError(message)
 
 

@@ -88,7 +88,9 @@ _COUNTERPARTS = {
 }
 # Algorithms of plain fine-tuning -> the hparam with their initial head, "zero-shot" or "random",
 # by which they are compared with "ERM, zero-shot head" or "ERM, random head"
-_HEAD_HPARAMS = {"CLIPFineTune": "head_init"}
+_HEAD_HPARAMS = {"CLIPFineTune": "head_init", "ERM": "clip_head"}
+# Values of DomainBed's ERM, which has no such hparams.
+_ERM_VALUES = {"lr_schedule": "constant", "grad_clip": 0}
 
 
 class PublishedAccuracy(NamedTuple):
@@ -390,9 +392,10 @@ def _deviations(run: RecordedRun, method: str) -> list[str]:
         "clip_backbone": BACKBONE,
         **_published_hparams().get((method, run.dataset), {}),
     }
+    recorded = {**(_ERM_VALUES if run.algorithm == "ERM" else {}), **run.recorded}
     deviations = []
     for name, published_value in published_hparams.items():
-        value = run.recorded.get(name, NOT_RECORDED)
+        value = recorded.get(name, NOT_RECORDED)
         if value != published_value:
             deviations.append(f"{name} {value} instead of {published_value}")
 

@@ -230,9 +230,15 @@ def access_terms(name: str) -> str:
 
 
 def download(
-    name: str, data_dir: Path, fetch: downloading.Fetch | None = None
+    name: str,
+    data_dir: Path,
+    fetch: downloading.Fetch | None = None,
+    given_files: Sequence[Path] = (),
 ) -> verification.DataReport:
-    """Download and verify a test set; raise CarftError with the terms if users have to get it."""
+    """Download and verify a test set; raise CarftError with the terms if users have to get it.
+
+    ``given_files`` are files that need no download, or folders that contain them.
+    """
     fact = facts()[name]
     if not fact["sources"]:
         raise CarftError(f"{name} is not downloaded. {access_terms(name)}")
@@ -244,4 +250,6 @@ def download(
         (folders[0] if len(folders) == 1 else unpacked).rename(ready)
 
     target = data_dir / fact["folders"][0]
-    return downloading.install(name, target, sources, prepare, verify, fetch)
+    return downloading.install(
+        name, target, sources, prepare, verify, fetch, given_files=given_files
+    )

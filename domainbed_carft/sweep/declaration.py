@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -404,7 +404,14 @@ class Declaration(Shape):
     """A sweep file whose names and values were checked."""
 
     facts: Mapping[str, Dataset] = {}  # by the names of the datasets
+    unread: Mapping[str, Sequence[str]] = {}  # by algorithm, searched names without an effect
     text: str = ""  # of the file
+
+    def _get_cell(self, name: str, variant: Variant, dataset: str, algorithm: str) -> SweepCell:
+        cell = super()._get_cell(name, variant, dataset, algorithm)
+        unread = self.unread.get(algorithm, ())
+        searched = {name: values for name, values in cell.searched.items() if name not in unread}
+        return replace(cell, searched=searched)
 
     def jobs(
         self, data_dir: str, output: Path, chosen: Sequence[ChosenValues] | None = None

@@ -49,8 +49,9 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
     published_rows = list(dict.fromkeys(row.method for row in published.read_accuracies()))
 
     datasets, dataset_problems = _look_up(host.get_dataset_facts, shape.datasets, "datasets")
+    missing = host.find_missing_algorithms(shape.algorithms)
     algorithms, algorithm_problems = _look_up(
-        host.find_algorithm_class, shape.algorithms, "algorithms"
+        host.find_algorithm_class, shape.algorithms, "algorithms", skipped=missing
     )
     _, row_problems = _look_up(
         lambda name: _require_listed("row of published numbers", name, published_rows),
@@ -61,6 +62,7 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
     problems = [
         *dataset_problems,
         *algorithm_problems,
+        *_describe_missing(missing),
         *row_problems,
         *_check_references(shape),
         *itertools.chain.from_iterable(
@@ -75,6 +77,23 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
     return datasets, [f"{source.place(path)}: {message}" for path, message in problems]
 
 
+def find_unread(shape: Shape) -> dict[str, Sequence[str]]:
+    """Return for each algorithm the searched hyperparameters that have no effect on it.
+
+    The names and values of the sweep must be valid.
+    """
+    searched: dict[str, dict[str, Any]] = {name: {} for name in shape.algorithms}
+    for cell in shape.cells():
+        searched[cell.algorithm].update((name, values[0]) for name, values in cell.searched.items())
+
+    unread = {}
+    for name, hparams in searched.items():
+        args = {"algorithm": name, "dataset": shape.datasets[0], "steps": None}
+        resolved = host.resolve_hparams(host.find_algorithm_class(name), args, hparams)
+        unread[name] = resolved.unread
+    return unread
+
+
 def _require_listed(kind: str, name: str, valid_names: Sequence[str]) -> str:
     if name not in valid_names:
         raise CarftError(unknown(kind, name, valid_names))
@@ -82,17 +101,31 @@ def _require_listed(kind: str, name: str, valid_names: Sequence[str]) -> str:
 
 
 def _look_up(
-    find: Callable[[str], Any], names: Sequence[str], key: str
+    find: Callable[[str], Any], names: Sequence[str], key: str, skipped: Container[str] = ()
 ) -> tuple[dict[str, Any], list[_Problem]]:
     """Call ``find`` for each name below a key; return its values and its problems."""
     values = {}
     problems: list[_Problem] = []
     for index, name in enumerate(names):
+        if name in skipped:
+            continue
         try:
             values[name] = find(name)
         except CarftError as error:
             problems += [((key, index), message) for message in error.problems]
     return values, problems
+
+
+def _describe_missing(algorithms: Sequence[str]) -> Iterator[_Problem]:
+    """Yield one problem for all algorithms that only a checkout of DomainBed has."""
+    if algorithms:
+        verb = "is" if len(algorithms) == 1 else "are"
+        yield (
+            ("algorithms",),
+            f"{', '.join(algorithms)} {verb} not included; launch the sweep in a checkout of "
+            "DomainBed (git clone https://github.com/facebookresearch/DomainBed) whose "
+            "requirements are installed next to this package",
+        )
 
 
 def _check_references(shape: Shape) -> Iterator[_Problem]:

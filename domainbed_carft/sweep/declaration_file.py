@@ -77,7 +77,8 @@ def parse(text: str, name: str) -> Declaration:
     _check_job_count(shape, source)
     datasets, problems = declaration_checks.check(shape, source)
     raise_for(problems)
-    return Declaration.model_construct(**dict(shape), facts=datasets, text=text)
+    unread = declaration_checks.find_unread(shape) if shape.search else {}
+    return Declaration.model_construct(**dict(shape), facts=datasets, unread=unread, text=text)
 
 
 def included_sweeps() -> dict[str, Path]:

@@ -194,7 +194,7 @@ def plan(
         replace(job, variables=_get_variables(job, output, keep_weights, log, skips))
         for job in [*first, *second]
     ]
-    is_waiting = entry is not None and not entry.chosen
+    is_waiting = entry is not None and entry.is_choosing
     jobs = all_jobs[: len(first)] if is_waiting else all_jobs
 
     return LaunchPlan(

@@ -106,7 +106,7 @@ def stage_lines(search: Search, state: SweepState) -> list[str]:
 
     second = state.get_stage(REPEAT)
     counts = f"{quantity(len(second), 'job')}: {counts_phrase(second)}."
-    if not search.chosen:
+    if search.is_choosing:
         counts = f"{quantity(search.repeats, 'job')} when the first is done."
     return [*lines, f"Second stage, {format_trials(search.repeat_on)}: {counts}"]
 
