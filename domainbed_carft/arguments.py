@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from domainbed_carft import machine, process_variables
 from domainbed_carft.errors import CarftError, invalid, raise_for
 
+MAX_BATCH_SIZE = 2**31 - 1  # images in a batch
+MAX_WORKERS = 256  # processes that load images; more than this is a slip that stops the machine
+
 
 class Kind(NamedTuple):
     """A type of argument."""
@@ -39,6 +42,14 @@ INTEGER = Kind("a whole number", _is_integer)
 NATURAL = Kind("a whole number of at least 0", lambda value: _is_integer(value, 0))
 NATURALS = Kind("whole numbers of at least 0", lambda values: _are_all(values, NATURAL.fits))
 COUNT = Kind("a whole number of at least 1", lambda value: _is_integer(value, 1))
+BATCH = Kind(
+    f"a whole number from 1 to {MAX_BATCH_SIZE}",
+    lambda value: _is_integer(value, 1) and value <= MAX_BATCH_SIZE,
+)
+WORKERS = Kind(
+    f"a whole number from 0 to {MAX_WORKERS}",
+    lambda value: _is_integer(value, 0) and value <= MAX_WORKERS,
+)
 NUMBER = Kind("a number", _is_number)
 NUMBERS = Kind("a list of numbers", lambda values: _are_all(values, _is_number))
 MAPPING = Kind("a mapping, such as {'lr': 1e-5}", lambda value: isinstance(value, Mapping))

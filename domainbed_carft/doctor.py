@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from domainbed_carft import machine, process_variables
+from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.job import command
 from domainbed_carft.plugin import SWITCH, Finder, is_switched_off
 from domainbed_carft.text import quantity
@@ -51,7 +53,7 @@ DEFAULT_BACKBONE = "ViT-B/16"  # of all datasets except the small ones
 DEFAULT_BACKBONE_SIZE = "345 MB"
 
 # The job of `train_two_steps` uses upstream's flags, and images and weights of this package.
-STEP_JOB = {
+STEP_JOB: dict[str, Any] = {
     "algorithm": "CARFT",
     "dataset": "EmojiStyles",
     "data_dir": "embedded",  # not read
@@ -71,12 +73,13 @@ class Finding:
     hint: str = ""
 
 
-def diagnose(with_training: bool = False) -> list[Finding]:
+def diagnose(with_training: bool = False, algorithm: str = STEP_JOB["algorithm"]) -> list[Finding]:
     """Run all checks; a check that fails becomes a finding.
 
     Args:
         with_training: Also take two steps by the `train` of the domainbed in use, unless a check
             finds a problem.
+        algorithm: The algorithm of these steps.
 
     Returns:
         The findings. The first one names the domainbed in use.
@@ -90,7 +93,7 @@ def diagnose(with_training: bool = False) -> list[Finding]:
             except (Exception, SystemExit) as error:  # some modules exit when they are imported
                 findings.append(describe_error(name, error))
     if with_training and not has_problem(findings):
-        findings.append(train_two_steps())
+        findings.append(train_two_steps(algorithm))
     return findings
 
 
@@ -247,17 +250,25 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
 }
 
 
-def train_two_steps() -> Finding:
-    """Take two steps by `train` of the domainbed in use; report its last output if it fails."""
+def train_two_steps(algorithm: str = STEP_JOB["algorithm"]) -> Finding:
+    """Take two steps by `train` of the domainbed in use; report its last output if it fails.
+
+    An algorithm of the host trains the embedded CLIP model as well.
+    """
+    job = {**STEP_JOB, "algorithm": algorithm}
+    if algorithm not in ALGORITHMS:
+        job["hparams"] = {"clip_backbone": "tiny"}
+
     with tempfile.TemporaryDirectory(prefix="carft-doctor-") as temporary:
         job_folder, output = Path(temporary) / "job", Path(temporary) / "output"
-        words = command({**STEP_JOB, "output_dir": str(job_folder)})
+        words = command({**job, "output_dir": str(job_folder)})
         with output.open("wb") as file:  # a grandchild that hangs would hold a pipe
             done = subprocess.run([sys.executable, *words[1:]], stdout=file, stderr=file)
         lines = output.read_text(encoding="utf-8", errors="replace").splitlines()[-_MAX_LINES:]
 
     if done.returncode == 0:
-        return Finding("train", OK, "two steps of CARFT on EmojiStyles by domainbed's train")
+        detail = f"two steps of {algorithm} on EmojiStyles by domainbed's train"
+        return Finding("train", OK, detail)
     detail = "\n".join([f"ended with status {done.returncode}:", *lines])
-    hint = f"to see more, run {shlex.join(command({**STEP_JOB, 'output_dir': 'OUT'}))}"
+    hint = f"to see more, run {shlex.join(command({**job, 'output_dir': 'OUT'}))}"
     return Finding("train", PROBLEM, detail, hint)

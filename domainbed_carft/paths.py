@@ -15,8 +15,11 @@ AnyPath: TypeAlias = str | os.PathLike[str]
 def as_path(value: AnyPath) -> Path:
     """Convert a path; raise CarftError for anything else, such as a list or empty text."""
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
-    if not isinstance(path, str) or not path or "\0" in path:
+    if not isinstance(path, str):
         raise CarftError(invalid("the path", value, "text or a pathlib.Path"))
+    if not path or "\0" in path:
+        expected = "a path of at least one character and without NUL"
+        raise CarftError(invalid("the path", value, expected))
     return Path(path)
 
 

@@ -1,7 +1,8 @@
 """The process variables that this package and its harness read: one table for code and docs.
 
-Only two other modules name them: `plugin`, which every start of Python loads, and the harness's
-`lib/process_start.py`. The table is printed in docs/reference/commands.md.
+Other modules read a variable through its entry here. Only `plugin`, which runs at every start of
+Python and must import little, reads its switch itself. The table is printed in
+docs/reference/commands.md.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from domainbed_carft.results.collect import collect as collect
 
 REPO = Path(__file__).resolve().parents[1]
 
-TOP_LEVEL = ("data_edition", "environments", "protocol")
+TOP_LEVEL = ("changed_hparams", "data_edition", "environments", "protocol")
 
 
 def load_benchmark(name: str) -> SimpleNamespace:

@@ -79,6 +79,9 @@ def find_files():
 """,
     "method/own_methods.py": "",
     "method/hparams.py": """
+import types
+
+CLIP_HEAD = types.SimpleNamespace(name="clip_head")
 PINNABLE = ()
 """,
     "method/host_lookup.py": """

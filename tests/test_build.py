@@ -91,6 +91,13 @@ def test_build_without_steps_rejects_schedules_that_need_total_steps(algorithm, 
         assert message in problem and "pass steps=..." in problem
 
 
+def test_build_without_steps_reports_invalid_values_as_well():
+    with pytest.raises(CarftError) as caught:
+        build(hparams={**TINY, "lr": "x"})
+    value, schedule = caught.value.problems
+    assert value == "lr is 'x', expected a number > 0" and "pass steps=..." in schedule
+
+
 @pytest.mark.parametrize(
     ("algorithm", "hparams"),
     [

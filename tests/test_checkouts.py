@@ -13,6 +13,7 @@ import torch
 from fake_checkout import REPO, write_checkout
 from torchvision.transforms.functional import to_pil_image
 
+from domainbed_carft.files import weights
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import prompts
 
@@ -156,6 +157,89 @@ def test_checkout_trains_every_algorithm(installations, tmp_path):
     assert len({first for name, (first, _) in losses.items() if name not in with_penalty}) == 1
     unchanged = [name for name, (first, second) in losses.items() if first == second]
     assert unchanged == ["CLIPZeroShot"]
+
+
+def train_host_algorithm(run_interpreter, root, data, output, algorithm, hparams):
+    """Run `train` of a checkout with an algorithm of the host; return the process."""
+    words = f"-m domainbed.scripts.train --algorithm {algorithm} --dataset Pets --test_envs 1"
+    paths = ["--data_dir", str(data), "--output_dir", str(output)]
+    return run_interpreter(
+        *words.split(), *paths, "--hparams", json.dumps(hparams), cwd=root, OMP_NUM_THREADS="1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "algorithm", "head"),
+    [
+        ("classic", "ERM", "zero-shot"),
+        ("classic", "Clones", "zero-shot"),
+        ("classic", "Pairs", "random"),
+        ("packages", "ERM", "random"),
+    ],
+)
+def test_algorithm_of_checkout_trains_clip_model(
+    installations, data, random_tiny, tmp_path, shape, algorithm, head
+):
+    root = write_checkout(tmp_path / "a user's checkout", shape)
+    files_before = read_files(root)
+    hparams = {"clip_backbone": str(random_tiny), "clip_head": head, "batch_size": 4}
+    python = installations["wheel"].run
+    done = train_host_algorithm(python, root, data, tmp_path / "job", algorithm, hparams)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_files(root) == files_before
+
+    record = json.loads((tmp_path / "job" / "results.jsonl").read_text().splitlines()[-1])
+    recorded = record["hparams"]
+    assert record["step"] == 1 and record["loss"] > 0
+    assert recorded["facts"]["clip_digest"] == weights.sha256(random_tiny)
+    assert recorded["facts"]["preprocessing"] == "48 bicubic shortest"
+    assert bool(recorded["facts"]["prompts_digest"]) == (head == "zero-shot")
+    assert recorded["class_names"] == "dataset:Pets"
+    if shape == "classic":  # the other registry has no learning rate
+        assert recorded["lr"] == 5e-6
+        assert "CLIP learning rate: lr 5e-06 instead of 5e-05" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("shape", "algorithm", "hparams", "message"),
+    [
+        ("classic", "Pairs", {"clip_head": "zero-shot"}, "Pairs has built no classifier from 128"),
+        ("packages", "ERM", {"clip_head": "zero-shot"}, "ERM has built no classifier from 128"),
+        ("classic", "ERM", {"clip_haed": "random"}, "no hyperparameter of ERM is called"),
+    ],
+)
+def test_algorithm_of_checkout_ends_with_message_before_first_step(
+    installations, data, random_tiny, tmp_path, shape, algorithm, hparams, message
+):
+    root = write_checkout(tmp_path / "a user's checkout", shape)
+    hparams = {**hparams, "clip_backbone": str(random_tiny), "batch_size": 4}
+    python = installations["wheel"].run
+    done = train_host_algorithm(python, root, data, tmp_path / "job", algorithm, hparams)
+    assert done.returncode == 1
+    assert done.stderr.startswith("domainbed-carft: ") and message in done.stderr
+    assert not (tmp_path / "job" / "results.jsonl").exists()
+
+
+def test_penalty_of_features_is_compared_for_each_head(installations, tmp_path):
+    root = write_checkout(tmp_path / "a user's checkout", "classic")
+    script = str(REPO / "benchmarks" / "head_penalties.py")
+    words = [script, str(root), "--algorithms", "Means"]
+    printed = run(installations["wheel"].run, root, *words)
+    rows = [line.split()[-3:] for line in printed.splitlines() if line.startswith("Means")]
+    (_, zero_shot, scaled) = [[float(value) for value in row] for row in rows]
+    assert scaled[0] == pytest.approx(zero_shot[0], abs=1e-4)
+    assert scaled[1] == pytest.approx(1e4 * zero_shot[1], rel=0.1)
+
+
+def test_checkout_with_its_own_clip_model_is_left_alone(installations, data, tmp_path):
+    root = write_checkout(tmp_path / "a user's checkout", "clip")
+    python = installations["wheel"].run
+    hparams = {"clip_backbone": "a name of the fork", "batch_size": 4, "lr": 1e-3}
+    done = train_host_algorithm(python, root, data, tmp_path / "job", "ERM", hparams)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.count("reads clip_backbone itself") == 1
+    record = json.loads((tmp_path / "job" / "results.jsonl").read_text().splitlines()[-1])
+    assert "facts" not in record["hparams"]
 
 
 SNAPSHOT = """

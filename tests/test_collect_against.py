@@ -66,8 +66,11 @@ def test_differences_intervals_and_p_values_equal_scipy(results, selected):
             assert counts == (signs.count(1), signs.count(-1), signs.count(0))
             assert (entry.n, entry.pairs) == (len(values), 20)
             assert (entry.environments, entry.trials) == (4, 5)
-            assert entry.smallest_p == 2 / 2 ** len(values)
-            assert entry.p == pytest.approx(enumerated_p(values), abs=1e-9)
+            exact_p = enumerated_p(values)
+            is_exact = unit == "environment"
+            assert entry.smallest_p == (2 / 2**4 if is_exact else 1e-5)
+            standard_error = 0 if is_exact else np.sqrt(exact_p * (1 - exact_p) / 100_000)
+            assert entry.p == pytest.approx(exact_p, abs=1e-9 + 5 * standard_error)
 
 
 def test_p_values_are_corrected_for_the_rows_of_a_table(results):
@@ -79,16 +82,13 @@ def test_p_values_are_corrected_for_the_rows_of_a_table(results):
         assert table["p_holm"].to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-12)
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 8, 13])
-def test_sign_flip_p_values_equal_scipy(n):
+@pytest.mark.parametrize("n", [1, 2, 5, 8, 13, 16])
+def test_p_values_of_few_differences_equal_an_enumeration(n):
     draw = np.random.default_rng(n)
-    for values in (draw.normal(0.3, 1, size=n), draw.integers(-2, 3, size=n), np.zeros(n)):
+    # Tenths, of which many sign patterns have sums that are equal but for rounding.
+    for values in (draw.normal(0.3, 1, size=n), draw.integers(-2, 3, size=n) / 10, np.zeros(n)):
         assert comparisons.p_value(values) == pytest.approx(enumerated_p(values), abs=1e-12)
-        if n > 1:
-            test = scipy.stats.permutation_test(
-                (values,), np.mean, permutation_type="samples", n_resamples=np.inf
-            )
-            assert comparisons.p_value(values) == pytest.approx(test.pvalue, abs=1e-12)
+    assert comparisons.p_value(np.ones(n)) == comparisons.smallest_p(n) == 2 / 2**n
 
 
 def test_p_value_of_many_differences_is_close_to_the_normal_one():

@@ -155,6 +155,31 @@ def test_latex_has_datasets_as_columns_and_settings_as_rows(tmp_path):
     assert labels == [r"A\_B; steps 1", "CARFT; steps default", r"A\_B; steps default"]
 
 
+def test_latex_has_a_column_for_each_dataset_if_nothing_is_held_out(tmp_path):
+    """CARFT is best on PACS, and ERM on VLCS; only OTHER has no job on VLCS."""
+    accuracies = {
+        "PACS": {"CARFT": (0.9, 0.8), "ERM": (0.7, 0.6), "OTHER": (0.5, 0.3)},
+        "VLCS": {"CARFT": (0.1, 0.2), "ERM": (0.3, 0.5)},
+    }
+    for dataset, by_algorithm in accuracies.items():
+        for algorithm, trials in by_algorithm.items():
+            for trial, accuracy in enumerate(trials):
+                name = f"{dataset}-{algorithm}-{trial}"
+                facts = {"dataset": dataset, "algorithm": algorithm, "trial_seed": trial}
+                job = collect_sweeps.write_job(tmp_path, name, test_envs=[], **facts)
+                out = {f"env{env}_out_acc": accuracy for env in range(4)}
+                collect_sweeps.change_records(job, lambda record, new=out: record | new)
+
+    text = collect(tmp_path, methods=["in-domain"], against="ERM").write("latex")
+    header, *rows = parse_rows(text)
+    assert header == ["Method", "VLCS", "PACS", "Avg", r"$\Delta$ ERM"]
+    assert rows == [
+        ["CARFT", r"15.0 $\pm$ 3.5", r"\textbf{85.0} $\pm$ 3.5", "50.0", "$-2.5$"],
+        ["ERM", r"\textbf{40.0} $\pm$ 7.1", r"\underline{65.0} $\pm$ 3.5", r"\textbf{52.5}", "--"],
+        ["OTHER", "--", r"40.0 $\pm$ 7.1", "--", "$-25.0$$^{*}$"],
+    ]
+
+
 def test_latex_marks_differences_in_the_last_column(tmp_path):
     """BETTER is 1 to 4 points above ERM, so that its interval does not contain 0."""
     gains = {"BETTER": (0.01, 0.02, 0.03, 0.04), "CARFT": (0.01, -0.01, 0.01, -0.01)}

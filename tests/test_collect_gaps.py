@@ -2,8 +2,10 @@
 
 import shutil
 
+import evaluated_sweeps
 import numpy as np
 import pytest
+import report_page
 from collect_sweeps import cells, change_records, launch, write_job, write_sweep
 from sweep_folders import write_launched_sweep
 
@@ -17,8 +19,8 @@ BEST = {f"env{env}_{split}_acc": 1.0 for env in range(4) for split in ("in", "ou
 FACTS = {"environments": list("ACPS"), "task": "t"}  # as `launch` records them
 
 
-def collect_strictly(*folders):
-    return cli.main(["collect", *map(str, folders), "--strict"])
+def collect_strictly(*words):
+    return cli.main(["collect", *map(str, words), "--strict"])
 
 
 def test_cells_list_missing_jobs(tmp_path):
@@ -63,7 +65,9 @@ def test_incomplete_cells_are_marked_and_have_no_rank(is_declared, tmp_path):
     is_best = [table.get_ranks(column)["CARFT"] == BEST_RANK for column in table.printed]
     assert is_best == [*(not incomplete for incomplete in is_incomplete[:-1]), False]
     assert all(averages.get_ranks(column)["CARFT"] == 0 for column in averages.printed)
-    assert table.incomplete_rows() == averages.incomplete_rows() == ["CARFT"]
+    incomplete_rows = ["CARFT"] if is_declared else []
+    assert table.incomplete_rows() == averages.incomplete_rows() == incomplete_rows
+    assert [*incomplete_rows, *table.partial_rows()] == ["CARFT"]
 
 
 def test_cells_list_incomplete_runs(tmp_path):
@@ -142,6 +146,13 @@ def test_sweep_over_one_target_is_complete(tmp_path, capsys):
     assert collect_strictly(tmp_path) == 0
     out, err = capsys.readouterr()
     assert err == "12 records of 4 jobs.\n"
+    with pytest.MonkeyPatch.context() as patch:
+        report_page.skip_drawing(patch)
+        assert report_page.report(tmp_path, tmp_path.parent / "report") == 0
+    assert "incomplete" not in capsys.readouterr().err
+    page = report_page.read(tmp_path.parent / "report").text
+    assert "All cells of the tables are complete" in page and "(incomplete" not in page
+    assert "Average over environments (not over all environments: CARFT, ERM)" in page
     assert "*: no job was declared for A, C, P on PACS: CARFT, ERM." in out
 
     results = collect(tmp_path, methods=["oracle"], compare_published=True)
@@ -153,6 +164,66 @@ def test_sweep_over_one_target_is_complete(tmp_path, capsys):
     (comparison,) = published["comparisons"]
     assert not comparison["complete"] and "our average is incomplete" in comparison["reason"]
     assert {row["method"] for row in published["figures"]} == {"CLIPood", "MIRO"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "n_cells"),
+    [
+        ("environments,average", 8),
+        ("environments,average,worst,out-of-domain,in-domain,draws", 12),
+        ("ece", 10),  # the accuracies and two cells of ECE
+    ],
+)
+def test_missing_job_is_counted_once(tmp_path, capsys, columns, n_cells):
+    """The averages and metrics of the row are marked as well, but lack no other result."""
+
+    def is_run(args):
+        return (args["algorithm"], args["test_envs"], args["trial_seed"]) != ("ERM", [2], 1)
+
+    launch(tmp_path, ["CARFT", "ERM"], run=is_run)
+    evaluated_sweeps.write_figures(tmp_path)
+    assert collect_strictly(tmp_path, "--select", "oracle", "--columns", columns) == 3
+    *_, summary, failure = capsys.readouterr().err.splitlines()
+    assert summary == f"45 records of 15 jobs; incomplete: 1 of {n_cells} cells (see notes)."
+    assert failure == "carft: --strict: incomplete cells (1)"
+
+
+@pytest.mark.parametrize("n_missing", [0, 1])
+def test_missing_evaluation_counts_if_a_printed_column_needs_it(
+    tmp_path, capsys, monkeypatch, n_missing
+):
+    """A run of ERM was not evaluated; the report and --strict call the same cells incomplete."""
+    report_page.skip_drawing(monkeypatch)
+    sweep = tmp_path / "sweep"
+    launch(sweep, ["CARFT", "ERM"])
+    evaluated_sweeps.write_figures(sweep)
+    paths = [path for path in sweep.glob("*/results.jsonl") if '"ERM"' in path.read_text()]
+    for path in paths[:n_missing]:
+        for evaluation in path.parent.glob("evaluation_*"):
+            evaluation.unlink()
+
+    words = ("--select", "oracle", "--columns", "environments,ece,brier")
+    assert collect_strictly(sweep, "--select", "oracle") == 0
+    assert collect_strictly(sweep, *words) == 3 * n_missing
+    error = capsys.readouterr().err
+    assert ("incomplete: 2 of 12 cells (see notes)" in error) == bool(n_missing)
+    text = report_page.report_and_read(sweep, *words).text
+    assert ("Some cells are incomplete" in text) == bool(n_missing)
+    assert ("All cells of the tables are complete" in text) != bool(n_missing)
+
+
+def test_gpu_memory_is_not_missing_on_a_cpu(tmp_path, capsys):
+    launch(tmp_path, ["ERM"])
+    for path in tmp_path.glob("*/results.jsonl"):
+        change_records(path.parent, lambda record: record | {"mem_gb": 0.0, "device": "a CPU"})
+    words = ("--columns", "environments,memory", "--select", "oracle")
+    assert collect_strictly(tmp_path, *words) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("ERM"))
+    assert row.split()[-1] == "-"
+
+    # Records of other checkouts without the key do not say what the device is.
+    change_records(path.parent, lambda record: {k: record[k] for k in record if k != "mem_gb"})
+    assert collect_strictly(tmp_path, *words) == 3
 
 
 def test_jobs_outside_the_manifest_have_cells(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import collect_sweeps
 import pytest
+import report_page
 from search_sweeps import (
     LABELS,
     SEARCH,
@@ -149,6 +150,65 @@ def test_tables_omit_jobs_of_an_earlier_choice(tmp_path):
     assert len(later & earlier) == 8  # jobs of CLIPZeroShot, which has no choice
 
 
+def add_to_search(text, out, write=lambda job: None):
+    """Launch a changed sweep whose first stage is not done: ``write`` the records of its jobs."""
+    declaration = parse(text)
+    first, _, _ = search.make_jobs(declaration, "D", out)
+    for job in first:
+        if not (job.folder / "done").exists():
+            write(job)
+    first, _, entry = search.make_jobs(declaration, "D", out)
+    launch.write_manifest(declaration, out, first, search=entry)
+
+
+ONE_METHOD = STAGES.replace("CARFT, CLIPFineTune", "CARFT")
+ADDED_VALUE = ONE_METHOD.replace("1e-3]", "1e-3, 1e-2]")
+
+
+@pytest.mark.parametrize("text", [STAGES, ADDED_VALUE])
+def test_earlier_choice_counts_until_a_changed_search_has_chosen(tmp_path, text):
+    launched(ONE_METHOD, tmp_path)
+    before = collect(tmp_path, methods=["training-domain"])
+    chosen = manifest.read(tmp_path).search.chosen
+
+    def write_one_target(job):
+        if job.args["test_envs"] == [0]:
+            write_results(job)
+
+    add_to_search(text, tmp_path, write_one_target)
+    results = collect(tmp_path, methods=["training-domain"])
+    assert manifest.read(tmp_path).search.chosen == chosen
+    for row in ("CARFT", "CLIPZeroShot"):
+        assert get_cells(results, row) == get_cells(before, row)
+        assert {trial for cell in get_cells(results, row) for trial in cell.trials} == {0, 1}
+    assert "The last launch has not chosen yet" in " ".join(results.notes)
+
+
+def test_row_without_a_choice_is_a_gap_next_to_chosen_rows(tmp_path):
+    launched(ONE_METHOD, tmp_path)
+    add_to_search(STAGES, tmp_path, lambda job: write_results(job) if get_lr(job) == 1e-5 else None)
+    results = collect(tmp_path, methods=["training-domain"])
+    for target, cell in enumerate(get_cells(results, "CLIPFineTune")):
+        assert cell.mean is None and not cell.trials
+        assert cell.missing == (f"--test_envs {target} has no record: in every trial",)
+
+    jobs = launched(STAGES, tmp_path)[1]
+    results = collect(tmp_path, methods=["training-domain"])
+    assert results.summary["jobs"] == len(jobs) == 24 and not results.defects
+    assert "has not chosen" not in " ".join(results.notes)
+
+
+def test_better_value_that_was_added_replaces_the_choice(tmp_path):
+    launched(ONE_METHOD, tmp_path)
+    perfect = lambda job: write_results(job, accuracies=lambda step: [1.0] * 8)  # noqa: E731
+    jobs = launched(ADDED_VALUE, tmp_path, perfect)[1]
+    assert {get_lr(job) for job in jobs if job.args["algorithm"] == "CARFT"} == {1e-2}
+    assert {run.job.folder for run in collection.gather(tmp_path).runs} == {
+        job.folder for job in jobs
+    }
+    assert [choice.values for choice in manifest.read(tmp_path).search.chosen] == [{"lr": 1e-2}]
+
+
 @pytest.mark.parametrize("method", ["training-domain", "oracle"])
 def test_single_source_has_a_table_of_its_targets(tmp_path, method):
     jobs = launched(SOURCES, tmp_path)[0]
@@ -191,3 +251,28 @@ def test_two_of_three_held_out_are_a_pair_unless_the_manifest_has_a_single_sourc
     assert {entry.unit for entry in results.comparisons_against} == {"trial"}
     assert {table.setting for table in results.tables} == {f"trained on {name}" for name in "abc"}
     assert [cell.n for cell in get_cells(results, "ERM", "trained on a")] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("method", ["training-domain", "clipood"])
+def test_search_in_two_stages_has_a_report_by_every_protocol(tmp_path, monkeypatch, method):
+    report_page.skip_drawing(monkeypatch)
+    launched(STAGES, tmp_path / "sweep")
+    page = report_page.report_and_read(tmp_path / "sweep", "--select", method)
+    assert "All choices of the search" in page.text
+
+
+def test_latex_ranks_averages_over_the_same_environments(tmp_path):
+    """Models trained on one environment have three targets, other ones for each environment."""
+    launched(SOURCES, tmp_path)
+    results = collect(tmp_path, methods=["training-domain"])
+    rows = [line.split(" & ") for line in results.write("latex").splitlines() if "; " in line]
+    averages = {row[0]: row[-1] for row in rows if len(row) == 6}
+    assert len(averages) == 12
+    best = {label: text for label, text in averages.items() if "textbf" in text}
+    assert len(best) == 4
+
+    for label in LABELS:
+        table = get_table(results, f"trained on {label}")
+        cells = table.get_column("average")
+        row = max(cells, key=lambda name: cells[name].mean)
+        assert f"{cells[row].mean:.1f}" in best[f"{row}; trained on {label}".replace("_", r"\_")]

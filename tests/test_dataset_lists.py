@@ -95,6 +95,7 @@ def test_sweep_of_a_list_is_launched_and_collected(copies, tmp_path, monkeypatch
         (b"path,environment,class\na.png,a\n", r"l.csv:2: got \['a.png', 'a'\]"),
         (b"path,environment,class\na.png,a,b,c\n", "l.csv:2: got"),
         (b"path,environment,class\na.png,a,b\n./a.png,c,b\n", "l.csv:3: 'a.png' is also in line 2"),
+        (b"path,environment,class\na.gif,a,b\n", "l.csv:2: 'a.gif' does not end in .jpg, .jpeg, "),
         (b'path,environment,class\na.png,a,"b\n', "l.csv:.*expected a CSV file"),
         (b"path,environment,class\na.png,\xff,b\n", "l.csv:2: invalid start byte; save .* UTF-8"),
         (b"path,environment,class\na.png,a,b\n\ngone/b.png,a,b\n", "'line 4: gone/b.png'"),
@@ -107,6 +108,41 @@ def test_invalid_list_is_an_error_with_the_line(content, message, tmp_path):
         listing.list_environments(tmp_path / "l.csv")
 
 
+@pytest.mark.parametrize("spelling", ["absolute", "link to the file", "link to the folder"])
+@pytest.mark.parametrize("pair", [("b", "x"), ("a", "y")], ids=["other environment", "other class"])
+def test_same_image_under_another_path_is_an_error(spelling, pair, tmp_path, carft):
+    folder = runs_jobs.write_images(tmp_path / "images", 1)
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "link.png").symlink_to(next(folder.rglob("*.png")))
+    image = next(folder.rglob("*.png")).relative_to(tmp_path)
+    other = {
+        "absolute": tmp_path / image,
+        "link to the file": "link.png",
+        "link to the folder": f"link/{image.relative_to('images')}",
+    }[spelling]
+    file = write_list(tmp_path / "l.csv", [(image, "a", "x"), (other, *pair)])
+
+    done = carft("data", "verify", file)
+    assert done.returncode == 2
+    assert f"l.csv:3: '{other}' is the same image as '{image}' in line 2; list" in done.stderr
+
+
+def test_environment_of_a_list_can_have_any_name(tmp_path):
+    folder = runs_jobs.write_images(tmp_path / "images", 1)
+    rows = [(path, f".{path.parts[-3]}", path.parts[-2]) for path in folder.rglob("*.png")]
+    report = verify.verify(str(write_list(tmp_path / "l.csv", rows)))
+    assert report.status == "consistent" and [*report.counts] == [".art", ".photo", ".sketch"]
+
+
+@pytest.mark.parametrize("names", [("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9")])
+def test_names_that_look_equal_are_told_apart(names, tmp_path):
+    (tmp_path / "0.png").write_bytes(b"image")
+    (tmp_path / "1.png").write_bytes(b"image")
+    file = write_list(tmp_path / "l.csv", [("0.png", "a", names[0]), ("1.png", "b", names[1])])
+    (problem,) = datasets.get_dataset_class(str(file)).data_problems(None)
+    assert "only one of them has 'cafe\\u0301', 'café' (two names look equal" in problem
+
+
 def test_faults_and_classes_are_problems_like_those_of_folders(tmp_path):
     for name in "abcde":
         (tmp_path / f"{name}.png").write_bytes(b"" if name == "e" else b"image")
@@ -116,7 +152,7 @@ def test_faults_and_classes_are_problems_like_those_of_folders(tmp_path):
     report = verify.verify(str(file))
     assert report.status == "broken" and f"carft data verify {file}" in report.error_text
     assert any("'c' has no image in 'y'" in problem for problem in report.problems)
-    assert any("1 empty file (download again): 'e.png'" in p for p in report.problems)
+    assert any("1 empty file (restore the original): 'e.png'" in p for p in report.problems)
 
     (problem,) = datasets.get_dataset_class(str(file)).data_problems(None)
     assert (

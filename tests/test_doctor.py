@@ -92,6 +92,7 @@ def test_two_steps_report_output_of_host_train(tmp_path, monkeypatch, code, stat
     ("state", "flags", "status", "details"),
     [
         (NOTE, ["--train"], 0, ["a step", "can start.", "first line second \\x1b[31m -> do this"]),
+        (NOTE, ["--train", "--algorithm", "CORAL"], 0, ["a step of CORAL", "can start."]),
         (PROBLEM, ["--train"], 1, ["cannot start: 1 problem, see the arrows"]),
         (OK, [], 0, ["test two training steps: carft doctor --train"]),
     ],
@@ -101,7 +102,9 @@ def test_doctor_trains_only_on_request_and_without_problems(
 ):
     finding = Finding("x", state, "first line\nsecond \x1b[31m", "do this")
     monkeypatch.setattr(doctor, "CHECKS", {"x": lambda: [finding]})
-    monkeypatch.setattr(doctor, "train_two_steps", lambda: Finding("train", OK, "a step"))
+    monkeypatch.setattr(
+        doctor, "train_two_steps", lambda algorithm: Finding("train", OK, f"a step of {algorithm}")
+    )
     assert cli.main(["doctor", *flags]) == status
     printed = " ".join(capsys.readouterr().out.split())
     assert all(detail in printed for detail in details)
@@ -150,17 +153,18 @@ def test_missing_weights_end_checkout_job_before_data_is_read(tmp_path, dataset,
 
 
 @pytest.mark.slow
-def test_doctor_trains_two_steps_in_checkout(tmp_path):
+@pytest.mark.parametrize("algorithm", ["CARFT", "Clones"])
+def test_doctor_trains_two_steps_in_checkout(tmp_path, algorithm):
     checkout = write_checkout(tmp_path / "host", "classic")
     imports = "from domainbed_carft.method.baselines import CLIPFineTune\n"
     write_files(tmp_path, {"own.py": f"{imports}class CLIPMine(CLIPFineTune):\n    pass\n"})
     done = run_python(
-        *("-m", "domainbed_carft", "doctor", "--train"),
+        *("-m", "domainbed_carft", "doctor", "--train", "--algorithm", algorithm),
         cwd=checkout,
         HOME=str(tmp_path / "home"),
         DOMAINBED_CARFT_METHODS=str(tmp_path / "own.py"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "ok       train             two steps of CARFT on EmojiStyles" in done.stdout
+    assert f"ok       train             two steps of {algorithm} on EmojiStyles" in done.stdout
     assert "ok       own methods       CLIPMine" in done.stdout
     assert done.stdout.startswith(f"ok       domainbed         checkout: {checkout}")

@@ -68,7 +68,7 @@ def test_interrupted_download_resumes_and_is_verified(pacs, tmp_path, monkeypatc
         source = benchmarks.Source(url, "PACS.zip")
         benchmark = dataclasses.replace(benchmarks.get("PACS"), sources=(source,))
         monkeypatch.setitem(benchmarks.BENCHMARKS, "PACS", benchmark)
-        with pytest.raises(CarftError, match=r"(?s)downloading .* failed .*save it as .*PACS\.zip"):
+        with pytest.raises(CarftError, match=r"(?s)downloading .* failed .*with --from FILE"):
             download.download("PACS", tmp_path)
         assert not (tmp_path / "PACS").exists()
 
@@ -102,7 +102,7 @@ def test_damaged_archive_is_renamed_and_downloaded_again(pacs, archive, tmp_path
         download.download("PACS", tmp_path, lambda url, path: path.write_bytes(complete[:-100]))
     fault = "is not a zip or tar archive, or is cut off; the file was renamed to PACS.zip.dam"
     assert f"{archive}, from http://127.0.0.1/PACS.zip, {fault}" in str(raised.value)
-    assert f"save it as {archive}" in str(raised.value)
+    assert "rerun the command with --from FILE" in str(raised.value)
 
     report = download.download("PACS", tmp_path, lambda url, path: path.write_bytes(complete))
     assert report.status == "verified"
@@ -134,3 +134,88 @@ def test_wrong_archive_is_not_installed(pacs, archive, tmp_path, names, message)
     with pytest.raises(CarftError, match=message):
         download.download("PACS", tmp_path, accept_different=True)
     assert archive.exists() and not (tmp_path / "PACS").exists()
+
+
+@pytest.fixture
+def two_archives(pacs, monkeypatch, tmp_path):
+    """Divide PACS between two archives; return a folder with both."""
+    names = ("first.zip", "second.zip")
+    sources = tuple(benchmarks.Source(f"http://127.0.0.1/{name}", name) for name in names)
+    benchmark = dataclasses.replace(benchmarks.get("PACS"), sources=sources)
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "PACS", benchmark)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for number, name in enumerate(names):
+        zipped(folder / name, pacs[number::2])
+    return folder
+
+
+def test_file_of_the_user_is_installed_without_a_download_and_stays(pacs, tmp_path, capsys):
+    mine = zipped(tmp_path / "from a mirror.zip", pacs)
+    content = mine.read_bytes()
+    data = tmp_path / "DATA"
+    arguments = ["data", "download", "PACS", "--data_dir", str(data), "--from", str(mine)]
+    assert cli.main(arguments) == 0
+    assert "verified: the 28 images, of the test" in capsys.readouterr().out
+    assert mine.read_bytes() == content and not mine.is_symlink()
+    assert [path.name for path in data.iterdir()] == ["PACS"]
+
+
+@pytest.mark.parametrize("given", [["."], ["first.zip", "second.zip"], ["second.zip"]])
+def test_archives_that_the_user_does_not_have_are_downloaded(two_archives, tmp_path, given):
+    contents = files(two_archives)
+    fetched = []
+
+    def fetch(url, path):
+        fetched.append(path.name)
+        path.write_bytes((two_archives / path.name).read_bytes())
+
+    paths = [two_archives / name for name in given]
+    report = download.download("PACS", tmp_path / "DATA", fetch, given_files=paths)
+    assert report.status == "verified" and report.edition == "of the test"
+    assert fetched == (["first.zip"] if given == ["second.zip"] else [])
+    assert files(two_archives) == contents
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("other.zip", r"other\.zip is not a file of PACS, expected first\.zip or second\.zip"),
+        ("empty", r"empty has no file of PACS, expected first\.zip or second\.zip"),
+        ("none.zip", r"--from .*none\.zip does not exist"),
+        ("cut/first.zip", r"cut/first\.zip is not a zip or tar archive, or is cut off"),
+    ],
+)
+def test_wrong_file_of_the_user_is_named_before_anything_is_downloaded(
+    two_archives, tmp_path, name, message
+):
+    (two_archives / "empty").mkdir()
+    (two_archives / "cut").mkdir()
+    first = (two_archives / "first.zip").read_bytes()
+    (two_archives / "other.zip").write_bytes(first)
+    (two_archives / "cut" / "first.zip").write_bytes(first[:-100])
+
+    def fetch(url, path):
+        raise AssertionError("nothing should be downloaded")
+
+    with pytest.raises(CarftError, match=message):
+        download.download("PACS", tmp_path / "DATA", fetch, given_files=[two_archives / name])
+    assert not (tmp_path / "DATA").exists()
+
+
+def test_damaged_file_of_the_user_is_named_and_kept(pacs, tmp_path):
+    mine = zipped(tmp_path / "mine.zip", pacs)
+    content = bytearray(mine.read_bytes())
+    content[40] ^= 255  # in the first member, which the directory at the end does not show
+    mine.write_bytes(content)
+    with pytest.raises(CarftError, match=r"mine\.zip is damaged or cut off .*Get the file again"):
+        download.download("PACS", tmp_path / "DATA", given_files=[mine])
+    assert mine.read_bytes() == content
+
+
+def test_earlier_download_is_not_replaced_by_a_file_of_the_user(pacs, archive, tmp_path):
+    mine = zipped(tmp_path / "mine.zip", pacs)
+    archive.write_text("downloaded")
+    with pytest.raises(CarftError, match=f"{archive} already exists; delete it to use"):
+        download.download("PACS", tmp_path, given_files=[mine])
+    assert archive.read_text() == "downloaded"

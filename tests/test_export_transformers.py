@@ -1,9 +1,11 @@
 """`carft export --format transformers`: the folder as Hugging Face's library loads it."""
 
+import html
 import json
 import re
 import sysconfig
 
+import ftfy
 import numpy as np
 import open_clip_folders
 import pytest
@@ -99,6 +101,19 @@ def test_code_of_the_card_predicts_like_the_run(trained, tmp_path, monkeypatch):
         expected = run.algorithm.predict(run.transform()(image)[None])
     torch.testing.assert_close(names["logits"], expected, rtol=0, atol=1e-3)  # up to 100
     assert json.loads(files.card.read_text())["format"] == "transformers folder"
+
+
+def test_tokens_equal_those_of_clip_after_the_repair_that_clip_makes(tmp_path):
+    for name, content in clips_transformers.make_tokenizer(77).items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    tokenize = backbone.load("tiny").tokenize
+
+    for text in ("salt &amp; pepper", "don\u2019t", "\ufb01ne", "\uff21\uff22", "na\u00c3\u00afve"):
+        expected = [token for token in tokenize([text])[0].tolist() if token]
+        assert tokenizer(text)["input_ids"] != expected, text
+        assert tokenizer(html.unescape(ftfy.fix_text(text)))["input_ids"] == expected, text
 
 
 def real_weights(name):

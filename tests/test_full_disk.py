@@ -14,8 +14,10 @@ from harness.fakes import quick_arguments
 from sweep_jobs import command, commands, events, run, statuses
 
 from domainbed_carft import cli
+from domainbed_carft.cli import runs_output
 from domainbed_carft.errors import CarftError, is_disk_full
 from domainbed_carft.jobs.folder import NO_SPACE, JobFolder
+from domainbed_carft.method.algorithm import CLIPAlgorithm
 
 
 @pytest.fixture
@@ -104,3 +106,31 @@ def test_sweep_launch_on_a_full_disk_fails_in_one_line(small_disk, capsys):
     assert cli.main(["sweep", "launch", "demo", "--output_dir", str(small_disk / "out")]) == 1
     printed = capsys.readouterr().err
     assert "No space left on device" in printed.splitlines()[-1] and "Traceback" not in printed
+
+
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_unwritable_output_is_found_before_anything_is_computed(
+    state, small_disk, pets, carft, monkeypatch
+):
+    def compute(*arguments, **options):
+        pytest.fail("the images were predicted")
+
+    monkeypatch.setattr(CLIPAlgorithm, "features", compute)
+    monkeypatch.setattr(runs_output, "measure_sweep", compute)
+    if state == "full":
+        fill(small_disk)
+    else:  # not by permissions, which root does not need
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+
+    job = pets / "CARFT"
+    image = next((pets / "my pets").rglob("*.png"))
+    for words in (
+        ["evaluate", job, "-o", small_disk / "scores.json"],
+        ["evaluate", pets, "-o", small_disk / "scores.json"],
+        ["predict", job, image, "-o", small_disk / "predictions.jsonl"],
+        ["wise-ft", job, "-o", small_disk / "new"],
+    ):
+        done = carft(*words)
+        reason = "No space left" if state == "full" else "Read-only file system"
+        assert done.returncode == 1 and f"could not be written: {reason}" in done.stderr, words
+    assert {path.name for path in small_disk.iterdir()} <= {"filler"}

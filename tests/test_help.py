@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 from collect_sweeps import write_job
+from domainbed.lib import sweep_arguments, train_arguments
 
 from domainbed_carft import cli
 from domainbed_carft.cli.help_pages import PAGES
@@ -48,6 +49,34 @@ def test_help_begins_with_valid_examples(command, capsys):
 def test_flags_have_hyphens_except_those_of_domainbed(command, capsys):
     flags = re.findall(r"^  (?:-\w, )?--([-\w]+)", read_help(capsys, *command.split()[1:]), re.M)
     assert {flag for flag in flags if "_" in flag} <= {"data_dir", "output_dir"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sweep launch demo --output-dir OUT --data-dir DATA --dry_run",
+        "sweep launch demo --output_dir OUT --data_dir=DATA --dry-run",
+        "predict RUN cat.png --batch_size 4",
+        "evaluate RUN --batch_size=4 --data-dir DATA",
+    ],
+)
+def test_flags_are_accepted_with_hyphens_and_underscores(words, capsys):
+    # argparse reports unknown flags only if all other words are valid.
+    error = read_error(capsys, [*words.split(), "--jjj"])
+    assert error in ("unrecognized arguments: --jjj", "--jjj cannot be used for a run")
+
+
+def test_flags_of_the_harness_are_accepted_with_hyphens_too():
+    parse = train_arguments.build_parser().parse_args
+    words = "--data-dir my-data_dir --output-dir=my-output_dir --test-envs 1"
+    assert parse(words.split()) == parse(
+        ["--data_dir", "my-data_dir", "--output_dir=my-output_dir", "--test_envs", "1"]
+    )
+
+    parse = sweep_arguments.build_parser().parse_args
+    words = "launch --data-dir D --output-dir O --command-launcher local"
+    arguments = parse(words.split())
+    assert (arguments.data_dir, arguments.command_launcher) == ("D", "local")
 
 
 def test_values_keep_hyphens_and_underscores(tmp_path, capsys):

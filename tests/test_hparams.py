@@ -6,16 +6,16 @@ from types import SimpleNamespace
 
 import domainbed
 import pytest
-from domainbed import hparams_registry
+from domainbed import datasets, hparams_registry
 from domainbed.algorithms import get_algorithm_class
-from domainbed.lib import misc
+from domainbed.lib import misc, train_arguments
 from fake_checkout import run_python, write_checkout
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.hparams import get_draw_seed
 from domainbed_carft.method import algorithms
 from domainbed_carft.method.hparams import Conditions
-from domainbed_carft.method.resolution import get_hparams
+from domainbed_carft.method.resolution import find_changed_hparams, get_hparams
 
 # Defaults on a benchmark that differ from fine-tuning; most of them are published.
 PUBLISHED = {
@@ -121,6 +121,33 @@ def test_tiny_changes_only_the_draw_of_the_learning_rate():
         assert {n for n in with_tiny if with_tiny[n] != usual[n]} == {"clip_backbone", "lr"}
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "dataset", "overrides", "expected"),
+    [
+        ("CARFT", "PACS", {}, []),
+        ("CARFT", "OfficeHome", {"lr": 1e-5, "kl_weight": 1}, []),
+        ("CARFT", "PACS", {"lr": 1e-5, "lora_rank": 4}, ["lr", "lora_rank"]),
+        ("CARFT", "PACS", {"shots": 16, "class_balanced": True}, ["class_balanced", "shots"]),
+        # Neither rounding, nor measurements, nor other methods' weights change the result.
+        ("CARFT", "PACS", {"compile_blocks": True, "micro_batch": 8, "drift_every": 0}, []),
+        ("CLIPFineTune", "PACS", {"kl_weight": 3}, []),
+        ("CLIPZeroShot", "PACS", {"lr": 1, "contexts": "emoji"}, ["contexts"]),
+        ("CARFT", "PACS", {"total_steps": 7}, []),
+        ("CARFT", "DTD", {"lr": 1}, None),  # its class names do not name the dataset
+    ],
+)
+def test_changed_hparams_differ_from_the_defaults_and_change_the_result(
+    algorithm, dataset, overrides, expected
+):
+    hparams = choose(dataset, algorithm, **overrides)
+    assert find_changed_hparams(getattr(algorithms, algorithm), hparams) == expected
+
+
+def test_changed_hparams_contain_what_was_drawn():
+    names = find_changed_hparams(algorithms.CARFT, choose("PACS", seeds=(1, 0)))
+    assert names == ["lr", "weight_decay", "batch_size", "kl_weight"]
+
+
 def test_other_clip_models_and_algorithms_imply_no_hparams():
     assert choose("./pets", clip_backbone="RN50")["lr"] == 5e-6
     usual = choose("EmojiStyles", clip_backbone="ViT-B/16")
@@ -203,3 +230,14 @@ def test_warm_up_must_be_shorter_than_the_job():
 
     # A sweep sets one warm-up for all algorithms, and zero-shot CLIP takes a single step.
     assert problems("CLIPZeroShot", {**warm_up, "average": "sma"}, steps=1) == []
+
+
+def test_schedule_ends_with_the_steps_of_a_dataset_class(monkeypatch):
+    """A plugin can add such a class. ``--steps`` overrides its number."""
+    short = type("Short", (datasets.Debug28,), {"N_STEPS": 300})
+    monkeypatch.setattr(datasets, "Short", short, raising=False)
+    words = ["--algorithm", "CARFT", "--dataset", "Short", "--test_envs", "0"]
+    names = json.dumps({"class_names": ["cat", "dog"]})
+    for further_words, total_steps in (([], 300), (["--steps", "20"], 20)):
+        args, flags = train_arguments.parse([*words, "--hparams", names, *further_words])
+        assert train_arguments.check(args, flags).values["total_steps"] == total_steps

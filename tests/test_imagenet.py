@@ -16,6 +16,7 @@ from domainbed import datasets
 from domainbed.scripts import train
 
 from domainbed_carft import cli
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.image_lists import Passes
 from domainbed_carft.jobs.records import describe_warnings
@@ -24,7 +25,7 @@ from domainbed_carft.runs import saved, splits, suites
 from domainbed_carft.suites import imagenet, records
 
 SETS = {test_set.name: test_set for test_set in imagenet.suite().sets}
-IDS = imagenet.wordnet_ids()
+IDS = benchmarks.imagenet_ids()
 
 
 def sha256(text):

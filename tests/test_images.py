@@ -22,7 +22,7 @@ from domainbed_carft.images.preprocessing import (
     IMAGENET_STD,
     Preprocessing,
 )
-from domainbed_carft.images.protocols import plan_for
+from domainbed_carft.images.protocols import plan_for, plan_for_job
 from domainbed_carft.images.transforms import PlanTransform, get_plan
 from domainbed_carft.machine import devices
 
@@ -91,6 +91,20 @@ def test_decoded_pixels_equal_pillows(folder, name):
     assert decoded.is_contiguous()
 
 
+@pytest.mark.parametrize(
+    ("resize", "expected"),
+    [
+        ("shortest", T.Compose([T.Resize(224, T.InterpolationMode.BICUBIC), T.CenterCrop(224)])),
+        ("squash", T.Resize((224, 224), T.InterpolationMode.BICUBIC)),
+    ],
+)
+def test_images_of_suites_are_resized_as_by_torchvision_with_pillow(folder, resize, expected):
+    image = decode(str(folder / "plain.jpg"))
+    plan = plan_for("clip", 224, False, Preprocessing.from_hparam(f"224 bicubic {resize}"))
+    resized = stages.resize_by_pillow(plan, image)
+    assert np.array_equal(resized.numpy(), np.array(expected(Image.fromarray(image.numpy()))))
+
+
 def test_transform_of_the_preset_domainbed_is_upstreams():
     upstream = T.Compose(
         [
@@ -105,6 +119,15 @@ def test_transform_of_the_preset_domainbed_is_upstreams():
     plan = plan_for("domainbed", 224, augment=True)
     assert plan.is_random
     assert repr(T.Compose(PlanTransform(plan).transforms)) == repr(upstream)
+
+
+@pytest.mark.parametrize(("hparam", "size"), [("", 336), ("224 bicubic shortest", 224)])
+@pytest.mark.parametrize("is_for_model", [False, True])
+def test_images_have_the_size_of_the_hparam_or_else_of_the_model(hparam, size, is_for_model):
+    """Of a model with 336 pixels, whose input module resizes images of another size."""
+    hparams = {"preprocessing": hparam}
+    plan = plan_for_job(hparams, Preprocessing(336), is_for_model=is_for_model)
+    assert plan.size == size
 
 
 @pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)

@@ -86,6 +86,24 @@ def test_wheel_has_package_harness_and_sweeps_with_checksums(source, wheel):
         assert row == [f"sha256={checksum}", str(len(contents[name]))], name
 
 
+def test_extras_of_pages_and_messages_are_spelled_as_in_the_metadata(wheel):
+    """pip 23.2 installs nothing for another spelling, such as open_clip for open-clip."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name).decode()
+    provided = {*re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)}
+
+    places = ("README.md", "CONTRIBUTING.md", "RELEASING.md", "Makefile", "docs/**/*.md")
+    sources = ("domainbed_carft/**/*.py", "third_party/**/*.py")
+    texts = [
+        path.read_text(encoding="utf-8")
+        for pattern in (*places, *sources)
+        for path in REPO.glob(pattern)
+    ]
+    named = [extra for text in texts for extra in re.findall(r"'\.\[([^\]]+)\]'", text)]
+    assert {*named} == provided
+
+
 @pytest.mark.parametrize("address", ["", "https://example.org/group/domainbed-carft"])
 def test_links_of_index_page_are_absolute_and_exist(address):
     readme = (REPO / "README.md").read_text(encoding="utf-8")

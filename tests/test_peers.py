@@ -9,6 +9,7 @@ from conftest import random_clip
 from test_algorithms import FEW, RN50, SMALL, make, minibatches, reopened, train
 
 from domainbed_carft.clips import backbone
+from domainbed_carft.data.tasks import TASKS
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import (
@@ -18,6 +19,8 @@ from domainbed_carft.method import (
     fd_align,
     objective,
     penalties,
+    prompts,
+    resolution,
     starft,
     text_encoder,
 )
@@ -63,6 +66,36 @@ def test_lp_ft_trains_the_head_and_then_the_encoder_with_a_new_warm_up(random_ti
 
     rate = algorithm.hparams["lr"]
     assert rates == pytest.approx([rate / 3] * 4 + [2 * rate / 3])
+
+
+def test_probing_moves_class_embeddings_by_the_rate_for_heads_with_and_without_the_scale(
+    random_tiny,
+):
+    """A first step of Adam moves each weight by its rate, up to the sign of the gradient."""
+    for head_scale in ("folded", "outside"):
+        algorithm = make(random_tiny, "CLIPLPFT", lp_steps=3, lp_lr=1e-2, head_scale=head_scale)
+        is_folded = head_scale == "folded"
+        scale = algorithm.logit_scale if is_folded else torch.tensor(1.0)
+        start = algorithm.head.weight.detach() / scale
+        algorithm.update(minibatches(0))
+        moved = (algorithm.head.weight.detach() / scale - start).abs()
+        torch.testing.assert_close(moved.median(), torch.tensor(1e-2), rtol=1e-3, atol=0)
+
+
+def test_cosine_of_lp_ft_ends_at_zero_with_the_last_step(random_tiny):
+    warmup, probing, total = 2, 3, 10
+    algorithm = make(
+        random_tiny, "CLIPLPFT", lp_steps=probing, total_steps=total, warmup_steps=warmup
+    )
+    rates = []
+    for seed in range(total):
+        algorithm.update(minibatches(seed))
+        rates.append(algorithm.optimizer.param_groups[0]["lr"])
+
+    cosine = [(1 + np.cos(np.pi * step / 5)) / 2 for step in range(6)]
+    assert rates[probing + warmup - 1 :] == pytest.approx(
+        [algorithm.hparams["lr"] * share for share in cosine], abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("kind", ["sma", "ema", "beta"])
@@ -283,8 +316,19 @@ def test_cluster_centres_ignore_unusual_contexts():
 
     assert clusters.shape == (3, 32)
     assert float(nearest.max()) < 5e-3
-    with pytest.raises(CarftError, match="FD-Align makes 31 clusters .* only 30 of 40; use more"):
-        fd_align.cluster_centres(contexts, 31)
+
+
+@pytest.mark.parametrize("dataset", [*TASKS, "PACS", "EmojiStyles", "ImageNet"])
+def test_fd_align_has_enough_contexts_by_default_and_refuses_few(dataset):
+    """20 centres are made from three quarters of at least 27 contexts."""
+    resolved = resolution.resolve(algorithms.FDAlign, dataset, {})
+    assert not resolved.problems
+    assert len(prompts.parse_contexts(resolved.values["contexts"])) * 3 // 4 >= fd_align.CLUSTERS
+
+    (problem,) = resolution.resolve(algorithms.FDAlign, dataset, {"contexts": "imagenet7"}).problems
+    assert "a list of 7 templates; expected at least 27, all different" in str(problem)
+    templates = [f"photo {number} of a {{}}" for number in range(27)]
+    assert not resolution.resolve(algorithms.FDAlign, dataset, {"contexts": templates}).problems
 
 
 def test_kl_over_other_captions_is_zero_if_all_images_have_the_same_class():

@@ -80,6 +80,9 @@ def test_examples_in_docstrings_pass(pets, image, tmp_path):
         ("evaluate", {"workers": "x"}),
         ("evaluate_on_suite", {"suite": 5}),
         ("evaluate_on_suite", {"workers": -1}),
+        ("evaluate", {"batch_size": 2**63}),
+        ("evaluate", {"workers": 1_000_000}),
+        ("train", {"workers": 1_000_000}),
         ("evaluate_sweep", {"jobs": "x"}),
         ("evaluate_sweep", {"methods": 5}),
         ("evaluate_sweep", {"batch_size": 0}),
@@ -115,6 +118,13 @@ def test_argument_of_a_wrong_type_is_named_before_files_are_read(
 def test_invalid_path_is_a_carft_error(function, path):
     with pytest.raises(CarftError):
         getattr(domainbed_carft, function)(path)
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_message_about_an_impossible_path_says_what_a_path_is(path):
+    expected = "expected a path of at least one character and without NUL"
+    with pytest.raises(CarftError, match=f"the path is {path!r}, {expected}".replace("\\", r"\\")):
+        domainbed_carft.load_run(path)
 
 
 def test_modules_and_names_of_the_api_load_lazily():
@@ -162,11 +172,18 @@ def test_predictions_of_paths_images_and_tensors_equal_the_command(pets, image, 
         (None, "NoneType"),
         (torch.zeros(2, 1, 8, 8), r"\(1, 8, 8\)"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "torch.int64"),
+        (torch.full((3, 32, 32), float("nan")), "an image has 3,072 values that are not finite"),
     ],
 )
-def test_unusable_images_are_errors(run, images, message):
+@pytest.mark.parametrize("function", ["predict", "features"])
+def test_unusable_images_are_errors(run, function, images, message):
     with pytest.raises(CarftError, match=message):
-        run.predict(images)
+        getattr(run, function)(images)
+
+
+def test_number_of_loader_processes_is_checked_by_predict_batches(run, image):
+    with pytest.raises(CarftError, match="workers is 1000000, expected a whole number from 0 to"):
+        next(run.predict_batches([str(image)], 1, workers=1_000_000))
 
 
 def test_wise_ft_does_not_change_the_weights_of_the_run(run):

@@ -50,8 +50,21 @@ def test_styles_of_algorithms_differ_in_more_than_colour():
         assert len(set(signs)) == len(signs)
 
 
+def test_styles_of_rows_differ_without_colour_and_without_dash(peers_emoji):
+    """By variant, ten of these rows have no style of their own, which is more than the fallbacks.
+
+    Markers alone are drawn in colour, and lines can be printed without it.
+    """
+    rows = collection.gather([peers_emoji], ["training-domain"], by=["variant"]).rows
+    for names in (rows, [str(number) for number in range(49)]):
+        styles = plots.get_styles(names).values()
+        for part in ("colour", "dash"):
+            signs = {(style.marker, style.hollow, getattr(style, part)) for style in styles}
+            assert len(signs) == len(names)
+
+
 def test_names_are_escaped_in_figure_and_csv(recwarn):
-    names = ["$x_1$ & <b>", "=A\x1b", "漢字\ud800\n"]
+    names = ["$x_1$ & <b>", "=A\x1b", "漢字\ud800\n", "+1", "-1", "@1"]
     cells = {name: Cell(50.0 + number, 1.0, n=2) for number, name in enumerate(names)}
     with plots.figure_style():
         figure = plots.draw_dots("A", "name", cells, plots.get_styles(names), (40, 60))
@@ -59,7 +72,10 @@ def test_names_are_escaped_in_figure_and_csv(recwarn):
     assert ">$x_1$ &amp; &lt;b&gt;</text>" in figure.svg
     rows = [line.split(",") for line in figure.csv.splitlines()]
     assert rows[0] == ["algorithm", "accuracy", "error", "n", "incomplete"]
-    assert rows[2] == [r"=A\x1b", "51", "1", "2", "False"]
+    assert rows[2] == [r"'=A\x1b", "51", "1", "2", "False"]  # a name is never a formula
+    assert [row[0] for row in rows[4:]] == ["'+1", "'-1", "'@1"]
+    numbers = plots.write_csv(["=x"], [[-1], [-0.5], [None]])
+    assert numbers.splitlines() == ["'=x", "-1", "-0.5", '""']
     assert not list(recwarn)  # about missing glyphs
 
 
@@ -240,7 +256,9 @@ def set_stage(run, stage):
     return replace(run, job=replace(run.job, role=role))
 
 
-def test_choices_of_a_search_in_two_stages_are_those_of_the_first_stage(search):
+@pytest.mark.parametrize("method", ["training-domain", "clipood"])
+def test_choices_of_a_search_in_two_stages_are_those_of_the_first_stage(search, method):
+    """CLIPood's protocol chooses nothing itself; the first stage has chosen."""
     runs = load_runs(search)
     first_stage = [set_stage(run, CHOOSE) for run in runs if run.job.key.trial == 1]
     second_stage = [
@@ -248,10 +266,23 @@ def test_choices_of_a_search_in_two_stages_are_those_of_the_first_stage(search):
         for run in runs
         if run.job.key.trial == 0 and run.job.role.values == {"lr": 0.01}
     ]
-    choices = figure_data.list_choices(second_stage, "training-domain", first_stage)
+    choices = figure_data.list_choices(second_stage, method, first_stage)
     assert len(choices) == 3 * 4 and {entry.trial for entry in choices} == {1}
     selected = [entry.choice for entry in choices if entry.is_selected]
     assert [choice.searched_values["lr"] for choice in selected] == [0.01] * 4
+
+    if method == "clipood":
+        accuracies = {(*run.test_envs, run.job.choice): last_out(run) for run in first_stage}
+        assert {
+            (entry.target, entry.choice): entry.out_of_domain for entry in choices
+        } == accuracies
+
+
+def last_out(run):
+    """Return the accuracy on the target's out-split at the last step."""
+    (target,) = run.test_envs
+    lines = (run.job.folder / "results.jsonl").read_text().splitlines()
+    return json.loads(lines[-1])[f"env{target}_out_acc"]
 
 
 def test_each_run_of_a_search_is_a_dot_and_selected_ones_are_filled(search):

@@ -71,6 +71,22 @@ def test_scores_of_each_split_equal_a_direct_computation(pets, capsys):
         assert scores["class_correct"][1] == int((predicted[labels == 1] == 1).sum())
 
 
+def test_means_take_the_in_splits_of_the_target_and_the_out_splits_of_the_others(
+    pets, tmp_path, capsys
+):
+    """With a bias that gives the two splits of each environment different accuracies."""
+    weights = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)["model_dict"]
+    bias = weights["head.bias"] + torch.tensor([2.0, 0.0])
+    job = copy_changed(pets / "CARFT", tmp_path, model_dict={"head.bias": bias})
+    document = evaluate_json(capsys, job)
+    accuracy = accuracies_by_split(document)
+    assert all(accuracy[f"env{env}_in"] != accuracy[f"env{env}_out"] for env in range(3))
+    assert document["means"] == {
+        "out_of_domain": pytest.approx(accuracy["env0_in"]),
+        "in_domain": pytest.approx((accuracy["env1_out"] + accuracy["env2_out"]) / 2),
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -152,6 +152,14 @@ def test_folder_is_only_for_runs_that_started_from_open_clip(trained, tmp_path):
         export.export(trained, tmp_path / "FOLDER")
 
 
+def test_file_instead_of_a_folder_is_named_as_it_was_given(trained, tmp_path):
+    file = tmp_path / "FILE"
+    file.touch()
+    with pytest.raises(CarftError, match=f"-o {file} is a file, expected a folder") as caught:
+        export.export(trained, file, format="transformers", force=True)
+    assert "safetensors" not in str(caught.value)
+
+
 def test_failed_export_leaves_existing_files_unchanged(files, trained, tmp_path, capsys):
     for name in ("out.pt", "out.head.pt", "out.json", "out.md"):
         (tmp_path / name).write_text("earlier")

@@ -196,6 +196,22 @@ def test_overflow_of_logits_is_an_error(pets, tmp_path, capfd):
         assert "the weights are finite but overflow: " in capfd.readouterr().err
 
 
+def test_overflow_of_features_is_an_error(pets, tmp_path):
+    weight = load_weights(pets / "CARFT" / "model.pkl")["encoder.conv1.weight"].sign() * 3e38
+    job = copy_changed(pets / "CARFT", tmp_path, model_dict={"encoder.conv1.weight": weight})
+    with pytest.raises(CarftError, match="the weights are finite but overflow: 1 of 1 images"):
+        saved.load_run(job, device="cpu").features(noise(tmp_path / "x.png"))
+
+
+@pytest.mark.parametrize("flags", [("--batch-size", 2**63), ("--workers", 1_000_000)])
+def test_sizes_that_no_machine_has_are_refused(pets, capfd, flags):
+    with pytest.raises(SystemExit):
+        carft("predict", pets / "CARFT", "x.png", *flags)
+    assert (
+        f"{flags[0]}: '{flags[1]}'; expected a whole number of at least" in capfd.readouterr().err
+    )
+
+
 def test_out_of_memory_is_reported_in_one_line(pets, capfd, monkeypatch):
     monkeypatch.setattr(CLIPAlgorithm, "features", lambda *_: torch.empty(1 << 60))
     carft("evaluate", pets / "CARFT", "--batch-size", "77", status=1)

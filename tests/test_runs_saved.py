@@ -108,6 +108,13 @@ def test_invalid_weights_file_is_an_error(pets, tmp_path, part, changes, message
     assert len(str(raised.value)) < 600
 
 
+def test_run_of_host_algorithm_on_clip_model_is_named(pets, tmp_path):
+    changes = {"args": {"algorithm": "CORAL"}, "model_hparams": {"clip_head": "random"}}
+    folder = copy_changed(pets / "CARFT", tmp_path, **changes)
+    with pytest.raises(CarftError, match="is a run of CORAL, an algorithm of DomainBed or a fork"):
+        saved.load_run(folder, device="cpu")
+
+
 def test_missing_weights_are_named(pets, tmp_path):
     with pytest.raises(CarftError, match=r"has no model\.pkl; expected the folder of a finished"):
         saved.load_run(tmp_path, device="cpu")

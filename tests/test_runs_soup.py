@@ -183,12 +183,17 @@ def test_invalid_description_of_a_soup_is_an_error(uniform, tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    ("indices", "message"), [([0], "has 1 run, expected at least two"), ([0, 1, 0], "listed twice")]
+    ("indices", "message"), [([0], "got 1 run, expected at least"), ([0, 1, 0], "listed twice")]
 )
 def test_soup_needs_two_different_runs(runs, tmp_path, capsys, indices, message):
     carft("soup", *(runs[index] for index in indices), "-o", tmp_path / "out", status=1)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_soup_of_no_runs_is_an_error():
+    with pytest.raises(CarftError, match="got 0 runs, expected at least two"):
+        soup.soup([])
 
 
 @pytest.mark.parametrize(

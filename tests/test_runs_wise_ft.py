@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from runs_jobs import accuracies, accuracies_by_split, carft, evaluate_json, load_weights, records
 
-from domainbed_carft.runs import saved, wise_ft
+from domainbed_carft.runs import saved, splits, wise_ft
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,17 @@ def test_wise_ft_draws_the_curve_and_saves_no_weights_by_default(pets, tmp_path,
 def test_invalid_commands_write_nothing(pets, tmp_path, capsys, run, flags, message):
     carft("wise-ft", pets / run, "-o", tmp_path / "out", *flags, status=1)
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["wise-ft", "soup"])
+def test_file_instead_of_an_output_folder_is_found_before_images_are_read(
+    command, pets, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(splits, "read_data", None)
+    (tmp_path / "FILE").touch()
+    runs = {"wise-ft": ["CARFT"], "soup": ["CARFT", "CLIPLinearProbe"]}[command]
+    carft(command, *(pets / run for run in runs), "-o", tmp_path / "FILE", status=1)
+    assert f"-o {tmp_path}/FILE is a file, expected a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["wise_ft.json", "wise_ft.png", "model_alpha_0.50.pkl"])

@@ -244,7 +244,12 @@ def test_missing_programs_and_unsupported_folder_names_are_problems(tmp_path, mo
     assert refused.returncode == 1 and "2 problems, nothing was done" in refused.stderr
     assert "sbatch, srun, squeue, scontrol, which are not on PATH" in refused.stderr
     assert "100% sure' has a line break, % or" in refused.stderr
-    assert not out.exists() and carft("launch", *words, "--dry-run").returncode == 0
+    dry_run = carft(
+        "launch", *words, "--gpus", "2", "--cpus", "8", "--memory-gb", "30", "--dry-run"
+    )
+    assert not out.exists() and dry_run.returncode == 0
+    request = "SLURM: each job requests 2 GPUs, 8 CPU cores, 30 GB, and a time limit of 1-0.\n"
+    assert request in dry_run.stdout
 
 
 def launch_second_stage():

@@ -207,6 +207,11 @@ def test_sweep_is_measured_once_and_not_on_its_training_environments(suite, out,
     assert f"evaluate: {damaged.parent}: {damaged}" in printed.err
     assert "CLIPLinearProbe" in printed.out
 
+    # The earlier records remain in the table, but no run could be evaluated now.
+    for folder in out.iterdir():
+        saved.choose_weights(folder, None).write_bytes(b"no weights")
+    assert "CLIPLinearProbe" in carft(capsys, *words, status=1).out
+
 
 def test_wise_ft_and_soup_have_the_scores_of_their_weights(suite, job, data, capsys, tmp_path):
     alone = evaluate(capsys, job, "--data_dir", data)

@@ -6,6 +6,8 @@ import runpy
 from pathlib import Path
 
 import pytest
+from domainbed import algorithms as registry
+from domainbed import hparams_registry
 from fake_checkout import REPO
 from sweep_jobs import carft
 
@@ -120,7 +122,7 @@ compare_with: [CARFT]
             [
                 "2: datasets[1]: no dataset is called 'PAKS'; did you mean PACS?",
                 "3: algorithms[1]: no algorithm is called 'CARTF'; did you mean CaRot or CARFT?",
-                "3: algorithms[2]: algorithm MMD is not included; use one of",
+                "3: algorithms: MMD is not included; launch the sweep in a checkout of DomainBed",
                 "5: hparams.learning_rate: no hyperparameter of CARFT is called 'learning_rate'; d",
                 "6: hparams.weight_decay: got -1, expected a number >= 0",
                 "7: test_environments.VLCS: no dataset of this sweep is called 'VLCS'",
@@ -205,6 +207,10 @@ BOMB = MINIMAL_DECLARATION + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
             "4: hparams.contexts: no hyperparameter of ERM is called 'contexts'; "
             r"move it to overrides, with algorithms: \[CARFT, CLIPFineTune\]",
         ),
+        (
+            MINIMAL_DECLARATION.replace("CARFT", "FDAlign") + "hparams: {contexts: imagenet7}",
+            "4: hparams.contexts: contexts is 'imagenet7', .* of 7 templates; expected at least 27",
+        ),
         (BOMB, "4: this is an anchor for aliases, which is not supported"),
         (MINIMAL_DECLARATION + "trials: " + "1" * 5000, "4: '1111.*' cannot be read as a number"),
         (
@@ -227,8 +233,24 @@ def test_editor_schema_is_up_to_date():
 SHIPPED = sorted((REPO / "sweeps").glob("*.yaml"))
 
 
+IN_CHECKOUT = ("algorithms", "algorithms-emoji")  # with algorithms of the host
+
+
+@pytest.fixture
+def host_algorithms(monkeypatch):
+    """Add the names of DomainBed's algorithms and of their hyperparameters to the harness."""
+    for name in registry.NOT_INCLUDED:
+        monkeypatch.setattr(registry, name, type(name, (registry.ERM,), {}), raising=False)
+    names = ("irm_penalty_anneal_iters", "vrex_penalty_anneal_iters", "eqrm_burnin_iters")
+    optional_names = (*hparams_registry.OPTIONAL_HPARAMS, *names)
+    monkeypatch.setattr(hparams_registry, "OPTIONAL_HPARAMS", optional_names)
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_comment_of_a_shipped_sweep_states_its_cost(path):
+def test_comment_of_a_shipped_sweep_states_its_cost(path, request):
+    in_checkout = path.stem in IN_CHECKOUT
+    if in_checkout:
+        request.getfixturevalue("host_algorithms")
     declaration = declaration_file.load(path.stem)
     assert declaration.name == path.stem and declaration.description
 
@@ -236,11 +258,23 @@ def test_comment_of_a_shipped_sweep_states_its_cost(path):
     if declaration.has_stages:
         jobs += declaration.jobs("D", Path("/nowhere"), chosen=())
     statuses = [states.get_status(job, declaration.facts) for job in jobs]
-    *_, total = costs.estimate(statuses, declaration.facts, skips=True).values()
+    # A checkout also evaluates the in-splits of the training environments.
+    estimate = costs.estimate(statuses, declaration.facts, skips=not in_checkout)
+    *_, total = estimate.values()
     lines = path.read_text().splitlines()
     comment = " ".join(line[1:].strip() for line in lines if line[:1] == "#")
     images = f"{total.trained:,} images trained, {total.evaluated:,} evaluated"
     assert f"{len(statuses):,} jobs, {images}" in comment
+
+
+@pytest.mark.parametrize("name", IN_CHECKOUT)
+def test_sweep_of_host_algorithms_fails_outside_of_a_checkout_with_one_hint(name, tmp_path):
+    refused = carft("launch", name, "--data_dir", "D", "--output_dir", tmp_path / "o", "--dry-run")
+    assert refused.returncode == 1
+    (problem,) = refused.stderr.splitlines()
+    assert f"{name}.yaml:" in problem and ": algorithms: " in problem
+    assert "CORAL" in problem and "CARFT" not in problem and "ERM" not in problem
+    assert "git clone https://github.com/facebookresearch/DomainBed" in problem
 
 
 def test_sweep_of_swad_has_its_published_checkpoint_freq():

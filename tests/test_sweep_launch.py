@@ -208,6 +208,8 @@ def test_dry_run_estimates_hours_from_step_times_in_records(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     text = "name: x\nalgorithms: [CARFT]\ntrials: 1\ndatasets: [PACS]\nsteps: 100\n"
     job, *_ = write_launched_sweep("out", text)
+    stdout = launch_data(["PACS"], "--data_dir", "D", "--dry-run", steps=100).stdout
+    assert stdout.endswith("once a job has records, or after carft preflight.\n")
     for step, seconds in ((0, 90.0), (50, 36.0)):
         record(job, step, step_time=seconds)
     stdout = launch_data(["PACS"], "--data_dir", "D", "--dry-run", steps=100).stdout

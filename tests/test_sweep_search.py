@@ -39,6 +39,17 @@ def test_override_replaces_and_adds_searched_values():
     assert cells["CLIPZeroShot"].searched == {}
 
 
+def test_hyperparameter_without_an_effect_on_a_method_is_not_searched(tmp_path):
+    disabled = parse(STAGES).jobs("D", tmp_path, chosen=())
+    plain = parse(STAGES.split("overrides:")[0])
+    assert plain.jobs("D", tmp_path, chosen=()) == disabled
+    assert {job.args["algorithm"] for job in plain.jobs("D", tmp_path)} == {"CARFT", "CLIPFineTune"}
+
+    both = parse(SEARCH.replace("{lr:", "{kl_weight: [1, 3], lr:"))
+    cells = {cell.algorithm: [*cell.searched] for cell in both.cells()}
+    assert cells == {"CARFT": ["kl_weight", "lr"], "CLIPFineTune": ["lr"], "CLIPZeroShot": []}
+
+
 @pytest.mark.parametrize("by_target", [False, True])
 def test_second_stage_trains_the_member_with_the_highest_mean_validation(by_target, tmp_path):
     choose_by = "\n  choose_by: target" if by_target else ""
@@ -113,6 +124,11 @@ def run_launch(out, max_finished=1000):
     return counts, len(unfinished)
 
 
+def finish_jobs(jobs):
+    for job in jobs:
+        write_results(job)
+
+
 def status_text(out):
     return "\n".join(printing.search_lines(states.read_state(out)))
 
@@ -152,6 +168,26 @@ def test_status_requests_a_launch_if_the_second_stage_does_not_start(tmp_path):
         write_results(job)
     assert "To launch the second, launch the sweep again." in status_text(tmp_path)
     assert states.read_state(tmp_path).as_dict()["search"]["needs_launch"]
+
+
+def test_launch_is_requested_after_the_first_stage_of_an_added_method(tmp_path):
+    added = parse(STAGES)
+    earlier = parse(STAGES.replace("CARFT, CLIPFineTune", "CARFT"))
+    launch.run_plan(launch.plan(earlier, "D", tmp_path, finish_jobs))
+
+    plan = launch.plan(added, "D", tmp_path, "pool")
+    assert len(plan.jobs_to_run) == 4 * 3 and len(plan.waiting_jobs) == 24
+    launch.write_manifest(added, tmp_path, plan.jobs, search=plan.state.search)
+    text = status_text(tmp_path)
+    assert "24 jobs: 12 done, 12 not launched" in text
+    assert "Second stage, trials 0, 1: 24 jobs when the first is done." in text
+    assert "chosen: PACS CARFT: lr=" in text
+
+    for job in plan.jobs_to_run:
+        write_results(job)
+    assert "To launch the second, launch the sweep again." in status_text(tmp_path)
+    plan = launch.plan(added, "D", tmp_path, "pool")
+    assert len(plan.jobs_to_run) == 8 and not plan.waiting_jobs
 
 
 MINIMAL_DECLARATION = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
@@ -194,7 +230,7 @@ ON_FIVE = "choose_on: {trials: {from: 5, n: 1}}"
         ),
         (
             "search: {values: {learning: [1, 2]}}",
-            r"search.values.learning\[0\]: no hyperparameter of CARFT",
+            r"search.values.learning: no hyperparameter of CARFT",
         ),
         (
             f"grid: {{lr: [1, 2]}}\nsearch: {{{VALUES}}}",

@@ -16,6 +16,14 @@ def read_folders(folder):
     return {job.folder for job in manifest.read(folder).jobs}
 
 
+@pytest.mark.parametrize("command", ["retry", "status"])
+def test_file_instead_of_a_folder_is_called_a_file(command, tmp_path):
+    (tmp_path / "FILE").touch()
+    done = carft(command, tmp_path / "FILE")
+    assert done.returncode == 1
+    assert f"{tmp_path}/FILE is a file; expected the --output_dir of a sweep" in done.stderr
+
+
 def test_retry_of_matching_jobs_keeps_their_earlier_attempts(sweep):
     folder, (a, b, *_) = sweep
     add_attempts(a, 1, 1, 1)

@@ -2,11 +2,17 @@
 
 import json
 import math
+import re
 import shlex
 
 import collect_sweeps
+import pytest
+import report_page
 
 from domainbed_carft import cli
+from domainbed_carft.errors import CarftError
+from domainbed_carft.report.page import write_report
+from domainbed_carft.results import collection
 from domainbed_carft.results.top import top
 
 
@@ -28,6 +34,50 @@ def test_row_shows_set_hparams_step_accuracies_and_folder(tmp_path, capsys):
     labels = ["PACS", "ERM", "A", "0", "wise_alpha", "1.0", str(entry.step)]
     assert row.split() == [*labels, *percent, str(tmp_path / "trial-0")]
     assert shared.endswith(": kl_weight 3")
+
+
+def test_entries_are_in_the_order_of_the_tables(tmp_path):
+    """DomainBed's order: VLCS comes before PACS, and DomainNet after both."""
+    for dataset in ("DomainNet", "PACS", "VLCS"):
+        algorithms = ["ERM", "CARFT"]
+        collect_sweeps.write_sweep(tmp_path / dataset, algorithms, choices=1, dataset=dataset)
+    collected = collection.gather([tmp_path], methods=["oracle"])
+    expected = [
+        (table.dataset, row)
+        for table in collect_sweeps.collect(collected).tables
+        for row in table.rows
+        if not table.averages
+    ]
+    assert expected[::2] == [(name, "CARFT") for name in ("VLCS", "PACS", "DomainNet")]
+    entries = top(collected).entries
+    assert [*dict.fromkeys((entry.dataset, entry.row) for entry in entries)] == expected
+
+
+def test_functions_use_the_options_that_come_with_a_collection(tmp_path, monkeypatch):
+    report_page.skip_drawing(monkeypatch)
+    collect_sweeps.write_sweep(tmp_path / "sweep", ["CARFT"], choices=1)
+    collected = collection.gather([tmp_path / "sweep"])
+    assert collected.methods == ["training-domain", "oracle"]
+
+    def list_methods(**options):
+        tables = collect_sweeps.collect(collected, **options).tables
+        entries = top(collected, **options).entries
+        write_report(collected, tmp_path / "report", **options)
+        page = report_page.read(tmp_path / "report").text
+        title = re.search("<dt>Selected by</dt>\\s*<dd>(.*?)</dd>", page)[1]
+        return {table.selection for table in tables}, {entry.selection for entry in entries}, title
+
+    oracle = "test-domain validation set (oracle)"
+    assert list_methods(methods=["oracle"]) == ({"oracle"}, {"oracle"}, oracle)
+    names = {*collected.methods}
+    assert list_methods() == (names, names, "training-domain validation set")
+
+    for options in ({"by": ["lr"]}, {"ignored": ["versions"]}, {"methods": ["in-domain"]}):
+        for function in (collect_sweeps.collect, top):
+            with pytest.raises(CarftError, match=next(iter(options.values()))[0]):
+                function(collected, **options)
+        with pytest.raises(CarftError, match=next(iter(options.values()))[0]):
+            write_report(collected, tmp_path / "report", **options)
 
 
 def test_first_of_equal_jobs_without_targets_is_chosen(tmp_path):

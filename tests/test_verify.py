@@ -89,6 +89,11 @@ def test_changed_copies_of_pacs_are_reported(change, status, sentence):
             "broken",
             "in 'z' are not the ones in 'art': missing 'Alarm_Clock', extra 'Alarm Clock'. Labels",
         ),
+        (
+            {**even(["caf\u00e9", "dog"]), "z": {"cafe\u0301": 1, "dog": 1}},
+            "broken",
+            r"missing 'café', extra 'cafe\\u0301'. Labels .* [(]two names look equal",
+        ),
     ],
 )
 def test_environments_of_a_dataset_must_have_the_same_classes(counts, status, sentence):
@@ -147,7 +152,7 @@ def test_verify_decodes_images_and_prints_json(tmp_path):
     assert carft("verify", root).returncode == 0  # found only by decoding
     done = carft("verify", root, "--decode")
     assert done.returncode == 1
-    assert "1 image cannot be decoded (download again): 'photo/dog/page" in done.stdout
+    assert "1 image cannot be decoded (restore the original): 'photo/dog/page" in done.stdout
 
 
 def test_list_contains_all_datasets():
@@ -180,6 +185,14 @@ def test_listing_equals_torchvisions_image_folder(tmp_path):
     assert listed.faults["link"] == ["art/cat/gone.png"]
 
 
+def test_files_without_an_images_extension_are_counted_and_named_by_extension(tmp_path):
+    root = grow(tmp_path / "mine", even(["cat", "dog"]))
+    write(root / "art" / "cat", ["1.gif", "2.GIF", "deeper/3.gif", "notes.txt", "README"])
+    (note,) = verify.verify(str(root)).notes
+    assert note.startswith("5 files without an image's extension are skipped: ")
+    assert "3 .gif, 1 without extension, 1 .txt" in note and ".jpg, .jpeg, .png" in note
+
+
 def test_unreadable_files_are_reported_and_not_read(tmp_path):
     root = grow(tmp_path / "mine", even(["cat", "dog"]), jpeg())
     cat = root / "art" / "cat"
@@ -194,7 +207,7 @@ def test_unreadable_files_are_reported_and_not_read(tmp_path):
     document = json.loads(done.stdout)
     assert done.returncode == 1 and document["damaged"] == []
     empty, links, unreadable, of_macos = document["problems"]
-    assert empty == "1 empty file (download again): 'art/cat/empty.jpg'"
+    assert empty == "1 empty file (restore the original): 'art/cat/empty.jpg'"
     assert re.search("^2 links to nothing .*: 'art/cat/(gone|circle).jpg', ", links)
     assert re.search("^2 paths that cannot be read .*: 'art/dog/", unreadable)
     assert of_macos == "1 macOS file with an image's name (delete): 'art/cat/._0.jpg'"

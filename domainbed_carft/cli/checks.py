@@ -41,6 +41,13 @@ def _add_doctor(commands: Any) -> None:
         action="store_true",
         help="also run two training steps on EmojiStyles with the domainbed in use",
     )
+    parser.add_argument(
+        "--algorithm",
+        metavar="NAME",
+        default="CARFT",
+        help="the algorithm of these steps (default: CARFT); an algorithm of your checkout trains "
+        "the embedded CLIP model as well",
+    )
 
 
 def _add_check(commands: Any) -> None:
@@ -110,4 +117,13 @@ def _add_download(commands: Any) -> None:
         "--accept-different",
         action="store_true",
         help="install data that can be used, but differs from all known editions",
+    )
+    parser.add_argument(
+        "--from",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        dest="given_files",
+        help="use this file instead of downloading it, or all files in a folder; can be repeated",
     )

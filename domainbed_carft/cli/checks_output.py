@@ -18,7 +18,7 @@ def doctor_command(arguments: argparse.Namespace) -> int:
     """Print the findings and a conclusion; return 1 if there is a problem."""
     from domainbed_carft import doctor  # with as few imports as possible, which can be damaged
 
-    findings = doctor.diagnose(with_training=arguments.train)
+    findings = doctor.diagnose(arguments.train, arguments.algorithm)
     problems = sum(finding.state == doctor.PROBLEM for finding in findings)
     if arguments.json:
         rows = [vars(finding) for finding in findings]
@@ -155,7 +155,7 @@ def download_command(arguments: argparse.Namespace) -> None:
     from domainbed_carft.suites import known_data
 
     report = known_data.download_data(
-        arguments.data, arguments.data_dir, arguments.accept_different
+        arguments.data, arguments.data_dir, arguments.accept_different, arguments.given_files
     )
     print(report.as_text())
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from domainbed_carft.flags import FlagParser
 from domainbed_carft.text import near_matches, unknown
 
 WIDTH = 79
@@ -65,7 +66,10 @@ PAGES = {
     ),
     "carft data download": HelpPage(
         "NAME --data_dir DIR [options]",
-        {"carft data download PACS --data_dir DATA": "download, verify, install"},
+        {
+            "carft data download PACS --data_dir DATA": "download, verify, install",
+            "carft data download PACS --data_dir DATA --from PACS.zip": "if the link is dead",
+        },
     ),
     "carft collect": HelpPage(
         "DIR... [options]",
@@ -142,13 +146,14 @@ PAGES = {
             "carft check my_method.py --without processes": "your own method, quickly",
         },
     ),
+    "carft sweep list": HelpPage("", {"carft sweep list": "names and descriptions"}),
     "carft sweep launch": HelpPage(
         "SWEEP --output_dir DIR [options]",
         {
             "carft sweep launch demo --output_dir OUT --dry-run": "show the cost, start nothing",
             "carft sweep launch demo --output_dir OUT": "run or resume the sweep on this machine",
-            "carft sweep launch peers --data_dir DATA --output_dir OUT --launcher slurm": (
-                "on a cluster"
+            "carft sweep launch peers --data_dir DATA --output_dir OUT --launcher slurm --gpus 1": (
+                "on a cluster, a GPU for each job"
             ),
         },
     ),
@@ -173,6 +178,13 @@ PAGES = {
 }
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keep the lines of the description, and never break a flag at its hyphens."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
     """Subcommands whose help in the list is also their description by default.
 
@@ -192,7 +204,7 @@ class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
         return parser
 
 
-class CommandParser(argparse.ArgumentParser):
+class CommandParser(FlagParser):
     """The parser of a command, whose help has the command's `HelpPage` before the options.
 
     Attributes:
@@ -213,7 +225,7 @@ class CommandParser(argparse.ArgumentParser):
             summary = self.description or ""
             self.usage = f"{self.prog} {page.arguments}"
             self.description = page.text(f"{summary[:1].upper()}{summary[1:].rstrip('.')}.")
-            self.formatter_class = argparse.RawDescriptionHelpFormatter
+            self.formatter_class = _HelpFormatter
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

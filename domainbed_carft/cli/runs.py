@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft.arguments import MAX_BATCH_SIZE, MAX_WORKERS
 from domainbed_carft.cli.help_pages import comma_separated
 from domainbed_carft.errors import CarftError, is_out_of_memory
+from domainbed_carft.flags import FlagParser
 from domainbed_carft.jobs.folder import RECORDS, WEIGHTS
 from domainbed_carft.jobs.manifest import NAME as MANIFEST
 from domainbed_carft.jobs.records import DEPTH
@@ -68,7 +71,7 @@ def _add_evaluate(commands: Any) -> None:
         ("sweep", "a sweep's output folder", [path, selection, jobs, loading]),
         ("sweep-on-suite", "a sweep's output folder with --suite", [path, jobs, loading]),
     ):
-        mode = argparse.ArgumentParser(prog=parser.prog, description=title, parents=parents)
+        mode = FlagParser(prog=parser.prog, description=title, parents=parents)
         mode.set_defaults(run=functools.partial(_run, f"evaluate-{name}"))
         modes[name] = mode
     parser.choose_mode = lambda arguments: modes.get(_choose_mode(arguments))
@@ -260,14 +263,14 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     loading = parser.add_argument_group("loading")
     loading.add_argument(
         "--batch-size",
-        type=at_least(1),
+        type=at_least(1, MAX_BATCH_SIZE),
         default=BATCH_SIZE,
         metavar="N",
         help=f"images per batch (default: {BATCH_SIZE})",
     )
     loading.add_argument(
         "--workers",
-        type=at_least(0),
+        type=at_least(0, MAX_WORKERS),
         metavar="N",
         help="number of processes that load images (default: one per core, or 0 for few images)",
     )
@@ -323,13 +326,14 @@ def _run(name: str, arguments: argparse.Namespace) -> int | None:
         ) from error
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """Return an argparse type for whole numbers of at least ``minimum``."""
+def at_least(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers of at least ``minimum``, up to a ``maximum``."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < minimum:
+        if not text.isdecimal() or not minimum <= int(text) <= maximum:
+            limit = f" and at most {maximum}" if maximum < math.inf else ""
             raise argparse.ArgumentTypeError(
-                f"{text!r}; expected a whole number of at least {minimum}"
+                f"{text!r}; expected a whole number of at least {minimum}{limit}"
             )
         return int(text)
 

@@ -24,7 +24,7 @@ from domainbed_carft.results.collection import Collection as CollectedRuns
 from domainbed_carft.results.evaluations import ECE_BINS
 from domainbed_carft.runs import SOME_SKIPPED
 from domainbed_carft.runs.evaluate import evaluate, evaluate_on_suite
-from domainbed_carft.runs.export import export
+from domainbed_carft.runs.export import describe_unknown_transforms, export
 from domainbed_carft.runs.predict import (
     ImagePrediction,
     find_images,
@@ -140,9 +140,10 @@ def evaluate_sweep_on_suite_command(arguments: argparse.Namespace) -> int:
     measured = list(outcomes.values()).count(True)
     log(f"evaluate: {quantity(measured, 'run')} measured on {arguments.suite}")
     print_lines(*describe_warnings(warnings), stream=sys.stderr)
-    if not any(isinstance(outcome, str) for outcome in outcomes.values()):
+    is_problem = [isinstance(outcome, str) for outcome in outcomes.values()]
+    if not any(is_problem):
         return 0
-    return SOME_SKIPPED if suite_tables else 1
+    return 1 if all(is_problem) else SOME_SKIPPED
 
 
 def _get_loading(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -224,8 +225,8 @@ def wise_ft_command(arguments: argparse.Namespace) -> int:
             append_record(run.path, part)
 
     if saved_alphas:
-        alphas_text = quantity(len(saved_alphas), "alpha")
-        print_lines(f"Results and weights of {alphas_text}: {arguments.output}")
+        sets_text = quantity(len(saved_alphas), "set of weights", "sets of weights")
+        print_lines(f"Saved the results and {sets_text} in {arguments.output}")
     else:
         hint = "to save weights, add --save all or some of --alphas"
         print_lines(f"Results: {arguments.output}; {hint}")
@@ -287,6 +288,7 @@ def export_command(arguments: argparse.Namespace) -> None:
     print_lines(
         *_choice_lines(arguments, run),
         f"{arguments.output}: {description} (see {exported.readme})",
+        *describe_unknown_transforms(run),
     )
 
 

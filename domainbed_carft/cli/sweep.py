@@ -25,6 +25,7 @@ def add_to(commands: Any) -> None:
         "sweep", help="launch many jobs, watch them, and resume them after an interruption"
     )
     subcommands = sweep.add_subparsers(required=True, metavar="COMMAND")
+    subcommands.add_parser("list", run=_run, help="list the included sweeps")
     _add_launch(subcommands)
 
     status = _add_on_sweep(subcommands, "status", "show the state of each job")
@@ -141,10 +142,14 @@ def _add_on_sweep(subcommands: Any, name: str, description: str) -> Any:
 
 def _add_sweep(parser: Any, remark: str = "") -> None:
     add = parser.add_argument
-    add("sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep")
-    add("--data_dir", help="folder that contains the datasets' folders")
+    add(
+        "sweep",
+        metavar="SWEEP",
+        help="a sweep file, or the name of an included sweep (carft sweep list)",
+    )
+    add("--data_dir", metavar="DIR", help="folder that contains the datasets' folders")
     folder = f"output folder of the sweep{remark}"
-    add("--output_dir", type=Path, required=True, help=folder)
+    add("--output_dir", type=Path, metavar="DIR", required=True, help=folder)
 
 
 def _add_yes(parser: Any) -> None:
@@ -164,5 +169,8 @@ def _add_launcher_options(parser: Any, group: Any, option_classes: Iterable[type
         action = "append" if field.metadata["repeated"] else "store"
         help_text = f"{launchers}: {description}"
         group.add_argument(
-            f"--{name.replace('_', '-')}", action=action, metavar="VALUE", help=help_text
+            f"--{name.replace('_', '-')}",
+            action=action,
+            metavar=field.metadata["metavar"],
+            help=help_text,
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from domainbed_carft.errors import CarftError, invalid, raise_for
+from domainbed_carft.launchers.options import SlurmOptions
 from domainbed_carft.sweep import printing, states, upkeep
 from domainbed_carft.text import print_lines, quantity
 
@@ -70,6 +71,15 @@ def _describe_result(preflight: Preflight) -> str:
     if counts["warning"]:
         return f"Passed with {quantity(counts['warning'], 'warning')} of {rows}, see the arrows."
     return f"Passed: {rows}, {counts['skipped']} of them skipped."
+
+
+def list_command(arguments: argparse.Namespace) -> None:
+    """Print name and description of each included sweep."""
+    from domainbed_carft.sweep import declaration_file
+
+    descriptions = declaration_file.read_descriptions().items()
+    width = max(len(name) for name, _ in descriptions)
+    print_lines(*(f"{name:{width}}  {description}" for name, description in descriptions))
 
 
 def launch_command(arguments: argparse.Namespace) -> int:
@@ -138,6 +148,8 @@ def _print_plan(plan: LaunchPlan) -> Preflight | None:
     lines += [f"Data: {check.description}." for check in plan.data_checks]
     if plan.skips_training_in_splits is not None:
         lines.append(printing.evaluation_line(plan.skips_training_in_splits))
+    if isinstance(plan.launcher_options, SlurmOptions):
+        lines.append(printing.request_line(plan.launcher_options))
 
     preflight = None
     try:
@@ -204,7 +216,10 @@ def status_command(arguments: argparse.Namespace) -> int:
 def retry_command(arguments: argparse.Namespace) -> None:
     """Allow failed jobs to run again, and print their number."""
     report = upkeep.retry(arguments.output_dir, arguments.only)
-    retried = f"{len(report.retried)} of {len(report.failed)} failed jobs"
+    if not report.failed:
+        print("No job has failed.")
+        return
+    retried = f"{len(report.retried)} of {quantity(len(report.failed), 'failed job')}"
     print(f"{retried} will be retried by the next launch.")
 
 
@@ -247,6 +262,7 @@ def clean_command(arguments: argparse.Namespace) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "demo": demo_command,
     "preflight": preflight_command,
+    "list": list_command,
     "launch": launch_command,
     "status": status_command,
     "retry": retry_command,

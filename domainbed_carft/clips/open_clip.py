@@ -312,12 +312,33 @@ def build_image_encoder(config: Config) -> Any:
     return _create_model({"model_cfg": {**config["model_cfg"], "text_cfg": _SMALL_TEXT}}).visual
 
 
-def save(folder: Path, state: Mapping[str, Tensor], architecture: str, tokenizer: Any) -> None:
+def save(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    architecture: str,
+    preprocessing: Preprocessing,
+    tokenizer: Any,
+) -> None:
     """Write a model with its tokenizer into ``folder``, for loading by ``local-dir:``.
 
-    Raises OSError if the folder cannot be written.
+    Args:
+        folder: An existing folder.
+        state: The state dict of the model.
+        architecture: The model's configuration as JSON.
+        preprocessing: The transform of images, which replaces that of the configuration.
+        tokenizer: The model's tokenizer.
+
+    Raises:
+        OSError: The folder cannot be written.
     """
-    (folder / CONFIG).write_text(json.dumps(json.loads(architecture), indent=2) + "\n")
+    config = json.loads(architecture)
+    config["preprocess_cfg"] |= {
+        "interpolation": preprocessing.interpolation,
+        "resize_mode": preprocessing.resize,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     weights.save_tensors(folder / WEIGHTS, state)
     if hasattr(tokenizer, "save_pretrained"):  # OpenAI's is in the package
         tokenizer.save_pretrained(folder)

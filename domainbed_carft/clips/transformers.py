@@ -65,7 +65,7 @@ def save(
         state: The state dict of a CLIP model of clip or open_clip.
         model_config: The ``model_cfg`` of its open_clip configuration, valid for
             `require_supported`.
-        preprocessing: The images that its image encoder expects.
+        preprocessing: The transform of images.
 
     Raises:
         OSError: The folder cannot be written.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -36,12 +37,18 @@ class Findings:
     edition: str | None = None  # the edition with the same counts
 
 
-def compare(name: str, counts: Counts) -> Findings:
-    """Compare a dataset with the benchmark ``name``, or its environments with each other."""
+def compare(name: str, counts: Counts, is_list: bool = False) -> Findings:
+    """Compare a dataset with the benchmark ``name``, or its environments with each other.
+
+    Args:
+        name: Name of the dataset.
+        counts: Its images.
+        is_list: True if a list names the environments, so that none is a stray folder.
+    """
     findings = Findings()
     benchmark = benchmarks.BENCHMARKS.get(name)
     if benchmark is None:
-        _check_own_dataset(counts, findings)
+        _check_own_dataset(counts, is_list, findings)
         return findings
 
     names = list(counts)
@@ -75,9 +82,11 @@ def _match_environments(benchmark: Benchmark, names: Sequence[str]) -> bool:
     return all(normalise_name(name) in valid for name, valid in zip(names, known_names))
 
 
-def _check_own_dataset(counts: Counts, findings: Findings) -> None:
+def _check_own_dataset(counts: Counts, is_list: bool, findings: Findings) -> None:
     """Add findings about a dataset that is not a benchmark."""
-    environments = {name: classes for name, classes in counts.items() if not STRAY.match(name)}
+    environments = {
+        name: classes for name, classes in counts.items() if is_list or not STRAY.match(name)
+    }
     findings.problems += [
         f"DomainBed would read the folder {name!r} as environment {position}; move the folder out "
         "of the data folder"
@@ -140,6 +149,8 @@ def require_same_classes(classes: Mapping[str, Collection[str]]) -> None:
         fault = (
             f"only one of them has {quote_names(differing)}" if differing else "the order differs"
         )
+        if _has_lookalikes(differing):
+            fault += f" ({_LOOKALIKES})"
         raise CarftError(
             f"environments {first!r} and {environment!r} must have the same classes; {fault}"
         )
@@ -151,10 +162,26 @@ def counts_digest(counts: Counts) -> str:
 
 
 def quote_names(names: Iterable[str], limit: int = MAX_EXAMPLES) -> str:
-    """Quote the first names, and append the number of the others."""
+    """Quote the first names, and append the number of the others.
+
+    Combining characters are escaped, since a name with them can look like another name.
+    """
     names = list(names)
     ending = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return ", ".join(map(repr, names[:limit])) + ending
+    quoted = [
+        repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
+        for name in names[:limit]
+    ]
+    return ", ".join(quoted) + ending
+
+
+_LOOKALIKES = "two names look equal, but one is in the Unicode form NFC and the other in NFD"
+
+
+def _has_lookalikes(names: Iterable[str]) -> bool:
+    """Return True if some of the distinct names are displayed alike."""
+    distinct = {*names}
+    return len({unicodedata.normalize("NFC", name) for name in distinct}) < len(distinct)
 
 
 def normalise_name(name: str) -> str:
@@ -223,10 +250,11 @@ def _wrong_classes(
     missing = quote_names(name for name in expected if name not in folders) or "none"
     extra = quote_names(name for name in folders if name not in expected) or "none"
     pairs = enumerate(zip_longest(folders, expected))
+    hint = f" ({_LOOKALIKES})" if _has_lookalikes([*expected, *folders]) else ""
     first_wrong_label = next(label for label, (folder, name) in pairs if folder != name)
     return (
         f"the class folders in {quote_names(names)} are not {reference}: missing {missing}, extra "
-        f"{extra}. Labels are wrong from {first_wrong_label} on; make the class folders equal"
+        f"{extra}. Labels are wrong from {first_wrong_label} on; make the class folders equal{hint}"
     )
 
 

@@ -1,8 +1,8 @@
 """``carft data download``: from DomainBed's sources to a verified folder.
 
 Archives are kept in a work folder next to the dataset until the dataset is complete. An archive
-that is already there, downloaded or put there by hand, is not downloaded again. Follows upstream's
-domainbed/scripts/download.py at b93c22a.
+that is already there is not downloaded again; files of the user are linked there. Follows
+upstream's domainbed/scripts/download.py at b93c22a.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shlex
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,15 @@ Verify = Callable[[str, Path], verify.DataReport]
 PATIENCE_SECONDS = 60.0
 _MIN_PROGRESS_BYTES = 1 << 18
 
+_MANUAL_HINT = "If the link is dead, get the file elsewhere, and rerun the command with --from FILE"
+
 
 def download(
-    name: str, data_dir: Path, fetch: Fetch | None = None, accept_different: bool = False
+    name: str,
+    data_dir: Path,
+    fetch: Fetch | None = None,
+    accept_different: bool = False,
+    given_files: Sequence[Path] = (),
 ) -> verify.DataReport:
     """Download, unpack, prepare and verify a benchmark, and then move it to ``data_dir``.
 
@@ -43,6 +49,7 @@ def download(
         data_dir: Folder of the datasets' folders.
         fetch: Function of a URL and a path that downloads a file, or resumes the download.
         accept_different: Accept data that differs from the known editions.
+        given_files: Files that need no download, or folders that contain them. They are only read.
 
     Returns:
         The report of the verification; its status is "verified", or "differs" if accepted.
@@ -62,6 +69,7 @@ def download(
         verify_data=verify.verify,
         fetch=fetch,
         accept_different=accept_different,
+        given_files=given_files,
     )
 
 
@@ -73,6 +81,7 @@ def install(
     verify_data: Verify,
     fetch: Fetch | None = None,
     accept_different: bool = False,
+    given_files: Sequence[Path] = (),
 ) -> verify.DataReport:
     """Download and unpack ``sources``, prepare and verify the data, and move it to ``target``.
 
@@ -84,6 +93,7 @@ def install(
         verify_data: Function of the name and a data folder that returns a report.
         fetch: See `download`.
         accept_different: See `download`.
+        given_files: See `download`.
 
     Returns:
         The report of the verification.
@@ -98,12 +108,14 @@ def install(
             f"{shlex.quote(str(data_dir))}`, or move the folder away to download again"
         )
 
+    files_by_source = _find_given_files(name, sources, given_files)
     work = _WorkFolder(data_dir / f".{target.name}.download", target.name)
     try:
         with remove_empty_folders_on_error(
             work.unpacked, work.ready.parent, work.archives, work.root
         ):
             work.clear()
+            _link_given_files(files_by_source, work)
             _fetch_all(sources, work, fetch or _fetch)
             _prepare(sources, work, prepare)
             report = verify_data(name, work.ready.parent)
@@ -128,7 +140,7 @@ class _WorkFolder:
 
     @property
     def archives(self) -> Path:
-        """Files that were downloaded, or put there by hand."""
+        """Files that were downloaded or put there by hand, and links to files of the user."""
         return self.root / "archives"
 
     @property
@@ -157,7 +169,7 @@ def _require_expected(report: verify.DataReport, work: _WorkFolder, accept_diffe
     sentences = report.problems or [*report.differences, *report.notes]
     hint = "" if report.problems else ". To install the data anyway, pass --accept-different"
     raise CarftError(
-        f"{report.name} was downloaded but is not as expected: {'; '.join(sentences)}. The data is "
+        f"{report.name} was unpacked but is not as expected: {'; '.join(sentences)}. The data is "
         f"in {work.ready.parent}. To download an archive again, delete the file in {work.archives} "
         f"and rerun{hint}"
     )
@@ -179,18 +191,62 @@ def remove_empty_folders_on_error(*folders: Path) -> Iterator[None]:
         raise
 
 
+def _find_given_files(
+    name: str, sources: Sequence[benchmarks.Source], given: Sequence[Path]
+) -> dict[str, Path]:
+    """Return the user's files by the names of the sources; raise CarftError for any other file.
+
+    If a dataset has a single source, its file can have any name.
+    """
+    expected = f"expected {' or '.join(source.file for source in sources)}"
+    files: dict[str, Path] = {}
+    for path in given:
+        if not path.exists():
+            raise CarftError(f"--from {path} does not exist; {expected}, or a folder that has it")
+
+        if path.is_dir():
+            found = {source.file: path / source.file for source in sources}
+            found = {file: candidate for file, candidate in found.items() if candidate.is_file()}
+            if not found:
+                raise CarftError(f"--from {path} has no file of {name}, {expected}")
+            files |= found
+        elif len(sources) == 1:
+            files[sources[0].file] = path
+        elif path.name in {source.file for source in sources}:
+            files[path.name] = path
+        else:
+            raise CarftError(f"--from {path} is not a file of {name}, {expected}")
+
+    for source in sources:
+        if source.file in files:
+            archives.check(files[source.file], source.is_archive)
+    return files
+
+
+def _link_given_files(files: Mapping[str, Path], work: _WorkFolder) -> None:
+    """Link the user's files into the work folder, where the links replace those of before."""
+    for name, path in files.items():
+        link = work.archives / name
+        if link.is_symlink():
+            link.unlink()
+        elif link.exists():
+            raise CarftError(f"{link} already exists; delete it to use {path}")
+        link.symlink_to(path.resolve())
+
+
 def _fetch_all(sources: Sequence[benchmarks.Source], work: _WorkFolder, fetch: Fetch) -> None:
     """Download the missing archives; raise CarftError for one that fails or is damaged."""
     for source in sources:
         path = work.archives / source.file
         try:
             if not path.is_file():
+                path.unlink(missing_ok=True)  # a link to a file that the user has moved
                 print(f"{path.name}: fetching {source.url}", file=sys.stderr)
                 with_time_limit(functools.partial(fetch, source.url, path))
         except Exception as error:  # a dozen types, from sockets to Google Drive's quota page
             raise CarftError(
                 f"downloading {source.url} failed ({type(error).__name__}: {error}). Rerun the "
-                f"command to resume. {_manual_hint(path)}"
+                f"command to resume. {_MANUAL_HINT}"
             ) from error
         with _rename_damaged(sources, work):
             archives.check(path, source.is_archive)
@@ -240,25 +296,23 @@ def _rename_damaged(sources: Sequence[benchmarks.Source], work: _WorkFolder) -> 
     """Rename an archive for which the block raises BadFile, so that it is downloaded again.
 
     Raises:
-        CarftError: instead of BadFile, with the URL of the archive.
+        CarftError: instead of BadFile, with the URL of the archive, or the path of the user's file.
     """
     try:
         yield
     except BadFile as error:
         path = work.archives / error.name
+        if path.is_symlink():
+            given = path.readlink()
+            path.unlink()
+            raise CarftError(f"{given} {error.fault}. Get the file again") from error
+
         renamed = path.rename(work.archives / f"{error.name}.damaged")
         url = next(source.url for source in sources if source.file == error.name)
         raise CarftError(
             f"{path}, from {url}, {error.fault}; the file was renamed to {renamed.name}. Rerun the "
-            f"command to download again. {_manual_hint(path)}"
+            f"command to download again. {_MANUAL_HINT}"
         ) from error
-
-
-def _manual_hint(path: Path) -> str:
-    return (
-        f"If the link is dead, get the file by hand, save it as {path} (create the folder), "
-        "and rerun the command"
-    )
 
 
 def _fetch(url: str, path: Path) -> None:

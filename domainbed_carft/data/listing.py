@@ -2,7 +2,7 @@
 
 Images are counted in the same way as by torchvision's ImageFolder: links are followed, nested
 folders belong to their class, and an image is a file with an image's extension. A CSV file can list
-any files, in any folder.
+images in any folder.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import csv
 import io
 import os
 import stat
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from domainbed_carft.data.comparison import quote_names
 from domainbed_carft.errors import CarftError
@@ -29,7 +31,7 @@ LIST_COLUMNS = ("path", "environment", "class")
 
 # Kinds of files that end a job or give it wrong images, with hints.
 FAULT_KINDS = {
-    "empty file": "(download again)",
+    "empty file": "(restore the original)",
     "link": "to nothing (restore the target)",
     "path": "that cannot be read (repair or delete)",
     "macOS file": "with an image's name (delete)",
@@ -44,6 +46,7 @@ class Listing:
     counts: dict[str, dict[str, int]]  # environment -> class -> number of images; in label order
     images: list[str]  # all counted images, class by class, in ImageFolder's order
     faults: dict[str, list[str]]  # paths of faulty files, by FAULT_KINDS
+    skipped: Counter[str] = field(default_factory=Counter)  # other files in folders, by extension
 
     def paths(self) -> dict[str, dict[str, list[str]]]:
         """Return the full paths of the images, by environment and class."""
@@ -63,6 +66,24 @@ class Listing:
             if paths
         ]
 
+    @property
+    def notes(self) -> list[str]:
+        """A sentence about the skipped files, if there are any."""
+        if not self.skipped:
+            return []
+        count = quantity(self.skipped.total(), "file")
+        verb = "is" if self.skipped.total() == 1 else "are"
+        kinds = [
+            f"{number:,} {extension or 'without extension'}"
+            for extension, number in sorted(
+                self.skipped.items(), key=lambda kind: (-kind[1], kind[0])
+            )
+        ]
+        return [
+            f"{count} without an image's extension {verb} skipped: {', '.join(kinds)}. Images end "
+            f"in {', '.join(IMAGE_EXTENSIONS)}; convert other images"
+        ]
+
 
 def list_environments(root: Path) -> Listing:
     """List a folder environment/class/image or a CSV file; raise CarftError if it is invalid."""
@@ -74,7 +95,7 @@ def list_environments(root: Path) -> Listing:
     for environment in _list_subfolders(root, "environment"):
         counts[environment] = {}
         try:
-            class_names, _ = _list_entries(root / environment)
+            class_names = _list_entries(root / environment).folders
         except OSError:
             faults["path"].append(environment)
         else:
@@ -115,6 +136,12 @@ def read_list(file: Path) -> dict[str, dict[str, dict[str, int]]]:
                     f"{file}:{line}: got {values!r:.200}, expected a value for each column: "
                     f"{', '.join(reader.fieldnames or ())}"
                 )
+            if not path.lower().endswith(IMAGE_EXTENSIONS):
+                raise CarftError(
+                    f"{file}:{line}: {path!r} does not end in {', '.join(IMAGE_EXTENSIONS)}; only "
+                    "these files are images, as in folders. Convert or rename it, or remove the "
+                    "line"
+                )
             path = os.path.normpath(path)
             if lines.setdefault(path, line) != line:
                 raise CarftError(
@@ -126,6 +153,23 @@ def read_list(file: Path) -> dict[str, dict[str, dict[str, int]]]:
     if not environments:
         raise CarftError(f"{file} lists no images; expected a line for each image")
     return {name: dict(sorted(classes.items())) for name, classes in sorted(environments.items())}
+
+
+def _require_distinct_images(file: Path, lines: Mapping[str, int]) -> None:
+    """Raise CarftError if two paths lead to one image, such as a relative and an absolute one.
+
+    Args:
+        file: The CSV file.
+        lines: Path of each image -> line.
+    """
+    paths: dict[str, str] = {}  # path without links -> path in the list
+    for path, line in sorted(lines.items(), key=lambda item: item[1]):
+        earlier_path = paths.setdefault(os.path.realpath(file.parent / path), path)
+        if earlier_path != path:
+            raise CarftError(
+                f"{file}:{line}: {path!r} is the same image as {earlier_path!r} in line "
+                f"{lines[earlier_path]}; list each image once"
+            )
 
 
 def _read_text(file: Path) -> str:
@@ -149,9 +193,11 @@ def _list_file(file: Path) -> Listing:
     class_names = sorted({name for classes in environments.values() for name in classes})
     listing = Listing(file.parent, {}, [], {kind: [] for kind in FAULT_KINDS})
     missing = []
+    all_lines: dict[str, int] = {}
     for environment, classes in environments.items():
         listing.counts[environment] = {name: len(classes.get(name, ())) for name in class_names}
         for lines in classes.values():
+            all_lines |= lines
             listing.images.extend(sorted(lines, key=lambda path: path.rpartition("/")))
             for path, line in lines.items():
                 kind = _fault_kind(file.parent / path)
@@ -164,6 +210,7 @@ def _list_file(file: Path) -> Listing:
             f"{file}: {quantity(len(missing), 'image')} not found; correct the paths, which are "
             f"relative to the folder of the file: {quote_names(missing)}"
         )
+    _require_distinct_images(file, all_lines)
     return listing
 
 
@@ -181,19 +228,17 @@ def list_classes(root: Path, names: Container[str] | None = None) -> Listing:
 def _list_subfolders(root: Path, kind: str) -> list[str]:
     """Return the sorted names of sub-folders; raise CarftError if ``root`` cannot be read."""
     try:
-        names, _ = _list_entries(root)
+        return _list_entries(root).folders
     except OSError as error:
         raise CarftError(
             f"{root} cannot be read as a folder ({error.strerror}); expected a folder with one "
             f"sub-folder per {kind}"
         ) from error
-    return names
 
 
 def count_loose_images(root: Path) -> int:
     """Return the number of images directly in ``root``."""
-    _, images = _list_entries(root)
-    return len(images)
+    return len(_list_entries(root).images)
 
 
 def _list_images(listing: Listing, pairs: Sequence[tuple[str, str]]) -> Listing:
@@ -217,18 +262,19 @@ def _add_images(listing: Listing, folder: str, ancestors: tuple[str, ...]) -> No
     try:
         if real_path in ancestors:  # torchvision would follow such a link endlessly
             raise OSError
-        folders, files = _list_entries(listing.root / folder)
+        entries = _list_entries(listing.root / folder)
     except OSError:
         listing.faults["path"].append(folder)
         return
 
-    for entry in files:
+    listing.skipped.update(Path(name).suffix.lower() for name in entries.other_files)
+    for entry in entries.images:
         path = f"{folder}/{entry.name}"
         listing.images.append(path)
         kind = _fault_kind(entry)
         if kind:
             listing.faults[kind].append(path)
-    for name in folders:
+    for name in entries.folders:
         _add_images(listing, f"{folder}/{name}", (*ancestors, real_path))
 
 
@@ -248,14 +294,23 @@ def _fault_kind(entry: os.DirEntry[str] | Path) -> str:
     return "macOS file" if entry.name.startswith("._") else ""
 
 
-def _list_entries(folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:
-    """Return the sorted names of sub-folders, and the entries with an image's extension."""
+class _Entries(NamedTuple):
+    folders: list[str]  # sorted names of sub-folders
+    images: list[os.DirEntry[str]]  # with an image's extension
+    other_files: list[str]  # names
+
+
+def _list_entries(folder: Path) -> _Entries:
+    """Return the content of a folder."""
     folders = []
     images = []
+    other_files = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if os.path.isdir(entry.path):
                 folders.append(entry.name)
             elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
                 images.append(entry)
-    return sorted(folders), images
+            else:
+                other_files.append(entry.name)
+    return _Entries(sorted(folders), images, other_files)

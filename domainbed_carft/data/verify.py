@@ -185,14 +185,14 @@ def verify_folder(name: str, root: Path, decode: bool = False) -> DataReport:
 
 def verify_listing(name: str, listing: Listing, decode: bool = False) -> DataReport:
     """Verify the listed folder of the dataset ``name``."""
-    findings = comparison.compare(name, listing.counts)
+    findings = comparison.compare(name, listing.counts, is_list(name))
     report = DataReport(
         name=name,
         root=listing.root,
         counts=listing.counts,
         problems=[*findings.problems, *listing.problems],
         differences=findings.differences,
-        notes=findings.notes,
+        notes=[*findings.notes, *listing.notes],
         edition=findings.edition,
         decoded=decode,
     )
@@ -227,4 +227,4 @@ def _damage_sentences(paths: Sequence[str], fault: str) -> list[str]:
     if not paths:
         return []
     count = text.quantity(len(paths), "image")
-    return [f"{count} {fault} (download again): {quote_names(paths)}"]
+    return [f"{count} {fault} (restore the original): {quote_names(paths)}"]

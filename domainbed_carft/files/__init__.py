@@ -20,6 +20,8 @@ from domainbed_carft.errors import CarftError
 # Incomplete files that a process leaves if it is killed while it writes.
 PART_FILE_PATTERN = ".carft-*.part"
 
+_BLOCK = 4096  # bytes of a block of most file systems
+
 # A folder with one of these belongs to a job or a sweep.
 _JOB_FILES = ("results.jsonl", "sweep.json", "lock", "done")
 
@@ -185,6 +187,30 @@ def require_output(path: Path | None, inputs: Iterable[Path | str | None] = ()) 
         raise CarftError(f"-o {path} would overwrite an input; choose another name")
     if target.exists() and any(target.with_name(name).exists() for name in _JOB_FILES):
         raise CarftError(f"-o {path} would overwrite a file of a job or sweep; choose another name")
+    if target.is_file() or not os.path.lexists(target):  # not a pipe or a device
+        require_space(target)
+
+
+def require_space(output: Path) -> None:
+    """Raise CarftError if a block cannot be written at the place of a file or folder.
+
+    To be called before the work starts. A later write can still fill the disk.
+    """
+    folder = next(place for place in (output, *output.absolute().parents) if place.is_dir())
+    part = folder / f".carft-{secrets.token_hex(8)}.part"
+    try:
+        try:
+            part.write_bytes(bytes(_BLOCK))
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(output, error) from error
+
+
+def require_folder(path: Path) -> None:
+    """Raise CarftError if ``-o path``, a folder to write, is a file."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise CarftError(f"-o {path} is a file, expected a folder; choose another name")
 
 
 def cache_folder() -> Path:

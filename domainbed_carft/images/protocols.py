@@ -1,9 +1,9 @@
 """The presets of the hparam ``protocol``, in words and as image plans.
 
 The protocol ``domainbed`` is upstream's (domainbed/datasets.py at b93c22a). ``clip`` is CLIP's
-preprocessing, following CLIPood's recipe. ``wise-ft`` and ``lipsum-ft`` differ from ``clip`` in the
-crops and flips, which are from two recipes for ImageNet (mlfoundations/wise-ft,
-cs-giung/lipsum-ft).
+preprocessing, which is bicubic, with the crops and flips of CLIPood, whose code is bilinear.
+``wise-ft`` and ``lipsum-ft`` differ from ``clip`` in the crops and flips, which are from two
+recipes for ImageNet (mlfoundations/wise-ft, cs-giung/lipsum-ft).
 """
 
 from __future__ import annotations
@@ -115,8 +115,6 @@ def plan_for_job(
     if preprocessing is None or not is_for_model:
         return plan
 
-    # The hparam can choose any size but upstream's.
-    size = preprocessing.resolution if size == UPSTREAM_SIZE else size
     return plan.for_model(size, preprocessing.mean, preprocessing.std)
 
 

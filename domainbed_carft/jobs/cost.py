@@ -35,7 +35,7 @@ class Cost:
     step_seconds: float | None = None
     training_hours: float | None = None  # estimated: hours that are left
     evaluation_hours: float | None = None
-    memory_gb: float | None = None  # peak memory of one GPU, in GiB
+    memory_gb: float | None = None  # peak memory of one GPU, in GiB; 0 on a CPU
     trained_parameters: float | None = None
 
 
@@ -56,7 +56,7 @@ def recorded_cost(records: Sequence[Mapping[str, Any]]) -> Cost:
         step_seconds=_ratio(later_seconds, sum(step_counts[first:])),
         training_hours=_ratio(training, _SECONDS_PER_HOUR),
         evaluation_hours=_ratio(evaluations, _SECONDS_PER_HOUR),
-        memory_gb=max((value for value in memory if value), default=None),
+        memory_gb=max((value for value in memory if value is not None), default=None),
         trained_parameters=_number(ordered[-1], "trained_parameters"),
     )
 

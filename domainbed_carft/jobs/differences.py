@@ -8,16 +8,22 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError, invalid
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.facts import DECLARATIONS
+from domainbed_carft.jobs.facts import CHANGED_HPARAMS, DECLARATIONS
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import HPARAM, SCHEDULE
 from domainbed_carft.paths import AnyPath, as_path
 
 # Arguments of train that identify a job within its sweep.
-IDENTITY = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
+_FIRST_SETTINGS = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
 # Recorded facts that are settings of their own rather than hyperparameters.
-_SEPARATE_SETTINGS = ("protocol", "data_edition", "method_digest", DECLARATIONS)
+_SEPARATE_SETTINGS = (
+    "protocol",
+    "data_edition",
+    "method_digest",
+    DECLARATIONS,
+    CHANGED_HPARAMS,
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,8 @@ def _read_run(folder: AnyPath) -> RecordedRun:
 
 
 def _get_settings(run: RecordedRun) -> dict[str, Any]:
-    """Map settings to values, beginning with the settings of IDENTITY."""
-    settings = {name: run.job.args[name] for name in IDENTITY}
+    """Map settings to values, in the order in which differences are listed."""
+    settings = {name: run.job.args[name] for name in _FIRST_SETTINGS}
     settings["test_envs"] = sorted(settings["test_envs"])
     for name, value in run.setting.items():
         if not name.startswith((HPARAM, SCHEDULE)):  # `recorded` has all of these

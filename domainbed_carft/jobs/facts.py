@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 DECLARATIONS = "method_declarations"
+CHANGED_HPARAMS = "changed_hparams"
 
 NAMES = (
     "clip_digest",  # SHA-256 of the CLIP checkpoint
@@ -22,6 +23,7 @@ NAMES = (
     "method_digest",  # SHA-256 of the file of a user's own method
     "method_file",  # name of this file
     DECLARATIONS,  # style and hyperparameters of the method's class
+    CHANGED_HPARAMS,  # names of the hparams that differ from the defaults and change the result
 )
 
 FOREIGN = "facts"  # the hyperparameter with the facts in records of checkouts
@@ -39,5 +41,10 @@ def get_hparams_and_facts(content: Mapping[str, Any], hparams: Any) -> dict[str,
     hparams = hparams if isinstance(hparams, Mapping) else {}
     added = hparams.get(FOREIGN)
     places = [added if isinstance(added, Mapping) else {}, content]
-    facts = {name: place[name] for place in reversed(places) for name in NAMES if place.get(name)}
+    facts = {
+        name: place[name]
+        for place in reversed(places)
+        for name in NAMES
+        if place.get(name) not in (None, "", {})
+    }
     return {name: value for name, value in {**hparams, **facts}.items() if name != FOREIGN}

@@ -21,6 +21,8 @@ READ_BY_TRAIN = {
     **dict.fromkeys(("data_augmentation", "class_balanced"), SWITCH),
     **dict.fromkeys(("batch_size", "shots"), _SIZE),
 }
+# The defaults of those that no algorithm declares, in every domainbed. None: there is no value.
+DEFAULTS_OF_TRAIN = {"data_augmentation": True, "class_balanced": False, "shots": None}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,14 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.jobs.job import FOLDER_NAME, Job, Role, get_data_independent_key
+from domainbed_carft.jobs.job import FOLDER_NAME, REPEAT, Job, Role, get_data_independent_key
+
+Row = tuple[str, str, str]  # variant, dataset and algorithm
+
+
+def get_row(job: Job) -> Row:
+    """Return the row of the tables to which a job belongs."""
+    return job.role.cell, job.key.dataset, job.key.algorithm
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,11 @@ class ChosenValues:
     members: int  # number of members from which the values were chosen
     validation: float  # mean validation accuracy of the values, in [0, 1]
 
+    @property
+    def row(self) -> Row:
+        """The row of the tables to which the values belong."""
+        return self.cell, self.dataset, self.algorithm
+
 
 @dataclass(frozen=True)
 class Search:
@@ -42,17 +54,16 @@ class Search:
     choose_on: tuple[int, ...]  # trial seeds of the first stage, which trains every member
     repeat_on: tuple[int, ...]  # trial seeds of the second stage, which trains the chosen member
     repeats: int  # number of jobs in the second stage
-    chosen: tuple[ChosenValues, ...] = ()  # empty until the first stage is done
+    is_choosing: bool  # True until the first stage of the last launch is done
+    chosen: tuple[ChosenValues, ...] = ()  # in the manifest, also those of earlier launches
 
     def is_chosen(self, job: Job) -> bool:
         """Return True if a job of the second stage trains the values that the first one chose."""
-        key = job.key
-        row = (job.role.cell, key.dataset, key.algorithm)
         chosen_values = [
             chosen.values
             for chosen in self.chosen
-            if (chosen.cell, chosen.dataset, chosen.algorithm) == row
-            and (chosen.test_envs is None or {*chosen.test_envs} <= key.test_envs)
+            if chosen.row == get_row(job)
+            and (chosen.test_envs is None or {*chosen.test_envs} <= job.key.test_envs)
         ]
         return not chosen_values or job.role.values in chosen_values
 
@@ -70,6 +81,8 @@ def parse_search(content: Any) -> Search:
         choose_on=tuple(map(int, content["choose_on"])),
         repeat_on=tuple(map(int, content["repeat_on"])),
         repeats=int(content["repeats"]),
+        # Manifests among the packed records are older than the key.
+        is_choosing=bool(content.get("is_choosing", not content["chosen"])),
         chosen=tuple(map(_parse_chosen, content["chosen"])),
     )
 
@@ -138,7 +151,8 @@ def read(output: Path) -> Sweep | None:
     Raises CarftError if the folder does not exist or the manifest cannot be read.
     """
     if not output.is_dir():
-        raise CarftError(f"{output} does not exist; expected the --output_dir of a sweep")
+        fault = "is a file" if output.exists() else "does not exist"
+        raise CarftError(f"{output} {fault}; expected the --output_dir of a sweep")
 
     path = output / NAME
     try:
@@ -156,10 +170,17 @@ def read(output: Path) -> Sweep | None:
 def add(output: Path, sweep: Sweep, keeps_settings: bool = False) -> None:
     """Add the jobs of a launch to the manifest, and replace its settings by the launch's.
 
-    With ``keeps_settings`` the manifest keeps its settings, as DomainBed's sweep has none.
+    With ``keeps_settings`` the manifest keeps its settings, as DomainBed's sweep has none. Values
+    that a search has chosen for a row are kept until a launch has jobs of the row's second stage.
     """
     with _locked(output) as earlier:
         before = earlier or Sweep(())
+        if sweep.search and before.search:
+            repeated_rows = {get_row(job) for job in sweep.jobs if job.role.stage == REPEAT}
+            kept = (chosen for chosen in before.search.chosen if chosen.row not in repeated_rows)
+            search = replace(sweep.search, chosen=(*kept, *sweep.search.chosen))
+            sweep = replace(sweep, search=search)
+
         jobs = {job.folder: job for job in (*before.jobs, *sweep.jobs)}
         datasets = {**before.datasets, **sweep.datasets}
         algorithms = dict.fromkeys((*sweep.algorithms, *before.algorithms))

@@ -19,7 +19,8 @@ from domainbed_carft.jobs.job import parse_overrides
 ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")
 EDITION = "data edition"
 ENVIRONMENTS = "environments"
-SCHEDULE = "steps of the schedule"  # "the job's" if the schedule ends at the last step
+SCHEDULE = "steps of the schedule"
+FOLLOWS_JOB = "the job's"  # of a schedule that ends at the last step
 HPARAM = "hparam "
 VERSION = "version of "
 METHOD = "file of "  # of a user's own method
@@ -62,8 +63,7 @@ def get_setting(
 
     for name, value in overridden.items():
         if name not in ("protocol", "data_edition"):
-            is_whole = isinstance(value, float) and value.is_integer()  # 1.0 equals the hparam 1
-            parts[HPARAM + name] = json.dumps(int(value) if is_whole else value, sort_keys=True)
+            parts[HPARAM + name] = format_hparam(value)
 
     protocol = hparams.get("protocol") or overridden.get("protocol")
     if protocol:
@@ -76,7 +76,7 @@ def get_setting(
         total_steps = hparams["total_steps"]
         follows_default = args.get("steps") is None and "total_steps" not in overridden
         follows = follows_default or total_steps == args.get("steps")
-        parts[SCHEDULE] = "the job's" if follows else str(total_steps)
+        parts[SCHEDULE] = FOLLOWS_JOB if follows else str(total_steps)
 
     digest = hparams.get("method_digest")
     if digest:
@@ -85,6 +85,12 @@ def get_setting(
     for name, version in sorted((versions or {}).items()):
         parts[VERSION + name] = str(version)
     return parts
+
+
+def format_hparam(value: Any) -> str:
+    """Return the value of an hparam as JSON, with 1.0 like the equal hparam 1."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return json.dumps(int(value) if is_whole else value, sort_keys=True)
 
 
 def read_printed_versions(folder: Path | str) -> dict[str, str]:

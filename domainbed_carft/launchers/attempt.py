@@ -220,7 +220,7 @@ def _explain_end(
     last_words = ""
     if children.stopped_by is not None and status == -signal.SIGKILL:
         status = -signal.SIGTERM
-        last_words = "killed because it did not stop after the first signal"
+        last_words = "it did not stop after the first signal"
     if children.stopped_by == signal.SIGINT and status in (STOPPED, -signal.SIGTERM):
         last_words = last_words or "stopped by Ctrl-C (SIGINT)"  # the job got SIGTERM
     last_words = last_words or read_last_line(stderr)

@@ -21,9 +21,10 @@ VARIABLE = process_variables.LAUNCHER_OPTIONS.name
 DEFAULT = "launchers.yaml"
 
 
-def _option(default: Any, description: str, repeated: bool = False) -> Any:
+def _option(default: Any, metavar: str, description: str, repeated: bool = False) -> Any:
     """Make a field with the help text of its flag; repeated flags can be passed several times."""
-    return dataclasses.field(default=default, metadata={"help": description, "repeated": repeated})
+    metadata = {"metavar": metavar, "help": description, "repeated": repeated}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 _GPUS = "GPUs per job, with one process on each (default: 1; slurm: 0)"
@@ -33,7 +34,7 @@ _GPUS = "GPUs per job, with one process on each (default: 1; slurm: 0)"
 class LocalOptions:
     """Resources of each job on this machine."""
 
-    gpus: Annotated[int, Ge(1)] | None = _option(None, _GPUS)
+    gpus: Annotated[int, Ge(1)] | None = _option(None, "N", _GPUS)
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,12 @@ class PoolOptions(LocalOptions):
 
     jobs: Annotated[int, Ge(1)] | None = _option(
         None,
+        "N",
         "number of jobs at a time (default: --jobs-per-gpu on each GPU, or without GPUs one per "
         "core)",
     )
     jobs_per_gpu: Annotated[int, Ge(1)] | None = _option(
-        None, "number of jobs at a time on each GPU (default: 1)"
+        None, "N", "number of jobs at a time on each GPU (default: 1)"
     )
 
 
@@ -56,24 +58,33 @@ class SlurmOptions:
 
     __pydantic_config__ = {"coerce_numbers_to_str": True}
 
-    partition: str | None = _option(None, "partition of the jobs (default: the cluster's)")
-    account: str | None = _option(None, "account to charge for the jobs")
-    qos: str | None = _option(None, "quality of service (QOS) of the jobs")
+    partition: str | None = _option(None, "NAME", "partition of the jobs (default: the cluster's)")
+    account: str | None = _option(None, "NAME", "account to charge for the jobs")
+    qos: str | None = _option(None, "NAME", "quality of service (QOS) of the jobs")
     time: str = _option(
         "1-0",
+        "TIME",
         "time limit after which a job is saved, requeued and resumed: minutes or D-HH:MM:SS",
     )
-    gpus: Annotated[int, Ge(0)] = _option(0, _GPUS)
-    cpus: Annotated[int, Ge(1)] = _option(1, "CPU cores per job, for its threads and data loaders")
-    memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")
+    gpus: Annotated[int, Ge(0)] = _option(0, "N", _GPUS)
+    cpus: Annotated[int, Ge(1)] = _option(
+        1, "N", "CPU cores per job, for its threads and data loaders"
+    )
+    memory_gb: Annotated[float, Gt(0)] | None = _option(None, "N", "main memory per job, in GB")
     array_cap: Annotated[int, Ge(1)] = _option(
-        100, "maximum number of jobs that SLURM runs at a time"
+        100, "N", "maximum number of jobs that SLURM runs at a time"
     )
     setup: tuple[str, ...] = _option(
-        (), "shell command to run before each job, such as 'module load cuda'", repeated=True
+        (),
+        "COMMAND",
+        "shell command to run before each job, for example 'module load cuda'",
+        repeated=True,
     )
     extra: Mapping[str, str | bool] | None = _option(
-        None, "another option of sbatch as KEY=VALUE, such as constraint=a100", repeated=True
+        None,
+        "KEY=VALUE",
+        "another option of sbatch, for example constraint=a100",
+        repeated=True,
     )
 
 

@@ -21,6 +21,7 @@ from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
 from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
 from domainbed_carft.jobs.algorithms import Style as Style
+from domainbed_carft.jobs.facts import CHANGED_HPARAMS
 from domainbed_carft.method import (
     averages,
     job,
@@ -83,12 +84,14 @@ class CLIPAlgorithm(HostedAlgorithm):
     Attributes:
         HPARAMS: hyperparameters of the method. One with the name of a common one replaces it.
         STYLE: colour, marker, dash and row of the method in figures and tables.
+        EXEMPT_FROM: name of a check of `carft check` -> the reason why the method does not pass it.
         trains_encoder: True if the image encoder is trained.
         trains_head: True if the class head is trained.
         trains_text: True if the text encoder is trained.
         takes_penalties: True if `penalties` can be added to the loss and the drift is measured.
         uses_original: True if the loss uses ``batch.original``.
         is_constant: True if training never changes the predictions.
+        min_contexts: number of contexts that the method needs. A ``kl_weight`` above 0 needs two.
         process_group: processes that share each batch, None for a single process.
         hparams: the complete hyperparameters.
         facts: facts found about the job, as stored in the records.
@@ -113,12 +116,14 @@ class CLIPAlgorithm(HostedAlgorithm):
 
     HPARAMS: ClassVar[tuple[Hparam, ...]] = ()
     STYLE: ClassVar[Style | None] = None
+    EXEMPT_FROM: ClassVar[Mapping[str, str]] = {}
     trains_encoder = True
     trains_head = True
     trains_text = False
     takes_penalties = True
     uses_original = True
     is_constant = False
+    min_contexts = 1
     process_group: Any = None
 
     input: CLIPInput
@@ -160,6 +165,9 @@ class CLIPAlgorithm(HostedAlgorithm):
             **host_arguments,
         )
         self.facts = {**facts.as_record(), **self.get_method_facts()}
+        changed_hparams = resolution.find_changed_hparams(type(self), complete)
+        if changed_hparams is not None:
+            self.facts[CHANGED_HPARAMS] = changed_hparams
         self.bf16 = facts.amp == "bf16"
         self.normalisation = facts.normalisation
 
@@ -451,11 +459,13 @@ class CLIPAlgorithm(HostedAlgorithm):
         if not self.terms:
             return measurements
 
+        # Before the drift, which computes features without gradients if nothing has yet.
+        measurements = self.terms.add_to(measurements, batch)
         if "loss_kl" in measurements or (
             self.drift_every > 0 and self.steps_taken % self.drift_every == 0
         ):
             measurements = self._add_drift(measurements, batch)
-        return self.terms.add_to(measurements, batch)
+        return measurements
 
     @torch.no_grad()
     def _add_drift(self, measurements: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:

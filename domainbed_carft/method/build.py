@@ -77,7 +77,9 @@ def build(
         values["total_steps"] = steps
     complete = resolution.complete(algorithm_class, values)
     if "total_steps" not in values:
-        raise_for(_find_steps_problems(algorithm_class, complete))
+        steps_problems = _find_steps_problems(algorithm_class, complete)
+        if steps_problems:  # otherwise the constructor reports the values
+            raise_for([*_value_problems(algorithm_class, complete), *steps_problems])
 
     preprocessing = find_preprocessing(complete)
     # Without preprocessing, the constructor raises the error.
@@ -86,6 +88,15 @@ def build(
         return algorithm_class(
             (3, size, size), len(class_names), num_domains, complete, dataset_facts=dataset_facts
         )
+
+
+def _value_problems(algorithm: type[CLIPAlgorithm], hparams: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each value that is invalid on its own."""
+    return [
+        invalid(name, hparams[name], hparam.expected)
+        for name, hparam in resolution.get_hparams(algorithm).items()
+        if name in hparams and not hparam.valid(hparams[name])
+    ]
 
 
 def _find_steps_problems(algorithm: type[CLIPAlgorithm], hparams: Mapping[str, Any]) -> list[str]:

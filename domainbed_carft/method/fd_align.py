@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from domainbed_carft.clips.backbone import Backbone
-from domainbed_carft.errors import CarftError, get_module
+from domainbed_carft.data.tasks import TASKS
+from domainbed_carft.errors import get_module
 from domainbed_carft.method.batch import Batch
 from domainbed_carft.method.carft import CARFT
+from domainbed_carft.method.hparams import CONTEXTS, Conditions
 from domainbed_carft.method.objective import context_kl
 from domainbed_carft.method.prompts import Prompts
 
 CLUSTERS = 20  # skingorz/FD-Align, modules/FD_Align_SCP_CoOp.py
+
+
+def _default_contexts(conditions: Conditions) -> str:
+    """Return the dataset's list of contexts, but for CLIP's tasks, most of which have few."""
+    default: str = CONTEXTS.default_for(conditions)
+    return "imagenet" if conditions.dataset in TASKS else default
 
 
 class FDAlign(CARFT):
@@ -30,7 +39,10 @@ class FDAlign(CARFT):
             source="skingorz/FD-Align, modules/FD_Align_SCP_CoOp.py; search range: this package",
         ),
         *CARFT.HPARAMS[1:],
+        replace(CONTEXTS, default=_default_contexts),
     )
+    # The centres are made from three quarters of the contexts.
+    min_contexts = math.ceil(CLUSTERS * 4 / 3)
     centres: Tensor
 
     def build_for_training(
@@ -59,25 +71,17 @@ def cluster_centres(context_weights: Tensor, count: int) -> Tensor:
     length 1.
 
     Args:
-        context_weights: (M, D).
+        context_weights: (M, D), of which three quarters must be at least ``count``.
         count: number of centres.
 
     Returns:
         Centres (``count``, D).
 
-    Raises:
-        CarftError: if fewer contexts than centres are kept.
     """
     k_means = get_module("sklearn.cluster", "scikit-learn").KMeans(count, random_state=0, n_init=10)
     forest = get_module("sklearn.ensemble", "scikit-learn").IsolationForest(random_state=0)
     contexts = context_weights.cpu().numpy()
     num_usual = len(contexts) * 3 // 4
-    if num_usual < count:
-        raise CarftError(
-            f"FD-Align makes {count} clusters of three quarters of the contexts, but these are "
-            f"only {num_usual} of {len(contexts)}; use more contexts, such as 'imagenet'"
-        )
-
     usualness = forest.fit(contexts).decision_function(contexts)
     usual = contexts[(-usualness).argsort(kind="stable")[:num_usual]]
     return torch.from_numpy(k_means.fit(usual).cluster_centers_).to(context_weights)

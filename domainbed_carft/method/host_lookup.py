@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
+from domainbed_carft.errors import CarftError, JobExit
 from domainbed_carft.jobs import splits
 
 
@@ -13,6 +18,40 @@ def is_carft_harness() -> bool:
     import domainbed
 
     return getattr(domainbed, "IS_CARFT_HARNESS", False)
+
+
+def has_own_clip() -> bool:
+    """Return True if the host's networks read ``clip_backbone`` themselves (DPLCLIP)."""
+    networks = _import_networks()
+    return networks is not None and _reads_clip_backbone(networks)
+
+
+def has_replaceable_networks() -> bool:
+    """Return True if a CLIP model can replace the networks of the host's algorithms."""
+    return hasattr(_import_networks(), "Featurizer") and not has_own_clip()
+
+
+def _import_networks() -> ModuleType | None:
+    try:
+        return importlib.import_module("domainbed.networks")
+    except ImportError:
+        return None
+
+
+@functools.cache
+def _reads_clip_backbone(module: ModuleType) -> bool:
+    try:
+        return "clip_backbone" in inspect.getsource(module)
+    except OSError:  # a host without source files
+        return False
+
+
+def get_job_error() -> type[CarftError]:
+    """Return the error for what a user has to fix before a job of the host can run.
+
+    In a checkout it ends the script with the message, because its `train` would print a traceback.
+    """
+    return CarftError if is_carft_harness() else JobExit
 
 
 def find_dataset_class(name: str) -> Any:

@@ -62,6 +62,7 @@ class Hparam:
         elsewhere: for a hyperparameter of one method, the value in the records of other methods, by
             default the same.
         changes_cost: True if the time or memory of a step depends on it.
+        changes_result: False if the trained weights do not depend on it, except for rounding.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Hparam:
     source: str = "this package"
     elsewhere: Any = _SAME_DEFAULT
     changes_cost: bool = True
+    changes_result: bool = True
 
     def default_for(self, conditions: Conditions) -> Any:
         """Return the default under these conditions."""
@@ -286,7 +288,25 @@ PINNABLE: dict[str, Hparam] = {
     ),
 }
 
+# Of a host's algorithm that trains a CLIP model, and without an effect on this package's.
+CLIP_HEAD = choice(
+    "clip_head",
+    *("random", "zero-shot"),
+    meaning="the initial classifier: the random one of the host, or the text features of the "
+    "classes with CLIP's logit scale, for features of length 1",
+    source="random: khanrc/miro",
+)
+
 # The hyperparameters of all algorithms; `averages`, `lora` and `penalties` declare further ones.
+CONTEXTS = Hparam(
+    "contexts",
+    _default_contexts,
+    _is_text_or_list,
+    "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
+    meaning="the contexts: templates for class names",
+    source="openai/CLIP; quoted by Lipsum-FT as CAR-FT's on ImageNet; other datasets: this package",
+)
+
 COMMON: tuple[Hparam, ...] = (
     Hparam(
         "clip_backbone",
@@ -306,15 +326,7 @@ COMMON: tuple[Hparam, ...] = (
         "number",
         changes_cost=False,
     ),
-    Hparam(
-        "contexts",
-        _default_contexts,
-        _is_text_or_list,
-        "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
-        meaning="the contexts: templates for class names",
-        source="openai/CLIP; quoted by Lipsum-FT as CAR-FT's on ImageNet; other datasets: this "
-        "package",
-    ),
+    CONTEXTS,
     Hparam(
         "class_names",
         _default_class_names,
@@ -403,21 +415,25 @@ COMMON: tuple[Hparam, ...] = (
         "micro_batch",
         0,
         meaning="the number of images computed at once, with accumulated gradients; 0 is the batch",
+        changes_result=False,
     ),
     choice(
         "checkpoint_blocks",
         *(False, True),
         meaning="whether the encoder's blocks are computed twice to save memory",
+        changes_result=False,
     ),
     choice(
         "compile_blocks",
         *(False, True),
         meaning="whether torch compiles the encoder's blocks",
+        changes_result=False,
     ),
     count(
         "drift_every",
         10,
         meaning="the number of steps between measurements of the drift over contexts; 0 is off",
+        changes_result=False,
     ),
     choice(
         "kl_direction",

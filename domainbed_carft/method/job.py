@@ -38,7 +38,7 @@ class JobFacts:
     """The facts that a job finds before it builds its algorithm."""
 
     data: DatasetFacts
-    prompts: Prompts
+    prompts: Prompts | None  # None if the job does not encode prompts
     clip: ClipFacts
     amp: str  # "bf16" or "off"
     preprocessing: str  # the images that datasets provide, such as "224 bicubic shortest"
@@ -53,7 +53,7 @@ class JobFacts:
         return {
             "clip_digest": self.clip.digest,
             "clip_revision": self.clip.revision,
-            "prompts_digest": self.prompts.digest,
+            "prompts_digest": self.prompts.digest if self.prompts else "",
             "data_edition": self.data.edition,
             "preprocessing": self.preprocessing,
             "protocol": self.data.protocol,
@@ -62,7 +62,6 @@ class JobFacts:
 
     def describe(self) -> list[str]:
         """Return the lines that a job prints."""
-        contexts = self.prompts.contexts
         report = self.data.report
         mean, std = self.normalisation
         return [
@@ -72,10 +71,17 @@ class JobFacts:
                 for difference in (report.differences if report else ())
             ),
             f"CLIP protocol: {self.data.protocol} ({PROTOCOLS[self.data.protocol]})",
-            f"CLIP classes: {', '.join(self.prompts.classes)}",
-            f"CLIP contexts: {len(contexts)}, such as {contexts[0]!r}",
+            *(_describe_prompts(self.prompts) if self.prompts else ()),
             f"CLIP input: undoes mean {list(mean)}, std {list(std)}",
         ]
+
+
+def _describe_prompts(words: Prompts) -> list[str]:
+    contexts = words.contexts
+    return [
+        f"CLIP classes: {', '.join(words.classes)}",
+        f"CLIP contexts: {len(contexts)}, such as {contexts[0]!r}",
+    ]
 
 
 def find_shape_problems(input_shape: Sequence[int]) -> list[str]:
@@ -108,6 +114,37 @@ def find_job_facts(
             or has another SHA-256, if this machine does not support the precision, or if a fact
             differs from its pinned value.
     """
+    min_contexts = resolution.get_min_contexts(algorithm, hparams)
+    return _find_facts(hparams, num_classes, data, min_contexts, resolve_amp(hparams["amp"]))
+
+
+def find_host_facts(
+    hparams: Mapping[str, Any], num_classes: int | None, data: DatasetFacts
+) -> JobFacts:
+    """Return the facts of a job that trains a CLIP model by an algorithm of the host.
+
+    Such a job computes in float32. Prompts are only needed for ``clip_head`` "zero-shot".
+
+    Args:
+        hparams: hyperparameters of the host, with those of `host_hparams`.
+        num_classes: number of classes of the dataset, None if no prompts are needed.
+        data: facts of the dataset.
+
+    Raises:
+        CarftError: as `find_job_facts`.
+    """
+    min_contexts = 1 if hparams["clip_head"] == "zero-shot" else 0
+    return _find_facts(hparams, num_classes, data, min_contexts, amp="off")
+
+
+def _find_facts(
+    hparams: Mapping[str, Any],
+    num_classes: int | None,
+    data: DatasetFacts,
+    min_contexts: int,
+    amp: str,
+) -> JobFacts:
+    """Return the facts of a job, without prompts if it needs 0 contexts."""
     _require_fitting_data(hparams, data)
     name = hparams["clip_backbone"]
     if backbone.is_user_file(name):
@@ -115,15 +152,17 @@ def find_job_facts(
     else:
         clip = backbone.find_clip_facts(name, backbone.find_preprocessing(name))
 
-    min_contexts = resolution.get_min_contexts(algorithm, hparams)
-    facts = JobFacts(
-        data=data,
-        prompts=Prompts(
+    words = None
+    if min_contexts and num_classes is not None:
+        words = Prompts(
             classes=prompts.find_class_names(hparams, num_classes, data),
             contexts=prompts.find_contexts(hparams, data, min_contexts),
-        ),
+        )
+    facts = JobFacts(
+        data=data,
+        prompts=words,
         clip=clip,
-        amp=resolve_amp(hparams["amp"]),
+        amp=amp,
         preprocessing=hparams.get("preprocessing") or clip.preprocessing.hparam_value,
     )
     _require_pinned(hparams, facts.as_record())
@@ -194,11 +233,12 @@ def _require_fitting_data(hparams: Mapping[str, Any], facts: DatasetFacts) -> No
             f"{report.error_text}. To train anyway, set the hparam data_edition to {UNCHECKED!r}"
         )
 
-    if hparams["sampling"] != "with-replacement" and hparams.get("class_balanced"):
+    sampling = hparams.get("sampling", "with-replacement")  # not in a host's algorithm
+    if sampling != "with-replacement" and hparams.get("class_balanced"):
         expected = (
             "'with-replacement' because class_balanced is true, and a pass has each image once"
         )
-        raise CarftError(invalid("sampling", hparams["sampling"], expected))
+        raise CarftError(invalid("sampling", sampling, expected))
 
     requested = hparams["protocol"]
     # A host's transforms are valid for the default protocol.

@@ -83,7 +83,8 @@ def parse_contexts(spec: str | Sequence[str], minimum: int = 2) -> list[str]:
     Args:
         spec: one of CONTEXT_LISTS, the path of a text file with one template per line, or the
             templates themselves.
-        minimum: minimum number of templates: two for the KL, otherwise one.
+        minimum: minimum number of templates: two for the KL, one without it; a method can need
+            more.
 
     Returns:
         The templates.
@@ -101,12 +102,13 @@ def parse_contexts(spec: str | Sequence[str], minimum: int = 2) -> list[str]:
     if invalid or len(templates) < minimum:
         name = f"{spec!r}, " if isinstance(spec, str) else ""
         example = f", such as {invalid[0]!r}" if invalid else ""
-        number = "two" if minimum > 1 else "one"
-        reason = " (over a single context, the KL term is always zero)" if minimum > 1 else ""
+        number = {1: "one", 2: "two"}.get(minimum, str(minimum))
+        reason = " (over a single context, the KL term is always zero)" if minimum == 2 else ""
+        fitting = "'imagenet7' and 'imagenet' fit" if minimum <= 7 else "'imagenet' fits"
         raise CarftError(
             f"contexts is {name}a list of {quantity(len(templates), 'template')}{example}; "
             f"expected at least {number}, all different, each with exactly one {{}}, such as "
-            f"'a sketch of a {{}}.'{reason}. 'imagenet7' and 'imagenet' fit any classes"
+            f"'a sketch of a {{}}.'{reason}. {fitting} any classes"
         )
     return templates
 

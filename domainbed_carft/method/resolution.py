@@ -12,6 +12,7 @@ from typing import Any
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import HparamProblem, collect_problems
 from domainbed_carft.jobs.hparams import (
+    DEFAULTS_OF_TRAIN,
     READ_BY_TRAIN,
     ResolvedHparams,
     find_invalid,
@@ -22,6 +23,7 @@ from domainbed_carft.method import averages, lora, penalties, prompts
 from domainbed_carft.method.dataset_facts import parse_dataset_name
 from domainbed_carft.method.host_lookup import is_carft_harness
 from domainbed_carft.method.hparams import (
+    CLIP_HEAD,
     COMMON,
     PINNABLE,
     Conditions,
@@ -45,7 +47,7 @@ _TRAINING_HPARAMS = {
 _METHOD_HPARAMS = {"margin": "CLIPood has a margin", "lp_steps": "CLIPLPFT probes first"}
 
 _NO_DATASET = Conditions(dataset="")
-_NO_CLASS_NAMES = (
+NO_CLASS_NAMES = (
     "no class names are given, but CLIP needs them; set the hparam class_names to a list with one "
     "name per class in label order, or to 'dataset:PACS' for a dataset that this package supports"
 )
@@ -108,9 +110,10 @@ def resolve(
     values = {**host_values, **own_defaults, **draws, **given}
 
     checked = {name: hparam for name, hparam in table.items() if name not in READ_BY_TRAIN}
+    pins = {*PINNABLE, CLIP_HEAD.name}  # one --hparams of a sweep can also be for the host's
     problems = [
         *find_invalid(given, READ_BY_TRAIN),
-        *find_unknown_names(registry, algorithm.__name__, given, defaults, PINNABLE),
+        *find_unknown_names(registry, algorithm.__name__, given, defaults, pins),
         *find_problems(algorithm, values, checked, conditions),
     ]
     return ResolvedHparams(values, defaults, problems, _find_unread(algorithm, given))
@@ -125,6 +128,32 @@ def _find_unread(algorithm: Any, given: Mapping[str, Any]) -> list[str]:
     if algorithm.is_constant:
         read -= _TRAINING_HPARAMS
     return [name for name in given if name not in read and name not in READ_BY_TRAIN]
+
+
+def find_changed_hparams(algorithm: Any, hparams: Mapping[str, Any]) -> list[str] | None:
+    """Return the names of the hparams that change the result and differ from the class's defaults.
+
+    They do not contain ``total_steps``, whose default is the number of steps of the job. None if
+    ``class_names`` does not name the dataset, on which the defaults depend.
+
+    Args:
+        algorithm: class of the algorithm.
+        hparams: the complete hyperparameters of a job.
+    """
+    dataset = parse_dataset_name(hparams.get("class_names"))
+    if dataset is None:
+        return None
+
+    conditions = Conditions(dataset, str(hparams["clip_backbone"]))
+    without_effect = {"total_steps", *_find_unread(algorithm, hparams)}
+    declared = {
+        name: hparam
+        for name, hparam in get_hparams(algorithm).items()
+        if hparam.changes_result and name not in without_effect
+    }
+
+    defaults = {**DEFAULTS_OF_TRAIN, **get_defaults(declared, conditions)}
+    return [name for name, value in defaults.items() if hparams.get(name, value) != value]
 
 
 def complete(algorithm: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,26 +186,44 @@ def find_problems(
             are checked. Without a dataset, contexts from the names of its domains are not checked.
     """
     table = get_hparams(algorithm) if table is None else table
-    invalid = {
-        name: hparam
+    problems = find_invalid_values(hparams, table)
+    invalid = {problem.name for problem in problems}
+    if "class_names" not in hparams:
+        problems.append(HparamProblem("class_names", None, message=NO_CLASS_NAMES))
+
+    replaced = {name: hparam for name, hparam in table.items() if name in invalid}
+    usable = {**hparams, **get_defaults(replaced, conditions)}
+    min_contexts = get_min_contexts(algorithm, usable)
+    problems += find_clip_problems(hparams, table, conditions, min_contexts)
+    return [*problems, *_conflicts(algorithm, usable)]
+
+
+def find_invalid_values(
+    hparams: Mapping[str, Any], table: Mapping[str, Hparam]
+) -> list[HparamProblem]:
+    """Return a problem for each value of ``table`` or of the pinned facts that is invalid."""
+    return [
+        HparamProblem(name, hparams[name], hparam.expected)
         for name, hparam in {**table, **PINNABLE}.items()
         if name in hparams and not hparam.valid(hparams[name])
-    }
-    problems = [
-        HparamProblem(name, hparams[name], hparam.expected) for name, hparam in invalid.items()
     ]
-    if "class_names" not in hparams:
-        problems.append(HparamProblem("class_names", None, message=_NO_CLASS_NAMES))
 
-    usable = {**hparams, **get_defaults(invalid, conditions)}
-    if "clip_backbone" not in invalid:
-        spec = hparams["clip_backbone"]
+
+def find_clip_problems(
+    hparams: Mapping[str, Any],
+    table: Mapping[str, Hparam],
+    conditions: Conditions,
+    min_contexts: int,
+) -> list[HparamProblem]:
+    """Return the problems of a valid ``clip_backbone`` or ``contexts`` that cannot be used."""
+    problems: list[HparamProblem] = []
+    spec = hparams["clip_backbone"]
+    if table["clip_backbone"].valid(spec):
         for message in collect_problems(_require_backbone, spec):
             problems.append(HparamProblem("clip_backbone", spec, message=message, is_local=True))
-    if "contexts" not in invalid:
-        min_contexts = 1 if "kl_weight" in invalid else get_min_contexts(algorithm, usable)
+    if "contexts" in table and table["contexts"].valid(hparams["contexts"]):
         problems += _context_problems(hparams["contexts"], conditions.dataset, min_contexts)
-    return [*problems, *_conflicts(algorithm, usable)]
+    return problems
 
 
 def _context_problems(spec: Any, dataset: str, min_contexts: int) -> list[HparamProblem]:
@@ -195,8 +242,9 @@ def _context_problems(spec: Any, dataset: str, min_contexts: int) -> list[Hparam
 
 
 def get_min_contexts(algorithm: Any, hparams: Mapping[str, Any]) -> int:
-    """Return 2 if the loss has a KL term, which compares distributions over contexts, else 1."""
-    return 2 if "kl_weight" in get_hparams(algorithm) and hparams["kl_weight"] > 0 else 1
+    """Return the number of contexts that a job needs, at least two for a KL term over them."""
+    has_kl = "kl_weight" in get_hparams(algorithm) and hparams["kl_weight"] > 0
+    return max(algorithm.min_contexts, 2 if has_kl else 1)
 
 
 def _conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> list[HparamProblem]:

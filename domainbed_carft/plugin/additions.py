@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from domainbed_carft.errors import CarftError, JobExit
-from domainbed_carft.plugin import foreign_jobs
+from domainbed_carft.plugin import clip_networks, foreign_jobs
 from domainbed_carft.plugin.hooked_modules import warn_about_kept_names
 from domainbed_carft.plugin.registry_functions import HostNames, wrap_function
 
@@ -67,6 +67,46 @@ def add_algorithms(module: ModuleType) -> None:
         _refuse_lookups(module, "get_algorithm_class")
     else:
         _add_to_lookup(module, "get_algorithm_class", added)
+
+
+def wrap_algorithm(module: ModuleType) -> None:
+    """Extend the methods of `domainbed.algorithms.Algorithm` that `clip_networks` needs."""
+    from domainbed_carft.method import host_lookup
+
+    base: Any = vars(module).get("Algorithm")
+    if base is None or _has_set(base, "__init__"):
+        return
+    _set(base, "__init__", clip_networks.wrap_algorithm(base.__init__))
+    if hasattr(base, "_apply"):  # of a torch module
+        _set(base, "_apply", clip_networks.wrap_apply(base._apply))
+    if host_lookup.is_carft_harness():
+        resolve_hparams = clip_networks.wrap_resolve_hparams(vars(base)["resolve_hparams"])
+        _set(base, "resolve_hparams", resolve_hparams)
+        _set(base, "image_format", clip_networks.wrap_image_format(vars(base)["image_format"]))
+
+
+def wrap_networks(module: ModuleType) -> None:
+    """Extend `Featurizer` and `Classifier` of `domainbed.networks`, see `clip_networks`.
+
+    In forks with a package instead of the module, they are in a submodule as well.
+    """
+    parts = _loaded_parts(module)
+    wrappers: dict[str, Callable[[Any], Any]] = {
+        "Featurizer": clip_networks.wrap_featurizer,
+        "Classifier": clip_networks.wrap_classifier,
+    }
+    for name, wrap in wrappers.items():
+        original: Any = vars(module).get(name)
+        if original is None or _has_set(module, name):
+            continue
+
+        if not isinstance(original, type):
+            function = wrap(original)
+            for part in parts:
+                if vars(part).get(name) is original:
+                    _set(part, name, function)
+        elif name == "Featurizer" and not _has_set(original, "__new__"):
+            _set(original, "__new__", wrap(original))
 
 
 def wrap_hparams(module: ModuleType) -> None:
@@ -142,7 +182,8 @@ def add_launchers(module: ModuleType) -> None:
 
 
 ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
-    "domainbed.algorithms": (add_algorithms,),
+    "domainbed.algorithms": (add_algorithms, wrap_algorithm),
+    "domainbed.networks": (wrap_networks,),
     "domainbed.hparams_registry": (wrap_hparams,),
     "domainbed.datasets": (wrap_image_folders, add_datasets),
     "domainbed.command_launchers": (add_launchers,),

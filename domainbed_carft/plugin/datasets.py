@@ -30,6 +30,7 @@ from domainbed_carft.images.preprocessing import Normalisation, Preprocessing
 from domainbed_carft.images.protocols import plan_for_job
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method import host_lookup
+from domainbed_carft.method.hparams import STEPS
 from domainbed_carft.plugin import known_datasets
 from domainbed_carft.plugin.image_folders import get_requested_preprocessing, require_weights
 from domainbed_carft.suites import imagenet, imagenet_training
@@ -161,7 +162,7 @@ class EmojiStyles(PackageDataset):
     ``emoji_styles_near_duplicates.csv`` in the assets lists images that look alike.
     """
 
-    N_STEPS = 101
+    N_STEPS = STEPS["EmojiStyles"]
     CHECKPOINT_FREQ = 50
     N_WORKERS = 0  # decoding 64 px is faster than passing an image to another process
     ENVIRONMENTS = ["fluent3d", "line", "noto", "twemoji"]
@@ -207,7 +208,7 @@ class ImageNet(PackageDataset):
     in-split has a million images.
     """
 
-    N_STEPS = 25_030
+    N_STEPS = STEPS["ImageNet"]
     CHECKPOINT_FREQ = 2_503
     IMAGES = (imagenet_training.IMAGES,)
     EVALUATED_SPLITS = ("out",)

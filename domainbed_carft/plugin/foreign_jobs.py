@@ -14,7 +14,7 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from domainbed_carft.errors import invalid, raise_for
@@ -172,6 +172,74 @@ def add_missing_hparams(values: Mapping[str, Any], algorithm: str) -> dict[str, 
     return {**defaults, **values}
 
 
+def complete_host_hparams(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the hyperparameters that an algorithm of the host needs for a CLIP model.
+
+    They are missing in a notebook, and in a host whose ``train`` does not read ``--hparams``.
+    """
+    from domainbed_carft.method import host_hparams
+
+    dataset = _parse_command_line().dataset or ""
+    return {**values, **host_hparams.get_added_values(values, values, dataset)}
+
+
+def find_host_problems(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
+    """Return the problems of an algorithm of the host with the complete hyperparameters of CLIP."""
+    from domainbed_carft.method import host_hparams
+
+    problems = host_hparams.find_problems(hparams, _parse_command_line().dataset or "")
+    names = _get_host_names(algorithm)
+    if names:
+        from domainbed import hparams_registry
+
+        given = parse_user_hparams()
+        problems += host_hparams.find_unknown(hparams_registry, algorithm, given, names)
+    return [*map(str, problems)]
+
+
+def describe_host_hparams(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
+    """Return lines about hyperparameters without an effect, and about learning rates of the host.
+
+    The registry could not replace these for a host whose ``train`` does not read ``--hparams``.
+    """
+    from domainbed_carft.method import host_hparams
+
+    names = _get_host_names(algorithm)
+    if not names:
+        return []
+
+    given = parse_user_hparams()
+    unread = host_hparams.find_unread(given, names)
+    lines = [f"{name} has no effect on {algorithm}" for name in unread]
+    if "clip_backbone" not in given:
+        dataset = _parse_command_line().dataset or ""
+        defaults = host_hparams.get_rates(hparams, hparams["clip_backbone"], dataset)
+        lines += [
+            f"CLIP learning rate: {name} is {hparams[name]:g}; the default of domainbed-carft for "
+            f"this CLIP model is {default:g}"
+            for name, default in defaults.items()
+            if hparams[name] != default
+        ]
+    return lines
+
+
+def _get_host_names(algorithm: str) -> Collection[str]:
+    """Return the names that a checkout's registry has for an algorithm; none if it is unknown.
+
+    Also none in the included harness, which has checked the names before.
+    """
+    from domainbed import hparams_registry
+
+    from domainbed_carft.method import host_lookup
+
+    if not host_lookup.is_carft_harness():
+        with contextlib.suppress(Exception):  # a fork's function can raise any type
+            dataset = _parse_command_line().dataset or ""
+            names: Collection[str] = hparams_registry.default_hparams(algorithm, dataset).keys()
+            return names
+    return ()
+
+
 def allow_keys(keys: Iterable[str]) -> None:
     """Accept keys that the host's registry puts into every dict of hyperparameters."""
     _host_keys.update(keys)
@@ -185,10 +253,10 @@ def find_unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     """
     from domainbed_carft import text
     from domainbed_carft.method.algorithms import recorded_hparams
-    from domainbed_carft.method.hparams import PINNABLE
+    from domainbed_carft.method.hparams import CLIP_HEAD, PINNABLE
 
     names = sorted(recorded_hparams(algorithm))
-    valid_keys = sorted({*names, *PINNABLE, *_host_keys})
+    valid_keys = sorted({*names, *PINNABLE, CLIP_HEAD.name, *_host_keys})
     unexpected = ({*hparams} & {*parse_user_hparams()}) - {*valid_keys}
     unknown = []
     for key in sorted(unexpected):
@@ -267,3 +335,13 @@ def _parse_command_line() -> argparse.Namespace:
         return parser.parse_known_args()[0]
     except argparse.ArgumentError:  # not DomainBed's command line
         return argparse.Namespace(hparams=None, steps=None, dataset=None)
+
+
+def to_python_number(value: Any) -> Any:
+    """Convert a number of numpy to Python's type.
+
+    Upstream draws numbers of numpy, which neither JSON nor torch's restricted reader accepts.
+    """
+    import numpy as np
+
+    return value.item() if isinstance(value, np.generic) else value

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftWarning
@@ -15,6 +16,7 @@ SWITCH = process_variables.DISABLE.name
 # The modules of domainbed with additions, see `additions`.
 HOST_MODULES = (
     "domainbed.algorithms",
+    "domainbed.networks",
     "domainbed.hparams_registry",
     "domainbed.datasets",
     "domainbed.command_launchers",
@@ -69,6 +71,28 @@ def warn_about_host_values(algorithm: str, values: Sequence[str]) -> None:
         f"this DomainBed's registry has no defaults for {algorithm}, so the job uses the values "
         f"{', '.join(values)}. To change them, pass --hparams"
     )
+
+
+def warn_about_host_networks() -> None:
+    """Warn once per process that ``clip_backbone`` does not replace the networks of the host."""
+    _warn(
+        "domainbed.networks of this DomainBed has no Featurizer or reads clip_backbone itself, so "
+        "domainbed-carft does not replace the networks of its own algorithms"
+    )
+
+
+def print_rates(rates: Mapping[str, float], host_values: Mapping[str, Any], clip: str) -> None:
+    """Print once per process that learning rates of the host are replaced for a CLIP model."""
+    replaced = [
+        f"{name} {value:g} instead of {host_values[name]:g}" for name, value in rates.items()
+    ]
+    message = (
+        f"CLIP learning rate: {', '.join(replaced)}, because this DomainBed's default is for a "
+        f"ResNet; to choose it for {clip}, pass --hparams"
+    )
+    if rates and message not in _printed_messages:
+        _printed_messages.add(message)
+        print(message)
 
 
 def _warn(message: str) -> None:

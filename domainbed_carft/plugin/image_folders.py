@@ -72,7 +72,7 @@ def require_weights(hparams: Any) -> None:
     checkpoint themselves. Raises JobExit if OpenAI's weights cannot be downloaded, or if the
     user's file does not exist.
     """
-    if not isinstance(hparams, dict) or "clip_backbone" not in hparams:
+    if not _has_clip_model(hparams):
         return
 
     from domainbed_carft.clips import open_clip, openai
@@ -86,6 +86,19 @@ def require_weights(hparams: Any) -> None:
         openai.locate(name)
     except CarftError as error:
         raise JobExit(str(error)) from None
+
+
+def _has_clip_model(hparams: Any) -> bool:
+    """Return True if the hyperparameters name a CLIP model for this package to load.
+
+    In a host with its own CLIP model of that name, these are only jobs of this package.
+    """
+    if not isinstance(hparams, dict) or "clip_backbone" not in hparams:
+        return False
+
+    from domainbed_carft.method import host_lookup
+
+    return "contexts" in hparams or not host_lookup.has_own_clip()
 
 
 def _verify(name: str, root: Any) -> verify.DataReport | None:
@@ -147,7 +160,7 @@ def get_requested_preprocessing(hparams: Any) -> Preprocessing | None:
 
     Returns None for other algorithms, and for a CLIP checkpoint that cannot be read.
     """
-    if not isinstance(hparams, dict) or "clip_backbone" not in hparams:
+    if not _has_clip_model(hparams):
         return None
     if hparams.get("preprocessing"):
         return Preprocessing.from_hparam(hparams["preprocessing"])

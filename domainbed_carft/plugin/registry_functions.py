@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from domainbed_carft.errors import CarftError, JobExit
+from domainbed_carft.plugin import clip_networks
 from domainbed_carft.plugin.hooked_modules import warn_about_kept_names, warn_about_missing_hparams
 
 
@@ -26,7 +26,7 @@ class HostNames:
         if self.problems:
             from domainbed_carft.method import host_lookup
 
-            raise (CarftError if host_lookup.is_carft_harness() else JobExit)(*self.problems)
+            raise host_lookup.get_job_error()(*self.problems)
 
 
 def wrap_function(
@@ -35,7 +35,7 @@ def wrap_function(
     """Wrap the host's `default_hparams` or `random_hparams`.
 
     For algorithms of this package and the user, their hyperparameters replace the host's. For all
-    other algorithms nothing changes.
+    other algorithms nothing changes, unless ``--hparams`` names a CLIP model.
 
     Args:
         original: The function of the host.
@@ -55,7 +55,10 @@ def wrap_function(
         algorithm = values[0]
         host_names.require_usable()
         if not _is_added(algorithm) or algorithm in host_names.algorithms:
-            return original(*args, **kwargs)
+            host_hparams = original(*args, **kwargs)
+            return clip_networks.add_hparams(
+                host_hparams, values[1], random_seed=int(values[2]) if draws else None
+            )
 
         dataset = values[1]
         if dataset in host_names.datasets:
@@ -94,7 +97,7 @@ def add_hparams(
     from domainbed_carft.method import algorithms, host_lookup
     from domainbed_carft.plugin import foreign_jobs
 
-    plain = {name: _to_python_number(value) for name, value in host_hparams.items()}
+    plain = {name: foreign_jobs.to_python_number(value) for name, value in host_hparams.items()}
     steps = None
     if not host_lookup.is_carft_harness():
         steps = foreign_jobs.get_planned_steps()
@@ -104,13 +107,3 @@ def add_hparams(
             warn_about_missing_hparams(missing_hparams)
 
     return {**plain, **algorithms.hparam_values(algorithm, dataset, random_seed, steps=steps)}
-
-
-def _to_python_number(value: Any) -> Any:
-    """Convert a number of numpy to Python's type.
-
-    Upstream draws numbers of numpy, which neither JSON nor torch's restricted reader accepts.
-    """
-    import numpy as np
-
-    return value.item() if isinstance(value, np.generic) else value

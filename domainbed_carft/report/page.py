@@ -88,7 +88,7 @@ def write_report(
         error: kind of uncertainty after the means, as for `collect`.
         against: algorithm that the others are compared with, as for `collect`; by default
             CLIPFineTune if it and CARFT have jobs.
-        **reading: further arguments of `collect`.
+        **reading: options of `gather`. Of them, a collection takes ``methods`` only.
 
     Returns:
         The path of the page, and the problems to report to the user.
@@ -124,13 +124,7 @@ def write_report(
     if opening:
         sections = [opening, *sections]
 
-    tables = [*results.tables, *results.suite_tables]
-    is_complete = all(
-        cell.is_complete
-        for table in tables
-        for cells in table.rows.values()
-        for cell in cells.values()
-    )
+    is_complete = not results.summary["incomplete_cells"]
     page = _template().render(
         version=__version__,
         results=results,

@@ -11,9 +11,9 @@ import io
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -32,6 +32,7 @@ from domainbed_carft.report.figure_data import (
     Lines,
 )
 from domainbed_carft.results.cells import PARTIAL, Cell, format_accuracy, mean_over_trials
+from domainbed_carft.results.formats import escape_csv
 from domainbed_carft.results.rows import JointRow
 from domainbed_carft.text import printable
 
@@ -52,7 +53,7 @@ AXES = {
     "mean_of_shifts": "mean accuracy of the shifts (%)",
 }
 
-# For algorithms that declare no style, in turn
+# For rows that declare no style, in turn, and then combined by `_iterate_fallback_styles`
 _FALLBACK_STYLES = (
     Style(0, "#57606a", "o", (0, (1, 1)), hollow=True),
     Style(0, "#0072B2", "s", (0, (3, 2)), hollow=True),
@@ -88,15 +89,29 @@ def figure_style() -> AbstractContextManager[None]:
 def get_styles(
     algorithms: Sequence[str], own_methods: Mapping[str, Method] = {}
 ) -> dict[str, Style]:
-    """Return algorithm -> its style, or the next fallback style if it has none."""
+    """Return the styles of rows: an algorithm's own one, otherwise the next fallback style."""
     styles = {
         name: method.style
         for name, method in own_methods.items()
         if method.style and _can_draw(method.style)
     }
     styles |= {name: method.style for name, method in SHIPPED.items() if method.style}
-    fallbacks = itertools.cycle(_FALLBACK_STYLES)
+    fallbacks = itertools.cycle(_iterate_fallback_styles())
     return {name: styles.get(name) or next(fallbacks) for name in algorithms}
+
+
+def _iterate_fallback_styles() -> Iterator[Style]:
+    """Yield the fallback styles, then their markers with the colours and dashes of others.
+
+    All 49 combinations of a marker and a colour occur once, and so do those of a marker and a dash.
+    """
+    count = len(_FALLBACK_STYLES)
+    for shift, place in itertools.product(range(count), range(count)):
+        yield replace(
+            _FALLBACK_STYLES[place],
+            colour=_FALLBACK_STYLES[(place + shift) % count].colour,
+            dash=_FALLBACK_STYLES[(place + 2 * shift) % count].dash,
+        )
 
 
 def _can_draw(style: Style) -> bool:
@@ -213,18 +228,20 @@ def _data_uri(svg: str) -> str:
 
 
 def write_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write CSV with six significant digits and printable names; None and nan become empty."""
+    """Write CSV with six significant digits and escaped names; None and nan become empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(map(printable, header))
+    writer.writerow(map(escape_csv, header))
     writer.writerows([_csv_text(value) for value in row] for row in rows)
     return file.getvalue()
 
 
 def _csv_text(value: object) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
-    return "" if value is None else printable(str(value))
+    return str(value) if isinstance(value, int) else str(escape_csv(str(value)))
 
 
 def draw_legend_keys(styles: Styles) -> dict[str, str]:

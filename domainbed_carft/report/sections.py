@@ -23,7 +23,7 @@ from domainbed_carft.report.figure_data import (
 )
 from domainbed_carft.report.plots import Figure, Mark, Styles
 from domainbed_carft.results import columns, suites
-from domainbed_carft.results.cells import Cell
+from domainbed_carft.results.cells import NOT_ALL, Cell
 from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import SelectedRun
@@ -500,7 +500,14 @@ def _mark_row(row: str, table: Table) -> str:
 
 
 def _mark_incomplete(table: Table, environment: str = "") -> str:
-    """List the rows that are incomplete on an environment, or on any environment."""
-    names = table.incomplete_rows(environment)
-    listing = ", ".join(names) if len(names) <= _MAX_NAMES else f"{len(names)} rows"
-    return f" (incomplete: {listing})" if names else ""
+    """List the rows that are incomplete on an environment, or on any, and those over some only."""
+    rows_by_mark = {
+        "incomplete": table.incomplete_rows(environment),
+        NOT_ALL: table.partial_rows(environment),
+    }
+    marks = []
+    for mark, rows in rows_by_mark.items():
+        if rows:
+            listing = ", ".join(rows) if len(rows) <= _MAX_NAMES else f"{len(rows)} rows"
+            marks.append(f"{mark}: {listing}")
+    return f" ({'; '.join(marks)})" if marks else ""

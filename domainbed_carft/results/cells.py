@@ -103,7 +103,7 @@ class Cell(NamedTuple):
 
     @property
     def is_complete(self) -> bool:
-        """True if no part of the value is missing; other cells are marked and never ranked."""
+        """True if the value covers everything; other cells are marked and never ranked."""
         return not self.missing
 
     @property
@@ -113,7 +113,16 @@ class Cell(NamedTuple):
 
     @property
     def lacks_results(self) -> bool:
-        """True if the value lacks results of declared jobs, which a numbered note lists."""
+        """True if results of declared jobs, or evaluations that the value needs, are missing.
+
+        Only such cells are called incomplete and counted. A mean that leaves out targets without
+        declared jobs lacks nothing, although it is marked.
+        """
+        return any(reason != NOT_ALL for reason in self.missing)
+
+    @property
+    def needs_note(self) -> bool:
+        """True if the captions do not explain what is missing, so that a numbered note does."""
         return not _EXPLAINED_IN_CAPTIONS.issuperset(self.missing)
 
 

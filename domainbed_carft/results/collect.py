@@ -101,12 +101,13 @@ class Results:
     def summary(self) -> dict[str, Any]:
         """Numbers of "records", "jobs", "cells" and "incomplete_cells", and the "faults"."""
         runs = self.collection.runs
-        cells = [cell for table in self.tables for cell in table.accuracy_cells]
+        tables = [*self.tables, *self.suite_tables]
+        cells = [cell for table in tables for cell in table.counted_cells]
         return {
             "records": sum(len(run.steps) for run in runs),
             "jobs": len(runs),
             "incomplete_cells": sum(cell.lacks_results for cell in cells),
-            "cells": sum(cell.is_expected for cell in cells),
+            "cells": len(cells),
             "faults": [warning._asdict() for warning in self.warnings],
         }
 
@@ -306,7 +307,7 @@ def collect(
         columns: names of the tables' columns, from `columns.NAMES`.
         error: error printed after a mean: "domainbed", "sample" or "std".
         against: name of an algorithm to compare all others with.
-        **options: options of `gather`, such as ``methods``.
+        **options: options of `gather`. Of them, a collection takes ``methods`` only.
 
     Returns:
         The tables, as data frames (``cells``, ``against``, ``records``) and in the formats of

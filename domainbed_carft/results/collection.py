@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from domainbed_carft import text
 from domainbed_carft.arguments import TEXTS, check
@@ -35,8 +35,9 @@ from domainbed_carft.jobs.setting import (
 )
 from domainbed_carft.jobs.setting import get_setting as setting_of
 from domainbed_carft.paths import AnyPath, as_paths
-from domainbed_carft.results import job_roles, selection
+from domainbed_carft.results import job_roles, recorded_defaults, selection
 from domainbed_carft.results import rows as row_names
+from domainbed_carft.results.recorded_defaults import is_unset
 from domainbed_carft.results.rows import JointRow, JointRows
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.text import quantity
@@ -85,6 +86,18 @@ class Group:
         if method not in self._selections:
             self._selections[method] = selection.select(self.runs, method)
         return self._selections[method]
+
+    def select_in_table_order(self, method: str) -> list[SelectedRun]:
+        """Select runs by a method; sort them by dataset, row, target and trial as in the tables."""
+        selected = self.select(method)
+        datasets = list(self.environments)
+        names = self.order_rows(entry.row for entry in selected)
+
+        def place(entry: SelectedRun) -> tuple[int, int, int, int]:
+            row = names.index(entry.row)
+            return datasets.index(entry.dataset), row, entry.target, entry.trial
+
+        return sorted(selected, key=place)
 
     @cached_property
     def environments(self) -> dict[str, tuple[str, ...]]:
@@ -139,9 +152,33 @@ class Collection:
 Sweeps: TypeAlias = "AnyPath | Iterable[AnyPath] | Collection"
 
 
-def as_collection(sweeps: Sweeps, **options: Any) -> Collection:
-    """Return the collection itself, or read folders by `gather` with ``options``."""
-    return sweeps if isinstance(sweeps, Collection) else gather(sweeps, **options)
+def as_collection(
+    sweeps: Sweeps,
+    methods: Sequence[str] | None = None,
+    ignored: Sequence[str] = (),
+    by: Sequence[str] = (),
+) -> Collection:
+    """Return the collection with these selection methods, or read folders by `gather`.
+
+    Raises CarftError if `gather` raises it, if a requested method has no job, or if a collection
+    would have to be grouped again for ``ignored`` or ``by``.
+    """
+    if not isinstance(sweeps, Collection):
+        return gather(sweeps, methods, ignored, by)
+
+    check(TEXTS, ignored=ignored, by=by)
+    check(TEXTS, is_optional=True, methods=methods)
+    for name, value in (("ignored", ignored), ("by", by)):
+        if value:
+            raise CarftError(
+                f"{name}={list(value)!r} cannot change a collection, whose runs are in groups "
+                f"already; pass {name} to gather, or the folders instead of the collection"
+            )
+    if not methods:
+        return sweeps
+    jobs = [job for group in sweeps.groups for job in group.planned]
+    jobs += [run.job for run in sweeps.runs]
+    return replace(sweeps, methods=_choose_methods(methods, (), jobs))
 
 
 def gather(
@@ -183,11 +220,12 @@ def gather(
         )
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
     last_stage = job_roles.select_last_stage(runs, sweeps)
+    divided_runs = recorded_defaults.add_recorded_defaults(last_stage.runs)
     own_methods = find_own_methods({run.algorithm: run.recorded for run in runs})
     order = row_names.order_algorithms(
         (name for sweep in sweeps for name in sweep.algorithms), own_methods
     )
-    rows = JointRows(last_stage.runs, last_stage.planned, order)
+    rows = JointRows(divided_runs, last_stage.planned, order)
     if by:
         rows = row_names.label_rows(rows, by=by, folders=folders)
     labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
@@ -345,18 +383,21 @@ def _assign_planned(
     planned_by_group: dict[_GroupKey, list[Job]] = {}
     for job, setting in planned:
         key = _group_key(setting, parts)
-        # Unknown parts match any value.
-        candidates = [
-            group
-            for group in ran
-            if all(UNKNOWN in values or values[0] == values[1] for values in zip(key, group))
-        ]
+        candidates = [group for group in ran if all(map(_may_have_value, parts, key, group))]
         has_run = any(job.candidate in ran[group] for group in candidates)
         for group in candidates or [key]:
             # A job that ran under another setting is missing only next to runs of its trial.
             if not has_run or _trial_key(job.candidate) in trials[group]:
                 planned_by_group.setdefault(group, []).append(job)
     return planned_by_group
+
+
+def _may_have_value(part: str, planned_value: str, value: str) -> bool:
+    """Return True if a planned job can have the ``value`` of a part once it has run."""
+    if part.startswith(HPARAM) and planned_value == DEFAULT:
+        return is_unset(value)
+    is_unknown = UNKNOWN in (planned_value, value) and not part.startswith(HPARAM)
+    return is_unknown or planned_value == value
 
 
 def _trial_key(candidate: Candidate) -> tuple[str, str, int, Choice]:
@@ -444,9 +485,13 @@ def _find_conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[st
         for dataset, row in {**ran, **planned}:
             run_settings = ran.get((dataset, row), ())
             values = {_part_value(setting, part) for setting in run_settings}
-            if UNKNOWN not in values:
-                job_settings = planned.get((dataset, row), ())
-                values |= {_part_value(setting, part) for setting in job_settings} - {UNKNOWN}
+            job_settings = planned.get((dataset, row), ())
+            planned_values = {_part_value(setting, part) for setting in job_settings}
+            values |= {
+                planned_value
+                for planned_value in planned_values - {UNKNOWN}
+                if not any(_may_have_value(part, planned_value, value) for value in values)
+            }
 
             owner = (dataset,) if part == ENVIRONMENTS else (dataset, row)
             values_by_owner.setdefault(owner, set()).update(values)
@@ -464,23 +509,22 @@ def _describe_differences(
 
     ``title`` is that of the group. ``row_parts`` are parts that the names of the rows already show.
     """
-    settings_by_row = _group_by_row((run.job, setting) for run, setting in members)
-    titles = benchmarks.dataset_titles(dataset for dataset, _ in settings_by_row)
-    algorithm_by_row = {run.row: run.algorithm for run, _ in members}
-    for part in _list_parts(settings_by_row):
+    titles = benchmarks.dataset_titles(run.dataset for run, _ in members)
+    parts = _list_parts(_group_by_row((run.job, setting) for run, setting in members))
+    for part in parts:
         owners = (
             get_owners(part.removeprefix(HPARAM), own_methods) if part.startswith(HPARAM) else ()
         )
         rows_by_value: dict[str, dict[str, None]] = {}
-        for (dataset, row), settings in settings_by_row.items():
-            for setting in settings:
-                is_applicable = not part.startswith(METHOD) and (
-                    not owners or algorithm_by_row[row] in owners
-                )
-                if part not in setting and not is_applicable:
-                    continue
-                rows = rows_by_value.setdefault(_part_value(setting, part), {})
-                rows[f"{row} on {titles[dataset]}"] = None
+        for run, setting in members:
+            is_applicable = not part.startswith(METHOD) and (not owners or run.algorithm in owners)
+            if part not in setting and not is_applicable:
+                continue
+            value = _part_value(setting, part)
+            if part.startswith(HPARAM) and value == DEFAULT:
+                value = DEFAULT if part.removeprefix(HPARAM) in run.recorded else UNKNOWN
+            rows = rows_by_value.setdefault(value, {})
+            rows[f"{run.row} on {titles[run.dataset]}"] = None
 
         if len(rows_by_value) > 1 and part not in (ENVIRONMENTS, SCHEDULE, TRAINED_ON, *row_parts):
             listing = "; ".join(

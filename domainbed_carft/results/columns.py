@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 ENVIRONMENTS = "environments"
 AVERAGE = "average"
 OUT_OF_DOMAIN = "out-of-domain"
+WORST = "worst"
 IN_DOMAIN = "in-domain"
 DEFAULT_COLUMNS = (ENVIRONMENTS, AVERAGE)
 
@@ -99,6 +100,12 @@ class RowRuns:
             return Cell(missing=self.lacking_results)
         missing = (*self.missing, *missing)
         return mean_over_trials(by_trial, missing=missing, error=self.error, scale=scale)
+
+    def mean_accuracy(self) -> Cell:
+        """Average over the trials each trial's mean accuracy over its targets."""
+        return self.mean_over_targets(
+            (entry.trial, entry.outcome.accuracy) for entry in self.selected
+        )
 
     def on_device(self, device: str) -> RowRuns:
         """Return the row with only the runs on one device, and unchanged accuracies."""
@@ -179,10 +186,9 @@ def _average(row: RowRuns) -> Cell:
 
 def _out_of_domain(row: RowRuns) -> Cell:
     """Accuracy on the held-out environments; empty if the runs held none out."""
-    held_out = [entry for entry in row.selected if entry.run.test_envs]
-    if row.selected and not held_out:
+    if row.selected and not any(entry.run.test_envs for entry in row.selected):
         return Cell()
-    return row.mean_over_targets((entry.trial, entry.outcome.accuracy) for entry in held_out)
+    return row.mean_accuracy()
 
 
 def _in_domain(row: RowRuns) -> Cell:
@@ -198,11 +204,9 @@ def _worst(row: RowRuns) -> Cell:
     """The cell with the lowest mean, if every expected cell has one."""
     expected = {name: cell for name, cell in row.accuracies.items() if cell.is_expected}
     means = {name: cell.mean for name, cell in expected.items() if cell.mean is not None}
-    unmeasured = [name for name in expected if name not in means]
-    if unmeasured:
-        return Cell(missing=(f"no value: {', '.join(unmeasured)}",))
-    if not means:
-        return Cell()
+    if not means or len(means) < len(expected):
+        return Cell(missing=row.lacking_results)
+
     worst = min(means, key=means.__getitem__)
     return expected[worst]._replace(label=worst, missing=row.missing)
 
@@ -233,6 +237,13 @@ def _cost_cell(
     if len(recorded_costs) < len(costs):
         return Cell(missing=(f"the records have no {key}",))
     return Cell(combine(recorded_costs), n=len(recorded_costs), missing=row.lacking_results)
+
+
+def _memory(row: RowRuns) -> Cell:
+    """The highest GPU memory use; empty on a device that is no GPU, for which records have 0."""
+    memory_gb = _selected_cost(lambda cost: cost.memory_gb, max, "memory of a GPU (mem_gb)")
+    cell = memory_gb(row)
+    return Cell() if cell.mean == 0 else cell
 
 
 def _mean(values: list[float]) -> float:
@@ -343,7 +354,7 @@ RECORD_COLUMNS = (
     Column(OUT_OF_DOMAIN, "Out of domain", "%",
            "Out of domain: mean over trials of each trial's mean over the held-out environments.",
            _out_of_domain, is_ranked=True),
-    Column("worst", "Worst", "%", "Worst: the held-out environment with the lowest mean.",
+    Column(WORST, "Worst", "%", "Worst: the held-out environment with the lowest mean.",
            _worst, is_ranked=True),
     Column(IN_DOMAIN, "In-domain", "%",
            "In-domain: mean accuracy on the out-splits of the training environments at the chosen "
@@ -363,8 +374,7 @@ RECORD_COLUMNS = (
            _candidate_cost(lambda cost: cost.evaluation_hours, math.fsum, "evaluation_time"),
            cost_text, is_cost=True),
     Column("memory", "GiB", "GiB", "GiB: the highest GPU memory use of a chosen job.",
-           _selected_cost(lambda cost: cost.memory_gb, max, "memory of a GPU (mem_gb)"),
-           cost_text, is_cost=True),
+           _memory, cost_text, is_cost=True),
     Column("parameters", "Trained", "",
            "Trained: the highest number of parameters that a chosen job trained.",
            _selected_cost(lambda cost: cost.trained_parameters, max, "trained_parameters"),
@@ -415,6 +425,8 @@ EVALUATION_COLUMNS = (
            _LOST),
 )
 # fmt: on
+# These columns repeat the accuracies of the environments.
+MEANS_OF_ACCURACIES = (AVERAGE, OUT_OF_DOMAIN, WORST)
 COLUMNS = {column.name: column for column in (*RECORD_COLUMNS, *EVALUATION_COLUMNS)}
 
 # Names for several columns
@@ -472,7 +484,7 @@ _WITHIN_COLUMNS = (
 def comparison_warnings(columns: Iterable[Column]) -> list[str]:
     """Return warnings about columns that cannot be compared: augmented and unaugmented images."""
     names = {column.name for column in columns}
-    out_of_domain = {ENVIRONMENTS, AVERAGE, OUT_OF_DOMAIN, "worst"}
+    out_of_domain = {ENVIRONMENTS, *MEANS_OF_ACCURACIES}
     return [_WITHIN_COLUMNS] if IN_DOMAIN in names and names & out_of_domain else []
 
 

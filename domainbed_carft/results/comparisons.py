@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,13 +33,11 @@ MIN_PAIRS = 5
 # With fewer units no two-sided p-value by sign flips is below 5%.
 MIN_PAIRS_FOR_FIVE_PERCENT = 6
 
-# With more differences signs are flipped at random instead of in all 2^n patterns.
-MAX_EXACT_PAIRS = 36
+# If n differences have more than RANDOM_FLIPS sign patterns, this many are drawn at random.
 RANDOM_FLIPS = 99_999
+MAX_EXACT_UNITS = 16
 SEED = 0
 
-_FLIPS_AT_ONCE = 11_111  # a divisor of RANDOM_FLIPS
-_SAME_SUM = 1e-9  # rounding error of equal sums, relative to the sum of absolute values
 _TIE = 1e-9  # rounding error in points of the mean difference of equal accuracies
 
 _UNIT_TITLES = {
@@ -59,7 +58,7 @@ CAPTION = (
     "points, over every (dataset, held-out environment, trial) that both have. s.e.: standard "
     f"error of the mean (divisor n - 1); interval: {LEVEL}% by Student's t, both over the n "
     "differences. p: two-sided, by flipping the signs of the n differences, exact up to "
-    f"{MAX_EXACT_PAIRS} and otherwise by {RANDOM_FLIPS:,} random flips; Holm: corrected for the "
+    f"{MAX_EXACT_UNITS} and otherwise by {RANDOM_FLIPS:,} random flips; Holm: corrected for the "
     "number of rows; smallest p: the lowest p that n differences can reach.",
     "Unit environment: one difference for each held-out environment, its mean over trials (one for "
     "a family, such as EmojiUnseen's three EmojiOne styles). Unit pair: one for each environment "
@@ -233,7 +232,9 @@ def require_comparisons(
         f"expected one of {names}"
     )
     if against == "ERM" and "ERM" not in collection.rows:
-        message += "; ERM is DomainBed's ResNet, and plain fine-tuning of CLIP is CLIPFineTune"
+        message += (
+            "; ERM is an algorithm of DomainBed, and plain fine-tuning of CLIP is CLIPFineTune"
+        )
     raise CarftError(message)
 
 
@@ -286,12 +287,10 @@ def student_interval(values: Sequence[float]) -> tuple[float, float] | tuple[Non
     if len(values) < 2:
         return None, None
 
-    from scipy.special import stdtrit  # importing scipy.stats takes a second
+    from scipy import stats  # takes a second to import
 
-    mean = float(np.mean(values))
-    quantile = float(stdtrit(len(values) - 1, (1 + LEVEL / 100) / 2))
-    half_width = quantile * sample_error(np.asarray(values))
-    return mean - half_width, mean + half_width
+    interval = stats.ttest_1samp(values, 0).confidence_interval(LEVEL / 100)
+    return float(interval.low), float(interval.high)
 
 
 def welch_interval(
@@ -316,60 +315,58 @@ def welch_interval(
     return difference - half_width, difference + half_width
 
 
+@functools.cache
+def smallest_welch_half_width(squared_error: float, n: int) -> float:
+    """Smallest half-width of `welch_interval` over all numbers and spreads of its ``values``.
+
+    It is not reached by values without spread: an error of the values adds degrees of freedom.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import stdtrit
+
+    def half_width(share: float) -> float:
+        """Return the half-width for many values whose error is this share of the total error."""
+        freedom = (n - 1) / (1 - share) ** 2
+        quantile = float(stdtrit(freedom, (1 + LEVEL / 100) / 2))
+        return quantile * (squared_error / (1 - share)) ** 0.5
+
+    return float(minimize_scalar(half_width, bounds=(0, 0.999), method="bounded").fun)
+
+
 def p_value(differences: Sequence[float]) -> float:
     """Two-sided p-value of the mean of one or more differences, by flipping signs.
 
     It is the share of the 2^n sign patterns whose sum is at least as far from 0 as the observed
-    sum. Up to MAX_EXACT_PAIRS differences it is exact, like
-    ``scipy.stats.permutation_test(permutation_type="samples")``. With more it is estimated from
-    RANDOM_FLIPS random patterns (numpy's default_rng, SEED), and the observed pattern is counted as
-    one of them.
+    sum, by ``scipy.stats.permutation_test``. Up to MAX_EXACT_UNITS differences it is exact. With
+    more it is estimated from RANDOM_FLIPS random patterns (numpy's default_rng, SEED), and the
+    observed pattern is counted as one of them.
     """
-    values = np.asarray(differences, dtype=float)
-    tolerance = _SAME_SUM * float(np.abs(values).sum())
-    threshold = abs(float(values.sum())) - tolerance
-    if threshold <= 0:
+    if len(differences) == 1:
         return 1.0
-    if values.size <= MAX_EXACT_PAIRS:
-        return 2 * _count_sums(values, threshold) / 2**values.size
-    return (1 + _count_random_sums(values, threshold)) / (1 + RANDOM_FLIPS)
+
+    from scipy import stats
+
+    test = stats.permutation_test(
+        (np.asarray(differences, dtype=float),),
+        _distance_from_zero,
+        permutation_type="samples",
+        n_resamples=RANDOM_FLIPS,
+        vectorized=True,
+        alternative="greater",
+        rng=np.random.default_rng(SEED),
+    )
+    return float(test.pvalue)
+
+
+def _distance_from_zero(values: Floats, axis: int) -> Floats:
+    """Sums without their sign, rounded so that those of equal accuracies count as ties."""
+    return np.round(np.abs(values.sum(axis=axis)), 6)
 
 
 def smallest_p(n: int) -> float:
     """Smallest p-value that `p_value` can return for n differences."""
-    smallest = 2.0 ** (1 - n)
-    return smallest if n <= MAX_EXACT_PAIRS else 1 / (1 + RANDOM_FLIPS)
-
-
-def _count_sums(values: Floats, threshold: float) -> int:
-    """Count the sums, over all sign patterns, that are at least ``threshold``.
-
-    Each is a sum over one half of the values plus a sum over the other half, so 2^(n/2) sums of
-    each half suffice.
-    """
-    middle = values.size // 2
-    first = np.sort(_signed_sums(values[:middle]))
-    second = np.sort(_signed_sums(values[middle:]))
-    below = np.searchsorted(first, threshold - second, side="left")
-    return int(first.size * second.size - below.sum())
-
-
-def _signed_sums(values: Floats) -> Floats:
-    """Sums of the values under all 2^n sign patterns."""
-    sums = np.zeros(1)
-    for value in values:
-        sums = np.concatenate([sums + value, sums - value])
-    return sums
-
-
-def _count_random_sums(values: Floats, threshold: float) -> int:
-    """Count the sums over RANDOM_FLIPS random sign patterns at least ``threshold`` from 0."""
-    rng = np.random.default_rng(SEED)
-    count = 0
-    for _ in range(RANDOM_FLIPS // _FLIPS_AT_ONCE):
-        signs = 2.0 * rng.integers(2, size=(_FLIPS_AT_ONCE, values.size), dtype=np.int8) - 1
-        count += int((np.abs(signs @ values) >= threshold).sum())
-    return count
+    smallest: float = 2.0 ** (1 - n)
+    return smallest if n <= MAX_EXACT_UNITS else 1 / (1 + RANDOM_FLIPS)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

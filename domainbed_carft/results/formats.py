@@ -85,11 +85,12 @@ def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerows(records[:1])  # iterating over a record yields its keys, the header
     for record in records:
-        writer.writerow([_escape_csv(value) for value in record.values()])
+        writer.writerow([escape_csv(value) for value in record.values()])
     return file.getvalue()
 
 
-def _escape_csv(value: Any) -> Any:
+def escape_csv(value: Any) -> Any:
+    """Return a value for a cell of CSV: a printable text that is no formula, or any number."""
     if not isinstance(value, str):
         return value
 

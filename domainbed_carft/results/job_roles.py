@@ -9,12 +9,9 @@ from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job
-from domainbed_carft.jobs.manifest import Search, Sweep, format_trials
+from domainbed_carft.jobs.manifest import Row, Search, Sweep, format_trials, get_row
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.text import quantity
-
-# Variant, dataset and algorithm
-_Row = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -48,12 +45,14 @@ def select_last_stage(runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]) -> L
         assigned.append(run)
 
     hidden: set[Path] = set()
+    undecided: list[Job] = []
     notes: list[str] = []
     for sweep in sweeps:
         notes += _notes_on_values(sweep)
         if sweep.search:
             hidden_jobs = [job for job in sweep.jobs if _is_hidden(job, sweep.search)]
             hidden.update(job.folder for job in hidden_jobs)
+            undecided += _plan_undecided(sweep.jobs, sweep.search)
             notes.append(_note_on_stages(sweep.search, sweep.jobs))
 
     return LastStage(
@@ -61,7 +60,10 @@ def select_last_stage(runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]) -> L
         first_stages=[
             run for run in assigned if run.job.folder in hidden and run.job.role.stage == CHOOSE
         ],
-        planned=[job for sweep in sweeps for job in sweep.jobs if job.folder not in hidden],
+        planned=[
+            *(job for sweep in sweeps for job in sweep.jobs if job.folder not in hidden),
+            *undecided,
+        ],
         notes=notes,
     )
 
@@ -71,6 +73,29 @@ def _is_hidden(job: Job, search: Search) -> bool:
     if job.role.stage == CHOOSE:
         return bool(search.chosen)
     return job.role.stage == REPEAT and not search.is_chosen(job)
+
+
+def _plan_undecided(jobs: Iterable[Job], search: Search) -> Iterator[Job]:
+    """Yield jobs of the second stage for rows and targets of which only the first was launched.
+
+    Next to rows with a choice, their cells are gaps. The values of the jobs are not known yet.
+    """
+    if not search.chosen:
+        return
+
+    first_stage: dict[tuple[Row, frozenset[int]], Job] = {}
+    repeated = set()
+    for job in jobs:
+        cells = (get_row(job), job.key.test_envs)
+        if job.role.stage == CHOOSE:
+            first_stage.setdefault(cells, job)
+        elif job.role.stage == REPEAT:
+            repeated.add(cells)
+
+    for cells, job in first_stage.items():
+        for trial in search.repeat_on if cells not in repeated else ():
+            args = {**job.args, "trial_seed": trial}
+            yield replace(job, args=args, role=replace(job.role, stage=REPEAT))
 
 
 def _note_on_stages(search: Search, jobs: Iterable[Job]) -> str:
@@ -85,21 +110,26 @@ def _note_on_stages(search: Search, jobs: Iterable[Job]) -> str:
 
     scope = "each target" if search.choose_by == "target" else "all targets of a dataset"
     repeat_trials = format_trials(search.repeat_on)
-    return (
+    note = (
         f"Budget of the search: {quantity(n_first, 'job')} on {trials} to choose by "
         f"{search.method} validation, one choice for {scope}; {quantity(search.repeats, 'job')} on "
         f"{repeat_trials} to train the choices. The tables contain only the latter."
     )
+    if search.is_choosing:
+        note += (
+            " The last launch has not chosen yet, so the tables show earlier choices, and rows "
+            "without one are incomplete. Run carft sweep status to see what is missing."
+        )
+    return note
 
 
 def _notes_on_values(sweep: Sweep) -> Iterator[str]:
     """Describe the searched values, a sentence for each list of values."""
-    members_by_row: dict[_Row, dict[int, Mapping[str, Any]]] = {}
+    members_by_row: dict[Row, dict[int, Mapping[str, Any]]] = {}
     for job in sweep.jobs:
         role = job.role
         if role.values and role.stage != REPEAT:
-            row = (role.cell, job.key.dataset, job.key.algorithm)
-            members_by_row.setdefault(row, {})[role.member] = role.values
+            members_by_row.setdefault(get_row(job), {})[role.member] = role.values
 
     titles = benchmarks.dataset_titles(dataset for _, dataset, _ in members_by_row)
     rows_by_values: dict[str, list[str]] = {}

@@ -10,7 +10,7 @@ from domainbed_carft.results import columns, selection
 from domainbed_carft.results.cells import BEST, OTHER, PLUS_MINUS, SECOND, Cell, rank_cells
 from domainbed_carft.results.columns import Column
 from domainbed_carft.results.comparisons import ACCURACY, ENVIRONMENT, LEVEL, PAIR, Comparison
-from domainbed_carft.results.tables import Table
+from domainbed_carft.results.tables import Table, average_datasets
 from domainbed_carft.text import printable
 
 _NO_VALUE = "--"
@@ -59,8 +59,9 @@ def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ())
     The columns are the environments of a single dataset, otherwise the datasets with their means
     over environments. Rows of several settings share one table. In a column of accuracies the best
     are bold and the second are underlined, including ties; incomplete cells have a star and no
-    rank. Differences from one row (``comparisons``) are a last column with marks of significance.
-    Raises CarftError if there is no table.
+    rank. An average is ranked among the averages over the same environments or datasets.
+    Differences from one row (``comparisons``) are a last column with marks of significance. Raises
+    CarftError if there is no table.
     """
     import pandas as pd
 
@@ -83,16 +84,22 @@ def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ())
 
 
 def _tables_of_first_method(all_tables: Sequence[Table]) -> list[Table]:
-    """Return the first method's tables: of its only dataset, otherwise of the averages."""
+    """Return the first method's tables: of its only dataset, otherwise each setting's averages."""
     if not all_tables:
         raise CarftError("--format latex: no table to write; expected jobs with targets")
 
-    tables = [table for table in all_tables if table.selection == all_tables[0].selection]
-    dataset_tables = [table for table in tables if not table.averages]
-    averages = [table for table in tables if table.averages]
-    if averages and len({table.dataset for table in dataset_tables}) > 1:
-        return averages
-    return dataset_tables
+    dataset_tables = [
+        table
+        for table in all_tables
+        if table.selection == all_tables[0].selection and not table.averages
+    ]
+    if len({table.dataset for table in dataset_tables}) < 2:
+        return dataset_tables
+
+    tables_by_setting: dict[str, list[Table]] = {}
+    for table in dataset_tables:
+        tables_by_setting.setdefault(table.setting, []).append(table)
+    return [average_datasets(tables) for tables in tables_by_setting.values()]
 
 
 def _row_label(algorithm: str, setting: str) -> str:
@@ -102,7 +109,7 @@ def _row_label(algorithm: str, setting: str) -> str:
 def _column_texts(column: Column, rows: Sequence[_Row]) -> list[str]:
     """Format the cells of a column, with the best and the second marked."""
     cells = [table.rows[row].get(column, Cell()) for table, row in rows]
-    ranks = rank_cells(cells) if column.is_ranked else [OTHER] * len(cells)
+    ranks = _rank_column(column, cells, rows)
     texts = []
     for cell, rank in zip(cells, ranks, strict=True):
         text = (
@@ -110,6 +117,28 @@ def _column_texts(column: Column, rows: Sequence[_Row]) -> list[str]:
         )
         texts.append(f"{text or _NO_VALUE}{_INCOMPLETE if text and not cell.is_complete else ''}")
     return texts
+
+
+def _rank_column(column: Column, cells: Sequence[Cell], rows: Sequence[_Row]) -> list[int]:
+    """Rank the cells of a column; averages over other environments or datasets are ranked apart."""
+    ranks = [OTHER] * len(cells)
+    if not column.is_ranked:
+        return ranks
+
+    places_by_scope: dict[frozenset[str], list[int]] = {}
+    for place, (table, row) in enumerate(rows):
+        scope: frozenset[str] = frozenset()
+        if not column.of:
+            scope = frozenset(
+                part.of for part in table.accuracies if table.rows[row][part].is_expected
+            )
+        places_by_scope.setdefault(scope, []).append(place)
+
+    for places in places_by_scope.values():
+        ranks_of_scope = rank_cells(cells[place] for place in places)
+        for place, rank in zip(places, ranks_of_scope, strict=True):
+            ranks[place] = rank
+    return ranks
 
 
 def _accuracy_text(cell: Cell, rank: int) -> str:
@@ -132,7 +161,9 @@ def _difference_texts(rows: Sequence[_Row], comparisons: Sequence[Comparison]) -
     }
     tables = {table.setting: table for table, _ in rows}
     incomplete_rows = {
-        (setting, row) for setting, table in tables.items() for row in table.incomplete_rows()
+        (setting, row)
+        for setting, table in tables.items()
+        for row in (*table.incomplete_rows(), *table.partial_rows())
     }
     texts = []
     for table, row in rows:

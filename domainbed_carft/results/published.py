@@ -7,14 +7,21 @@ this cannot be checked.
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from domainbed_carft.data.benchmarks import ASSETS
+from domainbed_carft.jobs.facts import CHANGED_HPARAMS
+from domainbed_carft.jobs.job import parse_overrides
 from domainbed_carft.jobs.records import RecordedRun
+from domainbed_carft.jobs.setting import FOLLOWS_JOB, SCHEDULE
+from domainbed_carft.jobs.setting import UNKNOWN as NOT_RECORDED
 from domainbed_carft.results.cells import (
     DOMAINBED,
     Cell,
@@ -24,7 +31,12 @@ from domainbed_carft.results.cells import (
 )
 from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import Column
-from domainbed_carft.results.comparisons import LEVEL, student_interval, welch_interval
+from domainbed_carft.results.comparisons import (
+    LEVEL,
+    smallest_welch_half_width,
+    student_interval,
+    welch_interval,
+)
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import CLIPOOD, candidates_by_target
 from domainbed_carft.results.tables import Table, build
@@ -41,14 +53,16 @@ CAPTION = (
     "is the target, the numbers are not comparable.",
     f"Interval: {LEVEL}% of the difference, by Welch's t over our trials and the published ones; "
     "at least: by Student's t over our trials alone, because the published error is unknown. "
-    f"Check: within, if the interval lies inside +-{MARGIN:g}; differs, if it lies outside; "
-    "otherwise cannot tell. None if the published error is unknown, or if selection, steps, "
-    "protocol or edition differ or are unknown.",
+    f"Check: within, if the interval lies inside +-{MARGIN:g}; differs, if it lies outside; error "
+    "too large, if the published error alone makes the interval wider than that, with any number "
+    "of our trials; otherwise cannot tell. None if the published error is unknown, or if "
+    "hyperparameters, selection, steps, protocol or edition differ or are unknown.",
 )
 
 WITHIN = "within"
 DIFFERS = "differs"
 CANNOT_TELL = "cannot tell"
+ERROR_TOO_LARGE = "error too large"
 NO_CHECK = "none"
 
 # Settings that must be equal in our runs; unknown ones are empty in published.csv.
@@ -61,23 +75,10 @@ _SQUARED_ERRORS: dict[str, Callable[[float, int], float]] = {
     "standard error, n - 1": lambda error, n: error**2,
     "deviation": lambda error, n: error**2 / n,
 }
-# Hparams by which a run can differ from the published methods, with the published value
-_PUBLISHED_HPARAMS: dict[str, Any] = {
-    "clip_backbone": BACKBONE,
-    "average": "none",
-    "wise_alpha": 1,
-    "margin": 0,
-    "lp_steps": 0,
-    "sp_weight": 0,
-    "fd_weight": 0,
-    "ldifs_weight": 0,
-    "lipsum_weight": 0,
-    "miro_weight": 0,
-}
-# Hparams that belong to the published method itself.
-_HPARAMS_OF_METHOD = {"CLIPood": ("average", "margin"), "CLIPMIRO": ("miro_weight",)}
+# Hparams that are compared as parts of the setting, or follow from one
+_HPARAMS_OF_SETTING = ("protocol", "data_edition", "total_steps")
 
-# Our algorithms except CLIPFineTune -> the published methods that they implement
+# Our algorithms -> the published methods that they implement
 _COUNTERPARTS = {
     "CARFT": "CAR-FT",
     "CLIPZeroShot": "zero-shot CLIP",
@@ -85,6 +86,11 @@ _COUNTERPARTS = {
     "CLIPood": "CLIPood",
     "CLIPMIRO": "MIRO",
 }
+# Algorithms of plain fine-tuning -> the hparam with their initial head, "zero-shot" or "random",
+# by which they are compared with "ERM, zero-shot head" or "ERM, random head"
+_HEAD_HPARAMS = {"CLIPFineTune": "head_init", "ERM": "clip_head"}
+# Values of DomainBed's ERM, which has no such hparams.
+_ERM_VALUES = {"lr_schedule": "constant", "grad_clip": 0}
 
 
 class PublishedAccuracy(NamedTuple):
@@ -102,6 +108,11 @@ class PublishedAccuracy(NamedTuple):
         read_in: where the number was read, such as the paper.
         source: the source.
         note: a remark.
+        hparams: known hyperparameters of the published runs, by the names of ``--hparams``; in the
+            file a JSON object, or empty. A run is compared with the number if it has the same, and
+            otherwise the defaults of its algorithm. List all values that the source or its code
+            gives, also those that equal a default. Leave it empty for AVERAGE, whose runs are
+            compared with the hparams of their datasets. All numbers are of BACKBONE.
     """
 
     method: str
@@ -117,6 +128,7 @@ class PublishedAccuracy(NamedTuple):
     read_in: str = ""
     source: str = ""
     note: str = ""
+    hparams: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def cell(self) -> Cell:
@@ -129,6 +141,16 @@ class PublishedAccuracy(NamedTuple):
         if self.error_kind not in _SQUARED_ERRORS or not self.n or self.standard_error is None:
             return None
         return _SQUARED_ERRORS[self.error_kind](self.standard_error, self.n)
+
+    @property
+    def is_precise_enough(self) -> bool:
+        """True if the interval of a difference from the accuracy can be narrower than the margins.
+
+        Otherwise no number and no spread of our trials makes it so.
+        """
+        if self.squared_error is None or self.n is None:
+            return False
+        return smallest_welch_half_width(self.squared_error, self.n) <= MARGIN
 
 
 @dataclass(frozen=True)
@@ -170,13 +192,15 @@ class PublishedComparison:
 
     @property
     def check(self) -> str:
-        """WITHIN, DIFFERS, CANNOT_TELL or NO_CHECK."""
+        """WITHIN, DIFFERS, ERROR_TOO_LARGE, CANNOT_TELL or NO_CHECK."""
         low, high = self.interval
         if self.reason or self.published.squared_error is None or low is None or high is None:
             return NO_CHECK
         if low >= -MARGIN and high <= MARGIN:
             return WITHIN
-        return DIFFERS if low > MARGIN or high < -MARGIN else CANNOT_TELL
+        if low > MARGIN or high < -MARGIN:
+            return DIFFERS
+        return CANNOT_TELL if self.published.is_precise_enough else ERROR_TOO_LARGE
 
     def as_dict(self) -> dict[str, Any]:
         """Return an entry for JSON and CSV."""
@@ -199,8 +223,9 @@ class PublishedComparison:
             **{
                 f"published_{name}": value
                 for name, value in self.published._asdict().items()
-                if name != "dataset"
+                if name not in ("dataset", "hparams")
             },
+            "published_hparams": dict(self.published.hparams),
         }
 
 
@@ -215,6 +240,7 @@ def read_accuracies(methods: Sequence[str] = ()) -> list[PublishedAccuracy]:
             error_kind=row["error_kind"],
             n=int(row["n"]) if row["n"] else None,
             **{name: row[name] for name in (*_SETTING, "read_in", "source", "note")},
+            hparams=json.loads(row["hparams"] or "{}"),
         )
         for row in read_rows("published.csv")
         if not methods or row["method"] in methods
@@ -229,9 +255,9 @@ def read_rows(name: str) -> list[dict[str, str]]:
 
 def counterpart(run: RecordedRun) -> str | None:
     """Return the published method that a run implements, or None."""
-    if run.algorithm == "CLIPFineTune":
-        start = "random" if run.recorded.get("head_init") == "random" else "zero-shot"
-        return f"ERM, {start} head"
+    if run.algorithm in _HEAD_HPARAMS:
+        start = run.recorded.get(_HEAD_HPARAMS[run.algorithm])
+        return f"ERM, {start} head" if start in ("random", "zero-shot") else None
     return _COUNTERPARTS.get(run.algorithm)
 
 
@@ -320,7 +346,9 @@ def _reason_against(
     cell: Cell, method: str, runs: Sequence[RecordedRun], published: PublishedAccuracy
 ) -> str:
     """Return all reasons why our ``runs`` cannot be checked; empty if they can."""
-    deviations = dict.fromkeys(name for run in runs for name in _deviations(run))
+    deviations = dict.fromkeys(
+        deviation for run in runs for deviation in _deviations(run, published.method)
+    )
     reasons = []
     if deviations:
         names = f"{runs[0].row} has {', '.join(deviations)}"
@@ -333,8 +361,8 @@ def _reason_against(
     our_settings = {
         "selection": {method},
         "steps": {str(int(run.steps[-1]) + 1) for run in runs},
-        "protocol": {run.recorded.get("protocol", "not recorded") for run in runs},
-        "edition": {run.recorded.get("data_edition", "not recorded") for run in runs},
+        "protocol": {run.recorded.get("protocol", NOT_RECORDED) for run in runs},
+        "edition": {run.recorded.get("data_edition", NOT_RECORDED) for run in runs},
     }
     if published.steps == _ZERO_SHOT_STEPS:
         del our_settings["selection"], our_settings["steps"]
@@ -354,17 +382,42 @@ def _reason_against(
     return "; ".join(reasons)
 
 
-def _deviations(run: RecordedRun) -> list[str]:
-    """List the settings of a run that its published method does not have."""
-    method_hparams = _HPARAMS_OF_METHOD.get(run.algorithm, ())
+def _deviations(run: RecordedRun, method: str) -> list[str]:
+    """List the hparams of a run in which it differs from the published runs of ``method``.
+
+    They are compared with the published hparams on the run's dataset, and must otherwise have the
+    defaults of the algorithm.
+    """
+    published_hparams = {
+        "clip_backbone": BACKBONE,
+        **_published_hparams().get((method, run.dataset), {}),
+    }
+    recorded = {**(_ERM_VALUES if run.algorithm == "ERM" else {}), **run.recorded}
     deviations = []
-    for name, published_value in _PUBLISHED_HPARAMS.items():
-        value = run.recorded.get(name, published_value)
-        if name not in method_hparams and value not in (published_value, None):
-            deviations.append(f"{name} {value}")
-    if run.algorithm == "CLIPMIRO":
-        deviations.append("a head that starts zero-shot instead of random")
+    for name, published_value in published_hparams.items():
+        value = recorded.get(name, NOT_RECORDED)
+        if value != published_value:
+            deviations.append(f"{name} {value} instead of {published_value}")
+
+    compared = {*published_hparams, *_HPARAMS_OF_SETTING, _HEAD_HPARAMS.get(run.algorithm)}
+    changed = run.recorded.get(CHANGED_HPARAMS)
+    if not isinstance(changed, list):  # not recorded: all that were set can differ
+        changed = [*parse_overrides(run.job.args)]
+        if run.job.key.choice:
+            deviations.append("drawn hparams")
+    deviations += [
+        f"{name} {run.recorded.get(name, NOT_RECORDED)}" for name in changed if name not in compared
+    ]
+
+    schedule = run.setting.get(SCHEDULE, FOLLOWS_JOB)
+    if schedule != FOLLOWS_JOB:
+        deviations.append(f"total_steps {schedule}")
     return deviations
+
+
+@functools.cache
+def _published_hparams() -> dict[tuple[str, str], Mapping[str, Any]]:
+    return {(entry.method, entry.dataset): entry.hparams for entry in read_accuracies()}
 
 
 def _average_datasets(table: Table, cells: Sequence[Cell]) -> Cell:

@@ -16,6 +16,7 @@ from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM
 from domainbed_carft.jobs.setting import get_setting as setting_of
+from domainbed_carft.results.recorded_defaults import is_unset
 
 VARIANT = "variant"
 
@@ -34,6 +35,9 @@ _DATASETS = (
     "EmojiStyles",
     "EmojiUnseen",
 )
+
+# The beginning of a default that not all runs of a row have
+_RECORDED_DEFAULT = f"{DEFAULT} "
 
 # The values of the names of ``by``, as settings have them.
 _Words = tuple[str, ...]
@@ -142,8 +146,8 @@ def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> 
     ran = [(run.job, run.setting) for run in plain.runs]
     _require_varying(by, [*planned, *ran], folders)
 
-    planned_words = [_get_words(job, setting, by, folders) for job, setting in planned]
     run_words = [_get_words(job, setting, by, folders) for job, setting in ran]
+    planned_words = _get_planned_words(planned, ran, run_words, by, folders)
     words_by_algorithm: dict[str, dict[_Words, None]] = {}
     for (job, _), words in zip([*planned, *ran], [*planned_words, *run_words], strict=True):
         words_by_algorithm.setdefault(job.key.algorithm, {})[words] = None
@@ -169,6 +173,35 @@ def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> 
         parts=[_part(name) for name in by if name != VARIANT],
         rows=rows,
     )
+
+
+def _get_planned_words(
+    planned: Sequence[tuple[Job, Mapping[str, str]]],
+    ran: Sequence[tuple[Job, Mapping[str, str]]],
+    run_words: Sequence[_Words],
+    by: Sequence[str],
+    folders: Sequence[Path],
+) -> list[_Words]:
+    """Return the planned jobs' values of each name, as known from the runs.
+
+    A default that was not set is the one that the job has recorded. If the job has not run, it is
+    the first one that runs of its algorithm recorded.
+    """
+    words_by_folder = {job.folder: words for (job, _), words in zip(ran, run_words, strict=True)}
+    defaults: dict[tuple[str, str], str] = {}
+    for (job, _), words in zip(ran, run_words, strict=True):
+        for name, word in zip(by, words, strict=True):
+            if name != VARIANT and is_unset(word):
+                defaults.setdefault((job.key.algorithm, name), word)
+
+    words_of_planned = []
+    for job, setting in planned:
+        words = tuple(
+            defaults.get((job.key.algorithm, name), word) if word == DEFAULT else word
+            for name, word in zip(by, _get_words(job, setting, by, folders), strict=True)
+        )
+        words_of_planned.append(words_by_folder.get(job.folder, words))
+    return words_of_planned
 
 
 def _name_rows(
@@ -278,7 +311,7 @@ def _plain_value(name: str, word: str, default: Any) -> Any:
         return DEFAULT if default is None else default
 
     try:
-        return json.loads(word)  # of a hyperparameter
+        return json.loads(word.removeprefix(_RECORDED_DEFAULT))  # of a hyperparameter
     except ValueError:
         return word
 
@@ -287,6 +320,8 @@ def _describe_value(name: str, word: str, value: Any) -> str:
     """Describe a value in the name of a row."""
     if name == VARIANT:
         return word or "no variant"
+    if word.startswith(_RECORDED_DEFAULT):
+        return f"{name} {value}, a {DEFAULT}"
     if word != DEFAULT or value == DEFAULT:
         return f"{name} {value}"
     return f"{name} {value}, the {DEFAULT}"

@@ -151,19 +151,7 @@ def candidates_by_target(runs: Iterable[RecordedRun]) -> list[Candidates]:
 
 
 def rank_outcomes(candidates: Candidates, method: Method) -> list[Outcome]:
-    """Return the outcomes of all choices that have one, the best first.
-
-    Raises CarftError if there are several choices and the method does not choose.
-    """
-    if not method.chooses and len(candidates.singles) > 1:
-        choices = ", ".join(map(str, sorted(candidates.singles)))
-        raise CarftError(
-            f"{candidates.row} on {candidates.dataset} has {len(candidates.singles)} choices of "
-            f"hyperparameters in trial {candidates.trial} ({choices}), but selection by "
-            f"{method.title} needs exactly one; use --by to make each value a row, or select by "
-            f"{TRAINING_DOMAIN}"
-        )
-
+    """Return the outcomes of all choices that have one, the one with the best validation first."""
     outcomes = []
     for choice in sorted(candidates.singles):
         outcome = method.outcome(candidates, choice)
@@ -177,13 +165,18 @@ def rank_outcomes(candidates: Candidates, method: Method) -> list[Outcome]:
 
 
 def select(runs: Iterable[RecordedRun], name: str) -> list[SelectedRun]:
-    """Select from the runs of one group by the method ``name``, a key of METHODS."""
+    """Select from the runs of one group by the method ``name``, a key of METHODS.
+
+    Raises CarftError if there are several choices and the method does not choose.
+    """
     method = METHODS[name]
     if not method.holds_out:
         return _select_in_domain(runs)
 
     selected = []
     for candidates in candidates_by_target(runs):
+        if not method.chooses:
+            _require_one_choice(candidates, method)
         outcomes = rank_outcomes(candidates, method)
         if outcomes:
             best = SelectedRun(
@@ -195,6 +188,18 @@ def select(runs: Iterable[RecordedRun], name: str) -> list[SelectedRun]:
             )
             selected.append(best)
     return selected
+
+
+def _require_one_choice(candidates: Candidates, method: Method) -> None:
+    """Raise CarftError if there are several choices of hyperparameters."""
+    if len(candidates.singles) > 1:
+        choices = ", ".join(map(str, sorted(candidates.singles)))
+        raise CarftError(
+            f"{candidates.row} on {candidates.dataset} has {len(candidates.singles)} choices of "
+            f"hyperparameters in trial {candidates.trial} ({choices}), but selection by "
+            f"{method.title} needs exactly one; use --by to make each value a row, or select by "
+            f"{TRAINING_DOMAIN}"
+        )
 
 
 def count_held_out(job: Job) -> int:

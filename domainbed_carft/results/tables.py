@@ -116,17 +116,56 @@ class Table:
         """The cells of the environments, or of the datasets, row by row."""
         return [cells[column] for cells in self.rows.values() for column in self.accuracies]
 
+    @property
+    def counted_cells(self) -> list[Cell]:
+        """The cells that are counted as complete or incomplete, each with its own reasons only.
+
+        They are the accuracies and the printed values that are not means of these. Averages over
+        datasets repeat other tables, so they have none. A further value that is incomplete only
+        because accuracies of its row are does not count again.
+        """
+        if self.averages:
+            return []
+
+        further = [
+            column
+            for column in self.printed
+            if column not in self.accuracies and column.name not in columns.MEANS_OF_ACCURACIES
+        ]
+        counted = []
+        for row, cells in self.rows.items():
+            counted += [cells[column] for column in self.accuracies]
+            repeated = self.row_runs[row].missing if row in self.row_runs else ()
+            for column in further:
+                reasons = tuple(name for name in cells[column].missing if name not in repeated)
+                counted.append(cells[column]._replace(missing=reasons))
+        return [cell for cell in counted if cell.is_expected]
+
     def incomplete_rows(self, environment: str = "") -> list[str]:
-        """Return the rows with an incomplete accuracy, of one ``environment`` or of all."""
+        """Return the rows whose accuracies lack results, on one ``environment`` or on any."""
         return [
             row
-            for row, cells in self.rows.items()
-            if not all(
-                cell.is_complete
-                for column, cell in cells.items()
-                if (column in self.accuracies or column.name == AVERAGE)
-                and environment in ("", column.of)
-            )
+            for row in self.rows
+            if any(cell.lacks_results for cell in self._accuracies_and_average(row, environment))
+        ]
+
+    def partial_rows(self, environment: str = "") -> list[str]:
+        """Return the other rows with a mean that leaves out targets without declared jobs."""
+        incomplete_rows = self.incomplete_rows(environment)
+        return [
+            row
+            for row in self.rows
+            if row not in incomplete_rows
+            and not all(cell.is_complete for cell in self._accuracies_and_average(row, environment))
+        ]
+
+    def _accuracies_and_average(self, row: str, environment: str) -> list[Cell]:
+        """Return a row's accuracies and their average, or those of one ``environment``."""
+        return [
+            cell
+            for column, cell in self.rows[row].items()
+            if (column in self.accuracies or column.name == AVERAGE)
+            and environment in ("", column.of)
         ]
 
     def get_ranks(self, column: Column) -> dict[str, int]:
@@ -163,7 +202,7 @@ class Table:
                     cell = cell._replace(standard_error=None)
 
                 text = column.write(cell)
-                if cell.lacks_results:  # a new reason gets the next number
+                if cell.needs_note:  # a new reason gets the next number
                     number = note_numbers.setdefault(cell.missing, len(note_numbers) + 1)
                     text = f"{text or NO_VALUE} [{number}]"
                 elif not cell.is_complete:
@@ -295,7 +334,7 @@ def build(
         ]
         tables += dataset_tables
         if dataset_tables and selection.METHODS[method].holds_out and not group.source:
-            tables.append(_average_tables(dataset_tables))
+            tables.append(average_datasets(dataset_tables))
     return tables
 
 
@@ -421,14 +460,23 @@ def _build_table(
     )
 
 
-def _average_tables(tables: Sequence[Table]) -> Table:
-    """Build the table of averages, with the column OUT_OF_DOMAIN of each dataset's table."""
+def average_datasets(tables: Sequence[Table]) -> Table:
+    """Build the table of averages over the datasets of one setting and selection method.
+
+    The cells of a dataset are means over trials of each trial's mean over the held-out environments
+    or, if none was held out, over all.
+    """
     average = columns.COLUMNS[AVERAGE]
     by_dataset = {}
     for table in tables:
         column = columns.COLUMNS[OUT_OF_DOMAIN]
         column = replace(column, title=table.name, explanation="", of=table.dataset)
-        by_dataset[column] = table.get_column(OUT_OF_DOMAIN)
+        if selection.METHODS[table.selection].holds_out:
+            by_dataset[column] = table.get_column(OUT_OF_DOMAIN)
+        else:
+            by_dataset[column] = {
+                row: row_runs.mean_accuracy() for row, row_runs in table.row_runs.items()
+            }
 
     rows = {}
     for row in tables[0].rows:

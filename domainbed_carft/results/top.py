@@ -14,7 +14,7 @@ from domainbed_carft.jobs.facts import NAMES
 from domainbed_carft.jobs.job import parse_overrides
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import selection
-from domainbed_carft.results.collection import Collection, Group, Sweeps, as_collection
+from domainbed_carft.results.collection import Collection, Sweeps, as_collection
 from domainbed_carft.results.selection import SelectedRun
 
 # Values that a run adds to its record. Passed to another run, they would reject any other dataset.
@@ -27,6 +27,7 @@ RECORDED_FACTS = (
     "method_digest",
     "method_file",
     "method_declarations",
+    "changed_hparams",
 )
 
 
@@ -95,7 +96,7 @@ def top(sweeps: Sweeps, *, only: str = "", **options: Any) -> Top:
         sweeps: one or several output folders of sweeps, or the collection that `gather` returned.
         only: a part of a job's folder or description, such as ``PACS CARFT``; other jobs have no
             entry.
-        **options: options of `gather`, such as ``methods``.
+        **options: options of `gather`. Of them, a collection takes ``methods`` only.
 
     Returns:
         The chosen hyperparameters (``entries``) and the ``warnings``.
@@ -129,7 +130,7 @@ def best_hparams(
         labels = group.environments
         holds_out = selection.METHODS[method].holds_out
 
-        for selected in _sort_selection(group, method):
+        for selected in group.select_in_table_order(method):
             # Without targets, all columns have the same selected run.
             if not holds_out and selected.target != 0:
                 continue
@@ -156,17 +157,6 @@ def drawn_hparams(runs: Iterable[RecordedRun]) -> dict[tuple[str, str], list[str
         row: [name for name, distinct in values_of_row.items() if len(distinct) > 1]
         for row, values_of_row in values.items()
     }
-
-
-def _sort_selection(group: Group, method: str) -> list[SelectedRun]:
-    """Sort the selected runs by dataset, row in the tables' order, target and trial."""
-    selections = group.select(method)
-    names = group.order_rows(selected.row for selected in selections)
-
-    def row_and_trial(selected: SelectedRun) -> tuple[str, int, int, int]:
-        return selected.dataset, names.index(selected.row), selected.target, selected.trial
-
-    return sorted(selections, key=row_and_trial)
 
 
 def _entry(

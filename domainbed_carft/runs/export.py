@@ -25,9 +25,10 @@ from domainbed_carft.arguments import FLAG, check
 from domainbed_carft.clips import backbone, open_clip, openai, transformers
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, invalid
-from domainbed_carft.files import require_output, write_error
+from domainbed_carft.files import require_folder, require_output, write_error
 from domainbed_carft.files.weights import load_weights, sha256
-from domainbed_carft.images.protocols import PROTOCOLS
+from domainbed_carft.images.preprocessing import Preprocessing
+from domainbed_carft.images.protocols import HOST, PROTOCOLS
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
@@ -173,6 +174,8 @@ def export(
     is_folder = layout in _FOLDER_WEIGHTS
     _require_fitting_name(run, output, layout, half)
     files = _output_files(output, layout)
+    if is_folder:
+        require_folder(output)
 
     # In an existing folder each file is replaced; a new folder appears with all of its files.
     is_new_folder = is_folder and not os.path.lexists(output)
@@ -237,10 +240,11 @@ def _write(
         _save(files.weights, state)
     else:
         folder.mkdir()
+    preprocessing = get_preprocessing(run, clip)
     if layout == "open_clip folder":
-        open_clip.save(folder, state, clip.architecture, clip.tokenizer)
+        open_clip.save(folder, state, clip.architecture, preprocessing, clip.tokenizer)
     if layout == "transformers folder":
-        transformers.save(folder, state, get_model_config(clip), clip.preprocessing)
+        transformers.save(folder, state, get_model_config(clip), preprocessing)
     _save(files.head, _make_head(run))
 
     card = make_card(run, clip, state, layout=layout, weights=files.weights, head=files.head)
@@ -343,10 +347,11 @@ def make_card(
         "classes": run.classes,
         "contexts": run.contexts,
         "images": {  # side lengths in pixels, mean and deviation of [0, 1]
-            **clip.preprocessing._asdict(),
+            **get_preprocessing(run, clip)._asdict(),
             "protocol": protocol,
             "means": PROTOCOLS[protocol],
             "dataset_size": run.content["model_input_shape"][-1],
+            "model_interpolation": clip.preprocessing.interpolation,
         },
         "versions": {"domainbed_carft": __version__, "torch": torch.__version__},
     }
@@ -357,6 +362,25 @@ def make_card(
 
 def _describe_file(path: Path) -> dict[str, Any]:
     return {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def get_preprocessing(run: Run, clip: backbone.Backbone) -> Preprocessing:
+    """Return the run's transform of test images, with the size and normalisation of its CLIP model.
+
+    A run whose dataset has images of another size resizes twice, this once.
+    """
+    plan = run.image_plan
+    return clip.preprocessing._replace(interpolation=plan.interpolation, resize=plan.resize)
+
+
+def describe_unknown_transforms(run: Run) -> list[str]:
+    """Return a sentence for a run that has not recorded its transforms, none for other runs."""
+    if run.hparams["protocol"] != HOST:
+        return []
+    return [
+        "The export does not contain the transforms of the run's DomainBed, because the run has "
+        "not recorded them: it squeezes images to a square, like carft predict"
+    ]
 
 
 def get_model_config(clip: backbone.Backbone) -> dict[str, Any]:

@@ -8,16 +8,22 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple, TypeAlias
 
+from tqdm import tqdm
+
 from domainbed_carft import launchers
-from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.errors import CarftError, brief, raise_for
 from domainbed_carft.runs.squares import get_memory
-from domainbed_carft.text import log, progress
+from domainbed_carft.text import log, print_lines, progress
 
 # Return True if the task had to be done, and False if its result existed.
 Task: TypeAlias = Callable[[], bool]
@@ -62,25 +68,32 @@ def run_tasks(tasks: Mapping[str, Task], jobs: int | None) -> dict[str, Outcome]
 
 
 def _run(task: Task) -> Outcome:
-    """Run a task, and return its result, or its problems or the first line of another error."""
+    """Run a task, and return its result, or its problems or another error in one line."""
     try:
         return task()
     except CarftError as error:
         return "; ".join(error.problems)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch is out of memory
         return str(error).partition("\n")[0] or type(error).__name__
+    except (Exception, SystemExit) as error:  # a user's own method can raise any type
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{brief(error)} ({os.path.basename(frame.filename)}, line {frame.lineno})"
 
 
 def _run_in(
     slots: Sequence[Mapping[str, str]], tasks: Mapping[str, Task]
 ) -> Iterator[tuple[str, Outcome]]:
     """Run tasks in a process per slot, and replace a process that ends."""
-    # Not a ProcessPoolExecutor: its processes share their process variables, cannot be stopped
-    # before their runs end, and outlive a killed command; if one ends, all runs in progress fail.
+    # Not a ProcessPoolExecutor, nor pebble's pool: their processes share their process variables,
+    # outlive a killed command until their runs end, and print a traceback if Ctrl-C comes while
+    # they start. If a process of the former ends, all runs in progress fail.
     waiting = deque(tasks.items())
-    idle = [_start_worker(slot) for slot in reversed(slots)]
+    idle: list[_Worker] = []
     busy: dict[Connection, tuple[_Worker, str]] = {}
+    shown: set[str] = set()
     try:
+        for slot in reversed(slots):
+            idle.append(_start_worker(slot))
         while waiting or busy:
             while waiting and idle:
                 worker = idle.pop()
@@ -93,7 +106,9 @@ def _run_in(
             for connection in [each for each in busy if each in ready]:
                 worker, name = busy.pop(connection)
                 try:
-                    yield name, connection.recv()
+                    outcome, caught = connection.recv()
+                    _print_new(caught, shown)
+                    yield name, outcome
                 except (EOFError, ConnectionResetError):  # the latter if the task was not received
                     worker.process.join()
                     yield name, f"the process ended with status {worker.process.exitcode}"
@@ -108,6 +123,13 @@ def _run_in(
             worker.process.terminate()
 
 
+def _print_new(caught: Sequence[str], shown: set[str]) -> None:
+    """Print the warnings of a process that are not in ``shown``, and add them to it."""
+    with tqdm.external_write_mode(sys.stderr):  # clears the bar
+        print_lines(*[text for text in caught if text not in shown], stream=sys.stderr)
+    shown.update(caught)
+
+
 def _start_worker(slot: Mapping[str, str]) -> _Worker:
     """Start a process with the variables, which libraries such as OpenMP read at its start."""
     context = multiprocessing.get_context("spawn")
@@ -115,9 +137,14 @@ def _start_worker(slot: Mapping[str, str]) -> _Worker:
     process = context.Process(target=_serve, args=(end,))
     earlier = dict(os.environ)
     os.environ.update(slot)
+    # Ctrl-C is for the command, which ends its processes: they inherit the blocked signal, even
+    # while they start. The tracker of semaphores, which unblocks it, must run before.
+    resource_tracker.ensure_running()
+    earlier_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         process.start()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier_mask)
         os.environ.clear()
         os.environ.update(earlier)
     end.close()
@@ -126,9 +153,35 @@ def _start_worker(slot: Mapping[str, str]) -> _Worker:
 
 def _serve(connection: Connection) -> None:
     """Run the tasks that arrive, until the command closes the connection or ends."""
-    # The command ends its processes. Without a handler, they would not remove their semaphores.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with contextlib.suppress(EOFError, OSError), contextlib.redirect_stderr(io.StringIO()):
+    # Without a handler, a stopped process would not remove its semaphores.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_end_with_command, daemon=True).start()
+    with (
+        contextlib.suppress(EOFError, OSError, KeyboardInterrupt),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         while True:
-            connection.send(_run(connection.recv()))
+            task = connection.recv()
+            with warnings.catch_warnings(record=True) as caught:
+                outcome = _run(task)
+            connection.send((outcome, [_format_warning(warning) for warning in caught]))
+
+
+def _end_with_command() -> None:
+    """End this process and its loading processes at once when the command ends, however it ends.
+
+    Otherwise they would write results beside the next command.
+    """
+    command = multiprocessing.parent_process()
+    assert command is not None
+    command.join()
+    for process in multiprocessing.active_children():
+        process.kill()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _format_warning(warning: warnings.WarningMessage) -> str:
+    text = warnings.formatwarning(
+        warning.message, warning.category, warning.filename, warning.lineno, line=""
+    )
+    return text.rstrip()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from domainbed_carft import machine
-from domainbed_carft.arguments import COUNT, NATURAL, check
+from domainbed_carft.arguments import BATCH, WORKERS, check
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import stages
 from domainbed_carft.machine import devices
@@ -26,7 +26,7 @@ from domainbed_carft.runs.squares import ImageMemory, Squares
 from domainbed_carft.text import progress
 
 MIN_IMAGES_FOR_WORKERS = 5000  # for fewer images, starting processes takes longer than it saves
-MAX_WORKERS = 8  # unless --workers is given
+MAX_DEFAULT_WORKERS = 8
 
 # From images (N, 3, R, R) to logits (N, K), once for each variant of the weights.
 Predictor = Callable[[Tensor], Iterable[Tensor]]
@@ -56,8 +56,8 @@ class LoadingOptions:
 
 def check_loading(batch_size: Any, workers: Any) -> None:
     """Raise CarftError if one of these arguments of the Python API has a wrong type."""
-    check(COUNT, batch_size=batch_size)
-    check(NATURAL, is_optional=True, workers=workers)
+    check(BATCH, batch_size=batch_size)
+    check(WORKERS, is_optional=True, workers=workers)
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -89,10 +89,13 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def worker_count(workers: int | None, has_many_images: bool) -> int:
-    """Return the number of loading processes; by default one per core if there are many images."""
+    """Return the number of loading processes.
+
+    By default it is one per core, or per core of the slot of `pool`, if there are many images.
+    """
     if workers is not None:
         return workers
-    return min(MAX_WORKERS, machine.cores()) if has_many_images else 0
+    return min(MAX_DEFAULT_WORKERS, machine.job_cores()) if has_many_images else 0
 
 
 class SplitBatch(NamedTuple):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from domainbed_carft.arguments import COUNT, check
+from domainbed_carft.arguments import BATCH, WORKERS, check
 from domainbed_carft.data import image_files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.plan import ImagePlan
@@ -144,7 +144,7 @@ class Run:
             The probabilities of each image.
 
         Raises:
-            CarftError: if an image cannot be read or there are no images.
+            CarftError: if an image cannot be read or is not finite, or there are no images.
 
         Examples:
             >>> predictions = load_run(job).predict([image, image])
@@ -181,14 +181,16 @@ class Run:
             Features (N, D) in float32 on the CPU, a row for each image.
 
         Raises:
-            CarftError: if an image cannot be read or there are no images.
+            CarftError: if an image cannot be read or is not finite, or there are no images.
 
         Examples:
             >>> load_run(job).features([image, image]).shape
             torch.Size([2, 128])
         """
         parts = [self._encode(inputs).cpu() for inputs in self._read_inputs(images, batch_size)]
-        return torch.cat(parts)
+        features = torch.cat(parts)
+        require_finite(features.abs().amax(dim=1), "features")
+        return features
 
     def predict_batches(
         self, images: Sequence[ImageInput], batch_size: int, workers: int = 0
@@ -204,6 +206,8 @@ class Run:
             An iterator over batches. An image that cannot be read has an error instead of a
             prediction.
         """
+        check(BATCH, batch_size=batch_size)
+        check(WORKERS, workers=workers)
         for batch in self._read_batches(images, batch_size, workers):
             inputs = [part for _, part in batch if isinstance(part, Tensor)]
             yield PredictedBatch(
@@ -216,7 +220,7 @@ class Run:
         self, images: ImageInput | Sequence[ImageInput], batch_size: int
     ) -> Iterator[list[Tensor]]:
         """Yield batches of transformed images; raises CarftError as `predict` does."""
-        check(COUNT, batch_size=batch_size)
+        check(BATCH, batch_size=batch_size)
         items = [images]
         is_tensor_of_one = isinstance(images, Tensor) and images.ndim == 3
         if isinstance(images, Iterable) and not (isinstance(images, str) or is_tensor_of_one):
@@ -262,13 +266,18 @@ class Run:
         return Predictions(classes, contexts, self.distinct_classes, self.contexts)
 
 
-def require_finite(values: Tensor) -> None:
-    """Raise CarftError unless all ``values`` (N,), one per image, are finite."""
+def require_finite(values: Tensor, name: str = "logits") -> None:
+    """Raise CarftError unless all ``values`` (N,), one per image, are finite.
+
+    Args:
+        values: the values.
+        name: what the model computed, for the message.
+    """
     n_broken = int((~values.isfinite()).sum())
     if n_broken:
         raise CarftError(
-            f"the weights are finite but overflow: {n_broken} of {len(values)} images of a batch "
-            "have non-finite logits. Did the training diverge? Use --which best, or train with a "
+            f"the weights are finite but overflow: {n_broken} of {len(values)} images "
+            f"have non-finite {name}. Did the training diverge? Use --which best, or train with a "
             "smaller lr"
         )
 
@@ -302,6 +311,12 @@ def _make_input(transform: Callable[[Any], Tensor], image: ImageInput) -> Tensor
             "(N, 3, H, W)"
         )
     if image.is_floating_point():
+        count = int((~image.isfinite()).sum())
+        if count:
+            raise CarftError(
+                f"an image has {quantity(count, 'value')} that are not finite; expected finite "
+                "floats, as Run.transform returns"
+            )
         return image
     if image.dtype != torch.uint8:
         raise CarftError(

@@ -443,16 +443,21 @@ def _restore_state(
 
 
 def check_output_folder(output: AnyPath | None, names: Iterable[str]) -> Path | None:
-    """Return the folder for results; raises CarftError if it contains one of the files."""
+    """Return the folder for results.
+
+    Raises CarftError if it is a file or already contains one of the files.
+    """
     if output is None:
         return None
     folder = as_path(output)
+    files.require_folder(folder)
     existing = [name for name in names if os.path.lexists(folder / name)]
     if existing:
         raise CarftError(
             f"{folder} already has {', '.join(existing)}; choose another --output, or delete these "
             "files"
         )
+    files.require_space(folder)
     return folder
 
 

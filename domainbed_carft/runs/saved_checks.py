@@ -139,11 +139,24 @@ def _require_own_method(parts: Mapping[str, Any], name: Any, path: Path) -> None
     raise CarftError(problem, *OWN_PROBLEMS)
 
 
+def _require_package_algorithm(content: Mapping[str, Any], algorithm: Any, path: Path) -> None:
+    """Raise CarftError if the run is one of a host's algorithm that trained a CLIP model."""
+    hparams = content.get("model_hparams")
+    is_on_clip = isinstance(hparams, dict) and "clip_head" in hparams
+    if is_on_clip and isinstance(algorithm, str) and algorithm not in CLASSES:
+        raise CarftError(
+            f"{path} is a run of {algorithm[:200]}, an algorithm of DomainBed or a fork "
+            "that trained a CLIP model; this command needs a run of an algorithm of this package, "
+            "such as CARFT"
+        )
+
+
 def require_run(content: Any, path: Path) -> None:
     """Raise CarftError, naming the first invalid part, unless ``content`` is a run."""
     parts = content if isinstance(content, dict) else {}
     arguments = parts["args"] if isinstance(parts.get("args"), dict) else {}
     _require_own_method(parts, arguments.get("algorithm"), path)
+    _require_package_algorithm(parts, arguments.get("algorithm"), path)
 
     checks = {**_CHECKS, "model_hparams": lambda hparams: _are_hparams_valid(parts)}
     for name, is_valid in checks.items():

@@ -17,6 +17,7 @@ from domainbed_carft.method.algorithms import CLASSES, hparam_values, recorded_h
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.runs.merge_weights import fold_head_scale, mean
 from domainbed_carft.runs.run import Run
+from domainbed_carft.text import quantity
 
 # Runs with the same values held out the same images and started from the same weights.
 SHARED_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
@@ -80,7 +81,7 @@ class Member:
 def require_compatible(runs: Sequence[Run]) -> None:
     """Raise CarftError, naming run and difference, unless the weights can be averaged."""
     if len(runs) < 2:
-        raise CarftError("carft soup has 1 run, expected at least two")
+        raise CarftError(f"got {quantity(len(runs), 'run')}, expected at least two to average")
 
     for run in runs:
         if run.hparams["head_init"] == "random" and run.algorithm.trains_head:

@@ -86,7 +86,7 @@ def measure_sweep(
     names = []
     for group in collected.groups:
         for method in collected.methods:
-            for chosen in _select_in_table_order(group, method):
+            for chosen in group.select_in_table_order(method):
                 step = int(chosen.outcome.step)
                 names.append(f"{chosen.run.folder}, step {step}")
                 tasks[names[-1]] = partial(measure_recorded_run, chosen.run, step, options)
@@ -107,22 +107,6 @@ def _require_original(name: str | None) -> None:
         raise CarftError(
             invalid("original", name, "an existing file, or the name of a CLIP checkpoint")
         )
-
-
-def _select_in_table_order(group: Group, method: str) -> list[SelectedRun]:
-    """Return the runs that a method selects, in the order of tables, rows, columns and trials."""
-    selected = group.select(method)
-    datasets = list(group.environments)
-    rows = group.order_rows(chosen.row for chosen in selected)
-    return sorted(
-        selected,
-        key=lambda chosen: (
-            datasets.index(chosen.dataset),
-            rows.index(chosen.row),
-            chosen.target,
-            chosen.trial,
-        ),
-    )
 
 
 def _read_scores(

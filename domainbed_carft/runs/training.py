@@ -13,11 +13,11 @@ from domainbed_carft.arguments import (
     FLAG,
     INTEGER,
     MAPPING,
-    NATURAL,
     NATURALS,
     NUMBER,
     TEXT,
     TEXTS,
+    WORKERS,
     check,
 )
 from domainbed_carft.errors import CarftError, TransientError
@@ -112,7 +112,7 @@ def train(
     check(MAPPING, hparams=hparams)
     check(COUNT, is_optional=True, steps=steps, checkpoint_freq=checkpoint_freq)
     check(COUNT, is_optional=True, processes=processes)
-    check(NATURAL, is_optional=True, workers=workers)
+    check(WORKERS, is_optional=True, workers=workers)
     check(INTEGER, hparams_seed=hparams_seed, trial_seed=trial_seed, seed=seed)
     check(NUMBER, holdout_fraction=holdout_fraction, uda_holdout_fraction=uda_holdout_fraction)
     check(TEXT, is_optional=True, task=task, image_memory=image_memory)

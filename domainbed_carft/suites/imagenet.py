@@ -40,11 +40,6 @@ from domainbed_carft.suites.test_sets import (
 LABELS: Sequence[int] = range(1000)
 
 
-def wordnet_ids() -> tuple[str, ...]:
-    """Return the 1,000 WordNet ids, sorted, which is the order of the labels."""
-    return imagenet_ids()
-
-
 @functools.cache
 def class_names() -> tuple[str, ...]:
     """Return OpenAI's class names, in label order; two pairs of them are equal."""
@@ -109,7 +104,7 @@ def _groups_by_folder(rule: str) -> dict[str, list[int]]:
     labels = LABELS
     if rule in ("imagenet-a", "imagenet-r"):  # each with 200 of the classes
         labels = [int(label) for label in suite_lists()[rule].split()]
-    return {wordnet_ids()[label]: [label] for label in labels}
+    return {imagenet_ids()[label]: [label] for label in labels}
 
 
 def objectnet_class_labels(mappings: Path) -> dict[str, list[int]]:
@@ -235,9 +230,15 @@ def access_terms(name: str) -> str:
 
 
 def download(
-    name: str, data_dir: Path, fetch: downloading.Fetch | None = None
+    name: str,
+    data_dir: Path,
+    fetch: downloading.Fetch | None = None,
+    given_files: Sequence[Path] = (),
 ) -> verification.DataReport:
-    """Download and verify a test set; raise CarftError with the terms if users have to get it."""
+    """Download and verify a test set; raise CarftError with the terms if users have to get it.
+
+    ``given_files`` are files that need no download, or folders that contain them.
+    """
     fact = facts()[name]
     if not fact["sources"]:
         raise CarftError(f"{name} is not downloaded. {access_terms(name)}")
@@ -249,4 +250,6 @@ def download(
         (folders[0] if len(folders) == 1 else unpacked).rename(ready)
 
     target = data_dir / fact["folders"][0]
-    return downloading.install(name, target, sources, prepare, verify, fetch)
+    return downloading.install(
+        name, target, sources, prepare, verify, fetch, given_files=given_files
+    )

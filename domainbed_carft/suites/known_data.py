@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -45,7 +46,10 @@ def verify_data(
 
 
 def download_data(
-    name: str, data_dir: Path, accept_different: bool = False
+    name: str,
+    data_dir: Path,
+    accept_different: bool = False,
+    given_files: Sequence[Path] = (),
 ) -> verification.DataReport:
     """Download a known dataset to ``data_dir`` and verify it.
 
@@ -53,14 +57,24 @@ def download_data(
         name: Name of the dataset.
         data_dir: Folder of the datasets' folders.
         accept_different: Install a benchmark even if it differs from the known editions.
+        given_files: Files that need no download, or folders that contain them. They are only read.
 
     Raises:
         CarftError: if the name is unknown, the download fails, or the data is not as expected.
     """
     module = _find_module(name)
-    if module:
-        return module.download(name, data_dir)
-    return download.download(name, data_dir, accept_different=accept_different)
+    if module is None:
+        return download.download(
+            name, data_dir, accept_different=accept_different, given_files=given_files
+        )
+    if module is imagenet:
+        return imagenet.download(name, data_dir, given_files=given_files)
+    if given_files:
+        raise CarftError(
+            f"{name} is downloaded by torchvision, without --from; put its archives into "
+            f"{data_dir / tasks.TASKS[name].folder} instead"
+        )
+    return tasks.download(name, data_dir)
 
 
 def _find_module(name: str) -> ModuleType | None:

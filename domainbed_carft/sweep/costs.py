@@ -109,14 +109,20 @@ def format_table(
         splits = "both splits of test environments, out-splits of the others"
     elif any(dataset == "ImageNet" for _, dataset, _ in costs_by_row):
         splits += "; for ImageNet only the out-split"
-    source = "from step_time in the records"
-    if preflight:
-        source += f" or, if there are none, from {preflight_file.NAME}"
-    text = (
-        f"{table(_HEAD, rows)}\n"
-        f"Trained, evaluated: images; {splits}.\n"
-        f"Hours: training time of one job after another, without evaluation, {source}."
-    )
+    total = costs_by_row[TOTAL]
+    lines = [table(_HEAD, rows)]
+    if not math.isnan(total.trained):
+        lines.append(f"Trained, evaluated: images; {splits}.")
+    if math.isnan(total.training_hours or 0.0):
+        lines.append("Hours are estimated once a job has records, or after carft preflight.")
+    else:
+        source = "from step_time in the records"
+        if preflight:
+            source += f" or, if there are none, from {preflight_file.NAME}"
+        lines.append(
+            f"Hours: training time of one job after another, without evaluation, {source}."
+        )
+    text = "\n".join(lines)
     if preflight:
         text += f"\nMemory: device memory of the largest step, from {preflight_file.NAME}."
     if preflight and preflight.hours is not None:

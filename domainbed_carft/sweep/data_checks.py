@@ -68,7 +68,9 @@ def check_datasets(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) 
     for name in datasets:
         folder = host.find_image_folder(name, data_dir)
         if no_data_dir and folder and not os.path.exists(folder):
-            description = f"not checked, no --data_dir {data_dir} here; {_CHECKED_BY_JOBS}"
+            description = (
+                f"not checked: {data_dir} does not exist on this machine; {_CHECKED_BY_JOBS}"
+            )
             check = DataCheck(description, missing=no_data_dir[0])
         else:
             check = _check_dataset(name, folder, data_dir, is_required=name in checking_datasets)
@@ -85,7 +87,8 @@ def _check_dataset(name: str, folder: str | None, data_dir: str, is_required: bo
         return DataCheck(f"{name}: needs no folder")
     if not os.path.exists(folder):
         return DataCheck(
-            f"{name}: not checked, no {folder} here; each job checks it where it runs",
+            f"{name}: not checked: {folder} does not exist on this machine; each job checks it "
+            "where it runs",
             missing=f"{name} is missing, expected its folder {folder}; "
             f"is --data_dir {data_dir} right?",
         )

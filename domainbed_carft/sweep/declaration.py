@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from domainbed_carft.data.benchmarks import shortest_path
+from domainbed_carft.files.parsing import YamlPath
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job, Role, get_folder_name, seed_hash
 from domainbed_carft.jobs.manifest import ChosenValues, Dataset
 
@@ -199,6 +200,15 @@ class SweepCell:
     checkpoint_freq: int | None  # None is the dataset's default
     hparams: Values  # that are set
     searched: Mapping[str, Sequence[Any]]  # values by searched hyperparameter
+    # Keys of the file that lead to each hyperparameter's value, or to its list of searched values.
+    places: Mapping[str, YamlPath]
+
+    def get_place(self, name: str, value: Any) -> YamlPath | None:
+        """Return the keys that lead to a hyperparameter's value, or None if it is a default."""
+        place = self.places.get(name)
+        if place is not None and value in self.searched.get(name, ()):
+            return (*place, list(self.searched[name]).index(value))
+        return place
 
     @property
     def members(self) -> list[Values]:
@@ -271,37 +281,66 @@ class Shape(Keys):
             rows = itertools.product(self.datasets, self.algorithms)
             covered = [row for row in rows if variant.covers(*row)]
             # Never a list of all points, of which a file can declare more than memory can hold.
-            for values in itertools.product(*self.grid.values()) if covered else ():
-                point = dict(zip(self.grid, values))
-                folder = folder_name(name, point)
-                at_point = variant.model_copy(update={"hparams": {**variant.hparams, **point}})
+            numbered = (enumerate(values) for values in self.grid.values())
+            for point in itertools.product(*numbered) if covered else ():
+                values = {key: value for key, (_, value) in zip(self.grid, point)}
+                places = {key: ("grid", key, index) for key, (index, _) in zip(self.grid, point)}
+                folder = folder_name(name, values)
+                at_point = variant.model_copy(update={"hparams": {**variant.hparams, **values}})
+                blocks = [*self.override_blocks, (("variants", name), at_point)]
                 for dataset, algorithm in covered:
-                    yield self._get_cell(folder, at_point, dataset, algorithm)
+                    yield self._get_cell(folder, blocks, places, dataset, algorithm)
 
-    def _get_cell(self, name: str, variant: Variant, dataset: str, algorithm: str) -> SweepCell:
+    @property
+    def override_blocks(self) -> list[tuple[YamlPath, Variant]]:
+        """The overrides, each with the keys that lead to it."""
+        return [(("overrides", index), block) for index, block in enumerate(self.overrides)]
+
+    def _get_cell(
+        self,
+        name: str,
+        blocks: Sequence[tuple[YamlPath, Variant]],
+        grid_places: Mapping[str, YamlPath],
+        dataset: str,
+        algorithm: str,
+    ) -> SweepCell:
+        """Return a cell with the settings of the sweep and then of the blocks that cover it.
+
+        The last block is the variant.
+        """
         hparams: dict[str, Any] = {**self.hparams}
+        places: dict[str, YamlPath] = {key: ("hparams", key) for key in self.hparams}
         if self.protocol is not None:
             hparams = {"protocol": self.protocol, **hparams}
+            places = {"protocol": ("protocol",), **places}
         steps = self.steps.get(dataset) if isinstance(self.steps, dict) else self.steps
         checkpoint_freq = 0
         searched: dict[str, Sequence[Any]] = dict(self.search.values) if self.search else {}
+        searched_places: dict[str, YamlPath] = {key: ("search", "values", key) for key in searched}
 
-        for block in (*self.overrides, variant):
-            if block.covers(dataset, algorithm):
-                hparams |= block.hparams
-                checkpoint_freq = block.checkpoint_freq or checkpoint_freq
-                if isinstance(block, Override):
-                    steps = block.steps or steps
-                    searched |= block.search.values if block.search else {}
+        for path, block in blocks:
+            if not block.covers(dataset, algorithm):
+                continue
+            hparams |= block.hparams
+            places |= {key: (*path, "hparams", key) for key in block.hparams}
+            checkpoint_freq = block.checkpoint_freq or checkpoint_freq
+            if isinstance(block, Override):
+                steps = block.steps or steps
+                values = block.search.values if block.search else {}
+                searched |= values
+                searched_places |= {key: (*path, "search", "values", key) for key in values}
+
+        searched = {key: values for key, values in searched.items() if values}
         return SweepCell(
             name=name,
-            variant=variant,
+            variant=blocks[-1][1],
             dataset=dataset,
             algorithm=algorithm,
             steps=steps,
             checkpoint_freq=checkpoint_freq or None,
             hparams=hparams,
-            searched={key: values for key, values in searched.items() if values},
+            searched=searched,
+            places={**places, **grid_places, **{key: searched_places[key] for key in searched}},
         )
 
     def get_division(self, dataset: str) -> Division:
@@ -365,7 +404,14 @@ class Declaration(Shape):
     """A sweep file whose names and values were checked."""
 
     facts: Mapping[str, Dataset] = {}  # by the names of the datasets
+    unread: Mapping[str, Sequence[str]] = {}  # by algorithm, searched names without an effect
     text: str = ""  # of the file
+
+    def _get_cell(self, name: str, variant: Variant, dataset: str, algorithm: str) -> SweepCell:
+        cell = super()._get_cell(name, variant, dataset, algorithm)
+        unread = self.unread.get(algorithm, ())
+        searched = {name: values for name, values in cell.searched.items() if name not in unread}
+        return replace(cell, searched=searched)
 
     def jobs(
         self, data_dir: str, output: Path, chosen: Sequence[ChosenValues] | None = None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.errors import CarftError, HparamProblem
@@ -17,13 +16,9 @@ from domainbed_carft.sweep.declaration import (
     CLIPOOD,
     LEAVE_ONE_OUT,
     SINGLE_SOURCE,
-    DeclaredSearch,
     Division,
-    Override,
-    SearchOverride,
     Shape,
     SweepCell,
-    Variant,
     find_environment,
     folder_name,
 )
@@ -54,8 +49,9 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
     published_rows = list(dict.fromkeys(row.method for row in published.read_accuracies()))
 
     datasets, dataset_problems = _look_up(host.get_dataset_facts, shape.datasets, "datasets")
+    missing = host.find_missing_algorithms(shape.algorithms)
     algorithms, algorithm_problems = _look_up(
-        host.find_algorithm_class, shape.algorithms, "algorithms"
+        host.find_algorithm_class, shape.algorithms, "algorithms", skipped=missing
     )
     _, row_problems = _look_up(
         lambda name: _require_listed("row of published numbers", name, published_rows),
@@ -66,6 +62,7 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
     problems = [
         *dataset_problems,
         *algorithm_problems,
+        *_describe_missing(missing),
         *row_problems,
         *_check_references(shape),
         *itertools.chain.from_iterable(
@@ -74,10 +71,27 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
         *_check_searched_values(shape),
         *_check_draws_and_stages(shape),
         *_check_selection(shape),
-        *_check_hparams(shape, list(datasets), algorithms),
+        *_check_hparams(shape, datasets, algorithms),
         *_check_folders(shape),
     ]
     return datasets, [f"{source.place(path)}: {message}" for path, message in problems]
+
+
+def find_unread(shape: Shape) -> dict[str, Sequence[str]]:
+    """Return for each algorithm the searched hyperparameters that have no effect on it.
+
+    The names and values of the sweep must be valid.
+    """
+    searched: dict[str, dict[str, Any]] = {name: {} for name in shape.algorithms}
+    for cell in shape.cells():
+        searched[cell.algorithm].update((name, values[0]) for name, values in cell.searched.items())
+
+    unread = {}
+    for name, hparams in searched.items():
+        args = {"algorithm": name, "dataset": shape.datasets[0], "steps": None}
+        resolved = host.resolve_hparams(host.find_algorithm_class(name), args, hparams)
+        unread[name] = resolved.unread
+    return unread
 
 
 def _require_listed(kind: str, name: str, valid_names: Sequence[str]) -> str:
@@ -87,17 +101,31 @@ def _require_listed(kind: str, name: str, valid_names: Sequence[str]) -> str:
 
 
 def _look_up(
-    find: Callable[[str], Any], names: Sequence[str], key: str
+    find: Callable[[str], Any], names: Sequence[str], key: str, skipped: Container[str] = ()
 ) -> tuple[dict[str, Any], list[_Problem]]:
     """Call ``find`` for each name below a key; return its values and its problems."""
     values = {}
     problems: list[_Problem] = []
     for index, name in enumerate(names):
+        if name in skipped:
+            continue
         try:
             values[name] = find(name)
         except CarftError as error:
             problems += [((key, index), message) for message in error.problems]
     return values, problems
+
+
+def _describe_missing(algorithms: Sequence[str]) -> Iterator[_Problem]:
+    """Yield one problem for all algorithms that only a checkout of DomainBed has."""
+    if algorithms:
+        verb = "is" if len(algorithms) == 1 else "are"
+        yield (
+            ("algorithms",),
+            f"{', '.join(algorithms)} {verb} not included; launch the sweep in a checkout of "
+            "DomainBed (git clone https://github.com/facebookresearch/DomainBed) whose "
+            "requirements are installed next to this package",
+        )
 
 
 def _check_references(shape: Shape) -> Iterator[_Problem]:
@@ -107,7 +135,8 @@ def _check_references(shape: Shape) -> Iterator[_Problem]:
         value = getattr(shape, key)
         if isinstance(value, dict):
             references += [("datasets", (key, name), name) for name in value]
-    for path, block in _get_blocks(shape):
+    variants = [(("variants", name), block) for name, block in shape.variants.items()]
+    for path, block in [*shape.override_blocks, *variants]:
         for key in _KINDS:
             for index, name in enumerate(getattr(block, key)):
                 references.append((key, (*path, key, index), name))
@@ -130,12 +159,6 @@ def _check_selection(shape: Shape) -> Iterator[_Problem]:
             f"{CLIPOOD} selects from a single choice of hyperparameters, but each trial has up to "
             f"{n_choices}; remove {CLIPOOD}, or use a grid, which makes each value a row",
         )
-
-
-def _get_blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
-    """Return the overrides and variants, each with its path."""
-    overrides = [(("overrides", index), block) for index, block in enumerate(shape.overrides)]
-    return [*overrides, *((("variants", name), block) for name, block in shape.variants.items())]
 
 
 def _check_environments(shape: Shape, dataset: str, labels: Sequence[str]) -> Iterator[_Problem]:
@@ -193,67 +216,36 @@ def _iterate_environments(division: Division) -> Iterator[tuple[YamlPath, int | 
             yield (index,), item
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """A hyperparameter's value in a declaration."""
-
-    path: YamlPath
-    name: str
-    value: Any
-    rows: Container[tuple[str, str]]  # (dataset, algorithm) of the jobs with the value
-
-
-def _get_settings(shape: Shape) -> list[_Setting]:
-    """Return all hyperparameters that are set or searched, each with its place."""
-    rows = [*itertools.product(shape.datasets, shape.algorithms)]
-    blocks: list[tuple[YamlPath, Variant]] = [((), Override(hparams=shape.hparams))]
-    settings = [
-        _Setting((*path, "hparams", name), name, value, [row for row in rows if block.covers(*row)])
-        for path, block in blocks + _get_blocks(shape)
-        for name, value in block.hparams.items()
-    ]
-    for name, values in shape.grid.items():
-        for index, value in enumerate(values):
-            settings.append(_Setting(("grid", name, index), name, value, rows))
-    if shape.protocol not in (None, "domainbed"):
-        settings.append(_Setting(("protocol",), "protocol", shape.protocol, rows))
-
-    searches: list[tuple[YamlPath, DeclaredSearch | SearchOverride | None]] = [((), shape.search)]
-    searches += [(("overrides", i), block.search) for i, block in enumerate(shape.overrides)]
-    searched = {(cell.dataset, cell.algorithm): cell.searched for cell in shape.cells()}
-    for path, search in searches:
-        for name, values in search.values.items() if search else ():
-            for index, value in enumerate(values):
-                rows = [row for row in searched if value in searched[row].get(name, ())]
-                place = (*path, "search", "values", name, index)
-                settings.append(_Setting(place, name, value, rows))
-    return settings
-
-
 def _check_hparams(
-    shape: Shape, datasets: Sequence[str], algorithms: Mapping[str, Any]
+    shape: Shape, datasets: Mapping[str, Dataset], algorithms: Mapping[str, Any]
 ) -> Iterator[_Problem]:
     """Resolve the hyperparameters of each job as train does; yield the problems at their places."""
-    settings = _get_settings(shape)
+    algorithms_by_place: dict[tuple[YamlPath, str], dict[str, None]] = {}
     valid_names: dict[tuple[str, str], Sequence[str]] = {}  # by algorithm and name unknown to it
     placed_problems: list[_Problem] = []
     for cell in shape.cells():
         if cell.dataset not in datasets or cell.algorithm not in algorithms:
             continue
-        for problem in _find_cell_problems(shape, cell, algorithms[cell.algorithm]):
+
+        for name, place in cell.places.items():
+            algorithms_by_place.setdefault((place, name), {})[cell.algorithm] = None
+        steps = cell.steps or datasets[cell.dataset].steps
+        for problem in _find_cell_problems(shape, cell, steps, algorithms[cell.algorithm]):
             if problem.valid_names:
                 valid_names[cell.algorithm, problem.name] = problem.valid_names
+            elif value_place := cell.get_place(problem.name, problem.value):
+                placed_problems.append((value_place, problem.message_after_key()))
             else:
-                placed_problems.append(_place_problem(problem, settings))
+                placed_problems.append((("hparams",), str(problem)))
 
-    for setting in settings:
-        for message in _find_unknown_name(setting, datasets, algorithms, valid_names):
-            yield setting.path, message
+    for (place, name), covered in algorithms_by_place.items():
+        for message in _find_unknown_name(name, place, list(covered), valid_names):
+            yield place, message
     yield from placed_problems
 
 
 def _find_cell_problems(
-    shape: Shape, cell: SweepCell, algorithm_class: Any
+    shape: Shape, cell: SweepCell, steps: int, algorithm_class: Any
 ) -> Iterator[HparamProblem]:
     """Yield the problems of each combination of searched values.
 
@@ -263,7 +255,7 @@ def _find_cell_problems(
     args = {
         "algorithm": cell.algorithm,
         "dataset": cell.dataset,
-        "steps": cell.steps,
+        "steps": steps,
         "trial_seed": shape.trial_seeds[0],
     }
     choices = {shape.choices[0], shape.choices[-1]}
@@ -273,48 +265,33 @@ def _find_cell_problems(
         yield from (problem for problem in resolved.problems if not problem.is_local)
 
 
-def _place_problem(problem: HparamProblem, settings: Sequence[_Setting]) -> _Problem:
-    """Place a problem at the last setting of its value, or at ``hparams`` if it has no setting."""
-    same_name = [setting for setting in settings if setting.name == problem.name]
-    same_value = [setting for setting in same_name if setting.value == problem.value]
-    if same_name:
-        return (same_value or same_name)[-1].path, problem.message_after_key()
-    return ("hparams",), str(problem)
-
-
 def _find_unknown_name(
-    setting: _Setting,
-    datasets: Sequence[str],
-    algorithms: Iterable[str],
+    name: str,
+    place: YamlPath,
+    algorithms: Sequence[str],
     valid_names: Mapping[tuple[str, str], Sequence[str]],
 ) -> Iterator[str]:
-    """Yield a message if a setting covers algorithms that do not have the hyperparameter.
+    """Yield a message if some of the algorithms at a place do not have the hyperparameter.
 
     ``valid_names`` has their names, by algorithm and unknown name.
     """
-    covered = [
-        algorithm
-        for algorithm in algorithms
-        if any((dataset, algorithm) in setting.rows for dataset in datasets)
-    ]
     names_by_algorithm = {
-        algorithm: valid_names[algorithm, setting.name]
-        for algorithm in covered
-        if (algorithm, setting.name) in valid_names
+        algorithm: valid_names[algorithm, name]
+        for algorithm in algorithms
+        if (algorithm, name) in valid_names
     }
-    algorithms_with_key = [name for name in covered if name not in names_by_algorithm]
-    if names_by_algorithm:
-        kind = f"hyperparameter of {', '.join(names_by_algorithm)}"
-        if algorithms_with_key and setting.path[0] == "hparams":
-            listing = ", ".join(algorithms_with_key)
-            yield (
-                f"no {kind} is called {setting.name!r}; "
-                f"move it to overrides, with algorithms: [{listing}]"
-            )
-            return
+    if not names_by_algorithm:
+        return
 
-        names = dict.fromkeys(name for names in names_by_algorithm.values() for name in names)
-        yield unknown(kind, setting.name, names)
+    kind = f"hyperparameter of {', '.join(names_by_algorithm)}"
+    algorithms_with_key = [each for each in algorithms if each not in names_by_algorithm]
+    if algorithms_with_key and place[0] == "hparams":
+        listing = ", ".join(algorithms_with_key)
+        yield (f"no {kind} is called {name!r}; move it to overrides, with algorithms: [{listing}]")
+        return
+
+    names = dict.fromkeys(itertools.chain.from_iterable(names_by_algorithm.values()))
+    yield unknown(kind, name, list(names))
 
 
 _GRID_OR_SEARCH = "a grid reports every value, and a search chooses one"
@@ -329,7 +306,7 @@ def _check_searched_values(shape: Shape) -> Iterator[_Problem]:
                 continue
 
             reported.add(name)
-            path = _find_values_path(shape, cell.dataset, cell.algorithm, name)
+            path = cell.places[name]
             if name in shape.grid:
                 message = f"{name} is in grid and in search: {_GRID_OR_SEARCH}"
                 yield path, f"{message}; remove it from one of them"
@@ -340,19 +317,6 @@ def _check_searched_values(shape: Shape) -> Iterator[_Problem]:
                     f"or disable the search there in overrides: search: {{values: {{{name}: []}}}}"
                 )
                 yield path, message
-
-
-def _find_values_path(shape: Shape, dataset: str, algorithm: str, name: str) -> YamlPath:
-    """Return the path of a hyperparameter's searched values that apply to a cell."""
-    path: YamlPath = ("search", "values", name)
-    for index, override in enumerate(shape.overrides):
-        if (
-            override.search
-            and override.covers(dataset, algorithm)
-            and name in override.search.values
-        ):
-            path = ("overrides", index, "search", "values", name)
-    return path
 
 
 def _check_draws_and_stages(shape: Shape) -> Iterator[_Problem]:

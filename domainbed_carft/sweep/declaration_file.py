@@ -77,7 +77,8 @@ def parse(text: str, name: str) -> Declaration:
     _check_job_count(shape, source)
     datasets, problems = declaration_checks.check(shape, source)
     raise_for(problems)
-    return Declaration.model_construct(**dict(shape), facts=datasets, text=text)
+    unread = declaration_checks.find_unread(shape) if shape.search else {}
+    return Declaration.model_construct(**dict(shape), facts=datasets, unread=unread, text=text)
 
 
 def included_sweeps() -> dict[str, Path]:
@@ -87,6 +88,15 @@ def included_sweeps() -> dict[str, Path]:
     # A folder called sweeps next to an installed package can belong to another project.
     chosen = next((folder for folder in folders if (folder / "demo.yaml").is_file()), folders[0])
     return {path.stem: path for path in sorted(chosen.glob("*.yaml"))}
+
+
+def read_descriptions() -> dict[str, str]:
+    """Return name -> description of the included sweeps."""
+    documents = {
+        name: parsing.parse_yaml(path.read_text(encoding="utf-8"), str(path))[0]
+        for name, path in included_sweeps().items()
+    }
+    return {name: document["description"] for name, document in documents.items()}
 
 
 def _check_job_count(shape: Shape, source: YamlSource) -> None:

@@ -22,6 +22,7 @@ from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.host_lookup import (
     find_dataset_class,
     get_evaluated_kinds,
+    has_replaceable_networks,
     is_carft_harness,
 )
 from domainbed_carft.suites import imagenet_training
@@ -69,6 +70,13 @@ def find_algorithm_class(name: str) -> Any:
     return _find_class("algorithm", name, host.get_algorithm_class, valid_names)
 
 
+def find_missing_algorithms(names: Sequence[str]) -> list[str]:
+    """Return the names that only a checkout of DomainBed has, if the harness is in use."""
+    host = import_module("algorithms")
+    missing = getattr(host, "NOT_INCLUDED", ())
+    return [name for name in names if name in missing and not hasattr(host, name)]
+
+
 def resolve_hparams(
     algorithm_class: Any,
     args: Mapping[str, Any],
@@ -78,8 +86,12 @@ def resolve_hparams(
     """Return the hyperparameters of a job with these arguments of ``train``.
 
     ``algorithm_class`` resolves those ``given`` by the user, if it is a class of the package or of
-    the harness. None and other classes leave it to the host's registry.
+    the harness. None and other classes leave it to the host's registry, with the additions of the
+    plugin if they name a CLIP model for an algorithm of the host.
     """
+    from domainbed_carft.method import host_hparams  # these import the host's algorithms
+    from domainbed_carft.method.algorithms import CLASSES
+
     algorithm, dataset = args["algorithm"], args["dataset"]
     if hasattr(algorithm_class, "resolve_hparams"):
         resolved: ResolvedHparams = algorithm_class.resolve_hparams(
@@ -87,6 +99,9 @@ def resolve_hparams(
         )
         return resolved
     registry = import_module("hparams_registry")
+    is_of_host = algorithm not in CLASSES
+    if "clip_backbone" in given and is_of_host and has_replaceable_networks():
+        return host_hparams.resolve(registry, algorithm, dataset, given, random_seed)
     return resolve_from_registry(registry, algorithm, dataset, given, random_seed)
 
 

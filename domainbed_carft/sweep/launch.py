@@ -77,6 +77,8 @@ class LaunchPlan:
         waiting_jobs: placeholders for the jobs of a second stage whose values are not chosen yet.
         launcher: the launcher, a function of jobs.
         launcher_name: name of the launcher, such as ``pool``.
+        launcher_options: options of the launcher, of a class in `launchers.OPTIONS`; None for a
+            function.
         skips_training_in_splits: True if the jobs do not evaluate the training environments'
             in-splits; None if the train of the domainbed in use cannot skip them.
         data_checks: results of checking the datasets.
@@ -90,6 +92,7 @@ class LaunchPlan:
     waiting_jobs: Sequence[Job]
     launcher: Launcher
     launcher_name: str
+    launcher_options: Any
     skips_training_in_splits: bool | None
     data_checks: Sequence[DataCheck]
     launcher_problems: Sequence[str]
@@ -191,7 +194,7 @@ def plan(
         replace(job, variables=_get_variables(job, output, keep_weights, log, skips))
         for job in [*first, *second]
     ]
-    is_waiting = entry is not None and not entry.chosen
+    is_waiting = entry is not None and entry.is_choosing
     jobs = all_jobs[: len(first)] if is_waiting else all_jobs
 
     return LaunchPlan(
@@ -200,6 +203,7 @@ def plan(
         waiting_jobs=all_jobs[len(jobs) :],
         launcher=run_jobs,
         launcher_name=launcher if isinstance(launcher, str) else OWN_LAUNCHER,
+        launcher_options=launchers.resolve(launcher, options),
         skips_training_in_splits=skips,
         data_checks=data_checks.check_datasets(declaration.datasets, all_jobs, data_dir),
         launcher_problems=launchers.problems(run_jobs, [output]),

@@ -17,6 +17,7 @@ from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import CHOOSE, REPEAT
 from domainbed_carft.jobs.manifest import ChosenValues, Search, format_trials
 from domainbed_carft.launchers import slurm
+from domainbed_carft.launchers.options import SlurmOptions
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status, SweepState
 from domainbed_carft.text import NO_ESTIMATE, limit_lines, progress, quantity, table
@@ -105,7 +106,7 @@ def stage_lines(search: Search, state: SweepState) -> list[str]:
 
     second = state.get_stage(REPEAT)
     counts = f"{quantity(len(second), 'job')}: {counts_phrase(second)}."
-    if not search.chosen:
+    if search.is_choosing:
         counts = f"{quantity(search.repeats, 'job')} when the first is done."
     return [*lines, f"Second stage, {format_trials(search.repeat_on)}: {counts}"]
 
@@ -125,6 +126,14 @@ def evaluation_line(skips: bool) -> str:
         return "Evaluation: without training in-splits (--training-in-splits adds them)."
     variable = process_variables.SKIP_TRAINING_IN_SPLITS.name
     return f"Evaluation: with training in-splits ({variable}=1 skips them)."
+
+
+def request_line(options: SlurmOptions) -> str:
+    """Return the resources that each job requests from SLURM."""
+    resources = [quantity(options.gpus, "GPU"), quantity(options.cpus, "CPU core")]
+    if options.memory_gb:
+        resources.append(f"{options.memory_gb:g} GB")
+    return f"SLURM: each job requests {', '.join(resources)}, and a time limit of {options.time}."
 
 
 def failures(unfinished: Sequence[Status], output: Path) -> list[str]:

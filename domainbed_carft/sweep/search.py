@@ -49,8 +49,8 @@ def make_jobs(
 
     Returns:
         The jobs of the first stage, which are all jobs of a sweep without stages; the jobs of the
-        second stage; and the manifest's entry for a search with stages. Until the entry has chosen
-        values, the second stage consists of placeholders.
+        second stage; and the manifest's entry for a search with stages. While the search is
+        choosing, the second stage consists of placeholders.
 
     Raises:
         CarftError: no values can be chosen, for example because all members diverged.
@@ -62,7 +62,8 @@ def make_jobs(
 
     method = str(declaration.choosing_method)
     chosen: tuple[ChosenValues, ...] = ()
-    if all(JobFolder(job.folder).done for job in first):
+    is_choosing = not all(JobFolder(job.folder).done for job in first)
+    if not is_choosing:
         chosen = choose(first, method, by_target=search.choose_by == "target")
     second = declaration.jobs(data_dir, output, chosen)
     entry = Search(
@@ -71,6 +72,7 @@ def make_jobs(
         choose_on=tuple(declaration.choosing_trials),
         repeat_on=tuple(declaration.trial_seeds),
         repeats=len(second),
+        is_choosing=is_choosing,
         chosen=chosen,
     )
     return first, manifest.reuse_folders(second, known_jobs), entry

@@ -205,7 +205,7 @@ class SweepState:
     @property
     def needs_second_launch(self) -> bool:
         """True if the first stage is done, but no process is about to launch the second."""
-        if self.search is None or self.search.chosen:
+        if self.search is None or not self.search.is_choosing:
             return False
         if self.queue.live_launches or self.queue.slurm_states:
             return False

@@ -168,6 +168,23 @@ def test_resumed_job_keeps_the_resolved_hyperparameter_of_another_machine(tmp_pa
     assert {record["hparams"]["mode"] for record in records} == {"auto"}
 
 
+class Comparing(fakes.LinearSGD):
+    """Records the hyperparameters that differ from the defaults of its version."""
+
+    changed_hparams = ()
+
+    def recorded_facts(self):
+        return {"changed_hparams": list(self.changed_hparams)}
+
+
+def test_job_resumes_in_a_version_with_other_defaults(tmp_path, monkeypatch):
+    monkeypatch.setattr(algorithms, "LinearSGD", Comparing)
+    train_and_stop(tmp_path)
+    monkeypatch.setattr(Comparing, "changed_hparams", ["lr"])
+    assert train.main(quick_arguments(tmp_path)) == 0
+    assert fakes.records(tmp_path)[-1]["changed_hparams"] == ["lr"]
+
+
 def test_job_with_other_arguments_does_not_resume(tmp_path, capsys):
     train_and_stop(tmp_path)
     state = (tmp_path / "state.pt").read_bytes()

@@ -58,7 +58,7 @@ def test_incomplete_jobs_are_relaunched_after_deletion(tmp_path, capsys):
     assert commands[0].startswith("Dummy launcher: python -m domainbed.scripts.train --algorithm S")
     assert job_states(tmp_path, capsys) == {str(path): "not launched" for path in folders(tmp_path)}
 
-    assert run(tmp_path, "--steps", "0") == 0
+    assert run(tmp_path, "--steps", "7") == 0
     assert len(launched_commands(capsys)) == 6
     assert run(tmp_path) == 0
     assert launched_commands(capsys) == []
@@ -97,6 +97,7 @@ def test_sweep_without_terminal_names_the_confirmation_flag(tmp_path, capsys, mo
             ],
         ),
         ("--holdout_fraction 0", ["--holdout_fraction must be more than 0"]),
+        ("--steps 0", ["--steps must be at least 1, not 0"]),
         ("--task domain_adaptation", ["--task domain_adaptation is not included"]),
         ("--command_launcher local --datasets PACS --data_dir /no", ["/no does not exist"]),
         ("--datasets Two", ["Two has 2 environments", "--single_test_envs"]),

@@ -16,6 +16,7 @@ import torch
 from domainbed import hparams_registry, networks
 from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
+from domainbed_carft.images.dataset_facts import DatasetFacts
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.jobs.hparams import (
     SWITCH,
@@ -69,6 +70,14 @@ class Algorithm(torch.nn.Module):
     All other methods and attributes are hooks that `train` calls or reads. Their defaults suit an
     algorithm that does not override them.
 
+    Args:
+        input_shape: (channels, height, width) of the images.
+        num_classes: Number of classes.
+        num_domains: Number of training environments.
+        hparams: Hyperparameters.
+        dataset_facts: Facts of the dataset, of which the plugin needs the normalisation if the
+            hyperparameter `clip_backbone` replaces the network by a CLIP model.
+
     Attributes:
         hparams: The hyperparameters that the dataset was built with and that every record holds.
         is_constant: True if `update` never changes the predictions, so that one evaluation per job
@@ -85,7 +94,12 @@ class Algorithm(torch.nn.Module):
     uses_validation_loss: bool = False
 
     def __init__(
-        self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: Hparams
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Hparams,
+        dataset_facts: DatasetFacts | None = None,
     ) -> None:
         super().__init__()
         self.hparams = hparams
@@ -240,7 +254,8 @@ _VALID_VALUES = {
 class ERM(Algorithm):
     """Empirical risk minimization: cross-entropy over the batches of all domains, with Adam.
 
-    The network is chosen by the input's shape (`networks.Featurizer`).
+    The network is chosen by the input's shape (`networks.Featurizer`), unless the hyperparameter
+    `clip_backbone` names a CLIP model.
 
     Raises:
         CarftError: There is no network for these hyperparameters or this input shape, or the
@@ -270,9 +285,14 @@ class ERM(Algorithm):
         return replace(resolved, problems=[*resolved.problems, *problems])
 
     def __init__(
-        self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: Hparams
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Hparams,
+        dataset_facts: DatasetFacts | None = None,
     ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
+        super().__init__(input_shape, num_classes, num_domains, hparams, dataset_facts)
         self.featurizer = networks.Featurizer(input_shape, hparams)
         self.classifier = networks.Classifier(
             self.featurizer.n_outputs, num_classes, hparams["nonlinear_classifier"]
@@ -282,6 +302,10 @@ class ERM(Algorithm):
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=hparams["lr"], weight_decay=hparams["weight_decay"]
         )
+
+    def recorded_facts(self) -> Mapping[str, Any]:
+        """Return the facts of the CLIP model that replaces the network, none otherwise."""
+        return getattr(self.featurizer, "facts", {})
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> dict[str, float]:
         """Take one step on all batches together and return the loss before the step.

@@ -11,10 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from domainbed import algorithms, datasets
-from domainbed_carft.errors import CarftError
-from domainbed_carft.errors import (
-    collect_problems as collect_problems,  # get_module by `train` as well
-)
+from domainbed_carft.errors import CarftError, collect_problems
 from domainbed_carft.files import parsing
 
 TASKS = ("domain_generalization", "domain_adaptation")

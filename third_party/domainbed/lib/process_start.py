@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import torch.distributed as dist
 
-from domainbed.lib import stopping
+from domainbed.lib import checks, stopping
 from domainbed.lib.process_group import (
     GRACE_SECONDS,
     SINGLE_PROCESS,
@@ -24,10 +24,8 @@ from domainbed.lib.process_group import (
     ProcessGroup,
 )
 from domainbed_carft import machine, process_variables
-from domainbed_carft.errors import CarftError, brief
+from domainbed_carft.errors import CarftError, brief, raise_for
 from domainbed_carft.machine import devices
-
-VARIABLE = machine.PROCESSES
 
 # Time for gloo's threads to free the tensors of the last collective.
 _LAST_COLLECTIVE_SECONDS = 0.1
@@ -61,8 +59,9 @@ def join_process_group(processes: int, arguments: Sequence[str]) -> Iterator[Pro
         arguments: The command line of `train`, for the started processes.
 
     Raises:
-        CarftError: There are too few GPUs, or the processes cannot join.
+        CarftError: The number is below 1, there are too few GPUs, or the processes cannot join.
     """
+    raise_for(checks.range_problems(f"--processes (or {machine.PROCESSES})", processes, 1))
     size = _int_variable("WORLD_SIZE", processes, minimum=1)
     if size < 2:
         yield SINGLE_PROCESS

@@ -13,13 +13,14 @@ from domainbed import command_launchers, datasets
 from domainbed.lib import checks, scalar_logs
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.flags import FlagParser
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="domainbed.scripts.sweep", description="Run a sweep")
+    parser = FlagParser(prog="domainbed.scripts.sweep", description="Run a sweep")
     add = parser.add_argument
 
     add(
@@ -54,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="not used, as in upstream")
     add("--n_trials", type=int, default=3, help="number of trials per cell (default: 3)")
     add("--command_launcher", required=True, help="launcher, such as local, pool or slurm")
-    add("--steps", type=int, help="training steps per job (default, or 0: the dataset's number)")
+    add("--steps", type=int, help="training steps per job (default: the dataset's number)")
     add("--hparams", help="JSON object of hyperparameters to set in every job")
     add(
         "--holdout_fraction",
@@ -94,7 +95,7 @@ def check(args: argparse.Namespace) -> None:
     minimums = {
         "n_trials": 1,
         "n_hparams_from": 0,
-        "steps": 0,
+        "steps": 1,
         "n_hparams": args.n_hparams_from + 1,
     }
     for name, minimum in minimums.items():

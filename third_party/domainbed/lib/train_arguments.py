@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from domainbed import algorithms
+from domainbed import algorithms, datasets
 from domainbed.lib import checkpoints, checks, scalar_logs
 from domainbed_carft import process_variables
-from domainbed_carft.arguments import parse_memory_limit
+from domainbed_carft.arguments import MAX_WORKERS, parse_memory_limit
 from domainbed_carft.data.benchmarks import shortest_path
-from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.errors import CarftError, collect_problems, raise_for
+from domainbed_carft.flags import FlagParser
 from domainbed_carft.jobs.hparams import ResolvedHparams, get_draw_seed
 
 # Flags that do not change the results, so they are not recorded.
@@ -24,9 +25,7 @@ UNRECORDED_FLAGS = ("log", "image_memory", "processes")
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="domainbed.scripts.train", description="Domain generalization"
-    )
+    parser = FlagParser(prog="domainbed.scripts.train", description="Domain generalization")
     add = parser.add_argument
 
     add("--data_dir", help="folder that contains the datasets' folders")
@@ -66,11 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="seed of the splits and of random hyperparameters (default: 0)",
     )
     add("--seed", type=int, default=0, help="seed of all other random numbers (default: 0)")
-    add("--steps", type=int, help="number of training steps (default, or 0: the dataset's number)")
+    add("--steps", type=int, help="number of training steps (default: the dataset's number)")
     add(
         "--checkpoint_freq",
         type=int,
-        help="steps between checkpoints (default, or 0: the dataset's number)",
+        help="steps between checkpoints (default: the dataset's number)",
     )
     add(
         "--holdout_fraction",
@@ -166,8 +165,9 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> ResolvedHparam
         given = checks.parse_hparams(args.hparams)
         if not unknown_names:
             algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+            steps = args.steps or datasets.get_dataset_class(args.dataset).N_STEPS
             hparams: ResolvedHparams = algorithm_class.resolve_hparams(
-                args.dataset, given, get_draw_seed(vars(args)), args.steps
+                args.dataset, given, get_draw_seed(vars(args)), steps
             )
             problems += map(str, hparams.problems)
     except CarftError as error:
@@ -176,10 +176,10 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> ResolvedHparam
     problems += checks.range_problems("--uda_holdout_fraction", args.uda_holdout_fraction, 0, 1)
 
     problems += _variable_problems(args)
-    problems += checks.collect_problems(parse_memory_limit, flags.image_memory)
-    for flag in ("steps", "checkpoint_freq", "workers"):
-        problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
-    problems += checks.range_problems("--processes", flags.processes, 1)
+    problems += collect_problems(parse_memory_limit, flags.image_memory)
+    for flag in ("steps", "checkpoint_freq"):
+        problems += checks.range_problems(f"--{flag}", getattr(args, flag), 1)
+    problems += checks.range_problems("--workers", args.workers, 0, MAX_WORKERS + 1)
     problems += checks.range_problems("--seed", args.seed, 0, 2**32)  # numpy's range
     problems += scalar_logs.problems(flags.log)
     raise_for(problems)

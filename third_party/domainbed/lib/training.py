@@ -34,7 +34,7 @@ from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.images import rng, transforms
 from domainbed_carft.images.dataset_facts import takes_dataset_facts
 from domainbed_carft.jobs import splits
-from domainbed_carft.jobs.facts import DECLARATIONS
+from domainbed_carft.jobs.facts import CHANGED_HPARAMS, DECLARATIONS
 from domainbed_carft.jobs.folder import WEIGHTS_FORMAT, JobFolder, Lock
 from domainbed_carft.machine import devices
 
@@ -262,7 +262,11 @@ class Trainer:
         return {
             "arguments": arguments,
             "hyperparameters": {name: misc.plain(value) for name, value in self.hparams.items()},
-            "facts": {name: fact for name, fact in self.facts.items() if name != DECLARATIONS},
+            "facts": {
+                name: fact
+                for name, fact in self.facts.items()
+                if name not in (DECLARATIONS, CHANGED_HPARAMS)
+            },
             "data": {name: len(split) for name, split in self.splits.items()},
         }
 

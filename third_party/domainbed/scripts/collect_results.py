@@ -5,7 +5,6 @@ The tables equal those of upstream file domainbed/scripts/collect_results.py at 
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections import defaultdict
@@ -19,6 +18,7 @@ from domainbed.lib.command_line import exit_status, printed_at_once
 from domainbed.lib.query import Q
 from domainbed.model_selection import SELECTION_METHODS, SelectionMethod
 from domainbed_carft import files, text
+from domainbed_carft.flags import FlagParser
 from domainbed_carft.results.cells import Cell, mean_over_trials
 
 
@@ -187,7 +187,7 @@ def run(folder: str, latex: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="domainbed.scripts.collect_results", description="Print the tables of a sweep"
     )
     parser.add_argument("--input_dir", required=True, help="the sweep's --output_dir")

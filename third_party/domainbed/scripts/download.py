@@ -15,6 +15,7 @@ from domainbed_carft import text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.download import download
 from domainbed_carft.errors import CarftError, TransientError, raise_for
+from domainbed_carft.flags import FlagParser
 
 NAMES = [name for name, benchmark in benchmarks.BENCHMARKS.items() if benchmark.sources]
 
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="domainbed.scripts.download", description="Download data")
+    parser = FlagParser(prog="domainbed.scripts.download", description="Download data")
     parser.add_argument("--data_dir", required=True, help="folder for the datasets' folders")
     parser.add_argument(
         "--datasets",

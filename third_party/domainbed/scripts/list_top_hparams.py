@@ -17,6 +17,7 @@ from domainbed.model_selection import SELECTION_METHODS, SelectionMethod
 from domainbed_carft import text
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError
+from domainbed_carft.flags import FlagParser
 
 
 def print_ranking(group: Q, method: type[SelectionMethod]) -> None:
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="domainbed.scripts.list_top_hparams", description="List the best hyperparameters"
     )
     parser.add_argument("--input_dir", required=True, help="the sweep's --output_dir")

@@ -53,7 +53,11 @@ def _run(
         _print("Args:", sorted(vars(args).items()))
         state = resume.load(args.output_dir)
         _print("HParams:", sorted(hparams.changed.items()))
-        print(f"\t{len(hparams.values) - len(hparams.changed)} others have their defaults")
+        n_defaults = len(hparams.values) - len(hparams.changed)
+        if hparams.changed:
+            print(f"\tthe other {n_defaults} have their defaults")
+        else:
+            print(f"\tall {n_defaults} have their defaults")
         for name in hparams.unread:
             print("\t" + text.printable(f"{name} has no effect on {args.algorithm}"))
 
