@@ -12,6 +12,7 @@ BENCHMARKS = REPO / "benchmarks"
 
 # The smallest input of each script that needs no checkout; the folder {new} does not exist.
 COMMANDS = {
+    "bf16_kl.py": "--seeds 1",
     "collect.py": "{new} --jobs 24 --rounds 2",
     "contamination.py": "{records}/contamination",
     "evaluation.py": "--images 64 --rounds 2 --workers 0",
