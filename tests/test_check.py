@@ -145,6 +145,15 @@ class PredictsByMoreThanItsState(CLIPFineTune):
         return self.temperature * super().class_logits(features)
 
 
+class PredictsByATrainingBuffer(CLIPFineTune):
+    def build_for_training(self, *arguments):
+        super().build_for_training(*arguments)
+        self.register_buffer("scale", torch.tensor(0.5))
+
+    def class_logits(self, features):
+        return self.scale * super().class_logits(features)
+
+
 class AddsAConstantOfTheCPU(CLIPFineTune):
     def loss(self, batch):
         losses = super().loss(batch)
@@ -247,6 +256,7 @@ FAULTS = {
     DropsAMeasurement: {"records"},
     ForgetsWhenResumed: {"resume"},
     PredictsByMoreThanItsState: {"state-dict"},
+    PredictsByATrainingBuffer: {"state-dict"},
     AddsAConstantOfTheCPU: {"device", "device-state", "waits"},
     LeavesItsStateOnTheCPU: {"device-state"},
     ReadsAValue: {"waits"},
@@ -269,6 +279,42 @@ def test_fault_is_reported_only_by_its_checks(method, random_tiny):
     results = check(method, hparams=hparams, without=["processes"], raises=False)
     failed = [result for result in results if result.state == "FAILED"]
     assert {result.check for result in failed} == FAULTS[method], [*map(str, failed)]
+
+
+def test_weights_that_a_loaded_run_lacks_are_reported(random_tiny):
+    hparams = {"clip_backbone": str(random_tiny)}
+    (result,) = check(PredictsByATrainingBuffer, hparams=hparams, only=["state-dict"], raises=False)
+    assert result.state == "FAILED"
+    assert "no attribute 'scale'" in result.message
+    assert "build_for_prediction" in result.message and "test_check.py" in result.message
+
+
+class TrainsMoreThanPredicts(CLIPFineTune):
+    """A buffer of `build_for_training`, and a parameter with its own optimizer."""
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.log_temperature = torch.nn.Parameter(torch.zeros(()))
+        self.second_optimizer = torch.optim.SGD([self.log_temperature], lr=0.01, momentum=0.9)
+
+    def build_for_training(self, *arguments):
+        super().build_for_training(*arguments)
+        self.register_buffer("steps_seen", torch.zeros(()))
+
+    def loss(self, batch):
+        logits = self.class_logits(batch.tuned.features) / self.log_temperature.exp()
+        return {"loss": torch.nn.functional.cross_entropy(logits, batch.labels)}
+
+    def after_step(self):
+        self.steps_seen += 1
+        self.second_optimizer.step()
+
+
+def test_state_that_only_training_needs_is_no_fault(random_tiny):
+    hparams = {"clip_backbone": str(random_tiny)}
+    only = ["resume", "state-dict"]
+    results = check(TrainsMoreThanPredicts, hparams=hparams, only=only)
+    assert [result.state for result in results] == ["ok", "ok"]
 
 
 class KeepsItsGradients(CLIPFineTune):
