@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from fake_checkout import REPO
 from test_docs import blocks
 
 from domainbed_carft import check, cli
 from domainbed_carft.checks.properties import CHECKS
+from domainbed_carft.checks.subject import Subject, get_gradients, minibatches, take_step
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.machine import stand_in_device
+from domainbed_carft.method import encoders
 from domainbed_carft.method.baselines import CLIPFineTune
 from domainbed_carft.method.carft import CARFT
 from domainbed_carft.method.hparams import Hparam, by_size, fraction, positive
@@ -85,6 +91,76 @@ def test_documented_method_has_every_property(tmp_path, random_tiny):
     results = check(tmp_path / "anchor.py", hparams=hparams, without=["processes"])
     assert {result.algorithm for result in results} == {"CLIPAnchor"}
     assert names_of(results, "ok") == CHECKS.keys() - {"processes"} - DEVICE_CHECKS
+
+
+@pytest.mark.slow
+def test_documented_second_optimizer_has_every_property(tmp_path, random_tiny):
+    (block,) = (b for b in blocks(OWN_METHOD) if b.title == "temperature.py")
+    (tmp_path / "temperature.py").write_text(block.text)
+    results = check(tmp_path / "temperature.py", hparams={"clip_backbone": str(random_tiny)})
+    assert names_of(results, "skipped") == {"zero-weight"} | DEVICE_CHECKS
+
+
+def penalised(drift_every):
+    """A method whose loss computes its own features, with a penalty on the tuned ones."""
+
+    class OwnFeatures(CLIPFineTune):
+        def loss(self, batch):
+            features = encoders.encode(self.encoder, batch.images.flip(-1), self.bf16).features
+            cross_entropy = F.cross_entropy(self.class_logits(features), batch.labels)
+            return {"loss": cross_entropy, "loss_ce": cross_entropy}
+
+    subject = Subject(OwnFeatures, {"fd_weight": 1e3, "drift_every": drift_every})
+    algorithm = subject.get_initial()
+    take_step(algorithm, 0, minibatches(0))
+    algorithm.steps_taken = 0
+    take_step(algorithm, 1, minibatches(1))
+    return get_gradients(algorithm)
+
+
+def test_penalty_has_the_same_gradients_at_steps_that_measure_the_drift():
+    measuring, other = penalised(drift_every=1), penalised(drift_every=0)
+    assert measuring.keys() == other.keys()
+    for name, gradient in measuring.items():
+        torch.testing.assert_close(gradient, other[name])
+
+
+@pytest.mark.parametrize(
+    ("hparams", "message"),
+    [
+        ('{"lrr": 0.1}', "no hyperparameter of CARFT is called 'lrr'; did you mean lr"),
+        ('{"lr": "x"}', "lr is 'x', expected "),
+    ],
+)
+def test_wrong_hyperparameters_get_the_message_of_train(hparams, message, capsys):
+    assert cli.main(["check", "CARFT", "--hparams", hparams]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_method_that_exits_fails_its_checks(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        OWN_FILE + "\n\nclass Exits(CLIPFineTune):\n    def features(self, x):\n        exit(0)\n"
+    )
+    words = ["check", str(tmp_path / "own.py"), "--only", "rest-of-batch", "target"]
+    assert cli.main(words) == 1
+    failures = [line for line in capsys.readouterr().out.splitlines() if "SystemExit" in line]
+    assert len(failures) == 2 and all("(own.py, line " in line for line in failures)
+
+
+class KeepsOrder(CLIPFineTune):
+    EXEMPT_FROM = {"class-order": "its last class is preferred on purpose"}
+
+
+def test_declared_exemption_is_skipped_with_its_reason():
+    (result,) = check(KeepsOrder, only=["class-order"])
+    assert result.state == "skipped"
+    assert result.message == "KeepsOrder is exempt: its last class is preferred on purpose"
+
+    misspelt = type("Misspelt", (CLIPFineTune,), {"EXEMPT_FROM": {"class-ordr": "x"}})
+    with pytest.raises(
+        CarftError, match="EXEMPT_FROM of Misspelt: no check is called 'class-ordr'"
+    ):
+        check(misspelt)
 
 
 @pytest.mark.slow
@@ -249,8 +325,52 @@ class AcceptsAnything(CLIPFineTune):
     HPARAMS = (Hparam("factor", 1.0, lambda value: True, "a number"),)
 
 
+class DrawsFromNumpy(CLIPFineTune):
+    def loss(self, batch):
+        losses = super().loss(batch)
+        return {**losses, "loss": losses["loss"] * (1 + 0.01 * np.random.rand())}
+
+
+class ShufflesByPython(CLIPFineTune):
+    def update(self, minibatches=None, unlabeled=None, **keywords):
+        random.shuffle(["a", "list"])
+        return super().update(minibatches, **keywords)
+
+
+class ClampsImagesInPlace(CLIPFineTune):
+    """Again and again with the same result."""
+
+    def features(self, x):
+        return super().features(x.clamp_(-1, 1))
+
+
+class ClampsItsBatchInPlace(CLIPFineTune):
+    def loss(self, batch):
+        batch.images.clamp_(-1, 1)
+        return super().loss(batch)
+
+
+class ReadsAnUndeclaredValue(CLIPFineTune):
+    def loss(self, batch):
+        losses = super().loss(batch)
+        return {**losses, "loss": self.hparams.get("undeclared", 1.0) * losses["loss"]}
+
+
+class Exits(CLIPFineTune):
+    def features(self, x):
+        sys.exit()
+
+
 FAULTS = {
     ChangesItsHparams: {"four-arguments"},
+    DrawsFromNumpy: {
+        *{"generators", "gradients", "micro-batches", "records", "resume", "device"},
+        *{"device-state", "domain-order", "class-order", "target"},
+    },
+    ShufflesByPython: {"generators"},
+    ClampsImagesInPlace: {"in-place"},
+    ClampsItsBatchInPlace: {"in-place"},
+    ReadsAnUndeclaredValue: {"declared-hparams"},
     LosesAGradient: {"gradients"},
     AddsWhatTheBatchSays: {"micro-batches"},
     DropsAMeasurement: {"records"},
@@ -359,7 +479,7 @@ def test_command_prints_a_line_for_each_check(tmp_path, capsys):
     first, second = lines[:4], lines[4:8]
     assert first[0] == "Slow" and second[0] == "Wrong"
     assert "FAILED: update waits for the device in _local_scalar_dense" in first[1]
-    assert "rest-of-batch    ok" in first[2] and "zero-weight      skipped: it" in first[3]
+    assert "rest-of-batch     ok" in first[2] and "zero-weight       skipped: it" in first[3]
     assert "FAILED: AttributeError" in second[2] and "(own.py, line 14)" in second[2]
 
     assert cli.main(["check", "CLIPZeroShot", "--only", "gradients", "waits"]) == 0

@@ -13,8 +13,15 @@ import torch
 from domainbed_carft.arguments import FLAG, MAPPING, TEXTS
 from domainbed_carft.arguments import check as check_arguments
 from domainbed_carft.checks.properties import CHECKS
-from domainbed_carft.checks.subject import Inapplicable, Subject, find_classes, find_file
+from domainbed_carft.checks.subject import (
+    DATASET,
+    Inapplicable,
+    Subject,
+    find_classes,
+    find_file,
+)
 from domainbed_carft.errors import brief, raise_for
+from domainbed_carft.method import resolution
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.text import quantity, unknown
 
@@ -71,7 +78,8 @@ def check(
 
     Raises:
         AssertionError: if a check fails; the message has one line per failed check.
-        CarftError: if the algorithm or a check is unknown, or the file cannot be used.
+        CarftError: if the algorithm, a check or a hyperparameter is unknown, or the file cannot be
+            used.
 
     >>> [result.state for result in check("CARFT", only=["zero-weight"])]
     ['ok']
@@ -97,9 +105,21 @@ def run_checks(
     """Yield the results of `check` one by one, without raising an error for a failed check."""
     raise_for(unknown("check", name, CHECKS) for name in (*only, *without) if name not in CHECKS)
     for algorithm_class in find_classes(method):
+        raise_for(map(str, resolution.resolve(algorithm_class, DATASET, hparams).problems))
+        exemptions = algorithm_class.EXEMPT_FROM
+        raise_for(
+            f"EXEMPT_FROM of {algorithm_class.__name__}: {unknown('check', name, CHECKS)}"
+            for name in exemptions
+            if name not in CHECKS
+        )
         subject = Subject(algorithm_class, hparams)
         for name in CHECKS:
-            if name not in without and (name in only or not only):
+            if name in without or (only and name not in only):
+                continue
+            if name in exemptions:
+                message = f"{algorithm_class.__name__} is exempt: {exemptions[name]}"
+                yield CheckResult(subject.name, name, SKIPPED, message)
+            else:
                 yield _run_check(subject, name)
 
 
@@ -116,7 +136,7 @@ def _run_check(subject: Subject, name: str) -> CheckResult:
         return CheckResult(subject.name, name, SKIPPED, str(reason))
     except AssertionError as error:
         return CheckResult(subject.name, name, FAILED, str(error))
-    except Exception as error:  # the method can raise any type
+    except (Exception, SystemExit) as error:  # the method can raise any type
         frames = traceback.extract_tb(error.__traceback__)
         method_frames = [f for f in frames if f.filename == find_file(subject.algorithm_class)]
         frame = (method_frames or frames)[-1]

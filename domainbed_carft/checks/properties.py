@@ -12,10 +12,14 @@ import io
 import itertools
 import json
 import math
+import random
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,12 +33,14 @@ from domainbed_carft.checks.subject import (
     MICRO_BATCH,
     Inapplicable,
     Subject,
+    find_file,
     get_gradients,
     minibatches,
     move_batches,
     take_step,
 )
 from domainbed_carft.data.benchmarks import BENCHMARKS
+from domainbed_carft.jobs.hparams import READ_BY_TRAIN
 from domainbed_carft.machine import devices, stand_in_device
 from domainbed_carft.method import hparams, resolution
 from domainbed_carft.method.algorithm import CLIPAlgorithm
@@ -143,6 +149,55 @@ def four_arguments(subject: Subject) -> None:
         require_same(name, algorithm.state_dict(), expected, tolerance=0.0)
     shape = tuple(predict(algorithm, target_images()).shape)
     require(shape == (IMAGES, len(CLASS_NAMES)), f"predict returns {shape}, expected (N, classes)")
+
+
+def generators(subject: Subject) -> None:
+    """Random numbers are drawn from torch's generator, not from numpy's or Python's global one."""
+    algorithm = None
+    for action in ("the constructor", "update", "predict"):
+        before = np.random.get_state(), random.getstate()
+        if algorithm is None:
+            algorithm = subject.build()
+        elif action == "update":
+            take_step(algorithm, 7, minibatches(7))
+        else:
+            predict(algorithm, target_images())
+        after = np.random.get_state(), random.getstate()
+        for name, state, expected in zip(("numpy", "Python"), after, before):
+            require(
+                str(state) == str(expected),
+                f"{action} draws from {name}'s global random generator, which no seed of a step "
+                "sets; draw from torch's",
+            )
+
+
+def in_place(subject: Subject) -> None:
+    """Neither a step nor a prediction changes the images and labels that it gets."""
+    algorithm = subject.get_trained()
+    loss = algorithm.loss
+    changed: list[str] = []
+
+    def observed_loss(batch: Any) -> dict[str, Tensor]:
+        tensors = {"batch.images": batch.images, "batch.labels": batch.labels}
+        versions = {name: tensor._version for name, tensor in tensors.items()}
+        losses = loss(batch)
+        changed.extend(
+            name for name, tensor in tensors.items() if tensor._version != versions[name]
+        )
+        return losses
+
+    algorithm.loss = observed_loss  # type: ignore[method-assign]
+    batches, expected = minibatches(7), minibatches(7)
+    take_step(algorithm, 7, batches)
+    require(not changed, f"loss changes {', '.join(changed)} in place; change a copy")
+    for (x, y), (expected_x, expected_y) in zip(batches, expected):
+        is_same = torch.equal(x, expected_x) and torch.equal(y, expected_y)
+        require(is_same, "update changes its images or labels in place; change a copy")
+
+    images = target_images()
+    predict(algorithm, images)
+    is_same = torch.equal(images, target_images())
+    require(is_same, "predict changes its images in place; change a copy")
 
 
 def gradients(subject: Subject) -> None:
@@ -487,6 +542,53 @@ def default_hparams(subject: Subject) -> None:
         require_valid(subject, dataset, random_seed=None)
 
 
+class _NotedHparams(dict[str, Any]):
+    """Hyperparameters that note the names read by the code of one file, and the lines."""
+
+    def __init__(self, values: Mapping[str, Any], file: str, places: dict[str, int]) -> None:
+        super().__init__(values)
+        self._file = file
+        self._places = places
+
+    def _note(self, name: str) -> None:
+        frame = sys._getframe(2)  # the caller of get or of the brackets
+        if frame.f_code.co_filename == self._file:
+            self._places.setdefault(name, frame.f_lineno)
+
+    def __getitem__(self, name: str) -> Any:
+        self._note(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._note(name)
+        return super().get(name, default)
+
+
+def declared(subject: Subject) -> None:
+    """Each hyperparameter that the method's file reads is declared."""
+    places: dict[str, int] = {}
+    file = find_file(subject.algorithm_class)
+
+    class Noted(subject.algorithm_class):  # type: ignore[name-defined, misc]
+        @property
+        def hparams(self) -> Any:
+            return vars(self)["noted_hparams"]
+
+        @hparams.setter
+        def hparams(self, values: Any) -> None:
+            vars(self)["noted_hparams"] = _NotedHparams(values, file, places)
+
+    noted = Subject(Noted, subject.given_hparams)
+    algorithm = noted.build(_NotedHparams(noted.hparams, file, places))
+    for seed in range(algorithm.lp_steps + 2):
+        take_step(algorithm, seed, minibatches(seed))
+    predict(algorithm, target_images())
+    known = {*get_hparams(subject.algorithm_class), *hparams.PINNABLE, *READ_BY_TRAIN}
+    for name, line in places.items():
+        message = f"{Path(file).name}, line {line} reads the hyperparameter {name!r}"
+        require(name in known, f"{message}, which HPARAMS does not declare, so it cannot be set")
+
+
 def drawn_hparams(subject: Subject) -> None:
     """The random draws of a search are valid, and equal for equal seeds."""
     for dataset, seed in itertools.product(DRAWN_DATASETS, range(DRAWS)):
@@ -509,6 +611,8 @@ def wrong_hparams(subject: Subject) -> None:
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
     "four-arguments": four_arguments,
+    "generators": generators,
+    "in-place": in_place,
     "gradients": gradients,
     "micro-batches": micro_batches,
     "processes": several_processes,
@@ -523,6 +627,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "class-order": class_order,
     "zero-weight": zero_weight,
     "target": target,
+    "declared-hparams": declared,
     "default-hparams": default_hparams,
     "drawn-hparams": drawn_hparams,
     "wrong-hparams": wrong_hparams,

@@ -80,6 +80,7 @@ class CLIPAlgorithm(HostedAlgorithm):
     Attributes:
         HPARAMS: hyperparameters of the method. One with the name of a common one replaces it.
         STYLE: colour, marker, dash and row of the method in figures and tables.
+        EXEMPT_FROM: name of a check of `carft check` -> the reason why the method does not pass it.
         trains_encoder: True if the image encoder is trained.
         trains_head: True if the class head is trained.
         trains_text: True if the text encoder is trained.
@@ -113,6 +114,7 @@ class CLIPAlgorithm(HostedAlgorithm):
 
     HPARAMS: ClassVar[tuple[Hparam, ...]] = ()
     STYLE: ClassVar[Style | None] = None
+    EXEMPT_FROM: ClassVar[Mapping[str, str]] = {}
     trains_encoder = True
     trains_head = True
     trains_text = False
@@ -459,11 +461,13 @@ class CLIPAlgorithm(HostedAlgorithm):
         if not self.terms:
             return measurements
 
+        # Before the drift, which computes features without gradients if nothing has yet.
+        measurements = self.terms.add_to(measurements, batch)
         if "loss_kl" in measurements or (
             self.drift_every > 0 and self.steps_taken % self.drift_every == 0
         ):
             measurements = self._add_drift(measurements, batch)
-        return self.terms.add_to(measurements, batch)
+        return measurements
 
     @torch.no_grad()
     def _add_drift(self, measurements: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:

@@ -3,9 +3,10 @@
 Stored for the algorithm and all its submodules: parameters and buffers; attributes with
 `state_dict` and `load_state_dict`, such as optimizers and schedules; and plain attributes: numbers,
 texts, tensors, and lists, tuples and dicts of these. Functions, classes, `hparams`, and other
-attributes of submodules count as constants. An algorithm with any other attribute is not stored in
-part: capturing it fails with an error that names the attribute, unless the algorithm overrides the
-hooks `training_state` and `load_training_state` of `domainbed.algorithms.Algorithm`.
+attributes of submodules count as constants. An algorithm with any other attribute, or with a new
+one after the first step, is not stored in part: capturing it fails with an error that names the
+attribute, unless the algorithm overrides the hooks `training_state` and `load_training_state` of
+`domainbed.algorithms.Algorithm`, which then store it.
 """
 
 from __future__ import annotations
@@ -57,12 +58,18 @@ def capture(algorithm: Algorithm, initial_structure: Mapping[str, str]) -> dict[
     Raises:
         StateError: Attributes cannot be stored or restored; the message names them.
     """
-    changed = dict(structure(algorithm).items() ^ initial_structure.items())
-    refused = [f"{path} (changed since the start)" for path in changed]
-    attributes = {}
     overrides_hook = type(algorithm).training_state is not Algorithm.training_state
+    changed = set(dict(structure(algorithm).items() ^ initial_structure.items()))
+    left_to_hook = set()
+    if overrides_hook:
+        left_to_hook = {path for path, _ in _attributes(algorithm) if "." not in path} & changed
+    new = sorted(changed - left_to_hook)
+    refused = []
+    attributes = {}
 
     for path, value in _attributes(algorithm):
+        if path in left_to_hook:
+            continue
         if _has_state(value):
             attributes[path] = value.state_dict()
         elif _is_plain(value):
@@ -70,10 +77,17 @@ def capture(algorithm: Algorithm, initial_structure: Mapping[str, str]) -> dict[
         elif "." not in path and not isinstance(value, _CONSTANTS) and not overrides_hook:
             refused.append(f"{path} (a {type(value).__name__})")
 
+    name = type(algorithm).__name__
+    if new:
+        raise StateError(
+            f"{name} has modules, tensors or optimizers that did not exist before the first step, "
+            f"or changed their shapes: {', '.join(new)}. Create them when the algorithm is built, "
+            "so that a resumed job has them as well"
+        )
     if refused:
         raise StateError(
-            f"{type(algorithm).__name__} has attributes that cannot be stored: "
-            f"{', '.join(refused)}. Define training_state() and load_training_state() to store them"
+            f"{name} has attributes that cannot be stored: {', '.join(refused)}. Define "
+            "training_state() and load_training_state() to store them"
         )
 
     state_dict = algorithm.state_dict()
