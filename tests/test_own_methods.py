@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from domainbed import algorithms as host
-from fake_checkout import run_python, write_checkout
+from fake_checkout import REPO, run_python, write_checkout
 from runs_jobs import records as read_records
 from runs_jobs import train_job, write_images
 from test_algorithms import make, minibatches, reopened
+from test_docs import blocks
 
 import domainbed_carft
 from domainbed_carft import cli
@@ -29,6 +30,11 @@ from domainbed_carft.report.plots import get_styles
 from domainbed_carft.results.collection import gather
 from domainbed_carft.runs import soup, wise_ft
 
+(SECOND_OPTIMIZER,) = (
+    block.text
+    for block in blocks(REPO / "docs" / "howto" / "own-method.md")
+    if block.title == "temperature.py"
+)
 METHOD = '''
 import os
 import signal
@@ -76,14 +82,7 @@ class CLIPAdapter(CLIPAnchor):
         return super().class_logits(features + self.adapter(features))
 
 
-class CLIPCentre(CLIPFineTune):
-    """A buffer and a layer for training, and a parameter that a second optimizer trains."""
-
-    def __init__(self, *arguments, **keywords):
-        super().__init__(*arguments, **keywords)
-        self.log_temperature = torch.nn.Parameter(torch.zeros(()))
-        self.second_optimizer = torch.optim.SGD([self.log_temperature], lr=0.01, momentum=0.9)
-
+class CLIPCentre(CLIPTemperature):
     def build_for_training(self, *arguments):
         super().build_for_training(*arguments)
         self.register_buffer("centre", torch.zeros(self.head.in_features))
@@ -91,14 +90,10 @@ class CLIPCentre(CLIPFineTune):
 
     def loss(self, batch):
         losses = super().loss(batch)
-        features = batch.tuned.features - self.centre
-        with torch.no_grad():
-            self.centre.lerp_(batch.tuned.features.mean(dim=0), 0.1)
-        gap = self.projection(features).square().mean() * self.log_temperature.exp()
+        features = batch.tuned.features
+        gap = self.projection(features - self.centre).square().mean()
+        self.centre.lerp_(features.detach().mean(dim=0), 0.1)
         return {**losses, "loss": losses["loss"] + 0.01 * gap}
-
-    def after_step(self):
-        self.second_optimizer.step()
 '''
 TRAINING_ONLY = ["log_temperature", "centre", "projection.weight", "projection.bias"]
 HPARAMS = '{"batch_size": 4, "anchor_weight": 0.5, "clip_backbone": "tiny"}'
@@ -109,7 +104,7 @@ TRAIN += ["--hparams", HPARAMS]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the file anchor.py."""
-    (tmp_path / "anchor.py").write_text(METHOD)
+    (tmp_path / "anchor.py").write_text(SECOND_OPTIMIZER + METHOD)
     return tmp_path
 
 
