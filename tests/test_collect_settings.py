@@ -289,8 +289,8 @@ def test_rows_on_resnet_and_on_clip_model_have_a_note(tmp_path):
         write_sweep(tmp_path / str(number), [algorithm], choices=1, **facts)
     (note,) = collect(tmp_path, methods=["oracle"]).notes
     assert note == (
-        'Not all runs have the same hparam clip_backbone: "tiny": CORAL on PACS; default: IRM on '
-        "PACS."
+        'Not all runs have the same hparam clip_backbone: "tiny": CORAL on PACS; not recorded: IRM '
+        "on PACS."
     )
 
 
