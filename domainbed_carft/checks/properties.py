@@ -569,14 +569,14 @@ def declared(subject: Subject) -> None:
     places: dict[str, int] = {}
     file = find_file(subject.algorithm_class)
 
-    class Noted(subject.algorithm_class):  # type: ignore[name-defined, misc]
+    class Noted(subject.algorithm_class):  # type: ignore[name-defined]
         @property
         def hparams(self) -> Any:
-            return vars(self)["noted_hparams"]
+            return self.__dict__["noted_hparams"]
 
         @hparams.setter
         def hparams(self, values: Any) -> None:
-            vars(self)["noted_hparams"] = _NotedHparams(values, file, places)
+            self.__dict__["noted_hparams"] = _NotedHparams(values, file, places)
 
     noted = Subject(Noted, subject.given_hparams)
     algorithm = noted.build(_NotedHparams(noted.hparams, file, places))
