@@ -198,6 +198,7 @@ def test_algorithm_of_checkout_trains_clip_model(
     if shape == "classic":  # the other registry has no learning rate
         assert recorded["lr"] == 5e-6
         assert "CLIP learning rate: lr 5e-06 instead of 5e-05" in done.stdout
+        assert done.stdout.count("CLIP learning rate") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Documentation: generated parts, commands that parse, words, and a tutorial that runs."""
 
+import ast
 import json
 import os
 import re
@@ -109,6 +110,27 @@ def test_api_page_has_every_public_name():
     documented = {tuple(path) for path in re.findall(r"^::: ([\w.]+)\.(\w+)$", page, re.MULTILINE)}
     public = {(module, name) for name, module in LAZY_NAMES.items() if name != "__version__"}
     assert public <= documented
+
+
+def test_names_in_read_this_first_exist():
+    """Files by path, and functions as module.function or Class.method."""
+    page = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = page.partition("## Read this first\n")[2].partition("\n## ")[0]
+    files = re.findall(r"^\d\. `([\w/]+\.py)`", section, re.MULTILINE)
+    assert len(files) == 7 and all((REPO / path).is_file() for path in files)
+
+    names = {*re.findall(r"`(\w+)\.(\w+)`", section)} - {("results", "jsonl")}
+    assert len(names) > 20
+    defined = set()
+    for folder in ("domainbed_carft", "third_party/domainbed"):
+        for path in (REPO / folder).rglob("*.py"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                    defined.add((path.stem, node.name))
+                for child in node.body if isinstance(node, ast.ClassDef) else ():
+                    if isinstance(child, ast.FunctionDef):
+                        defined.add((node.name, child.name))
+    assert names <= defined, names - defined
 
 
 # The build of the site checks the links of all other pages.

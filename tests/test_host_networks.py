@@ -13,6 +13,7 @@ from domainbed import algorithms, hparams_registry, networks
 
 from domainbed_carft.clips import backbone, openai
 from domainbed_carft.errors import CarftError
+from domainbed_carft.machine import stand_in_device  # noqa: F401  before any backward pass
 from domainbed_carft.method import host_hparams
 from domainbed_carft.method.algorithms import hparam_values
 from domainbed_carft.method.build import build
@@ -130,6 +131,14 @@ def test_further_featurizers_read_no_file_and_draw_no_random_numbers(zero_shot, 
     assert featurizer(make_images()).equal(algorithm.featurizer(make_images()))
 
 
+def test_featurizer_built_on_its_own_does_not_depend_on_earlier_algorithms(hparams):
+    algorithms.ERM((3, 48, 48), 3, 3, hparams)
+    tiny = networks.Featurizer((3, 48, 48), {**HOST, "clip_backbone": "tiny"})
+    assert tiny.facts["clip_digest"] == openai.TINY_SHA256
+    with pytest.raises(CarftError, match="expected random for a featurizer that is not built by"):
+        networks.Featurizer((3, 48, 48), {**hparams, "clip_head": "zero-shot"})
+
+
 def test_networks_without_the_key_are_those_of_the_host():
     def build_networks(build_featurizer, build_classifier):
         torch.manual_seed(0)
@@ -165,6 +174,15 @@ def test_erm_with_zero_shot_head_equals_fine_tuning(zero_shot):
         optimizer.step()
         values = erm.update([(images, LABELS)])
         assert values["loss"] == pytest.approx(loss.item(), abs=1e-5)
+
+
+def test_erm_trains_clip_model_on_device(zero_shot, device):
+    on_cpu, on_device = (algorithms.ERM((3, 48, 48), 3, 3, zero_shot) for _ in range(2))
+    on_device.to(device)
+    images = make_images()
+    for _ in range(2):
+        loss = on_device.update([(images.to(device), LABELS.to(device))])["loss"]
+        assert loss == pytest.approx(on_cpu.update([(images, LABELS)])["loss"], abs=1e-4)
 
 
 def test_random_head_is_the_classifier_of_the_host(hparams):

@@ -73,12 +73,8 @@ class Listing:
             return []
         count = quantity(self.skipped.total(), "file")
         verb = "is" if self.skipped.total() == 1 else "are"
-        kinds = [
-            f"{number:,} {extension or 'without extension'}"
-            for extension, number in sorted(
-                self.skipped.items(), key=lambda kind: (-kind[1], kind[0])
-            )
-        ]
+        by_number = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
+        kinds = [f"{number:,} {name or 'without extension'}" for name, number in by_number]
         return [
             f"{count} without an image's extension {verb} skipped: {', '.join(kinds)}. Images end "
             f"in {', '.join(IMAGE_EXTENSIONS)}; convert other images"

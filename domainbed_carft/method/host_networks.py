@@ -168,9 +168,7 @@ def build_network(algorithm: str, hparams: Mapping[str, Any], facts: JobFacts) -
     Raises:
         CarftError: as `backbone.load`.
     """
-    words = facts.prompts
-    if words is not None:
-        words = Prompts(contexts=tuple(words.contexts), classes=tuple(words.classes))
+    words = Prompts(contexts=tuple(facts.prompts.contexts), classes=tuple(facts.prompts.classes))
     encoder = _load_encoder(hparams["clip_backbone"], facts.clip.digest, words)
     head = None if encoder.head is None else ZeroShotHead(algorithm, encoder.head)
     return HostNetwork(facts, encoder, head)
@@ -187,13 +185,13 @@ class LoadedEncoder(NamedTuple):
 
 # Fish builds a featurizer at every step.
 @functools.lru_cache(maxsize=1)
-def _load_encoder(name: str, digest: str, words: Prompts | None) -> LoadedEncoder:
+def _load_encoder(name: str, digest: str, words: Prompts) -> LoadedEncoder:
     """Load a CLIP model once per process; ``digest`` is the SHA-256 of its checkpoint."""
     # Loading the modules must not advance the random generators of the job.
     with torch.random.fork_rng(devices=[]):
         clip_model = backbone.load(name)
     head = None
-    if words is not None:
+    if words.classes:
         text_features = backbone.encode_prompts(clip_model, words.rows)
         head = objective.zero_shot_weights(text_features).classes * clip_model.logit_scale
 
@@ -203,12 +201,16 @@ def _load_encoder(name: str, digest: str, words: Prompts | None) -> LoadedEncode
 
 
 def _drop_integers(encoder: nn.Module) -> None:
-    """Remove buffers that are not floating-point from the state dict, because Fish multiplies it.
+    """Leave only floating-point tensors in the state dict, because Fish multiplies it.
 
-    These are the counts of batches of batch norms, which CLIP's statistics do not need, and index
-    tables that an encoder computes when it is built.
+    Batch norms count their batches as a float, because torch restores the count from any state
+    dict. Other buffers are index tables, which an encoder computes when it is built.
     """
     for module in encoder.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if not buffer.is_floating_point():
+            if buffer.is_floating_point():
+                continue
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_buffer(name, buffer.float())
+            else:
                 module._non_persistent_buffers_set.add(name)

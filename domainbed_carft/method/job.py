@@ -38,7 +38,7 @@ class JobFacts:
     """The facts that a job finds before it builds its algorithm."""
 
     data: DatasetFacts
-    prompts: Prompts | None  # None if the job does not encode prompts
+    prompts: Prompts  # empty if the job encodes none
     clip: ClipFacts
     amp: str  # "bf16" or "off"
     preprocessing: str  # the images that datasets provide, such as "224 bicubic shortest"
@@ -53,7 +53,7 @@ class JobFacts:
         return {
             "clip_digest": self.clip.digest,
             "clip_revision": self.clip.revision,
-            "prompts_digest": self.prompts.digest if self.prompts else "",
+            "prompts_digest": self.prompts.digest if self.prompts.classes else "",
             "data_edition": self.data.edition,
             "preprocessing": self.preprocessing,
             "protocol": self.data.protocol,
@@ -71,7 +71,7 @@ class JobFacts:
                 for difference in (report.differences if report else ())
             ),
             f"CLIP protocol: {self.data.protocol} ({PROTOCOLS[self.data.protocol]})",
-            *(_describe_prompts(self.prompts) if self.prompts else ()),
+            *(_describe_prompts(self.prompts) if self.prompts.classes else ()),
             f"CLIP input: undoes mean {list(mean)}, std {list(std)}",
         ]
 
@@ -127,19 +127,25 @@ def find_host_facts(
 
     Args:
         hparams: hyperparameters of the host, with those of `host_hparams`.
-        num_classes: number of classes of the dataset, None if no prompts are needed.
+        num_classes: number of classes of the dataset, None if it is not known.
         data: facts of the dataset.
 
     Raises:
         CarftError: as `find_job_facts`.
     """
-    min_contexts = 1 if hparams["clip_head"] == "zero-shot" else 0
-    return _find_facts(hparams, num_classes, data, min_contexts, amp="off")
+    if hparams["clip_head"] == "random":
+        return _find_facts(hparams, 0, data, min_contexts=0, amp="off")
+    if num_classes is None:
+        raise CarftError(
+            f"{invalid('clip_head', hparams['clip_head'], 'random')} for a featurizer that is not "
+            "built by an algorithm, after the constructor of Algorithm got num_classes"
+        )
+    return _find_facts(hparams, num_classes, data, min_contexts=1, amp="off")
 
 
 def _find_facts(
     hparams: Mapping[str, Any],
-    num_classes: int | None,
+    num_classes: int,
     data: DatasetFacts,
     min_contexts: int,
     amp: str,
@@ -152,8 +158,8 @@ def _find_facts(
     else:
         clip = backbone.find_clip_facts(name, backbone.find_preprocessing(name))
 
-    words = None
-    if min_contexts and num_classes is not None:
+    words = Prompts(contexts=(), classes=())
+    if min_contexts:
         words = Prompts(
             classes=prompts.find_class_names(hparams, num_classes, data),
             contexts=prompts.find_contexts(hparams, data, min_contexts),

@@ -39,6 +39,7 @@ class Construction:
     dataset_facts: Any = None  # only in the included harness
     get_module: Callable[[], Any] = lambda: None  # the algorithm if it still exists
     network: Any = None  # HostNetwork, from the first featurizer on
+    choice: Any = None  # the hyperparameters that chose the network
 
 
 # The algorithm that was built last. Its featurizers and classifiers follow.
@@ -231,11 +232,17 @@ def build_featurizer(input_shape: Sequence[int], hparams: Any) -> Any:
 
     In a checkout, an error ends the script.
     """
+    values = dict(hparams)  # the configuration object of a fork can have just keys and items
+    choice = (values[KEY], values.get("clip_head"))
+    if _latest[0].network is not None and _latest[0].choice != choice:
+        _latest[:] = [Construction("the algorithm")]  # a featurizer built on its own, in a notebook
+
     construction = _latest[0]
     with _ending_script():
         raise_for(_find_input_problems(construction.algorithm, input_shape))
         if construction.network is None:
             construction.network = _load_network(construction, hparams)
+            construction.choice = choice
     return construction.network.build_featurizer()
 
 

@@ -82,7 +82,10 @@ def warn_about_host_networks() -> None:
 
 
 def print_rates(rates: Mapping[str, float], host_values: Mapping[str, Any], clip: str) -> None:
-    """Print once per process that learning rates of the host are replaced for a CLIP model."""
+    """Print once per process that learning rates of the host are replaced for a CLIP model.
+
+    `train` reads the values of the first call, and later calls only ask for names.
+    """
     replaced = [
         f"{name} {value:g} instead of {host_values[name]:g}" for name, value in rates.items()
     ]
@@ -90,8 +93,9 @@ def print_rates(rates: Mapping[str, float], host_values: Mapping[str, Any], clip
         f"CLIP learning rate: {', '.join(replaced)}, because this DomainBed's default is for a "
         f"ResNet; to choose it for {clip}, pass --hparams"
     )
-    if rates and message not in _printed_messages:
-        _printed_messages.add(message)
+    key = f"CLIP learning rate: {', '.join(rates)}"
+    if rates and key not in _printed_messages:
+        _printed_messages.add(key)
         print(message)
 
 

@@ -253,6 +253,7 @@ class Trainer:
             "model_num_domains": self.num_domains,
             "model_hparams": self.hparams,
             "model_dict": self.algorithm.state_dict(),
+            "training_only_names": self.algorithm.training_only_names(),
         }
 
     def _required_facts(self) -> dict[str, dict[str, Any]]:
