@@ -118,9 +118,8 @@ def write_report(
         maker = SectionMaker(collection, styles, unique_names())
         legend = plots.draw_legend(styles, maker.make_name("legend"))
         keys = plots.draw_legend_keys(styles)
-        compared = _compare_with_baseline(results)
-        featured = _find_featured(compared)
-        sections = _make_sections(results, maker, featured)
+        differences = _compare_with_baseline(results)
+        sections = _make_sections(results, maker, differences)
     if opening:
         sections = [opening, *sections]
 
@@ -129,7 +128,7 @@ def write_report(
         version=__version__,
         results=results,
         title=_make_title(collection),
-        headline=_make_headline(results, featured),
+        headline=_make_headline(results, differences),
         facts=_list_facts(collection),
         keys=keys,
         legend=legend,
@@ -137,7 +136,7 @@ def write_report(
         averages=[
             table.grid() for table in results.tables if table.averages and len(table.accuracies) > 1
         ],
-        comparisons=comparisons.grids(compared),
+        comparisons=comparisons.grids(differences),
         comparison_captions=comparisons.CAPTION,
         published=_published_grids(results),
         is_complete=is_complete,
@@ -161,16 +160,6 @@ def _compare_with_baseline(results: Results) -> Sequence[Comparison]:
     if {FEATURED, BASELINE} <= {*collection.rows}:
         return compare_rows(collection, BASELINE)
     return []
-
-
-def _find_featured(differences: Sequence[Comparison]) -> list[Comparison]:
-    """Return the differences of FEATURED on held-out environments."""
-    return [
-        entry
-        for entry in differences
-        if (entry.algorithm, entry.measure) == (FEATURED, ACCURACY)
-        and selection.METHODS[entry.selection].holds_out
-    ]
 
 
 def _make_headline(results: Results, differences: Sequence[Comparison]) -> list[str]:
@@ -259,7 +248,7 @@ def _describe_setting(tables: Sequence[Table], differences: Sequence[Comparison]
 
     Args:
         tables: the tables of one setting.
-        differences: the differences of one pair of algorithms, by unit.
+        differences: the differences of all rows from one of them, by unit.
     """
     datasets = [table for table in tables if not table.averages]
     if len(datasets) > 1:
@@ -268,8 +257,15 @@ def _describe_setting(tables: Sequence[Table], differences: Sequence[Comparison]
 
 
 def _describe_table(table: Table, differences: Sequence[Comparison] = ()) -> list[str]:
-    """Describe the difference of a pair in the table's setting, and the highest averages."""
-    by_unit = {entry.unit: entry for entry in differences if entry.setting == table.setting}
+    """Describe the difference of FEATURED in the table's setting, and the highest averages."""
+    differences = [
+        entry
+        for entry in differences
+        if (entry.setting, entry.measure) == (table.setting, ACCURACY)
+        and selection.METHODS[entry.selection].holds_out
+    ]
+    n_tests = len({entry.algorithm for entry in differences if entry.p is not None})
+    by_unit = {entry.unit: entry for entry in differences if entry.algorithm == FEATURED}
     by_pair = by_unit.pop(PAIR, None)
     sentences = []
     for entry in by_unit.values():  # of the unit environment or trial
@@ -280,7 +276,8 @@ def _describe_table(table: Table, differences: Sequence[Comparison] = ()) -> lis
             f"{entry.algorithm} minus {entry.against} on held-out environments: "
             f"{difference:+.1f} points{interval}, {source}."
         )
-        sentences.append(_describe_uncertainty(difference, entry, by_pair))
+        uncertainty = _describe_uncertainty(difference, entry, by_pair, n_tests)
+        sentences += [uncertainty] if uncertainty else []
     return [*sentences, *_describe_highest_averages(table)]
 
 
@@ -322,7 +319,7 @@ def _count_units(entry: Comparison) -> str:
 
 
 def _describe_uncertainty(
-    difference: float, by_unit: Comparison, by_pair: Comparison | None
+    difference: float, by_unit: Comparison, by_pair: Comparison | None, n_tests: int
 ) -> str:
     """Describe what the first sentence lacks: further intervals, and the corrected p-values."""
     if by_unit.trials == 1:
@@ -346,10 +343,10 @@ def _describe_uncertainty(
             f"Over {by_pair.n} pairs of runs the interval is {by_pair.interval_text(digits=1)}, "
             "which is optimistic, because pairs of the same environment share test images."
         )
-    return " ".join([*sentences, *_describe_p_values(by_unit, by_pair)])
+    return " ".join([*sentences, *_describe_p_values(by_unit, by_pair, n_tests)])
 
 
-def _describe_p_values(by_unit: Comparison, by_pair: Comparison | None) -> list[str]:
+def _describe_p_values(by_unit: Comparison, by_pair: Comparison | None, n_tests: int) -> list[str]:
     """Return a sentence with Holm's p-values, or nothing if there are too few pairs for them."""
     entries = [by_unit, *([by_pair] if by_pair else [])]
     p_values = " and ".join(
@@ -359,9 +356,10 @@ def _describe_p_values(by_unit: Comparison, by_pair: Comparison | None) -> list[
     )
     if not p_values:
         return []
-    n = by_unit.corrected_for
-    correction = f"Corrected for the {n} comparisons with {by_unit.against} (Holm), p is"
-    return [f"{correction if n > 1 else 'By sign flips, p is'} {p_values}."]
+    subject = "By sign flips, p is"
+    if n_tests > 1:
+        subject = f"Corrected for the {n_tests} comparisons with {by_unit.against} (Holm), p is"
+    return [f"{subject} {p_values}."]
 
 
 # The folder

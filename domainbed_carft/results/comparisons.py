@@ -93,7 +93,6 @@ class Comparison:
         wins, losses, ties: number of units with a positive, negative and zero difference.
         p: p-value by sign flips; None with fewer than MIN_PAIRS pairs.
         p_holm: ``p`` corrected for the number of compared rows.
-        corrected_for: number of compared rows that have a ``p``.
         smallest_p: smallest p-value that n units can reach.
         environments: number of environments.
         trials: number of trials.
@@ -117,7 +116,6 @@ class Comparison:
     ties: int
     p: float | None
     p_holm: float | None
-    corrected_for: int
     smallest_p: float
     environments: int
     trials: int
@@ -177,7 +175,6 @@ def compare(
             ties=sum(abs(value) <= _TIE for value in by_unit),
             p=p_value(by_unit) if len(shared) >= MIN_PAIRS else None,
             p_holm=None,
-            corrected_for=0,
             smallest_p=smallest_p(len(by_unit)),
             environments=len({(dataset, target) for dataset, target, _ in shared}),
             trials=len({trial for _, _, trial in shared}),
@@ -186,10 +183,7 @@ def compare(
         comparisons.append(comparison)
 
     corrected = holm({entry.algorithm: entry.p for entry in comparisons if entry.p is not None})
-    return [
-        replace(entry, p_holm=corrected.get(entry.algorithm), corrected_for=len(corrected))
-        for entry in comparisons
-    ]
+    return [replace(entry, p_holm=corrected.get(entry.algorithm)) for entry in comparisons]
 
 
 def compare_rows(
