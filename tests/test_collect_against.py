@@ -140,7 +140,7 @@ def test_unit_is_the_trial_if_no_environment_is_held_out(tmp_path):
     ("algorithm", "message"),
     [
         ("CAFRT", "--against CAFRT.*expected one of CARFT, CLIPFineTune"),
-        ("ERM", "ERM is DomainBed's ResNet, .* of CLIP is CLIPFineTune"),
+        ("ERM", "ERM is an algorithm of DomainBed, .* of CLIP is CLIPFineTune"),
     ],
 )
 def test_against_fails_if_no_row_shares_a_pair(tmp_path, algorithm, message):
