@@ -236,6 +236,15 @@ class PredictsByMoreThanItsState(CLIPFineTune):
         return self.temperature * super().class_logits(features)
 
 
+class PredictsByATrainingBuffer(CLIPFineTune):
+    def build_for_training(self, *arguments):
+        super().build_for_training(*arguments)
+        self.register_buffer("scale", torch.tensor(0.5))
+
+    def class_logits(self, features):
+        return self.scale * super().class_logits(features)
+
+
 class AddsAConstantOfTheCPU(CLIPFineTune):
     def loss(self, batch):
         losses = super().loss(batch)
@@ -382,6 +391,7 @@ FAULTS = {
     DropsAMeasurement: {"records"},
     ForgetsWhenResumed: {"resume"},
     PredictsByMoreThanItsState: {"state-dict"},
+    PredictsByATrainingBuffer: {"state-dict"},
     AddsAConstantOfTheCPU: {"device", "device-state", "waits"},
     LeavesItsStateOnTheCPU: {"device-state"},
     ReadsAValue: {"waits"},
@@ -404,6 +414,29 @@ def test_fault_is_reported_only_by_its_checks(method, random_tiny):
     results = check(method, hparams=hparams, without=["processes"], raises=False)
     failed = [result for result in results if result.state == "FAILED"]
     assert {result.check for result in failed} == FAULTS[method], [*map(str, failed)]
+
+
+def test_weights_that_a_loaded_run_lacks_are_reported(random_tiny):
+    hparams = {"clip_backbone": str(random_tiny)}
+    (result,) = check(PredictsByATrainingBuffer, hparams=hparams, only=["state-dict"], raises=False)
+    assert result.state == "FAILED"
+    assert "no attribute 'scale'" in result.message
+    assert "build_for_prediction" in result.message and "test_check.py" in result.message
+
+
+class CountsInABuffer(CLIPFineTune):
+    def build_for_training(self, *arguments):
+        super().build_for_training(*arguments)
+        self.register_buffer("count", torch.zeros(()))
+
+    def after_step(self):
+        self.count += 1
+
+
+def test_buffer_that_only_training_needs_is_no_fault(random_tiny):
+    hparams = {"clip_backbone": str(random_tiny)}
+    results = check(CountsInABuffer, hparams=hparams, only=["resume", "state-dict"])
+    assert [result.state for result in results] == ["ok", "ok"]
 
 
 class KeepsItsGradients(CLIPFineTune):

@@ -80,6 +80,9 @@ def test_demo_shows_accuracies_next_to_recorded_ones(tmp_path, monkeypatch, caps
         expected = [*styles, np.mean(styles), trial_means[0], np.mean(trial_means)]
         assert cells[:5] == [f"{value:.1f}" for value in expected]
         assert cells[6] == f"{np.std(trial_means) / 10**0.5:.1f}"
+    assert "compares CARFT with six methods, and none of these intervals is corrected" in " ".join(
+        printed.split()
+    )
     page = report_page.read(output / "report")
     assert page.tables["Accuracy on the drawing style held out, in %"][-1][0] == "CARFT"
 

@@ -1,5 +1,6 @@
 """Documentation: generated parts, commands that parse, words, and a tutorial that runs."""
 
+import ast
 import json
 import os
 import re
@@ -75,11 +76,61 @@ def test_generated_parts_of_pages_are_up_to_date(tool, monkeypatch):
     assert ended.value.code == 0
 
 
+def test_errors_of_the_protocols_difference_are_sample_errors(fresh):
+    """Of zero-shot CLIP: over trials, and by splitting its right and wrong answers at random."""
+    differences = {}
+    accuracies = {}
+    for row in fresh[fresh["algorithm"] == "CLIPZeroShot"].itertuples():
+        record = json.loads((row.folder / "results.jsonl").read_text().splitlines()[-1])
+        splits = [100 * record[f"env{row.target}_{name}_acc"] for name in ("in", "out")]
+        differences.setdefault(row.trial, []).append(splits[1] - splits[0])
+        accuracies.setdefault(row.target, []).append(splits[0])
+    by_trial = np.mean([*differences.values()], axis=1)
+    error = by_trial.std(ddof=1) / len(by_trial) ** 0.5
+
+    draw = np.random.default_rng(0)
+    answers = [
+        draw.permuted(np.arange(429) < 4.29 * np.mean(values)) for values in accuracies.values()
+    ]
+    simulated = []
+    for _ in range(500):
+        shuffled = [draw.permuted(np.tile(answer, (10, 1)), axis=1) for answer in answers]
+        outs, ins = np.mean([[s[:, :85].mean(), s[:, 85:].mean()] for s in shuffled], axis=0)
+        simulated.append(100 * (outs - ins))
+
+    page = (DOCS / "statistics.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| zero-shot CLIP \|.* (\S+) \((.*)\) \|$", page, re.MULTILINE)
+    assert row == (f"{by_trial.mean():+.1f}", f"{error:.1f}")
+    (by_chance,) = re.findall(r"^\| `fresh-emoji` \|.* (\S+) \|$", page, re.MULTILINE)
+    assert float(by_chance) == pytest.approx(np.std(simulated), abs=0.06)
+
+
 def test_api_page_has_every_public_name():
     page = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
     documented = {tuple(path) for path in re.findall(r"^::: ([\w.]+)\.(\w+)$", page, re.MULTILINE)}
     public = {(module, name) for name, module in LAZY_NAMES.items() if name != "__version__"}
     assert public <= documented
+
+
+def test_names_in_read_this_first_exist():
+    """Files by path, and functions as module.function or Class.method."""
+    page = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = page.partition("## Read this first\n")[2].partition("\n## ")[0]
+    files = re.findall(r"^\d\. `([\w/]+\.py)`", section, re.MULTILINE)
+    assert len(files) == 7 and all((REPO / path).is_file() for path in files)
+
+    names = {*re.findall(r"`(\w+)\.(\w+)`", section)} - {("results", "jsonl")}
+    assert len(names) > 20
+    defined = set()
+    for folder in ("domainbed_carft", "third_party/domainbed"):
+        for path in (REPO / folder).rglob("*.py"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                    defined.add((path.stem, node.name))
+                for child in node.body if isinstance(node, ast.ClassDef) else ():
+                    if isinstance(child, ast.FunctionDef):
+                        defined.add((node.name, child.name))
+    assert names <= defined, names - defined
 
 
 # The build of the site checks the links of all other pages.

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_checkout import run_python, write_checkout
+from domainbed import algorithms as host
+from fake_checkout import REPO, run_python, write_checkout
 from runs_jobs import records as read_records
-from runs_jobs import write_images
+from runs_jobs import train_job, write_images
 from test_algorithms import make, minibatches, reopened
+from test_docs import blocks
 
 import domainbed_carft
 from domainbed_carft import cli
@@ -26,8 +28,13 @@ from domainbed_carft.method import algorithms
 from domainbed_carft.method.own_methods import OwnMethods, get_declarations, load
 from domainbed_carft.report.plots import get_styles
 from domainbed_carft.results.collection import gather
-from domainbed_carft.runs import wise_ft
+from domainbed_carft.runs import soup, wise_ft
 
+(SECOND_OPTIMIZER,) = (
+    block.text
+    for block in blocks(REPO / "docs" / "howto" / "own-method.md")
+    if block.title == "temperature.py"
+)
 METHOD = '''
 import os
 import signal
@@ -73,7 +80,22 @@ class CLIPAdapter(CLIPAnchor):
 
     def class_logits(self, features):
         return super().class_logits(features + self.adapter(features))
+
+
+class CLIPCentre(CLIPTemperature):
+    def build_for_training(self, *arguments):
+        super().build_for_training(*arguments)
+        self.register_buffer("centre", torch.zeros(self.head.in_features))
+        self.projection = torch.nn.Linear(self.head.in_features, 2)
+
+    def loss(self, batch):
+        losses = super().loss(batch)
+        features = batch.tuned.features
+        gap = self.projection(features - self.centre).square().mean()
+        self.centre.lerp_(features.detach().mean(dim=0), 0.1)
+        return {**losses, "loss": losses["loss"] + 0.01 * gap}
 '''
+TRAINING_ONLY = ["log_temperature", "centre", "projection.weight", "projection.bias"]
 HPARAMS = '{"batch_size": 4, "anchor_weight": 0.5, "clip_backbone": "tiny"}'
 TRAIN = "-m domainbed.scripts.train --test_envs 0 --output_dir JOB".split()
 TRAIN += ["--hparams", HPARAMS]
@@ -82,7 +104,7 @@ TRAIN += ["--hparams", HPARAMS]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the file anchor.py."""
-    (tmp_path / "anchor.py").write_text(METHOD)
+    (tmp_path / "anchor.py").write_text(SECOND_OPTIMIZER + METHOD)
     return tmp_path
 
 
@@ -143,6 +165,55 @@ def test_layers_added_to_the_prediction_are_not_exported_or_interpolated(
     with pytest.raises(CarftError, match=message):
         wise_ft.make_alpha_setter(run, str(random_tiny))
     assert not (folder / "out.pt").exists()
+
+
+def test_run_whose_training_needs_more_than_prediction_is_evaluated_exported_and_averaged(
+    folder: Path, loaded: OwnMethods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "CLIPCentre", loaded.classes["CLIPCentre"], raising=False)
+    job = train_job(folder / "job", write_images(folder / "Pets"), "CLIPCentre")
+    content = torch.load(job / "model.pkl", weights_only=True)
+    assert sorted(content["training_only_names"]) == sorted(TRAINING_ONLY)
+    assert content["model_dict"]["centre"].any() and content["model_dict"]["log_temperature"] != 0
+    run = domainbed_carft.load_run(job, "last", device="cpu")
+    assert not run.algorithm.state_dict().keys() & {*TRAINING_ONLY}
+
+    *_, record = read_records(job)
+    scores = domainbed_carft.evaluate(run, device="cpu", workers=0)
+    accuracies = {name: scores.sets[name].accuracy for name in ("env0_in", "env1_out")}
+    assert accuracies == {name: pytest.approx(record[f"{name}_acc"]) for name in accuracies}
+
+    exported = domainbed_carft.export(run, folder / "out.pt")
+    projection = torch.load(exported.weights, weights_only=True)["visual.proj"]
+    assert torch.equal(projection, content["model_dict"]["encoder.proj"])
+
+    options = {"device": "cpu", "workers": 0}
+    wise_ft.wise_ft(run, [0.5], save=[0.5], output=folder / "mixed", **options)
+    soup.soup([job / "model.pkl", job / "model_best.pkl"], output=folder / "soup", **options)
+    for file in ("mixed/model_alpha_0.50.pkl", "soup/model_soup_uniform.pkl"):
+        assert torch.load(folder / file, weights_only=True)["training_only_names"] == []
+        assert domainbed_carft.load_run(folder / file, device="cpu").algorithm.restored
+
+
+@pytest.mark.parametrize("names", [None, TRAINING_ONLY])
+def test_weights_file_without_a_weight_for_prediction_is_an_error(
+    names: list[str] | None, folder: Path, loaded: OwnMethods, random_tiny: Path
+) -> None:
+    reopened(make(random_tiny, "CLIPCentre"), folder)
+    content = torch.load(folder / "model.pkl", weights_only=True)
+    content["training_only_names"] = names
+    del content["model_dict"]["head_factor"]
+    torch.save(content, folder / "model.pkl")
+    with pytest.raises(CarftError, match=r"Missing key.*head_factor.*was the file changed"):
+        domainbed_carft.load_run(folder / "model.pkl", device="cpu")
+
+
+def test_what_prediction_lacks_in_a_saved_run_is_named(
+    loaded: OwnMethods, folder: Path, random_tiny: Path
+) -> None:
+    run = reopened(make(random_tiny, "CLIPCentre"), folder)
+    with pytest.raises(AttributeError, match="'centre': .* only what build_for_prediction builds"):
+        _ = run.algorithm.centre
 
 
 def test_hyperparameters_of_an_own_method_are_only_in_its_records(loaded: OwnMethods) -> None:

@@ -168,8 +168,10 @@ def test_headline_averages_datasets_and_has_the_t_interval_over_environments(tmp
             collect_sweeps.change_records(job, lambda record, new=accuracy: record | new)
 
     header = html.unescape(report_and_read(folder).text).split("<section")[0]
-    assert "CARFT is 0.5 points more accurate than CLIPFineTune" in header
-    assert ": 70.5% against 70.0%." in header
+    assert (
+        "CARFT minus CLIPFineTune on held-out environments: +0.5 points, 70.5% against 70.0%."
+        in header
+    )
     assert "Highest average accuracy: CARFT with 70.5%." in header
     low, high = scipy.stats.ttest_1samp([1] * 4 + [0] * 6, 0).confidence_interval()
     interval = f"it is +0.4 points, with a 95% interval of {low:+.1f} to {high:+.1f}"
@@ -185,13 +187,61 @@ def test_headline_names_the_weighting_if_an_average_is_incomplete(sweep, page):
         for entry in results.comparisons_against
         if entry.algorithm == "CARFT"
     }
-    side = "more" if difference >= 0 else "less"
     text = html.unescape(page.text).split("<section")[0]
-    assert (
-        f"CARFT is {abs(difference):.1f} points {side} accurate than CLIPFineTune on held-out "
-        "environments, over the trials that both have." in text
-    )
+    sentence = text.split("CARFT minus CLIPFineTune on held-out environments: ")[1].split(".</p>")[
+        0
+    ]
+    assert sentence.startswith(f"{difference:+.1f} points")
+    assert sentence.endswith(", over the trials that both have")
     assert "CLIPFineTune" not in text.split("Highest average accuracy: ")[1].split("</p>")[0]
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_headline_corrects_the_p_value_for_all_rows_that_the_page_compares(tmp_path):
+    """Three rows are compared with CLIPFineTune, on 4 environments in 2 trials."""
+    gains = {  # over CLIPFineTune by environment, in % of images; trials differ by 1
+        "CARFT": [5, 4, 3, 2],
+        "CLIPZeroShot": [9, -8, 7, -6],
+        "LipsumFT": [3, 2, 3, -2],
+    }
+    for algorithm, target, trial in itertools.product(["CLIPFineTune", *gains], range(4), range(2)):
+        job = collect_sweeps.write_job(
+            tmp_path / "sweep",
+            f"{algorithm}-{target}-{trial}",
+            algorithm=algorithm,
+            trial_seed=trial,
+            test_envs=[target],
+        )
+        gain = gains[algorithm][target] + trial if algorithm in gains else 0
+        accuracy = {f"env{target}_in_acc": 0.5 + gain / 100}
+        collect_sweeps.change_records(job, lambda record, new=accuracy: record | new)
+
+    by_pair = {
+        row: [value + trial for value in by_target for trial in range(2)]
+        for row, by_target in gains.items()
+    }
+    corrected = [
+        min(3 * flip_signs(by_pair["CARFT"]), 1),
+        min(3 * flip_signs([5.5, 4.5, 3.5, 2.5]), 1),
+    ]
+    page = report_and_read(tmp_path / "sweep")
+    header = html.unescape(page.text).split("<section")[0]
+    assert "CARFT minus CLIPFineTune on held-out environments: +4.0 points" in header
+    assert (
+        "Corrected for the 3 comparisons with CLIPFineTune (Holm), p is "
+        f"{corrected[1]:.3f} over 4 environments and {corrected[0]:.3f} over 8 pairs." in header
+    )
+    (title,) = (title for title in page.tables if "unit: environment" in title)
+    assert {row[0] for row in page.tables[title][1:]} == {*gains}
+
+
+def flip_signs(values):
+    """Return the share of all sign patterns whose sum is at least as far from 0."""
+    sums = [
+        abs(sum(sign * value for sign, value in zip(signs, values, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(values))
+    ]
+    return sum(total >= abs(sum(values)) - 1e-9 for total in sums) / len(sums)
 
 
 @pytest.mark.usefixtures("no_drawing")

@@ -86,6 +86,7 @@ NESTED_WORDS = torch.tensor([*b"[" * 10**5])
         ("model_hparams", {(1, 2): 3}, "its model_hparams is"),
         ("model_input_shape", (), "its model_input_shape is "),
         ("format", 2, "its format is 2"),
+        ("training_only_names", "x", "its training_only_names is 'x'"),
         ("wise_ft_alpha", "0.5", "its wise_ft_alpha is '0.5'"),
         ("best_step", "last", "its best_step is 'last'"),
         ("best_step", -1, "its best_step is -1"),
@@ -112,6 +113,19 @@ def test_run_of_host_algorithm_on_clip_model_is_named(pets, tmp_path):
     changes = {"args": {"algorithm": "CORAL"}, "model_hparams": {"clip_head": "random"}}
     folder = copy_changed(pets / "CARFT", tmp_path, **changes)
     with pytest.raises(CarftError, match="is a run of CORAL, an algorithm of DomainBed or a fork"):
+        saved.load_run(folder, device="cpu")
+
+
+def test_weight_that_no_method_needs_is_an_error_unless_it_is_recorded(pets, tmp_path):
+    added = {"adapter.weight": torch.ones(2)}
+    folder = copy_changed(pets / "CARFT", tmp_path, model_dict=added, training_only_names=[*added])
+    run = saved.load_run(folder, device="cpu")
+    expected = saved.load_run(pets / "CARFT", "last", device="cpu")
+    assert "adapter.weight" not in run.algorithm.state_dict()
+    assert run.algorithm.state_dict().keys() == expected.algorithm.state_dict().keys()
+
+    copy_changed(folder, tmp_path, training_only_names=["adapter.bias"])
+    with pytest.raises(CarftError, match=r"Unexpected key.*adapter\.weight.*was the file changed"):
         saved.load_run(folder, device="cpu")
 
 

@@ -4,7 +4,7 @@
     python tools/page_tables.py --check   # only compare, exit with 1 if a table is outdated
 
 A table is found on its page by its header. Two sweeps of benchmarks/records are used: fresh-emoji,
-whose trials were not used for any choice, and peers-emoji, on whose trials the methods were
+on whose trials no hyperparameter was chosen, and peers-emoji, on whose trials the methods were
 developed.
 """
 
@@ -26,6 +26,7 @@ from domainbed_carft.results import collection, comparisons, published
 from domainbed_carft.results.cells import Cell
 from domainbed_carft.results.collect import collect
 from domainbed_carft.results.collection import Collection
+from domainbed_carft.results.comparisons import Comparison
 from domainbed_carft.results.method_names import (
     CLIPOOD,
     METHOD_NAMES,
@@ -67,6 +68,10 @@ SWAD_NAMES = {
     "CLIPMIRO": "MIRO with `swad`, at a higher learning rate",
 }
 
+# EmojiStyles has this many images in each style, and DomainBed's out-splits this share of them.
+IMAGES_OF_STYLE = 429
+HOLDOUT_FRACTION = 0.2
+
 # Forward pass of ViT-B/16; training takes three, and CAR-FT's original model one more.
 IMAGE_GFLOP = 35.1
 SHARE_OF_DATA_SHEET = 0.45
@@ -82,26 +87,45 @@ SHAPES = {
 Rows = list[list[str]]
 
 
-def fresh_rows(sweep: Collection) -> Rows:
-    """Return the methods on fresh trials, with three intervals of the difference from CAR-FT."""
+def summary_rows(sweep: Collection) -> Rows:
+    """Return the methods on fresh trials, with corrected p-values of the difference from CAR-FT."""
     values, _ = _collect_columns(sweep, REFERENCE)
-    (group,) = sweep.groups
-    accuracies = comparisons.accuracies_by_row(group.select(TRAINING_DOMAIN))
-    by_unit = [
-        {entry.algorithm: entry for entry in comparisons.compare(accuracies, REFERENCE, unit)}
-        for unit in (comparisons.ENVIRONMENT, comparisons.TRIAL, comparisons.PAIR)
-    ]
+    differences = _compare_with_reference(sweep)
     rows = []
     for row, value in values.iterrows():
         cells = [FRESH_NAMES[str(row)], f"{value['out-of-domain']:.1f}%"]
         if row == REFERENCE:
-            cells = [f"**{cell}**" for cell in cells] + [""] * 4
+            cells = [f"**{cell}**" for cell in cells] + [""] * 5
         else:
-            entries = [differences[str(row)] for differences in by_unit]
-            cells.append(f"{entries[0].mean_difference:+.1f}")
-            cells += [f"{entry.low:.1f} to {entry.high:.1f}" for entry in entries]
+            entries = differences[str(row)]
+            interval = f"{entries[0].low:.1f} to {entries[0].high:.1f}"
+            cells += [f"{entries[0].mean_difference:+.1f}", interval]
+            cells += [comparisons.p_text(entry.p_holm) for entry in entries]
         rows.append([*cells, f"{value['in-domain']:.1f}%"])
     return rows
+
+
+def interval_rows(sweep: Collection) -> Rows:
+    """Return three intervals of each method's difference from CAR-FT on fresh trials."""
+    values, _ = _collect_columns(sweep, REFERENCE)
+    differences = _compare_with_reference(sweep)
+    rows = []
+    for row in values.index.drop(REFERENCE):
+        entries = differences[row]
+        intervals = [f"{entry.low:.1f} to {entry.high:.1f}" for entry in entries]
+        rows.append([FRESH_NAMES[row], f"{entries[0].mean_difference:+.1f}", *intervals])
+    return rows
+
+
+def _compare_with_reference(sweep: Collection) -> dict[str, list[Comparison]]:
+    """Return row -> its difference from REFERENCE over targets, over trials and over pairs."""
+    (group,) = sweep.groups
+    accuracies = comparisons.accuracies_by_row(group.select(TRAINING_DOMAIN))
+    by_row: dict[str, list[Comparison]] = {}
+    for unit in (comparisons.ENVIRONMENT, comparisons.TRIAL, comparisons.PAIR):
+        for entry in comparisons.compare(accuracies, REFERENCE, unit):
+            by_row.setdefault(entry.algorithm, []).append(entry)
+    return by_row
 
 
 def accuracy_rows(sweep: Collection) -> Rows:
@@ -185,7 +209,7 @@ def protocol_rows(sweep: Collection) -> Rows:
         cells = [cells[row] for cells in by_method]
         by_trial = pd.Series(cells[-1].trials) - pd.Series(cells[0].trials)
         means = [f"{cell.mean:.1f}" for cell in cells]
-        rows.append([name, *means, f"{by_trial.mean():+.1f} ({by_trial.sem(ddof=0):.1f})"])
+        rows.append([name, *means, f"{by_trial.mean():+.1f} ({by_trial.sem():.1f})"])
     return rows
 
 
@@ -197,8 +221,27 @@ def protocol_range_rows(sweeps: Sequence[Collection]) -> Rows:
         differences = [last[row].mean - chosen[row].mean for row in chosen]
         (n_trials,) = {cell.n for cell in chosen.values()}
         limits = [f"{limit:+.1f}" for limit in (min(differences), max(differences))]
-        rows.append([f"`{name}`", str(n_trials), str(len(differences)), *limits])
+        by_chance = _find_split_error(sweep, n_trials)
+        rows.append(
+            [f"`{name}`", str(n_trials), str(len(differences)), *limits, f"{by_chance:.1f}"]
+        )
     return rows
+
+
+def _find_split_error(sweep: Collection, n_trials: int) -> float:
+    """Standard error in points of zero-shot CLIP's out-split minus in-split, by random splits.
+
+    Each target and trial has its own split of the style's images, drawn without replacement, so the
+    variance of a difference is S^2 (1 / n_out + 1 / n_in), with the variance S^2 of the answers.
+    """
+    (group,) = sweep.groups
+    accuracies = comparisons.accuracies_by_row(group.select(TRAINING_DOMAIN))
+    (zero_shot,) = (row for row in accuracies if row.startswith("CLIPZeroShot"))
+    percent = pd.Series(accuracies[zero_shot]).groupby(level=1).mean()
+    squares = (percent * (100 - percent)) * IMAGES_OF_STYLE / (IMAGES_OF_STYLE - 1)
+    n_out = int(HOLDOUT_FRACTION * IMAGES_OF_STYLE)
+    by_style = squares * (1 / n_out + 1 / (IMAGES_OF_STYLE - n_out))
+    return float((by_style.mean() / (len(by_style) * n_trials)) ** 0.5)
 
 
 def _collect_out_of_domain(sweep: Collection, methods: Sequence[str]) -> list[dict[str, Cell]]:
@@ -266,10 +309,11 @@ def all_tables(records: Path) -> list[tuple[str, str, Rows]]:
     fresh_sweep, peers = (
         collection.gather([records / name], [TRAINING_DOMAIN], by=["variant"]) for name in SWEEPS
     )
-    fresh = fresh_rows(fresh_sweep)
+    summary = summary_rows(fresh_sweep)
     return [
-        ("README.md", "| method | out of domain | minus CAR-FT |", fresh),
-        ("docs/peers.md", "| method | out of domain | minus CAR-FT |", fresh),
+        ("README.md", "| method | out of domain | minus CAR-FT |", summary),
+        ("docs/peers.md", "| method | out of domain | minus CAR-FT |", summary),
+        ("docs/peers.md", "| method | minus CAR-FT |", interval_rows(fresh_sweep)),
         ("docs/peers.md", "| method | out-of-domain | minus CARFT |", accuracy_rows(peers)),
         ("docs/peers.md", "| method | worst | ECE |", evaluation_rows(peers)),
         ("docs/peers.md", "| method | out of domain | difference |", swad_rows(peers)),

@@ -325,7 +325,7 @@ def resume(subject: Subject) -> None:
 
 
 def state_dict(subject: Subject) -> None:
-    """A new instance with the state dict from a file makes the same predictions."""
+    """A new instance and a run loaded from a weights file make the same predictions."""
     algorithm = subject.get_trained()
     state = save_and_load(algorithm.state_dict())
     restored = subject.build(seed=1)
@@ -334,8 +334,12 @@ def state_dict(subject: Subject) -> None:
 
     restored.load_state_dict(state)
     restored.eval()
-    logits = restored(target_images())
-    require_same("a logit", logits, predict(algorithm, target_images()), FLOAT32_TOLERANCE)
+    expected = predict(algorithm, target_images())
+    require_same("a logit", restored(target_images()), expected, FLOAT32_TOLERANCE)
+
+    loaded = subject.save_and_load_run(algorithm).algorithm
+    logits = predict(loaded, target_images())
+    require_same("a logit of the loaded run", logits, expected, FLOAT32_TOLERANCE)
 
 
 # On a device
@@ -569,14 +573,14 @@ def declared(subject: Subject) -> None:
     places: dict[str, int] = {}
     file = find_file(subject.algorithm_class)
 
-    class Noted(subject.algorithm_class):  # type: ignore[name-defined, misc]
+    class Noted(subject.algorithm_class):  # type: ignore[name-defined]
         @property
         def hparams(self) -> Any:
-            return vars(self)["noted_hparams"]
+            return self.__dict__["noted_hparams"]
 
         @hparams.setter
         def hparams(self, values: Any) -> None:
-            vars(self)["noted_hparams"] = _NotedHparams(values, file, places)
+            self.__dict__["noted_hparams"] = _NotedHparams(values, file, places)
 
     noted = Subject(Noted, subject.given_hparams)
     algorithm = noted.build(_NotedHparams(noted.hparams, file, places))

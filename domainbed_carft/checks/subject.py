@@ -6,9 +6,11 @@ import contextlib
 import copy
 import io
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -21,6 +23,8 @@ from domainbed_carft.method import own_methods
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.algorithms import CLASSES
 from domainbed_carft.method.resolution import complete
+from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.saved import load_run
 from domainbed_carft.text import unknown
 
 DATASET = "EmojiStyles"  # its defaults suit a few steps with the small CLIP model
@@ -153,3 +157,22 @@ class Subject:
                     take_step(algorithm, seed, minibatches(seed, dtype))
             self._trained[exact] = algorithm
         return copy.deepcopy(self._trained[exact])
+
+    def save_and_load_run(self, algorithm: CLIPAlgorithm) -> Run:
+        """Save the algorithm in a weights file, as training does, and load the file as a run."""
+        content = {
+            "args": {"algorithm": self.name, "dataset": DATASET, "test_envs": [0]},
+            "model_input_shape": SHAPE,
+            "model_num_classes": len(CLASS_NAMES),
+            "model_num_domains": DOMAINS,
+            "model_hparams": algorithm.hparams,
+            **algorithm.recorded_facts(),
+            "model_dict": algorithm.state_dict(),
+            "training_only_names": algorithm.training_only_names(),
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.pkl"
+            torch.save(content, file)
+            # The class can have the name of another algorithm, or come from no registered file.
+            with mock.patch.dict(CLASSES, {self.name: self.algorithm_class}):
+                return load_run(file, device="cpu")

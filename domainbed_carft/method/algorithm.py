@@ -51,9 +51,6 @@ from domainbed_carft.method.lora import LoRA, get_merged_weights, lora_scale
 from domainbed_carft.method.prompts import Prompts
 from domainbed_carft.text import print_lines
 
-# Prefixes of state dict names that prediction does not need.
-TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
-
 
 class CLIPAlgorithm(HostedAlgorithm):
     """An image encoder with a head over classes and one over contexts, in DomainBed's interface.
@@ -110,6 +107,8 @@ class CLIPAlgorithm(HostedAlgorithm):
         scheduler: the schedule of its learning rate.
         predicting: the average or interpolation that predicts, None if the trained weights do.
         normalisation: mean and std of the dataset's images, None if only the weights contain them.
+        prediction_names: names in the state dict that prediction needs: those that
+            `build_for_prediction` and the texts add.
         restored: True if loaded from a saved run, which can predict but not train.
         lp_steps: number of first steps that train only the head.
     """
@@ -139,6 +138,7 @@ class CLIPAlgorithm(HostedAlgorithm):
     optimizer: torch.optim.AdamW | None = None
     scheduler: torch.optim.lr_scheduler.LambdaLR
     predicting: averages.PredictionWeights | None = None
+    prediction_names: tuple[str, ...] = ()
     restored = False
     lp_steps = 0
 
@@ -200,6 +200,7 @@ class CLIPAlgorithm(HostedAlgorithm):
         self.build_for_prediction(
             encoder, weights, clip_model.logit_scale, preprocessing, normalisation
         )
+        self.note_prediction_names()
         self.build_for_training(clip_model, prompts, text_features)
         if self.trains_encoder:
             configure_blocks(self.encoder, self.original, self.hparams)
@@ -248,6 +249,9 @@ class CLIPAlgorithm(HostedAlgorithm):
     ) -> None:
         """Build the modules needed for both training and prediction, also in a restored run.
 
+        A restored run calls neither the constructor nor `build_for_training`, so everything that
+        `predict` uses must be built here.
+
         Args:
             encoder: the image encoder.
             weights: zero-shot weights of classes (K, D) and contexts (M, D).
@@ -282,6 +286,8 @@ class CLIPAlgorithm(HostedAlgorithm):
         self, clip_model: backbone.Backbone, prompts: Prompts, text_features: Tensor
     ) -> None:
         """Build the modules, buffers and parameters needed only for training.
+
+        They are in the state dict and in weights files, but a restored run does not have them.
 
         Args:
             clip_model: the loaded CLIP model.

@@ -48,6 +48,8 @@ class HostedAlgorithm(Algorithm):
     original: FrozenOriginal | None = None
     optimizer: torch.optim.AdamW | None = None
     predicting: averages.PredictionWeights | None = None
+    prediction_names: tuple[str, ...] = ()
+    restored = False
 
     def __init__(self, **arguments: Any) -> None:
         """Call the host's constructor with the ``arguments`` that it accepts."""
@@ -67,7 +69,15 @@ class HostedAlgorithm(Algorithm):
         """
         if name in PARTS and name not in self._modules:
             return PARTS[name](self)
-        return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if not self.restored:
+                raise
+            raise AttributeError(
+                f"{error}: a saved run has only what build_for_prediction builds. If prediction "
+                f"needs {name}, build it there"
+            ) from None
 
     # Called by hosts and by users' loops
 
@@ -77,6 +87,14 @@ class HostedAlgorithm(Algorithm):
     def recorded_facts(self) -> dict[str, Any]:
         """Return the ``facts``, stored in records and weight files in addition to the hparams."""
         return self.facts
+
+    def note_prediction_names(self) -> None:
+        """Set ``prediction_names`` to all names in the state dict at this time."""
+        self.prediction_names = tuple(nn.Module.state_dict(self))
+
+    def training_only_names(self) -> list[str]:
+        """Return the names in the state dict that prediction does not need, for weights files."""
+        return [name for name in self.state_dict() if name not in self.prediction_names]
 
     @classmethod
     def get_method_facts(cls) -> dict[str, Any]:

@@ -26,7 +26,14 @@ from domainbed_carft.results.cells import BEST, DOMAINBED, SECOND, Cell
 from domainbed_carft.results.collect import Results, collect
 from domainbed_carft.results.collection import Collection, Sweeps, as_collection
 from domainbed_carft.results.columns import AVERAGE, COLUMNS, DEFAULT_COLUMNS
-from domainbed_carft.results.comparisons import ACCURACY, LEVEL, PAIR, Comparison, compare_rows
+from domainbed_carft.results.comparisons import (
+    ACCURACY,
+    LEVEL,
+    PAIR,
+    Comparison,
+    compare_rows,
+    p_text,
+)
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import best_hparams
@@ -79,8 +86,8 @@ def write_report(
         opening: a section to show before the sections of the datasets.
         columns: columns of the tables, as for `collect`.
         error: kind of uncertainty after the means, as for `collect`.
-        against: algorithm that the others are compared with, as for `collect`; by default CARFT is
-            compared with CLIPFineTune if both have jobs.
+        against: algorithm that the others are compared with, as for `collect`; by default
+            CLIPFineTune if it and CARFT have jobs.
         **reading: options of `gather`. Of them, a collection takes ``methods`` only.
 
     Returns:
@@ -111,8 +118,9 @@ def write_report(
         maker = SectionMaker(collection, styles, unique_names())
         legend = plots.draw_legend(styles, maker.make_name("legend"))
         keys = plots.draw_legend_keys(styles)
-        differences = _compare_featured(results)
-        sections = _make_sections(results, maker, differences)
+        compared = _compare_with_baseline(results)
+        featured = _find_featured(compared)
+        sections = _make_sections(results, maker, featured)
     if opening:
         sections = [opening, *sections]
 
@@ -121,7 +129,7 @@ def write_report(
         version=__version__,
         results=results,
         title=_make_title(collection),
-        headline=_make_headline(results, differences),
+        headline=_make_headline(results, featured),
         facts=_list_facts(collection),
         keys=keys,
         legend=legend,
@@ -129,7 +137,7 @@ def write_report(
         averages=[
             table.grid() for table in results.tables if table.averages and len(table.accuracies) > 1
         ],
-        comparisons=comparisons.grids(results.comparisons_against or differences),
+        comparisons=comparisons.grids(compared),
         comparison_captions=comparisons.CAPTION,
         published=_published_grids(results),
         is_complete=is_complete,
@@ -145,15 +153,18 @@ def write_report(
     return Report(output / INDEX, is_complete, results.warnings)
 
 
-def _compare_featured(results: Results) -> list[Comparison]:
-    """Return the differences of FEATURED from the requested algorithm, or from BASELINE."""
+def _compare_with_baseline(results: Results) -> Sequence[Comparison]:
+    """Return the differences of all rows from the requested algorithm, or from BASELINE."""
     collection = results.collection
     if results.comparisons_against:
-        differences = results.comparisons_against
-    elif {FEATURED, BASELINE} <= {*collection.rows}:
-        differences = compare_rows(collection, BASELINE, row=FEATURED)
-    else:
-        differences = []
+        return results.comparisons_against
+    if {FEATURED, BASELINE} <= {*collection.rows}:
+        return compare_rows(collection, BASELINE)
+    return []
+
+
+def _find_featured(differences: Sequence[Comparison]) -> list[Comparison]:
+    """Return the differences of FEATURED on held-out environments."""
     return [
         entry
         for entry in differences
@@ -263,12 +274,13 @@ def _describe_table(table: Table, differences: Sequence[Comparison] = ()) -> lis
     sentences = []
     for entry in by_unit.values():  # of the unit environment or trial
         difference, source = _get_difference(entry, table)
-        side = "more" if difference >= 0 else "less"
+        has_interval = entry.low is not None and entry.trials > 1 and _is_mean(entry, difference)
+        interval = f" ({_describe_interval(entry)})" if has_interval else ""
         sentences.append(
-            f"{entry.algorithm} is {abs(difference):.1f} points {side} accurate than "
-            f"{entry.against} on held-out environments{source}."
+            f"{entry.algorithm} minus {entry.against} on held-out environments: "
+            f"{difference:+.1f} points{interval}, {source}."
         )
-        sentences.append(_describe_intervals(difference, entry, by_pair))
+        sentences.append(_describe_uncertainty(difference, entry, by_pair))
     return [*sentences, *_describe_highest_averages(table)]
 
 
@@ -292,32 +304,64 @@ def _get_difference(entry: Comparison, table: Table) -> tuple[float, str]:
     cells = [averages.get(row, Cell()) for row in (entry.algorithm, entry.against)]
     means = [cell.mean for cell in cells if cell.is_complete and cell.mean is not None]
     if len(means) < len(cells):
-        return entry.average_difference, ", over the trials that both have"
-    return means[0] - means[1], f": {means[0]:.1f}% against {means[1]:.1f}%"
+        return entry.average_difference, "over the trials that both have"
+    return means[0] - means[1], f"{means[0]:.1f}% against {means[1]:.1f}%"
 
 
-def _describe_intervals(difference: float, by_unit: Comparison, by_pair: Comparison | None) -> str:
-    """Describe the intervals of the difference, over environments or trials and over pairs."""
+def _is_mean(entry: Comparison, difference: float) -> bool:
+    """Return True if a difference of averages gives all units of the comparison equal weight."""
+    return math.isclose(entry.mean_difference, difference, abs_tol=1e-9)
+
+
+def _describe_interval(entry: Comparison) -> str:
+    return f"{LEVEL}% interval over {_count_units(entry)} {entry.interval_text(digits=1)}"
+
+
+def _count_units(entry: Comparison) -> str:
+    return f"{entry.n} {entry.unit}s"
+
+
+def _describe_uncertainty(
+    difference: float, by_unit: Comparison, by_pair: Comparison | None
+) -> str:
+    """Describe what the first sentence lacks: further intervals, and the corrected p-values."""
     if by_unit.trials == 1:
         return "Both share one trial, too few for an interval: other trials can differ."
-    units = f"{by_unit.n} {by_unit.unit}s"
-    sentences = f"With one {by_unit.unit} there is no {LEVEL}% interval over {by_unit.unit}s."
-    if by_unit.low is not None:
-        subject = f"Its {LEVEL}% interval over {units} is"
-        if not math.isclose(by_unit.mean_difference, difference, abs_tol=1e-9):
-            subject = (
-                f"Over the trials that both have, with the same weight for all {units}, it is "
-                f"{by_unit.mean_difference:+.1f} points, with a {LEVEL}% interval of"
-            )
-        includes_0 = "" if by_unit.is_clear else ", which includes 0"
-        sentences = f"{subject} {by_unit.interval_text(digits=1)}{includes_0}."
+    if by_pair and by_pair.n <= by_unit.n:
+        by_pair = None
 
-    if by_pair and by_pair.n > by_unit.n:
-        sentences += (
-            f" Over {by_pair.n} pairs of runs it is {by_pair.interval_text(digits=1)}, which is "
-            "optimistic, because pairs of the same environment share test images."
+    sentences = []
+    if by_unit.low is None:
+        sentences.append(
+            f"With one {by_unit.unit} there is no {LEVEL}% interval over {by_unit.unit}s."
         )
-    return sentences
+    elif not _is_mean(by_unit, difference):
+        sentences.append(
+            "Over the trials that both have, with the same weight for all "
+            f"{_count_units(by_unit)}, it is {by_unit.mean_difference:+.1f} points, with a "
+            f"{LEVEL}% interval of {by_unit.interval_text(digits=1)}."
+        )
+    if by_pair:
+        sentences.append(
+            f"Over {by_pair.n} pairs of runs the interval is {by_pair.interval_text(digits=1)}, "
+            "which is optimistic, because pairs of the same environment share test images."
+        )
+    return " ".join([*sentences, *_describe_p_values(by_unit, by_pair)])
+
+
+def _describe_p_values(by_unit: Comparison, by_pair: Comparison | None) -> list[str]:
+    """Return a sentence with Holm's p-values, or nothing if there are too few pairs for them."""
+    entries = [by_unit, *([by_pair] if by_pair else [])]
+    p_values = " and ".join(
+        f"{p_text(entry.p_holm)} over {_count_units(entry)}"
+        for entry in entries
+        if entry.p_holm is not None and entry.n > 1
+    )
+    if not p_values:
+        return []
+    n = by_unit.corrected_for
+    correction = f"Corrected for the {n} comparisons with {by_unit.against} (Holm), p is"
+    return [f"{correction if n > 1 else 'By sign flips, p is'} {p_values}."]
 
 
 # The folder

@@ -425,8 +425,6 @@ EVALUATION_COLUMNS = (
            _LOST),
 )
 # fmt: on
-# These columns repeat the accuracies of the environments.
-MEANS_OF_ACCURACIES = (AVERAGE, OUT_OF_DOMAIN, WORST)
 COLUMNS = {column.name: column for column in (*RECORD_COLUMNS, *EVALUATION_COLUMNS)}
 
 # Names for several columns
@@ -484,7 +482,7 @@ _WITHIN_COLUMNS = (
 def comparison_warnings(columns: Iterable[Column]) -> list[str]:
     """Return warnings about columns that cannot be compared: augmented and unaugmented images."""
     names = {column.name for column in columns}
-    out_of_domain = {ENVIRONMENTS, *MEANS_OF_ACCURACIES}
+    out_of_domain = {ENVIRONMENTS, AVERAGE, OUT_OF_DOMAIN, WORST}
     return [_WITHIN_COLUMNS] if IN_DOMAIN in names and names & out_of_domain else []
 
 

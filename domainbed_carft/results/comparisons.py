@@ -93,6 +93,7 @@ class Comparison:
         wins, losses, ties: number of units with a positive, negative and zero difference.
         p: p-value by sign flips; None with fewer than MIN_PAIRS pairs.
         p_holm: ``p`` corrected for the number of compared rows.
+        corrected_for: number of compared rows that have a ``p``.
         smallest_p: smallest p-value that n units can reach.
         environments: number of environments.
         trials: number of trials.
@@ -116,6 +117,7 @@ class Comparison:
     ties: int
     p: float | None
     p_holm: float | None
+    corrected_for: int
     smallest_p: float
     environments: int
     trials: int
@@ -175,6 +177,7 @@ def compare(
             ties=sum(abs(value) <= _TIE for value in by_unit),
             p=p_value(by_unit) if len(shared) >= MIN_PAIRS else None,
             p_holm=None,
+            corrected_for=0,
             smallest_p=smallest_p(len(by_unit)),
             environments=len({(dataset, target) for dataset, target, _ in shared}),
             trials=len({trial for _, _, trial in shared}),
@@ -183,26 +186,25 @@ def compare(
         comparisons.append(comparison)
 
     corrected = holm({entry.algorithm: entry.p for entry in comparisons if entry.p is not None})
-    return [replace(entry, p_holm=corrected.get(entry.algorithm)) for entry in comparisons]
+    return [
+        replace(entry, p_holm=corrected.get(entry.algorithm), corrected_for=len(corrected))
+        for entry in comparisons
+    ]
 
 
 def compare_rows(
     collection: Collection,
     against: str,
     *,
-    row: str | None = None,
     measures: Sequence[str] = (ACCURACY,),
 ) -> list[Comparison]:
-    """Compare the rows of each group by each method, measure and unit; only ``row`` if given."""
+    """Compare the rows of each group by each method, measure and unit."""
     comparisons = []
     for group, method, measure in itertools.product(
         collection.groups, collection.methods, measures
     ):
         by_row = accuracies_by_row(group.select(method), measure)
-        names = [
-            name for name in group.order_rows(by_row) if row in (None, name) or name == against
-        ]
-        accuracies = {name: by_row[name] for name in names}
+        accuracies = {name: by_row[name] for name in group.order_rows(by_row)}
         # Otherwise one model covers all environments of a trial, which is then the only unit.
         has_model_per_target = selection.METHODS[method].holds_out and not group.source
         for unit in UNITS if has_model_per_target else (TRIAL,):

@@ -120,23 +120,19 @@ class Table:
     def counted_cells(self) -> list[Cell]:
         """The cells that are counted as complete or incomplete, each with its own reasons only.
 
-        They are the accuracies and the printed values that are not means of these. Averages over
-        datasets repeat other tables, so they have none. A further value that is incomplete only
-        because accuracies of its row are does not count again.
+        They are the accuracies and the printed metrics of carft evaluate. Averages repeat other
+        cells, and costs that the records lack cannot be measured later, so these do not count. A
+        metric that is incomplete only because accuracies of its row are does not count again.
         """
         if self.averages:
             return []
 
-        further = [
-            column
-            for column in self.printed
-            if column not in self.accuracies and column.name not in columns.MEANS_OF_ACCURACIES
-        ]
+        metrics = [column for column in self.printed if column in columns.EVALUATION_COLUMNS]
         counted = []
         for row, cells in self.rows.items():
             counted += [cells[column] for column in self.accuracies]
             repeated = self.row_runs[row].missing if row in self.row_runs else ()
-            for column in further:
+            for column in metrics:
                 reasons = tuple(name for name in cells[column].missing if name not in repeated)
                 counted.append(cells[column]._replace(missing=reasons))
         return [cell for cell in counted if cell.is_expected]

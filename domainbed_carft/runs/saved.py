@@ -31,7 +31,7 @@ from domainbed_carft.jobs.job import IDENTITY
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import ARGUMENTS
 from domainbed_carft.method import algorithms, objective, prompts
-from domainbed_carft.method.algorithm import TRAINING_PREFIXES, CLIPAlgorithm
+from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.paths import AnyPath, as_path, as_text
 from domainbed_carft.runs.predictions import choose_device
 from domainbed_carft.runs.run import Run as Run
@@ -59,6 +59,9 @@ _PREDICTION_WEIGHTS = (
     "words",
     "architecture",
 )
+
+# The parts of a weights file that are the weights and describe them.
+_WEIGHTS = ("model_dict", "training_only_names")
 
 # The arguments that must be equal in weights and in the records in their folder.
 _SHARED_ARGUMENTS = (*IDENTITY, "test_envs", "seed", *ARGUMENTS)
@@ -279,7 +282,7 @@ def build_run(content: Any, file: Path) -> Run:
         contexts=contexts,
         step=step,
         alpha=content.get("wise_ft_alpha"),
-        content={key: value for key, value in content.items() if key != "model_dict"},
+        content={key: value for key, value in content.items() if key not in _WEIGHTS},
         soup=soup,
     )
 
@@ -399,7 +402,8 @@ def _restore(content: Mapping[str, Any], path: Path) -> tuple[CLIPAlgorithm, lis
     try:
         templates, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
         contexts = prompts.parse_contexts(templates, minimum=1)
-        _restore_state(algorithm, state, contexts, classes)
+        _build_for_state(algorithm, state, contexts, classes)
+        _load_state(algorithm, state, content.get("training_only_names"))
     except Exception as error:  # unexpected tensors can raise any type
         raise CarftError(
             f"{path} does not hold the weights of a {algorithm_class.__name__} ({brief(error)}); "
@@ -410,13 +414,13 @@ def _restore(content: Mapping[str, Any], path: Path) -> tuple[CLIPAlgorithm, lis
     return algorithm.eval(), contexts, classes
 
 
-def _restore_state(
+def _build_for_state(
     algorithm: CLIPAlgorithm,
     state: Mapping[str, Any],
     contexts: list[str],
     classes: list[str],
 ) -> None:
-    """Load encoder, heads and weights into the algorithm; wrong tensors raise any exception."""
+    """Build encoder and heads for the weights of a file; wrong tensors raise any exception."""
     heads = objective.ZeroShotWeights(state["head.weight"], state["context_weights"])
     architecture = ""
     if "architecture" in state:
@@ -436,10 +440,23 @@ def _restore_state(
 
     for name in {"words", "architecture"} & state.keys():
         algorithm.register_buffer(name, torch.empty_like(state[name]))
-    trained_state = {
-        name: tensor for name, tensor in state.items() if not name.startswith(TRAINING_PREFIXES)
-    }
-    algorithm.load_state_dict(trained_state)
+    algorithm.note_prediction_names()
+
+
+def _load_state(
+    algorithm: CLIPAlgorithm, state: Mapping[str, Tensor], training_only_names: list[str] | None
+) -> None:
+    """Load the weights that prediction needs; raises RuntimeError for missing or unknown names.
+
+    Args:
+        algorithm: the algorithm, built for prediction.
+        state: the weights of the file.
+        training_only_names: the recorded names that prediction does not need. None if the host that
+            wrote the file does not record them: then no name is unknown.
+    """
+    ignored = {*state} if training_only_names is None else {*training_only_names}
+    ignored -= {*algorithm.prediction_names}
+    algorithm.load_state_dict({name: w for name, w in state.items() if name not in ignored})
 
 
 def check_output_folder(output: AnyPath | None, names: Iterable[str]) -> Path | None:
@@ -462,5 +479,6 @@ def check_output_folder(output: AnyPath | None, names: Iterable[str]) -> Path | 
 
 
 def save_weights(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a weights file atomically."""
-    files.save(path, functools.partial(torch.save, dict(content)))
+    """Write a weights file of a restored algorithm, which has only what predicts, atomically."""
+    content = {**content, "training_only_names": []}
+    files.save(path, functools.partial(torch.save, content))

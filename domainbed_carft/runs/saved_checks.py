@@ -32,6 +32,10 @@ def _is_share(value: Any) -> bool:
     return value is None or (type(value) in (int, float) and 0 <= value <= 1)
 
 
+def _are_texts(names: Any) -> bool:
+    return type(names) is list and {*map(type, names)} <= {str}
+
+
 # Checks of the training arguments; a missing argument is None. `splits` uses the last ones to
 # divide the data and to draw random numbers.
 _ARGUMENT_CHECKS: dict[str, Callable[[Any], bool]] = {
@@ -50,6 +54,8 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("model_num_classes", "model_num_domains"), lambda n: type(n) is int),
     "args": lambda args: True,
     "format": lambda number: number in (None, WEIGHTS_FORMAT),  # missing in files of other hosts
+    # Missing in files of other hosts.
+    "training_only_names": lambda names: names is None or _are_texts(names),
     "image_plan": lambda plan: plan is None or bool(ImagePlan.from_json(plan)),
     **dict.fromkeys(("best_step", "wise_ft_step"), _is_step),
     "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),

@@ -407,11 +407,12 @@ class Declaration(Shape):
     unread: Mapping[str, Sequence[str]] = {}  # by algorithm, searched names without an effect
     text: str = ""  # of the file
 
-    def _get_cell(self, name: str, variant: Variant, dataset: str, algorithm: str) -> SweepCell:
-        cell = super()._get_cell(name, variant, dataset, algorithm)
-        unread = self.unread.get(algorithm, ())
-        searched = {name: values for name, values in cell.searched.items() if name not in unread}
-        return replace(cell, searched=searched)
+    def cells(self) -> Iterator[SweepCell]:
+        """Iterate over all cells, without the searched values that have no effect on them."""
+        for cell in super().cells():
+            unread = self.unread.get(cell.algorithm, ())
+            searched = {key: values for key, values in cell.searched.items() if key not in unread}
+            yield replace(cell, searched=searched)
 
     def jobs(
         self, data_dir: str, output: Path, chosen: Sequence[ChosenValues] | None = None

@@ -44,7 +44,7 @@ def test_train_writes_upstreams_records_and_files(golden, tmp_path, capsys):
     files = sorted([*expected["files"], "model_best.pkl"])
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     content = torch.load(tmp_path / "model.pkl", weights_only=True)
-    assert sorted(content) == sorted([*expected["model_keys"], "format"])
+    assert sorted(content) == sorted([*expected["model_keys"], "format", "training_only_names"])
 
     printed = capsys.readouterr().out
     assert expected["header"] in printed.splitlines()

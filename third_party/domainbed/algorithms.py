@@ -136,6 +136,13 @@ class Algorithm(torch.nn.Module):
         """
         return {}
 
+    def training_only_names(self) -> list[str]:
+        """Return the names in the state dict that prediction does not need.
+
+        A weights file contains them next to the state dict.
+        """
+        return []
+
     @classmethod
     def image_format(cls, hparams: Hparams) -> Preprocessing | None:
         """Return the images that the model expects, for an algorithm that takes `dataset_facts`.

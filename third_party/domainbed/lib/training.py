@@ -252,6 +252,7 @@ class Trainer:
             "model_num_domains": self.num_domains,
             "model_hparams": self.hparams,
             "model_dict": self.algorithm.state_dict(),
+            "training_only_names": self.algorithm.training_only_names(),
         }
 
     def _required_facts(self, plan: ImagePlan | None) -> dict[str, dict[str, Any]]:
