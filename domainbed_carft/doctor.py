@@ -6,21 +6,25 @@ a job. On request it also takes two training steps. No module is imported before
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import itertools
 import os
 import platform
 import re
 import shlex
+import signal
 import site
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from unittest import mock
 
 from domainbed_carft import machine, process_variables
@@ -60,6 +64,9 @@ STEP_JOB: dict[str, Any] = {
     "test_envs": [0],
     "steps": 2,  # some forks evaluate after step 0 only
 }
+# A host can reject the datasets of this package. Upstream's Debug224 needs no files, either.
+HOST_DATASET = "Debug224"
+TIME_LIMIT = 600  # seconds, for the two steps on one dataset
 _MAX_LINES = 20  # of the end of a failed training's output
 
 
@@ -82,7 +89,8 @@ def diagnose(with_training: bool = False, algorithm: str = STEP_JOB["algorithm"]
         algorithm: The algorithm of these steps.
 
     Returns:
-        The findings. The first one names the domainbed in use.
+        The findings. The first one names the domainbed in use. Without problems, those of
+        `train_two_steps` are the last ones.
     """
     findings: list[Finding] = []
     # python -m domainbed.scripts.train has the current folder first on its path.
@@ -93,7 +101,7 @@ def diagnose(with_training: bool = False, algorithm: str = STEP_JOB["algorithm"]
             except (Exception, SystemExit) as error:  # some modules exit when they are imported
                 findings.append(describe_error(name, error))
     if with_training and not has_problem(findings):
-        findings.append(train_two_steps(algorithm))
+        findings += train_two_steps(algorithm)
     return findings
 
 
@@ -103,16 +111,41 @@ def has_problem(findings: Iterable[Finding]) -> bool:
 
 
 def describe_error(name: str, error: BaseException) -> Finding:
-    """Return the finding for a check that raised an error, with the file where it was raised."""
-    traceback = error.__traceback__
-    while traceback and traceback.tb_next:
-        traceback = traceback.tb_next
-    place = f" ({traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno})" if traceback else ""
-    message = " ".join(f"{type(error).__name__}: {error}".split())
+    """Return the finding for a check that raised an error, with the file where it was raised.
+
+    For a SyntaxError, this is the file that cannot be parsed.
+    """
+    places = [
+        f"{frame.filename}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<frozen importlib")
+    ]
+    text = str(error)
+    if isinstance(error, SyntaxError) and error.filename:
+        text = error.msg
+        places.append(f"{error.filename}:{error.lineno}")
+
+    message = " ".join(f"{type(error).__name__}: {text}".split())
+    place = f" ({places[-1]})" if places else ""
     hint = ""
     if isinstance(error, ModuleNotFoundError) and error.name:
-        hint = f"install the package that provides the module {error.name}"
+        hint = _describe_missing_module(error.name)
     return Finding(name, PROBLEM, message + place, hint)
+
+
+def _describe_missing_module(name: str) -> str:
+    """Return the hint for a module that cannot be imported, which can be a file of the checkout."""
+    file_name = f"{name.replace('.', '/')}.py"
+    root = Path.cwd()
+    found = next(itertools.chain(root.glob(f"*/{file_name}"), root.glob(f"*/*/{file_name}")), None)
+    if found is None:
+        return f"install the package that provides the module {name}"
+
+    folder = str(found)[: -len(file_name) - 1]
+    return (
+        f"{name} is a file of your checkout, {found}; add its folder to the search path: "
+        f"export PYTHONPATH={shlex.quote(folder)}"
+    )
 
 
 def check_domainbed() -> Iterator[Finding]:
@@ -250,25 +283,98 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
 }
 
 
-def train_two_steps(algorithm: str = STEP_JOB["algorithm"]) -> Finding:
+def train_two_steps(algorithm: str = STEP_JOB["algorithm"]) -> list[Finding]:
     """Take two steps by `train` of the domainbed in use; report its last output if it fails.
 
-    An algorithm of the host trains the embedded CLIP model as well.
+    If the host fails on EmojiStyles, the steps are repeated on its own `HOST_DATASET`. An algorithm
+    of the host trains the embedded CLIP model as well.
+
+    Returns:
+        The finding ``train``, and another one if the host fails on EmojiStyles only. It is a note
+        for a host that has another training script, whose flags are not known.
     """
     job = {**STEP_JOB, "algorithm": algorithm}
     if algorithm not in ALGORITHMS:
         job["hparams"] = {"clip_backbone": "tiny"}
 
+    emoji_steps = _take_steps(job)
+    if emoji_steps.has_no_script:
+        detail = "not tested: this domainbed has no scripts/train.py"
+        return [Finding("train", NOTE, detail, _describe_other_scripts(algorithm))]
+    if emoji_steps.status == 0:
+        return [Finding("train", OK, _describe_steps(job))]
+    if emoji_steps.status is not None:
+        host_job = {**job, "dataset": HOST_DATASET}
+        if _take_steps(host_job).status == 0:
+            failed = emoji_steps.as_finding(f"train {job['dataset']}", NOTE)
+            return [Finding("train", OK, _describe_steps(host_job)), failed]
+    return [emoji_steps.as_finding("train", PROBLEM)]
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The outcome of `train` for a job of two steps."""
+
+    job: Mapping[str, Any]
+    status: int | None  # None: stopped at the time limit
+    lines: list[str]  # the last lines of the output
+
+    @property
+    def has_no_script(self) -> bool:
+        """True if this domainbed has no ``scripts/train.py``."""
+        last_line = self.lines[-1] if self.lines else ""
+        return bool(re.search(r"No module named '?domainbed\.scripts(\.train)?\b", last_line))
+
+    def as_finding(self, name: str, state: str) -> Finding:
+        """Return the finding for steps that failed or were stopped."""
+        outcome = f"ended with status {self.status}:"
+        if self.status is None:
+            limit = quantity(TIME_LIMIT, "second")
+            outcome = f"stopped, because {_describe_job(self.job)} took longer than {limit}:"
+        hint = f"to see more, run {shlex.join(command({**self.job, 'output_dir': 'OUT'}))}"
+        return Finding(name, state, "\n".join([outcome, *self.lines]), hint)
+
+
+def _take_steps(job: Mapping[str, Any]) -> _Steps:
+    """Run a job in a folder that is removed afterwards, for at most `TIME_LIMIT`."""
     with tempfile.TemporaryDirectory(prefix="carft-doctor-") as temporary:
         job_folder, output = Path(temporary) / "job", Path(temporary) / "output"
         words = command({**job, "output_dir": str(job_folder)})
         with output.open("wb") as file:  # a grandchild that hangs would hold a pipe
-            done = subprocess.run([sys.executable, *words[1:]], stdout=file, stderr=file)
+            status = _run([sys.executable, *words[1:]], file)
         lines = output.read_text(encoding="utf-8", errors="replace").splitlines()[-_MAX_LINES:]
+    return _Steps(job, status, lines)
 
-    if done.returncode == 0:
-        detail = f"two steps of {algorithm} on EmojiStyles by domainbed's train"
-        return Finding("train", OK, detail)
-    detail = "\n".join([f"ended with status {done.returncode}:", *lines])
-    hint = f"to see more, run {shlex.join(command({**job, 'output_dir': 'OUT'}))}"
-    return Finding("train", PROBLEM, detail, hint)
+
+def _run(words: Sequence[str], output: BinaryIO) -> int | None:
+    """Return the exit status of a command, or None if it is stopped at the time limit.
+
+    Its child processes, such as data loaders, are stopped with it.
+    """
+    process = subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True)
+    try:
+        return process.wait(TIME_LIMIT)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # all have ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _describe_job(job: Mapping[str, Any]) -> str:
+    return f"two steps of {job['algorithm']} on {job['dataset']}"
+
+
+def _describe_steps(job: Mapping[str, Any]) -> str:
+    return f"{_describe_job(job)} by domainbed's train"
+
+
+def _describe_other_scripts(algorithm: str) -> str:
+    """Return what to run in a checkout without ``scripts/train.py``, such as SWAD's and MIRO's."""
+    steps = f"take two steps of {algorithm}"
+    names = sorted(path.name for path in Path.cwd().glob("train*.py"))
+    if not names:
+        return f"{steps} by your checkout's own training script"
+    scripts = " or ".join(f"python {shlex.quote(name)} --help" for name in names)
+    return f"{steps} by your checkout's own training script; to find its flags, run {scripts}"

@@ -6,6 +6,7 @@ import random
 import sys
 from types import SimpleNamespace
 
+import domainbed
 import numpy as np
 import pytest
 import torch
@@ -170,6 +171,20 @@ def test_declared_exemption_is_skipped_with_its_reason():
 def test_several_processes_train_as_one(name, hparams):
     (result,) = check(name, hparams=hparams, only=["processes"])
     assert result.state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("processes", "which trains a job in one process"),
+        ("resume", "which does not resume jobs"),
+    ],
+)
+def test_checks_that_need_the_harness_are_skipped_in_a_checkout(monkeypatch, name, reason):
+    monkeypatch.setattr(domainbed, "IS_CARFT_HARNESS", False)
+    (result,) = check("CARFT", only=[name])
+    assert result.state == "skipped"
+    assert result.message == f"the domainbed package in use is a checkout, {reason}"
 
 
 # Methods with one fault each

@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import select
+import shutil
 import subprocess
 import sys
 
@@ -81,11 +84,125 @@ def test_inactive_hook_is_problem(bare, tmp_path, variables, detail, hint):
 def test_two_steps_report_output_of_host_train(tmp_path, monkeypatch, code, state, details):
     write_checkout(tmp_path, modules={"scripts/train": f"import sys\n{code}\n"})
     monkeypatch.chdir(tmp_path)
-    finding = doctor.train_two_steps()
+    (finding,) = doctor.train_two_steps()
     assert (finding.name, finding.state) == ("train", state)
     assert all(detail in finding.detail for detail in details), finding.detail
     command = "python -m domainbed.scripts.train --algorithm CARFT --data_dir embedded --dataset "
     assert (command in finding.hint) == (state == PROBLEM)
+
+
+@pytest.mark.parametrize("missing", ["train.py", ""], ids=["script", "folder"])
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        (["train_all.py"], "to find its flags, run python train_all.py --help"),
+        (["train_all.py", "train_b.py"], "python train_all.py --help or python train_b.py --help"),
+        ([], "take two steps of CORAL by your checkout's own training script"),
+    ],
+)
+def test_checkout_with_another_entry_is_told_what_to_run(
+    tmp_path, monkeypatch, entries, expected, missing
+):
+    scripts = write_checkout(tmp_path) / "domainbed" / "scripts"
+    (scripts / "train.py").unlink()
+    if not missing:
+        shutil.rmtree(scripts)
+    write_files(tmp_path, dict.fromkeys(entries, ""))
+    monkeypatch.chdir(tmp_path)
+    (finding,) = doctor.train_two_steps("CORAL")
+    assert (finding.name, finding.state) == ("train", NOTE)
+    assert finding.detail == "not tested: this domainbed has no scripts/train.py"
+    assert expected in finding.hint
+
+
+def test_host_that_fails_only_on_emoji_styles_can_train(tmp_path, monkeypatch):
+    code = "import sys\n'Debug224' in sys.argv or sys.exit('no EmojiStyles here')\n"
+    write_checkout(tmp_path, modules={"scripts/train": code})
+    monkeypatch.chdir(tmp_path)
+    passed, failed = doctor.train_two_steps()
+    detail = "two steps of CARFT on Debug224 by domainbed's train"
+    assert passed == Finding("train", OK, detail)
+    assert (failed.name, failed.state) == ("train EmojiStyles", NOTE)
+    assert failed.detail == "ended with status 1:\nno EmojiStyles here"
+    assert "--dataset EmojiStyles " in failed.hint
+
+
+def has_ended(pid, seconds=30):
+    """Return True if a process ends in time; it takes a moment after the signal."""
+    try:
+        with open(os.pidfd_open(pid), "rb") as process:
+            return bool(select.select([process], [], [], seconds)[0])
+    except ProcessLookupError:
+        return True
+
+
+def test_two_steps_have_a_time_limit_also_for_their_child_processes(tmp_path, monkeypatch):
+    code = """
+import subprocess, time
+print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
+time.sleep(60)
+"""
+    write_checkout(tmp_path, modules={"scripts/train": code})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "TIME_LIMIT", 5)
+    (finding,) = doctor.train_two_steps()
+    assert (finding.name, finding.state) == ("train", PROBLEM)
+    first, pid = finding.detail.splitlines()
+    assert first == "stopped, because two steps of CARFT on EmojiStyles took longer than 5 seconds:"
+    assert "python -m domainbed.scripts.train --algorithm CARFT" in finding.hint
+    assert has_ended(int(pid))
+
+
+@pytest.mark.parametrize(
+    ("modules", "detail", "hint"),
+    [
+        (
+            {"datasets": "import os\ndef f(:\n"},
+            "SyntaxError: invalid syntax ({host}/domainbed/datasets.py:2)",
+            "",
+        ),
+        (
+            {"datasets": "import utils\n", "lib/utils": ""},
+            "ModuleNotFoundError: No module named 'utils' ({host}/domainbed/datasets.py:1)",
+            "utils is a file of your checkout, {host}/domainbed/lib/utils.py; add its folder to "
+            "the search path: export PYTHONPATH={host}/domainbed/lib",
+        ),
+    ],
+)
+def test_mistake_in_a_checkout_is_located(bare, tmp_path, modules, detail, hint):
+    host = write_checkout(tmp_path / "host", modules=modules)
+    findings = examine(bare, host, [write_start_hook(tmp_path / "hook")])
+    finding = findings["algorithms"]
+    assert (finding.state, finding.detail) == (PROBLEM, detail.format(host=host))
+    assert finding.hint == hint.format(host=host)
+
+
+TRAINED = Finding("train", OK, "two steps")
+EMOJI_FAILED = Finding("train EmojiStyles", NOTE, "ended with status 1")
+
+
+@pytest.mark.parametrize(
+    ("findings", "status", "conclusion"),
+    [
+        ([TRAINED], 0, "A training job can start."),
+        ([TRAINED, EMOJI_FAILED], 0, "A training job can start."),
+        (
+            [Finding("train", NOTE, "not tested", "run it")],
+            0,
+            "No problem found, but no training step was tested, see the arrow.",
+        ),
+        (
+            [Finding("train", PROBLEM, "status 1")],
+            1,
+            "No other problem found, but the two training steps failed, see the arrow.",
+        ),
+    ],
+)
+def test_conclusion_says_what_was_trained(monkeypatch, capsys, findings, status, conclusion):
+    monkeypatch.setattr(doctor, "CHECKS", {})
+    monkeypatch.setattr(doctor, "train_two_steps", lambda algorithm: findings)
+    assert cli.main(["doctor", "--train"]) == status
+    assert capsys.readouterr().out.splitlines()[-1] == conclusion
 
 
 @pytest.mark.parametrize(
@@ -103,7 +220,9 @@ def test_doctor_trains_only_on_request_and_without_problems(
     finding = Finding("x", state, "first line\nsecond \x1b[31m", "do this")
     monkeypatch.setattr(doctor, "CHECKS", {"x": lambda: [finding]})
     monkeypatch.setattr(
-        doctor, "train_two_steps", lambda algorithm: Finding("train", OK, f"a step of {algorithm}")
+        doctor,
+        "train_two_steps",
+        lambda algorithm: [Finding("train", OK, f"a step of {algorithm}")],
     )
     assert cli.main(["doctor", *flags]) == status
     printed = " ".join(capsys.readouterr().out.split())

@@ -6,14 +6,16 @@ from types import SimpleNamespace
 
 import domainbed
 import pytest
+import torch
 from domainbed import datasets, hparams_registry
 from domainbed.algorithms import get_algorithm_class
 from domainbed.lib import misc, train_arguments
 from fake_checkout import run_python, write_checkout
 
+from domainbed_carft.checks.subject import Subject, minibatches, take_step
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.hparams import get_draw_seed
-from domainbed_carft.method import algorithms
+from domainbed_carft.method import algorithms, hparams
 from domainbed_carft.method.hparams import Conditions
 from domainbed_carft.method.resolution import find_changed_hparams, get_hparams
 
@@ -156,23 +158,61 @@ def test_other_clip_models_and_algorithms_imply_no_hparams():
     assert choose("./pets", "ERM")["lr"] == 5e-5
 
 
+UNUSED_BY_A_PROBE = ["kl_weight", "sp_weight", "kl_direction", "context_scale"]
+OF_BLOCKS = ["compile_blocks", "checkpoint_blocks"]
+OF_LORA = ["lora_rank", "lora_alpha", "lora_dropout", "lora_scaling"]
+
+
 @pytest.mark.parametrize(
     "algorithm, unused",
     [
         ("CARFT", []),
         ("CLIPFineTune", ["kl_weight"]),
-        ("CLIPLinearProbe", ["kl_weight", "sp_weight", "kl_direction"]),
-        ("CLIPZeroShot", ["kl_weight", "sp_weight", "kl_direction", "lr"]),
-        ("FLYP", ["kl_weight", "sp_weight", "kl_direction"]),
-        ("CaRot", ["kl_weight", "sp_weight", "kl_direction"]),
+        ("CLIPLinearProbe", [*UNUSED_BY_A_PROBE, "head_scale", *OF_BLOCKS, *OF_LORA]),
+        (
+            "CLIPZeroShot",
+            [*UNUSED_BY_A_PROBE, "lr", "head_init", "head_scale", *OF_BLOCKS, *OF_LORA],
+        ),
+        ("CLIPood", ["kl_weight", "head_init", "head_scale"]),
+        ("CLIPLoRA", ["kl_weight", "head_init", "head_scale"]),
+        ("FLYP", [*UNUSED_BY_A_PROBE, "head_init", "head_scale", *OF_LORA]),
+        ("CaRot", [*UNUSED_BY_A_PROBE, "head_init", "head_scale", *OF_LORA]),
         ("ERM", []),
     ],
 )
 def test_unused_hparams_of_an_algorithm_are_listed(algorithm, unused):
-    names = ["kl_weight", "sp_weight", "kl_direction", "lr", "batch_size", "clip_digest"]
-    names += ["data_augmentation", "shots"]
+    names = [*UNUSED_BY_A_PROBE, "lr", "batch_size", "clip_digest", "data_augmentation", "shots"]
+    names += ["head_init", "head_scale", *OF_BLOCKS, *OF_LORA]
     resolved = get_algorithm_class(algorithm).resolve_hparams("PACS", dict.fromkeys(names))
     assert [*resolved.unread] == unused
+
+
+@pytest.mark.parametrize("name", ["CLIPLinearProbe", "CLIPZeroShot", "CLIPood", "CLIPLoRA", "FLYP"])
+def test_unused_hparams_change_no_weight(name):
+    other_values = {"head_init": "random", "head_scale": "outside", "context_scale": 7.0}
+    other_values |= {"lora_alpha": 3.0, "lora_dropout": 0.5, "kl_direction": "fine-tuned||original"}
+    algorithm_class = getattr(algorithms, name)
+    unused = algorithm_class.resolve_hparams("PACS", other_values).unread
+    outcomes = []
+    for given in ({}, {name: other_values[name] for name in unused}):
+        algorithm = Subject(algorithm_class, given).build()
+        measured = [take_step(algorithm, step, minibatches(step)) for step in range(2)]
+        outcomes.append((measured, algorithm.state_dict()))
+
+    (measured, weights), (expected, expected_weights) = outcomes
+    assert measured == expected
+    assert all(torch.equal(weights[name], expected_weights[name]) for name in expected_weights)
+
+
+class OwnTerm(algorithms.CLIPLinearProbe):
+    """A method whose own loss uses a hyperparameter that is unused by its base class."""
+
+    HPARAMS = tuple(hparam for hparam in hparams.COMMON if hparam.name == "context_scale")
+
+
+def test_hparams_that_a_method_declares_are_used():
+    unread = OwnTerm.resolve_hparams("PACS", {"context_scale": 7.0, "head_scale": "outside"}).unread
+    assert [*unread] == ["head_scale"]
 
 
 @pytest.mark.slow

@@ -86,6 +86,13 @@ def test_dataset_with_another_protocol_is_refused(random_tiny, requested, follow
         algorithms.CARFT((3, 28, 28), 3, 2, values, dataset_facts=facts)
 
 
+def test_datasets_of_the_package_do_not_follow_the_protocol_of_a_host(random_tiny):
+    values = settings(random_tiny, "EmojiStyles", protocol="host")
+    dataset = datasets.EmojiStyles("", [0], values)
+    with pytest.raises(CarftError, match="protocol is 'host', but .* its transforms .domainbed"):
+        algorithms.CARFT(dataset.input_shape, 10, 3, values, dataset_facts=dataset.dataset_facts)
+
+
 @pytest.mark.parametrize("requested", ["domainbed", "host"])
 def test_transforms_of_a_host_are_recorded_as_host(random_tiny, capsys, requested):
     values = settings(random_tiny, "Pets", protocol=requested)

@@ -225,6 +225,31 @@ def test_error_describes_a_mistake_in_one_short_line(text, message):
     assert len(matching) == 1 and len(matching[0]) < 300
 
 
+@pytest.mark.parametrize(
+    ("settings", "trials"),
+    [
+        ("", 25_000),  # four targets
+        ("test_environments: single-source\n", 25_000),
+        ("test_environments: [[A], [C, S]]\n", 50_000),
+        ("selection: [leave-one-domain-out]\n", 10_000),  # four targets and six pairs
+        (
+            "search: {values: {lr: [1e-5, 1e-4]}, choose_on: {trials: {from: 0, n: 3}}, "
+            "repeat_on: {trials: {from: 3, n: 24994}}}\n",
+            0,
+        ),
+    ],
+)
+def test_limit_of_the_jobs_counts_all_targets(settings, trials):
+    if not trials:
+        declaration_file.parse(MINIMAL_DECLARATION + settings, "x.yaml")
+        (problem,) = problems(MINIMAL_DECLARATION + settings.replace("24994", "24995"))
+    else:
+        text = MINIMAL_DECLARATION + settings
+        declaration_file.parse(f"{text}trials: {trials}", "x.yaml")
+        (problem,) = problems(f"{text}trials: {trials + 1}")
+    assert problem.startswith("2: datasets: the sweep has more than 100,000 jobs")
+
+
 def test_editor_schema_is_up_to_date():
     tool = runpy.run_path(str(REPO / "tools" / "site" / "reference.py"))
     assert tool["SCHEMA"].read_text() == tool["sweep_schema"]()

@@ -32,16 +32,30 @@ def doctor_command(arguments: argparse.Namespace) -> int:
             f"{finding.state:8} {finding.name:17} {first}",
             *(f"{'':8} {line}" for line in [*further_lines, *hint]),
         )
-    if problems:
-        conclusion = (
-            f"A training job cannot start: {quantity(problems, 'problem')}, see the arrows."
-        )
-    elif arguments.train:
-        conclusion = "A training job can start."
-    else:
-        conclusion = "No problem found. To also test two training steps: carft doctor --train"
-    print(f"\n{conclusion}")
+    states = {finding.name: finding.state for finding in findings}
+    print(f"\n{_conclude(problems, arguments.train, states.get('train'))}")
     return 1 if problems else 0
+
+
+def _conclude(problems: int, with_training: bool, training: str | None) -> str:
+    """Return the last line of ``doctor``.
+
+    Args:
+        problems: The number of problems, of which the two training steps can be one.
+        with_training: True if the user wants training steps.
+        training: The state of these steps, None if none were taken.
+    """
+    from domainbed_carft import doctor
+
+    if training == doctor.PROBLEM:
+        return "No other problem found, but the two training steps failed, see the arrow."
+    if problems:
+        return f"A training job cannot start: {quantity(problems, 'problem')}, see the arrows."
+    if training == doctor.OK:
+        return "A training job can start."
+    if with_training:
+        return "No problem found, but no training step was tested, see the arrow."
+    return "No problem found. To also test two training steps: carft doctor --train"
 
 
 def check_command(arguments: argparse.Namespace) -> int:

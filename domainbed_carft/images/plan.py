@@ -72,7 +72,7 @@ class ImagePlan:
     def jittered_as(self, description: str) -> ImagePlan:
         """Return the plan with the jitter of a described plan that differs only in its jitter.
 
-        A job can resume on another device, whose jitter would differ by rounding.
+        A job can resume on another device, whose jitter differs by rounding.
         """
         plans = [dataclasses.replace(self, jitter=jitter) for jitter in JITTERS]
         return next((plan for plan in plans if plan.describe() == description), self)

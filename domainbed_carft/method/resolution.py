@@ -60,10 +60,16 @@ def get_hparams(algorithm: Any) -> Mapping[str, Hparam]:
     the same name.
     """
     common = (*COMMON, *averages.HPARAMS, *lora.HPARAMS, *penalties.HPARAMS)
-    declared = [
-        hparam for base in reversed(algorithm.__mro__) for hparam in vars(base).get("HPARAMS", ())
-    ]
-    return {hparam.name: hparam for hparam in (*common, *declared)}
+    return {hparam.name: hparam for hparam in common} | _get_declared_hparams(algorithm)
+
+
+def _get_declared_hparams(algorithm: Any) -> dict[str, Hparam]:
+    """Return by name the hyperparameters that the class or its base classes declare."""
+    return {
+        hparam.name: hparam
+        for base in reversed(algorithm.__mro__)
+        for hparam in vars(base).get("HPARAMS", ())
+    }
 
 
 def get_recorded_hparams(algorithm: Any) -> dict[str, Hparam]:
@@ -121,12 +127,23 @@ def resolve(
 
 def _find_unread(algorithm: Any, given: Mapping[str, Any]) -> list[str]:
     """Return the names in ``given`` without an effect, such as penalties that cannot be added."""
-    read = {*get_hparams(algorithm), *PINNABLE}
+    unused: set[str] = set()
     if not (algorithm.trains_encoder and algorithm.takes_penalties):
-        read -= {"drift_every", "kl_direction"}
-        read -= {hparam.name for hparam in penalties.HPARAMS}
+        unused |= {"drift_every", "kl_direction", "context_scale"}  # those of the measured drift
+        unused |= {hparam.name for hparam in penalties.HPARAMS}
+    if not algorithm.trains_encoder:
+        unused |= {"compile_blocks", "checkpoint_blocks"}
+    if not algorithm.trains_encoder or algorithm.trains_text:
+        unused |= {hparam.name for hparam in lora.HPARAMS}
+    if not algorithm.trains_head:
+        unused |= {"head_init"}
+    if not (algorithm.trains_encoder and algorithm.trains_head):
+        unused |= {"head_scale"}
     if algorithm.is_constant:
-        read -= _TRAINING_HPARAMS
+        unused |= _TRAINING_HPARAMS
+
+    unused -= _get_declared_hparams(algorithm).keys()
+    read = get_hparams(algorithm).keys() - unused | PINNABLE.keys()
     return [name for name in given if name not in read and name not in READ_BY_TRAIN]
 
 

@@ -27,7 +27,7 @@ from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
 from domainbed_carft.images.image_lists import ImageList, ImagePaths, ListedFolder
 from domainbed_carft.images.preprocessing import Normalisation, Preprocessing
-from domainbed_carft.images.protocols import plan_for_job
+from domainbed_carft.images.protocols import CLIP_PRESETS, plan_for_job
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method import host_lookup
 from domainbed_carft.method.hparams import STEPS
@@ -62,7 +62,8 @@ class PackageDataset:
     ) -> None:
         require_weights(hparams)
         values = hparams or {}
-        self.protocol = values.get("protocol", "domainbed")
+        requested = values.get("protocol")
+        self.protocol = requested if requested in CLIP_PRESETS else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
         plan = plan_for_job(
             values,

@@ -74,9 +74,12 @@ def parse(text: str, name: str) -> Declaration:
         details = error.errors(include_url=False)
         raise CarftError(*(_describe_error(item, source) for item in details)) from error
 
-    _check_job_count(shape, source)
+    # Before the targets are known, so that the checks of the cells end.
+    _check_job_count(shape, source, dict.fromkeys(shape.datasets, 1))
     datasets, problems = declaration_checks.check(shape, source)
     raise_for(problems)
+    targets = {name: len(shape.targets(name, facts.labels)) for name, facts in datasets.items()}
+    _check_job_count(shape, source, targets)
     unread = declaration_checks.find_unread(shape) if shape.search else {}
     return Declaration.model_construct(**dict(shape), facts=datasets, unread=unread, text=text)
 
@@ -99,12 +102,21 @@ def read_descriptions() -> dict[str, str]:
     return {name: document["description"] for name, document in documents.items()}
 
 
-def _check_job_count(shape: Shape, source: YamlSource) -> None:
-    """Raise CarftError for more than MAX_JOBS, before a list of jobs fills the memory."""
-    n_trials = len(shape.trial_seeds) + len(shape.choosing_trials)
+def _check_job_count(shape: Shape, source: YamlSource, targets: Mapping[str, int]) -> None:
+    """Raise CarftError for more than MAX_JOBS, before a list of jobs fills the memory.
+
+    Args:
+        shape: The sweep.
+        source: Its text.
+        targets: The number of targets of each dataset, by name.
+    """
     n_jobs = 0
     for cell in shape.cells():
-        n_jobs += n_trials * len(shape.choices) * math.prod(map(len, cell.searched.values()))
+        members = math.prod(map(len, cell.searched.values()))
+        n_trials = len(shape.trial_seeds) * members
+        if shape.has_stages:  # the second one trains the chosen member only
+            n_trials = len(shape.choosing_trials) * members + len(shape.trial_seeds)
+        n_jobs += n_trials * len(shape.choices) * targets[cell.dataset]
         if n_jobs > MAX_JOBS:
             place = source.place(("datasets",))
             raise CarftError(

@@ -18,6 +18,7 @@ import torch
 from domainbed import algorithms, hparams_registry
 from domainbed.scripts import train
 
+from domainbed_carft.images import stages
 from domainbed_carft.jobs.folder import JobFolder
 
 from . import fakes
@@ -175,6 +176,21 @@ class Comparing(fakes.LinearSGD):
 
     def recorded_facts(self):
         return {"changed_hparams": list(self.changed_hparams)}
+
+
+def test_records_name_the_jitter_of_the_machine_that_continues(images, tmp_path, monkeypatch):
+    arguments = quick_arguments(tmp_path, "--dataset", str(images))
+    with stop_in_step(4):
+        assert train.main(arguments) == 75
+    monkeypatch.setattr(stages, "has_numba", lambda: False)
+    assert train.main(arguments) == 0
+
+    backends = [record["image_plan"]["jitter"] for record in fakes.records(tmp_path)]
+    assert backends == ["numba", "numba", "torch", "torch"]
+    described = [record["images"] for record in fakes.records(tmp_path)]
+    assert described == [f"fast, jitter by {backend}" for backend in backends]
+    weights = torch.load(tmp_path / "model.pkl", weights_only=True)
+    assert weights["image_plan"]["jitter"] == "torch"
 
 
 def test_job_resumes_in_a_version_with_other_defaults(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ from domainbed_carft import machine, text
 from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.images import rng, transforms
 from domainbed_carft.images.dataset_facts import takes_dataset_facts
+from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.jobs import splits
 from domainbed_carft.jobs.facts import CHANGED_HPARAMS, DECLARATIONS
 from domainbed_carft.jobs.folder import WEIGHTS_FORMAT, JobFolder, Lock
@@ -104,8 +105,6 @@ class Trainer:
         self.files = checkpoints.Files(args, selected_by, self._model_contents, uses_loss)
         self.interval = step_meters.Interval(self.files.watch)
         self.state_path = JobFolder(args.output_dir).state_path
-        if state and self.plan:
-            self.plan = self.plan.jittered_as(state["arguments"]["images"])
         self.process_group.require_same(self._shared_facts())
         if state:
             self._restore(state)
@@ -256,9 +255,9 @@ class Trainer:
             "training_only_names": self.algorithm.training_only_names(),
         }
 
-    def _required_facts(self) -> dict[str, dict[str, Any]]:
+    def _required_facts(self, plan: ImagePlan | None) -> dict[str, dict[str, Any]]:
         """Return the values that must be equal in a resumed job, by their kind in messages."""
-        description = self.plan.describe() if self.plan else ""
+        description = plan.describe() if plan else ""
         arguments = {**resume.identity(vars(self.args)), "images": description}
         return {
             "arguments": arguments,
@@ -274,7 +273,7 @@ class Trainer:
     def _shared_facts(self) -> dict[str, Any]:
         """Return the values that must be equal in all processes of the job, by name."""
         facts: dict[str, Any] = {"steps_done": self.steps_done}
-        for values in self._required_facts().values():
+        for values in self._required_facts(self.plan).values():
             facts |= values
         return facts
 
@@ -298,7 +297,7 @@ class Trainer:
 
         state = {
             "format": resume.FORMAT,
-            **self._required_facts(),
+            **self._required_facts(self.plan),
             "torch": str(torch.__version__),
             "steps_done": self.steps_done,
             "recorded": self.recorded,
@@ -312,7 +311,10 @@ class Trainer:
         return True
 
     def _restore(self, state: dict[str, Any]) -> None:
-        for kind, facts in self._required_facts().items():
+        stored_plan = self.plan
+        if self.plan:  # the jitter may differ, and the next records name this machine's
+            stored_plan = self.plan.jittered_as(state["arguments"]["images"])
+        for kind, facts in self._required_facts(stored_plan).items():
             resume.require_same(self.state_path, kind, state[kind], facts)
         try:
             algorithm_state.restore(self.algorithm, state["algorithm"])
