@@ -15,7 +15,7 @@ import pytest
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftWarning
 from domainbed_carft.runs import pool
-from domainbed_carft.runs.predictions import MAX_WORKERS
+from domainbed_carft.runs.predictions import MAX_DEFAULT_WORKERS
 
 DEADLINE = pool_tasks.SECONDS / 3
 JOBS = pytest.mark.parametrize("jobs", [1, 2])
@@ -101,5 +101,5 @@ def test_loading_processes_share_the_cores_of_a_slot(jobs, monkeypatch):
     monkeypatch.delenv(machine.CORES, raising=False)
     outcomes = pool.run_tasks(dict.fromkeys("ab", pool_tasks.report_loaders), jobs=jobs)
     n_cores = machine.cores() if jobs == 1 else max(1, machine.cores() // 2)
-    n_loaders = min(MAX_WORKERS, n_cores)
+    n_loaders = min(MAX_DEFAULT_WORKERS, n_cores)
     assert set(outcomes.values()) == {f"{n_loaders} loaders"}

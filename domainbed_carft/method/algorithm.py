@@ -165,7 +165,9 @@ class CLIPAlgorithm(HostedAlgorithm):
             **host_arguments,
         )
         self.facts = {**facts.as_record(), **self.get_method_facts()}
-        changed_hparams = resolution.find_changed_hparams(type(self), complete)
+        # A resumed job gets the precision that "auto" found before, which is no change.
+        amp = "auto" if facts.amp == job.resolve_amp("auto") else facts.amp
+        changed_hparams = resolution.find_changed_hparams(type(self), {**complete, "amp": amp})
         if changed_hparams is not None:
             self.facts[CHANGED_HPARAMS] = changed_hparams
         self.bf16 = facts.amp == "bf16"
