@@ -3,9 +3,9 @@
     python tools/page_tables.py           # write them
     python tools/page_tables.py --check   # only compare, exit with 1 if a table is outdated
 
-A table is found on its page by its header. Two sweeps of benchmarks/records are used: fresh-emoji,
-on whose trials no hyperparameter was chosen, and peers-emoji, on whose trials the methods were
-developed.
+A table is found on its page by its header. Three sweeps of benchmarks/records are used:
+fresh-emoji, on whose trials no hyperparameter was chosen; peers-emoji, on whose trials the methods
+were developed; and algorithms-emoji, which was trained in a checkout.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ sys.path.append(str(ROOT / "benchmarks"))
 import contamination  # noqa: E402
 
 SWEEPS = ("fresh-emoji", "peers-emoji")
+SWEEP_IN_CHECKOUT = "algorithms-emoji"
 REFERENCE = "CARFT (methods)"
+REFERENCE_IN_CHECKOUT = "CARFT"
 COLUMNS = ["out-of-domain", "in-domain", "worst", "ece", "gained", "lost"]
 FRESH_NAMES = {
     "LipsumFT": "Lipsum-FT",
@@ -117,13 +119,46 @@ def interval_rows(sweep: Collection) -> Rows:
     return rows
 
 
-def _compare_with_reference(sweep: Collection) -> dict[str, list[Comparison]]:
-    """Return row -> its difference from REFERENCE over targets, over trials and over pairs."""
+def checkout_rows(sweep: Collection) -> Rows:
+    """Return the algorithms of a checkout on one CLIP model, with differences from CAR-FT."""
+    values, _ = _collect_columns(sweep, REFERENCE_IN_CHECKOUT)
+    differences = _compare_with_reference(sweep, REFERENCE_IN_CHECKOUT)
+    rates = _find_chosen_rates(sweep)
+    rows = []
+    for row, value in values.sort_values("out-of-domain", ascending=False).iterrows():
+        name, _, variant = str(row).removesuffix(")").partition(" (")
+        cells = [f"{name}, random head" if variant == "random" else name, rates[str(row)]]
+        cells.append(f"{value['out-of-domain']:.1f}%")
+        if row == REFERENCE_IN_CHECKOUT:
+            cells = [f"**{cells[0]}**", *cells[1:], *[""] * 5]
+        else:
+            over_targets, _, over_pairs = differences[str(row)]
+            cells.append(f"{over_targets.mean_difference:+.1f}")
+            for entry in (over_targets, over_pairs):
+                cells.append(f"{entry.low:.1f} to {entry.high:.1f}")
+                cells.append(comparisons.p_text(entry.p_holm))
+        rows.append([*cells, f"{value['in-domain']:.1f}%"])
+    return rows
+
+
+def _find_chosen_rates(sweep: Collection) -> dict[str, str]:
+    """Return row -> the learning rate of its runs."""
+    (group,) = sweep.groups
+    return {
+        selected.row: f"{selected.run.recorded['lr']:g}"
+        for selected in group.select(TRAINING_DOMAIN)
+    }
+
+
+def _compare_with_reference(
+    sweep: Collection, reference: str = REFERENCE
+) -> dict[str, list[Comparison]]:
+    """Return row -> its difference from a row over targets, over trials and over pairs."""
     (group,) = sweep.groups
     accuracies = comparisons.accuracies_by_row(group.select(TRAINING_DOMAIN))
     by_row: dict[str, list[Comparison]] = {}
     for unit in (comparisons.ENVIRONMENT, comparisons.TRIAL, comparisons.PAIR):
-        for entry in comparisons.compare(accuracies, REFERENCE, unit):
+        for entry in comparisons.compare(accuracies, reference, unit):
             by_row.setdefault(entry.algorithm, []).append(entry)
     return by_row
 
@@ -306,8 +341,9 @@ def batch_rows() -> Rows:
 
 def all_tables(records: Path) -> list[tuple[str, str, Rows]]:
     """Return (page, beginning of the table's header, rows) of each table."""
-    fresh_sweep, peers = (
-        collection.gather([records / name], [TRAINING_DOMAIN], by=["variant"]) for name in SWEEPS
+    fresh_sweep, peers, checkout = (
+        collection.gather([records / name], [TRAINING_DOMAIN], by=["variant"])
+        for name in (*SWEEPS, SWEEP_IN_CHECKOUT)
     )
     summary = summary_rows(fresh_sweep)
     return [
@@ -317,6 +353,7 @@ def all_tables(records: Path) -> list[tuple[str, str, Rows]]:
         ("docs/peers.md", "| method | out-of-domain | minus CARFT |", accuracy_rows(peers)),
         ("docs/peers.md", "| method | worst | ECE |", evaluation_rows(peers)),
         ("docs/peers.md", "| method | out of domain | difference |", swad_rows(peers)),
+        ("docs/howto/any-algorithm.md", "| algorithm | learning rate |", checkout_rows(checkout)),
         ("docs/statistics.md", "| selected on |", selection_rows()),
         ("docs/statistics.md", "| method | `training-domain` |", protocol_rows(fresh_sweep)),
         ("docs/statistics.md", "| sweep | trials |", protocol_range_rows([fresh_sweep, peers])),
@@ -345,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = parser.parse_args(arguments).check
 
     with tempfile.TemporaryDirectory() as folder:
-        for sweep in SWEEPS:
+        for sweep in (*SWEEPS, SWEEP_IN_CHECKOUT):
             shutil.unpack_archive(RECORDS / f"{sweep}.tar.xz", folder, filter="data")
         tables = all_tables(Path(folder))
 
