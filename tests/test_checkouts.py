@@ -242,6 +242,14 @@ def test_checkout_with_its_own_clip_model_is_left_alone(installations, data, tmp
     record = json.loads((tmp_path / "job" / "results.jsonl").read_text().splitlines()[-1])
     assert "facts" not in record["hparams"]
 
+    code = """
+from domainbed.datasets import EmojiStyles
+for hparams in ({"clip_backbone": "tiny"}, {"clip_backbone": "tiny", "context_scale": 1}):
+    print(EmojiStyles(None, [0], {"data_augmentation": True, **hparams}).input_shape)
+"""
+    printed = run(python, root, "-c", code)
+    assert printed.splitlines() == ["(3, 224, 224)", "(3, 48, 48)"]  # of ERM, and of CARFT
+
 
 SNAPSHOT = """
 import sys

@@ -65,10 +65,13 @@ class PackageDataset:
         requested = values.get("protocol")
         self.protocol = requested if requested in CLIP_PRESETS else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
+        # A host whose networks read clip_backbone trains its own algorithms on its usual images.
+        is_of_package = "context_scale" in values or not host_lookup.has_own_clip()
+        trains_clip = "clip_backbone" in values and is_of_package
         plan = plan_for_job(
             values,
             self.model_input or get_requested_preprocessing(hparams),
-            default_size=self.INPUT_SHAPE[-1] if "clip_backbone" in values else HOST_SIZE,
+            default_size=self.INPUT_SHAPE[-1] if trains_clip else HOST_SIZE,
             is_for_model=self.HAS_FILES and self.model_input is not None,
         )
         self.input_shape = (3, plan.size, plan.size)
