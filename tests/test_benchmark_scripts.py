@@ -84,4 +84,4 @@ def test_algorithms_of_a_checkout_work_are_refused_or_fail(tmp_path):
         assert (outcome, name) == ("works", "loss") and float(second) < float(first)
         assert rows["Grey", head][0] == "refused" and "images in RGB" in rows["Grey", head][1]
         assert rows["Broken", head] == ["fails", "ValueError: no CUDA"]
-    assert lines[-2].startswith("random: 5 algorithms, 3 works, 1 refused, 1 fails")
+    assert lines[-2].startswith("random: 6 algorithms, 4 works, 1 refused, 1 fails")

@@ -385,7 +385,7 @@ def test_entry_point_of_a_package_names_a_module(folder: Path) -> None:
     (package / "__init__.py").write_text("")
     (package / "base.py").write_text("WEIGHT = 0.25\n")
     text = METHOD.replace('"anchor_weight", 0.1', '"anchor_weight", WEIGHT')
-    (package / "anchor.py").write_text(f"from .base import WEIGHT\n{text}")
+    (package / "anchor.py").write_text(f"from .base import WEIGHT\n{SECOND_OPTIMIZER}{text}")
     information = folder / "site" / "my_package-1.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
