@@ -15,6 +15,7 @@ from fake_checkout import REPO
 from test_docs import blocks
 
 from domainbed_carft import check, cli
+from domainbed_carft.checks import check as checking
 from domainbed_carft.checks.properties import CHECKS
 from domainbed_carft.checks.subject import Subject, get_gradients, minibatches, take_step
 from domainbed_carft.errors import CarftError
@@ -146,6 +147,21 @@ def test_method_that_exits_fails_its_checks(tmp_path, capsys):
     assert cli.main(words) == 1
     failures = [line for line in capsys.readouterr().out.splitlines() if "SystemExit" in line]
     assert len(failures) == 2 and all("(own.py, line " in line for line in failures)
+
+
+class HasAFactor(CLIPFineTune):
+    HPARAMS = (positive("factor", 1.0),)
+
+
+def test_hyperparameter_of_one_of_several_methods_can_be_set(monkeypatch):
+    monkeypatch.setattr(checking, "find_classes", lambda method: [CLIPFineTune, HasAFactor])
+    results = check("a file", hparams={"factor": 2.0}, only=["rest-of-batch"])
+    assert [(result.algorithm, result.state) for result in results] == [
+        ("CLIPFineTune", "ok"),
+        ("HasAFactor", "ok"),
+    ]
+    with pytest.raises(CarftError, match="'facto'; did you mean factor"):
+        check("a file", hparams={"facto": 2.0}, only=["rest-of-batch"])
 
 
 class KeepsOrder(CLIPFineTune):

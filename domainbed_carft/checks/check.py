@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,14 +105,10 @@ def run_checks(
 ) -> Iterator[CheckResult]:
     """Yield the results of `check` one by one, without raising an error for a failed check."""
     raise_for(unknown("check", name, CHECKS) for name in (*only, *without) if name not in CHECKS)
-    for algorithm_class in find_classes(method):
-        raise_for(map(str, resolution.resolve(algorithm_class, DATASET, hparams).problems))
+    classes = find_classes(method)
+    raise_for(_find_problems(classes, hparams))
+    for algorithm_class in classes:
         exemptions = algorithm_class.EXEMPT_FROM
-        raise_for(
-            f"EXEMPT_FROM of {algorithm_class.__name__}: {unknown('check', name, CHECKS)}"
-            for name in exemptions
-            if name not in CHECKS
-        )
         subject = Subject(algorithm_class, hparams)
         for name in CHECKS:
             if name in without or (only and name not in only):
@@ -121,6 +118,32 @@ def run_checks(
                 yield CheckResult(subject.name, name, SKIPPED, message)
             else:
                 yield _run_check(subject, name)
+
+
+def _find_problems(
+    classes: Sequence[type[CLIPAlgorithm]], hparams: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield the problems of the hyperparameters, and unknown checks in exemptions.
+
+    If a file has several methods, one of them has to know each hyperparameter.
+    """
+    problems = [
+        problem
+        for algorithm_class in classes
+        for problem in resolution.resolve(algorithm_class, DATASET, hparams).problems
+    ]
+    classes_without_name = Counter(problem.name for problem in problems if problem.valid_names)
+    yield from dict.fromkeys(
+        str(problem)
+        for problem in problems
+        if not problem.valid_names or classes_without_name[problem.name] == len(classes)
+    )
+
+    for algorithm_class in classes:
+        for name in algorithm_class.EXEMPT_FROM:
+            if name not in CHECKS:
+                problem_text = unknown("check", name, CHECKS)
+                yield f"EXEMPT_FROM of {algorithm_class.__name__}: {problem_text}"
 
 
 def _run_check(subject: Subject, name: str) -> CheckResult:
