@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from domainbed_carft.errors import CarftError, invalid, raise_for
-from domainbed_carft.launchers.options import SlurmOptions
+from domainbed_carft.launchers.slurm import Slurm
 from domainbed_carft.sweep import printing, states, upkeep
 from domainbed_carft.text import print_lines, quantity
 
@@ -148,8 +148,8 @@ def _print_plan(plan: LaunchPlan) -> Preflight | None:
     lines += [f"Data: {check.description}." for check in plan.data_checks]
     if plan.skips_training_in_splits is not None:
         lines.append(printing.evaluation_line(plan.skips_training_in_splits))
-    if isinstance(plan.launcher_options, SlurmOptions):
-        lines.append(printing.request_line(plan.launcher_options))
+    if isinstance(plan.launcher, Slurm):
+        lines.append(printing.request_line(plan.launcher.options))
 
     preflight = None
     try:

@@ -11,7 +11,7 @@ from domainbed_carft.launchers import options, pool, slurm
 from domainbed_carft.launchers.attempt import JobOutcome, Launcher, run_commands
 from domainbed_carft.launchers.options import OPTIONS, PoolOptions
 
-__all__ = ["LAUNCHERS", "OPTIONS", "JobOutcome", "Launcher", "make", "problems", "resolve"]
+__all__ = ["LAUNCHERS", "OPTIONS", "JobOutcome", "Launcher", "make", "problems"]
 
 _KINDS: dict[str, Callable[[Any], Launcher]] = {
     "dummy": lambda options: pool.dummy,
@@ -33,16 +33,8 @@ def make(name: str | Launcher, caller_options: Mapping[str, Any] | None = None) 
     """
     if not isinstance(name, str):
         return name
-    resolved = resolve(name, caller_options)  # raises for unknown names
+    resolved = options.resolve(name, caller_options or {})  # raises for unknown names
     return _KINDS[name](resolved)
-
-
-def resolve(name: str | Launcher, caller_options: Mapping[str, Any] | None = None) -> Any:
-    """Return a launcher's options, completed with defaults; None for a function that runs jobs.
-
-    Raises CarftError with all problems if the name or options are invalid.
-    """
-    return options.resolve(name, caller_options or {}) if isinstance(name, str) else None
 
 
 def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str]:

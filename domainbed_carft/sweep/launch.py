@@ -77,8 +77,6 @@ class LaunchPlan:
         waiting_jobs: placeholders for the jobs of a second stage whose values are not chosen yet.
         launcher: the launcher, a function of jobs.
         launcher_name: name of the launcher, such as ``pool``.
-        launcher_options: options of the launcher, of a class in `launchers.OPTIONS`; None for a
-            function.
         skips_training_in_splits: True if the jobs do not evaluate the training environments'
             in-splits; None if the train of the domainbed in use cannot skip them.
         data_checks: results of checking the datasets.
@@ -92,7 +90,6 @@ class LaunchPlan:
     waiting_jobs: Sequence[Job]
     launcher: Launcher
     launcher_name: str
-    launcher_options: Any
     skips_training_in_splits: bool | None
     data_checks: Sequence[DataCheck]
     launcher_problems: Sequence[str]
@@ -203,7 +200,6 @@ def plan(
         waiting_jobs=all_jobs[len(jobs) :],
         launcher=run_jobs,
         launcher_name=launcher if isinstance(launcher, str) else OWN_LAUNCHER,
-        launcher_options=launchers.resolve(launcher, options),
         skips_training_in_splits=skips,
         data_checks=data_checks.check_datasets(declaration.datasets, all_jobs, data_dir),
         launcher_problems=launchers.problems(run_jobs, [output]),
