@@ -205,11 +205,10 @@ def _find_given_files(
             raise CarftError(f"--from {path} does not exist; {expected}, or a folder that has it")
 
         if path.is_dir():
-            found = {source.file: path / source.file for source in sources}
-            found = {file: candidate for file, candidate in found.items() if candidate.is_file()}
-            if not found:
+            names = [source.file for source in sources if (path / source.file).is_file()]
+            if not names:
                 raise CarftError(f"--from {path} has no file of {name}, {expected}")
-            files |= found
+            files |= {file: path / file for file in names}
         elif len(sources) == 1:
             files[sources[0].file] = path
         elif path.name in {source.file for source in sources}:

@@ -112,8 +112,8 @@ def resolve(
     """
     host_defaults, host_values = read_registry(registry, algorithm, dataset, random_seed)
     defaults = {**host_defaults, **get_added_values(host_defaults, given, dataset)}
-    drawn = get_added_values(host_values, given, dataset, random_seed)
-    values = {**host_values, **drawn, **given}
+    added_values = get_added_values(host_values, given, dataset, random_seed)
+    values = {**host_values, **added_values, **given}
     problems = [
         *find_invalid(given, READ_BY_TRAIN),
         *find_unknown(registry, algorithm, given, defaults),
