@@ -13,7 +13,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.results import collection
 from domainbed_carft.results.collect import collect
-from domainbed_carft.results.rows import environment_labels
+from domainbed_carft.results.labels import environment_labels
 
 
 def collect_settings(folder, **options):

@@ -21,7 +21,6 @@ from domainbed_carft.report import plots, provenance
 from domainbed_carft.report.plots import Figure
 from domainbed_carft.report.sections import Section, SectionMaker, unique_names
 from domainbed_carft.results import comparisons, published, selection, suites
-from domainbed_carft.results import rows as row_names
 from domainbed_carft.results.cells import BEST, DOMAINBED, SECOND, Cell
 from domainbed_carft.results.collect import Results, collect
 from domainbed_carft.results.collection import Collection, Sweeps, as_collection
@@ -35,6 +34,7 @@ from domainbed_carft.results.comparisons import (
     p_text,
 )
 from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.labels import environment_labels
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import best_hparams
 from domainbed_carft.version import __version__
@@ -206,7 +206,7 @@ def _make_title(collection: Collection) -> str:
     """Return the page's title: the datasets, the protocol, and the algorithms."""
     runs = collection.runs
     protocol = f"{'one' if any(run.test_envs for run in runs) else 'no'} domain held out"
-    titles = benchmarks.dataset_titles(row_names.environment_labels(runs))
+    titles = benchmarks.dataset_titles(environment_labels(runs))
     names = collection.rows
     if len(names) > _NAMED_ALGORITHMS:
         n_others = len(names) - _NAMED_ALGORITHMS + 1

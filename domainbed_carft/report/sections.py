@@ -24,8 +24,9 @@ from domainbed_carft.report.figure_data import (
 from domainbed_carft.report.plots import Figure, Mark, Styles
 from domainbed_carft.results import columns, suites
 from domainbed_carft.results.cells import NOT_ALL, Cell
-from domainbed_carft.results.collection import Collection, Group
+from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.groups import Group
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams

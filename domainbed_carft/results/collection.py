@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,9 +35,10 @@ from domainbed_carft.jobs.setting import (
 from domainbed_carft.jobs.setting import get_setting as setting_of
 from domainbed_carft.paths import AnyPath, as_paths
 from domainbed_carft.results import job_roles, recorded_defaults, selection
-from domainbed_carft.results import rows as row_names
+from domainbed_carft.results.groups import Group
+from domainbed_carft.results.labels import environment_labels, order_algorithms
 from domainbed_carft.results.recorded_defaults import is_unset
-from domainbed_carft.results.rows import JointRow, JointRows
+from domainbed_carft.results.rows import JointRow, JointRows, label_rows
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.text import quantity
 
@@ -56,57 +56,6 @@ _RunSetting = tuple[RecordedRun, Mapping[str, str]]
 _SettingsByRow = dict[tuple[str, str], list[Mapping[str, str]]]
 # The values of the parts by which groups differ
 _GroupKey = tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Runs with equal settings, whose accuracies can be averaged.
-
-    Attributes:
-        title: the setting; empty for a single group.
-        runs: runs of distinct jobs; can be empty.
-        planned: jobs of the sweeps' manifests that belong to the group, run or not.
-        notes: remarks on settings that differ between rows and datasets.
-        labels: dataset -> names of its environments, from the manifests.
-        order: names of rows and algorithms in the order of the tables, the same for all groups.
-        source: the training environments if all others are held out together; otherwise empty.
-    """
-
-    title: str
-    runs: Sequence[RecordedRun]
-    planned: Sequence[Job]
-    notes: Sequence[str]
-    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    order: Sequence[str] = ()
-    source: str = ""
-    _selections: dict[str, list[SelectedRun]] = field(default_factory=dict, init=False, repr=False)
-
-    def select(self, method: str) -> list[SelectedRun]:
-        """Select runs by a method; the result is cached."""
-        if method not in self._selections:
-            self._selections[method] = selection.select(self.runs, method)
-        return self._selections[method]
-
-    def select_in_table_order(self, method: str) -> list[SelectedRun]:
-        """Select runs by a method; sort them by dataset, row, target and trial as in the tables."""
-        selected = self.select(method)
-        datasets = list(self.environments)
-        names = self.order_rows(entry.row for entry in selected)
-
-        def place(entry: SelectedRun) -> tuple[int, int, int, int]:
-            row = names.index(entry.row)
-            return datasets.index(entry.dataset), row, entry.target, entry.trial
-
-        return sorted(selected, key=place)
-
-    @cached_property
-    def environments(self) -> dict[str, tuple[str, ...]]:
-        """Dataset -> names of its environments, in the order of the tables."""
-        return row_names.environment_labels(self.runs, self.planned, self.labels)
-
-    def order_rows(self, rows: Iterable[str]) -> list[str]:
-        """Return distinct names of rows in the order of the tables."""
-        return row_names.sort_rows(rows, self.order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,12 +171,10 @@ def gather(
     last_stage = job_roles.select_last_stage(runs, sweeps)
     divided_runs = recorded_defaults.add_recorded_defaults(last_stage.runs)
     own_methods = find_own_methods({run.algorithm: run.recorded for run in runs})
-    order = row_names.order_algorithms(
-        (name for sweep in sweeps for name in sweep.algorithms), own_methods
-    )
+    order = order_algorithms((name for sweep in sweeps for name in sweep.algorithms), own_methods)
     rows = JointRows(divided_runs, last_stage.planned, order)
     if by:
-        rows = row_names.label_rows(rows, by=by, folders=folders)
+        rows = label_rows(rows, by=by, folders=folders)
     labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
     groups = _group_runs(rows, labels, ignored, warnings, own_methods)
     if not groups:
@@ -302,7 +249,7 @@ def _group_runs(
     Rows or datasets that differ but have one setting each stay together, since no cell mixes them;
     a note lists the differences. A warning is added for each repeated run of a job.
     """
-    environments = row_names.environment_labels(rows.runs, rows.planned, labels)
+    environments = environment_labels(rows.runs, rows.planned, labels)
     runs = [(run, _cell_setting(run.job, run.setting, environments)) for run in rows.runs]
     planned = [
         (job, _cell_setting(job, setting_of(job.args), environments)) for job in rows.planned

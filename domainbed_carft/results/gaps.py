@@ -14,7 +14,7 @@ import numpy as np
 from domainbed_carft.jobs.job import Candidate, Choice
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import selection
-from domainbed_carft.results.collection import Group
+from domainbed_carft.results.groups import Group
 from domainbed_carft.results.selection import LEAVE_ONE_OUT, METHODS
 
 _Choices = dict[int, list[Choice]]  # trial -> choices of hyperparameters

@@ -1,4 +1,4 @@
-"""The rows of tables: names, including those made by ``--by``, and the order of all labels."""
+"""The rows that ``--by`` makes of an algorithm: their names, values and order."""
 
 from __future__ import annotations
 
@@ -9,98 +9,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import raise_for
-from domainbed_carft.jobs.algorithms import SHIPPED, Method
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM
 from domainbed_carft.jobs.setting import get_setting as setting_of
+from domainbed_carft.results.labels import sort_rows
 from domainbed_carft.results.recorded_defaults import is_unset
 
 VARIANT = "variant"
-
-# DomainBed's order, followed by our datasets. The last bit of a mean depends on it.
-_DATASETS = (
-    "Debug28",
-    "Debug224",
-    "ColoredMNIST",
-    "RotatedMNIST",
-    "VLCS",
-    "PACS",
-    "OfficeHome",
-    "TerraIncognita",
-    "DomainNet",
-    "SVIRO",
-    "EmojiStyles",
-    "EmojiUnseen",
-)
 
 # The beginning of a default that not all runs of a row have
 _RECORDED_DEFAULT = f"{DEFAULT} "
 
 # The values of the names of ``by``, as settings have them.
 _Words = tuple[str, ...]
-
-
-def environment_labels(
-    runs: Iterable[RecordedRun],
-    planned: Iterable[Job] = (),
-    listed: Mapping[str, Sequence[str]] = {},
-) -> dict[str, tuple[str, ...]]:
-    """Map each dataset to the labels of its environments, in the order of the tables.
-
-    Labels are taken from the records, then the manifests (``listed``), then the known benchmarks,
-    if they are distinct and as many as recorded accuracies; otherwise they are env0, env1, ...
-    """
-    recorded: dict[str, tuple[str, ...]] = {}
-    counts: dict[str, int] = {}
-    for run in runs:
-        counts[run.dataset] = max(run.n_environments, counts.get(run.dataset, 0))
-        if run.environments:
-            recorded.setdefault(run.dataset, run.environments)
-
-    benchmark_labels: Mapping[str, Sequence[str]] = {
-        name: [environment.label for environment in benchmark.environments]
-        for name, benchmark in benchmarks.BENCHMARKS.items()
-    }
-    for name in {job.key.dataset: None for job in planned}:
-        counts.setdefault(name, len(listed.get(name, ()) or benchmark_labels.get(name, ())))
-
-    ordered = [name for name in _DATASETS if name in counts]
-    ordered += [name for name in counts if name not in _DATASETS]
-
-    labels_by_dataset: dict[str, tuple[str, ...]] = {}
-    for name in ordered:
-        labels_by_dataset[name] = tuple(f"env{number}" for number in range(counts[name]))
-        for source in (recorded, listed, benchmark_labels):
-            names_in_source = source.get(name, ())
-            if len(names_in_source) == len({*names_in_source}) == counts[name]:
-                labels_by_dataset[name] = tuple(names_in_source)
-                break
-    return labels_by_dataset
-
-
-def order_algorithms(
-    declared: Iterable[str], own_methods: Mapping[str, Method] = {}
-) -> tuple[str, ...]:
-    """Return the order of algorithms in tables, legends and bars.
-
-    First come the algorithms that sweeps ``declared``, then the methods of this package and
-    the user's ``own_methods`` in the order of their styles.
-    """
-    rows = {
-        name: method.style.row
-        for name, method in {**own_methods, **SHIPPED}.items()
-        if method.style
-    }
-    return tuple(dict.fromkeys((*declared, *sorted(rows, key=rows.__getitem__))))
-
-
-def sort_rows(names: Iterable[str], order: Iterable[str]) -> list[str]:
-    """Sort distinct names by their places in ``order``, then all others by name."""
-    distinct = set(names)
-    return [name for name in dict.fromkeys((*order, *sorted(distinct))) if name in distinct]
 
 
 @dataclass(frozen=True)

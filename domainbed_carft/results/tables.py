@@ -24,7 +24,7 @@ from domainbed_carft.results.cells import (
     mean_over_trials,
     rank_cells,
 )
-from domainbed_carft.results.collection import Collection, Group
+from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.columns import (
     AVERAGE,
     DEFAULT_COLUMNS,
@@ -35,6 +35,7 @@ from domainbed_carft.results.columns import (
 )
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.gaps import Gaps
+from domainbed_carft.results.groups import Group
 from domainbed_carft.results.selection import SelectedRun
 
 _UNDECLARED = (
