@@ -150,6 +150,15 @@ def test_planned_jobs_belong_to_the_runs_with_any_recorded_default(tmp_path):
     ]
 
 
+def test_planned_jobs_with_a_value_that_no_run_has_are_a_group_of_their_own(tmp_path):
+    launch(tmp_path, run=lambda args: "hparams" not in args, hparams=("", '{"k": 3}'))
+    groups = collection.gather([tmp_path]).groups
+    assert [(group.title, len(group.runs), len(group.planned)) for group in groups] == [
+        ("hparam k 3", 0, 8),
+        ("hparam k default", 8, 8),
+    ]
+
+
 def test_by_names_recorded_defaults(tmp_path):
     write_sweep(tmp_path / "a", ["CARFT"], choices=1, recorded={"k": 1})
     write_sweep(tmp_path / "b", ["CARFT"], choices=1, recorded={"k": 2})

@@ -320,17 +320,18 @@ class SectionMaker:
             OUT_OF_DOMAIN: _get_measured(table, columns.OUT_OF_DOMAIN),
             IN_DOMAIN: in_domain,
         }
-        joint_rows = self.collection.joint_rows
-        rows = {row: joint_rows[row] for row in in_domain if row in joint_rows}
+        row_values = self.collection.groups[0].row_values
+        rows = {row: row_values[row] for row in in_domain if row in row_values}
         values_by_hparam: dict[str, set[str]] = {}
-        for row in rows.values():
-            for hparam, value in row.values.items():
+        for values_of_row in rows.values():
+            for hparam, value in values_of_row.items():
                 values_by_hparam.setdefault(hparam, set()).add(str(value))
         return [
             plots.draw_hparam_curve(
                 *self._label(table, f"{table.name}, over {hparam}", "over", hparam),
                 hparam,
                 rows,
+                {run.row: run.algorithm for run in self.collection.runs},
                 {name: cells for name, cells in panels.items() if cells},
                 self.collection.own_methods,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import RecordedRun
@@ -17,22 +18,27 @@ from domainbed_carft.results.selection import SelectedRun
 class Group:
     """Runs with equal settings, whose accuracies can be averaged.
 
+    Before it is divided by setting, the group of all runs passes through the same functions.
+
     Attributes:
         title: the setting; empty for a single group.
-        runs: runs of distinct jobs; can be empty.
+        runs: the runs, one for each job once the groups are divided; can be empty.
         planned: jobs of the sweeps' manifests that belong to the group, run or not.
         notes: remarks on settings that differ between rows and datasets.
         labels: dataset -> names of its environments, from the manifests.
         order: names of rows and algorithms in the order of the tables, the same for all groups.
+        row_values: row made by ``--by`` -> its value of each name (the default if it is known); the
+            same for all groups.
         source: the training environments if all others are held out together; otherwise empty.
     """
 
-    title: str
-    runs: Sequence[RecordedRun]
-    planned: Sequence[Job]
-    notes: Sequence[str]
+    title: str = ""
+    runs: Sequence[RecordedRun] = ()
+    planned: Sequence[Job] = ()
+    notes: Sequence[str] = ()
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     order: Sequence[str] = ()
+    row_values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     source: str = ""
     _selections: dict[str, list[SelectedRun]] = field(default_factory=dict, init=False, repr=False)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import raise_for
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM
-from domainbed_carft.jobs.setting import get_setting as setting_of
+from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM, get_setting
+from domainbed_carft.results.groups import Group
 from domainbed_carft.results.labels import sort_rows
 from domainbed_carft.results.recorded_defaults import is_unset
 
@@ -26,34 +26,7 @@ _RECORDED_DEFAULT = f"{DEFAULT} "
 _Words = tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class JointRow:
-    """The algorithm of a row, and its value of each name of ``by`` (the default if it is known)."""
-
-    algorithm: str
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class JointRows:
-    """Runs and planned jobs with the names of their rows.
-
-    Attributes:
-        runs: the runs.
-        planned: the planned jobs.
-        order: the names of rows and algorithms in the order of the tables.
-        parts: the parts of a setting that the names show.
-        rows: name -> its algorithm and values; empty if the rows are the algorithms.
-    """
-
-    runs: list[RecordedRun]
-    planned: list[Job]
-    order: Sequence[str]
-    parts: Sequence[str] = ()
-    rows: Mapping[str, JointRow] = field(default_factory=dict)
-
-
-def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> JointRows:
+def label_rows(plain: Group, by: Sequence[str], folders: Sequence[Path]) -> Group:
     """Give each algorithm a row for each of its values of the names ``by``.
 
     Each name is a hyperparameter, an argument, or VARIANT. A row is called ``CARFT (lr 0.001)``,
@@ -65,7 +38,7 @@ def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> 
         by: the names.
         folders: the collected folders, in which each variant has a folder of its own.
     """
-    planned = [(job, setting_of(job.args)) for job in plain.planned]
+    planned = [(job, get_setting(job.args)) for job in plain.planned]
     ran = [(run.job, run.setting) for run in plain.runs]
     _require_varying(by, [*planned, *ran], folders)
 
@@ -77,13 +50,15 @@ def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> 
 
     defaults = _find_defaults(by, plain.runs)
     names: dict[tuple[str, _Words], str] = {}
-    rows = {}
+    row_values = {}
     for algorithm in sort_rows(words_by_algorithm, plain.order):
-        for words, name, row in _name_rows(algorithm, words_by_algorithm[algorithm], by, defaults):
+        rows = _name_rows(algorithm, words_by_algorithm[algorithm], by, defaults)
+        for words, name, values in rows:
             names[algorithm, words] = name
-            rows[name] = row
+            row_values[name] = values
 
-    return JointRows(
+    return replace(
+        plain,
         runs=[
             replace(run, job=replace(run.job, row_name=names[run.algorithm, words]))
             for run, words in zip(plain.runs, run_words, strict=True)
@@ -93,8 +68,7 @@ def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> 
             for job, words in zip(plain.planned, planned_words, strict=True)
         ],
         order=(*names.values(), *plain.order),
-        parts=[_part(name) for name in by if name != VARIANT],
-        rows=rows,
+        row_values=row_values,
     )
 
 
@@ -132,7 +106,7 @@ def _name_rows(
     words_of_rows: Iterable[_Words],
     by: Sequence[str],
     defaults: Mapping[tuple[str, str], Any],
-) -> Iterator[tuple[_Words, str, JointRow]]:
+) -> Iterator[tuple[_Words, str, dict[str, Any]]]:
     """Yield the words, name and values of each row of an algorithm, in the tables' order.
 
     ``defaults`` is the result of `_find_defaults`.
@@ -152,7 +126,7 @@ def _name_rows(
             if varies
         ]
         name = f"{algorithm} ({', '.join(texts)})" if texts else algorithm
-        yield words, name, JointRow(algorithm, dict(zip(by, values, strict=True)))
+        yield words, name, dict(zip(by, values, strict=True))
 
 
 def _get_words(
@@ -166,7 +140,7 @@ def _get_words(
         elif name in job.role.values:
             words.append("")  # chosen by the selection method
         else:
-            words.append(setting.get(_part(name), DEFAULT))
+            words.append(setting.get(get_part(name), DEFAULT))
     return tuple(words)
 
 
@@ -183,7 +157,7 @@ def _variant(job: Job, folders: Sequence[Path]) -> str:
     return job.variant
 
 
-def _part(name: str) -> str:
+def get_part(name: str) -> str:
     """Return the name of the part in settings."""
     return name if name in ARGUMENTS else HPARAM + name
 
