@@ -36,7 +36,7 @@ from domainbed_carft.results.comparisons import (
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.labels import environment_labels
 from domainbed_carft.results.tables import Table
-from domainbed_carft.results.top import best_hparams
+from domainbed_carft.results.top import list_chosen_runs
 from domainbed_carft.version import __version__
 
 # The algorithms whose difference the first sentences describe
@@ -175,7 +175,7 @@ def _make_sections(
     results: Results, maker: SectionMaker, differences: Sequence[Comparison]
 ) -> list[Section]:
     """Make a section per dataset and group, most rows first, then a section per suite."""
-    entries = list(best_hparams(results.collection))
+    entries = list(list_chosen_runs(results.collection))
     sections = []
     for group, tables in zip(results.collection.groups, results.tables_of_groups, strict=True):
         dataset_tables = [table for table in tables if not table.averages]
