@@ -177,7 +177,7 @@ class Table:
         for row, cells in self.rows.items():
             covered = () if column.of else (c.of for c in self.accuracies if cells[c].is_expected)
             rows_by_scope.setdefault(frozenset(covered), []).append(row)
-        ranks = {}
+        ranks: dict[str, int] = {}
         for rows in rows_by_scope.values():
             ranks |= zip(rows, rank_cells(self.rows[row][column] for row in rows))
         return ranks
