@@ -117,7 +117,7 @@ def test_facts_of_dataset_are_found_by_class_names(site, tmp_path, protocol, tra
     code = """
 import json, sys
 from domainbed import datasets
-from domainbed_carft.plugin import known_datasets
+from domainbed_carft.datasets import known_datasets
 
 root, protocol = sys.argv[1:]
 hparams = {"class_names": "dataset:Pets", "protocol": protocol}
@@ -144,7 +144,7 @@ print(json.dumps([
 
 
 @pytest.mark.parametrize(
-    "module", ["method/algorithms", "jobs/facts", "plugin/datasets", "method/dataset_facts"]
+    "module", ["method/algorithms", "jobs/facts", "datasets/included", "images/dataset_facts"]
 )
 def test_failing_plugin_warns_once_without_breaking_host(site, checkout, module):
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")
@@ -211,7 +211,7 @@ print(json.dumps([
 def test_package_can_be_imported_before_host(site, checkout):
     code = """
 import json
-import domainbed_carft.method.algorithms, domainbed_carft.plugin.datasets
+import domainbed_carft.method.algorithms, domainbed_carft.datasets.included
 from domainbed import algorithms, datasets
 print(json.dumps([
     issubclass(algorithms.CARFT, domainbed_carft.method.algorithms.CARFT),

@@ -15,7 +15,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.jobs.folder import RECORDS
+from domainbed_carft.jobs.job_folder import RECORDS
 from domainbed_carft.suites.records import FILE as SUITE_RECORDS
 
 RENAMED = {"holds_out_together": "holds_out_together"}

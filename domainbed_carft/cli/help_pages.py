@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from domainbed_carft.flags import FlagParser
-from domainbed_carft.text import near_matches, unknown
+from domainbed_carft.suggestions import near_matches, unknown
 
 WIDTH = 79
 

@@ -21,7 +21,8 @@ from typing import NamedTuple
 from domainbed_carft.data.comparison import quote_names
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import read_regular
-from domainbed_carft.text import progress, quantity
+from domainbed_carft.progress_bar import progress
+from domainbed_carft.wording import quantity
 
 # A copy of torchvision.datasets.folder.IMG_EXTENSIONS, because to import torch takes seconds.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

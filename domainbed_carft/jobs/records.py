@@ -22,10 +22,10 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.cost import Cost, recorded_cost
 from domainbed_carft.jobs.facts import FOREIGN, NAMES, get_hparams_and_facts
-from domainbed_carft.jobs.folder import DONE, RECORDS
 from domainbed_carft.jobs.job import IDENTITY, Job
+from domainbed_carft.jobs.job_folder import DONE, RECORDS
 from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, get_setting, read_printed_versions
-from domainbed_carft.text import limit_lines, quantity
+from domainbed_carft.wording import limit_lines, quantity
 
 NUMBERS = {float, int}
 NO_ACCURACIES = (

@@ -11,6 +11,7 @@ from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import HparamProblem, collect_problems
+from domainbed_carft.images.dataset_facts import parse_dataset_name
 from domainbed_carft.jobs.hparams import (
     DEFAULTS_OF_TRAIN,
     READ_BY_TRAIN,
@@ -20,7 +21,6 @@ from domainbed_carft.jobs.hparams import (
     read_registry,
 )
 from domainbed_carft.method import averages, lora, penalties, prompts
-from domainbed_carft.method.dataset_facts import parse_dataset_name
 from domainbed_carft.method.host_lookup import is_carft_harness
 from domainbed_carft.method.hparams import (
     CLIP_HEAD,

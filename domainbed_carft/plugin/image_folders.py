@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.data import verify
-from domainbed_carft.errors import CarftError, JobExit
+from domainbed_carft.data import verification
+from domainbed_carft.datasets import known_datasets
+from domainbed_carft.datasets.requested_clip import get_requested_preprocessing, require_weights
 from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
-from domainbed_carft.images.preprocessing import IMAGENET_MEAN, Normalisation, Preprocessing
+from domainbed_carft.images.preprocessing import IMAGENET_MEAN, Normalisation
 from domainbed_carft.images.protocols import CLIP_PRESETS, HOST, UPSTREAM_SIZE, plan_for
 from domainbed_carft.images.transforms import PlanTransform
-from domainbed_carft.plugin import known_datasets
 from domainbed_carft.plugin.hooked_modules import warn_once
 
 # Steps of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a.
@@ -47,7 +47,7 @@ def wrap_constructor(original: Callable[..., None]) -> Callable[..., None]:
 
         require_weights(values)
         report = _verify(type(self).__name__, arguments.get("root"))
-        with verify.report_broken_data(report, values):
+        with verification.report_broken_data(report, values):
             original(self, *args, **kwargs)
 
         try:
@@ -65,47 +65,11 @@ def wrap_constructor(original: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-def require_weights(hparams: Any) -> None:
-    """Locate or download the CLIP checkpoint of a checkout's job before its data is read.
-
-    Does nothing for other algorithms, and for the included harness and open_clip, which find the
-    checkpoint themselves. Raises JobExit if OpenAI's weights cannot be downloaded, or if the
-    user's file does not exist.
-    """
-    if not _has_clip_model(hparams):
-        return
-
-    from domainbed_carft.clips import open_clip, openai
-    from domainbed_carft.method.host_lookup import is_carft_harness
-
-    name = hparams.get("clip_backbone")
-    if not isinstance(name, str) or name.startswith(open_clip.PREFIX) or is_carft_harness():
-        return
-
-    try:
-        openai.locate(name)
-    except CarftError as error:
-        raise JobExit(str(error)) from None
-
-
-def _has_clip_model(hparams: Any) -> bool:
-    """Return True if the hyperparameters name a CLIP model for this package to load.
-
-    In a host with its own CLIP model of that name, these are only jobs of this package.
-    """
-    if not isinstance(hparams, dict) or "clip_backbone" not in hparams:
-        return False
-
-    from domainbed_carft.method import host_lookup
-
-    return "contexts" in hparams or not host_lookup.has_own_clip()
-
-
-def _verify(name: str, root: Any) -> verify.DataReport | None:
+def _verify(name: str, root: Any) -> verification.DataReport | None:
     """Return the report of `carft data verify` on the folder, which the host could fail to read."""
     try:
         if isinstance(root, (str, os.PathLike)) and os.path.isdir(root):
-            return verify.verify_folder(name, Path(root))
+            return verification.verify_folder(name, Path(root))
     except Exception as error:
         warn_once(f"the check of {name}", error)
     return None
@@ -153,21 +117,6 @@ def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
         environment.transform = PlanTransform(plan_for(protocol, size, augment, preprocessing))
     dataset.input_shape = (3, size, size)
     return protocol
-
-
-def get_requested_preprocessing(hparams: Any) -> Preprocessing | None:
-    """Return the preprocessing set by the hparam, or else expected by the CLIP checkpoint.
-
-    Returns None for other algorithms, and for a CLIP checkpoint that cannot be read.
-    """
-    if not _has_clip_model(hparams):
-        return None
-    if hparams.get("preprocessing"):
-        return Preprocessing.from_hparam(hparams["preprocessing"])
-
-    from domainbed_carft.method import job  # imports torch, which takes seconds
-
-    return job.find_preprocessing(hparams)
 
 
 def _is_upstream(transform: Any) -> bool:

@@ -10,8 +10,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from domainbed_carft.escaping import printable
 from domainbed_carft.results.cells import PLUS_MINUS
-from domainbed_carft.text import printable
 
 FORMATS = ("text", "markdown", "csv", "json", "latex")
 TEXT_WIDTH = 100

@@ -18,11 +18,11 @@ from torch.utils.data import TensorDataset
 
 from domainbed.lib import image_folders
 from domainbed.lib.command_line import UnknownNameError
-from domainbed_carft import text
+from domainbed_carft import suggestions
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.comparison import require_same_classes
 from domainbed_carft.data.listing import is_list, list_environments
-from domainbed_carft.data.verify import report_broken_data, verify_listing
+from domainbed_carft.data.verification import report_broken_data, verify_listing
 from domainbed_carft.errors import CarftError, collect_problems, raise_for
 from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
 from domainbed_carft.images.image_lists import ListedFolder
@@ -70,7 +70,7 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
             f"dataset {dataset_name} is not included; use another one ({', '.join(DATASETS)}, "
             "or a folder environment/class/image), or a checkout of facebookresearch/DomainBed"
         )
-    raise UnknownNameError(text.unknown("dataset", dataset_name, DATASETS))
+    raise UnknownNameError(suggestions.unknown("dataset", dataset_name, DATASETS))
 
 
 @functools.cache

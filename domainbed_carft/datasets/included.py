@@ -21,8 +21,10 @@ from domainbed_carft.data import (
     image_files,
     listing,
     tasks,
-    verify,
+    verification,
 )
+from domainbed_carft.datasets import known_datasets
+from domainbed_carft.datasets.requested_clip import get_requested_preprocessing, require_weights
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
 from domainbed_carft.images.image_lists import ImageList, ImagePaths, ListedFolder
@@ -31,8 +33,6 @@ from domainbed_carft.images.protocols import CLIP_PRESETS, plan_for_job
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method import host_lookup
 from domainbed_carft.method.hparams import STEPS
-from domainbed_carft.plugin import known_datasets
-from domainbed_carft.plugin.image_folders import get_requested_preprocessing, require_weights
 from domainbed_carft.suites import imagenet, imagenet_training
 
 HOST_SIZE = 224  # px, the input of the host's networks
@@ -77,7 +77,7 @@ class PackageDataset:
         self.input_shape = (3, plan.size, plan.size)
 
         self.datasets, report = self.read(root)
-        with verify.report_broken_data(report, values):
+        with verification.report_broken_data(report, values):
             self.num_classes = len(self.datasets[0].classes)
         self.data_edition = report.data_edition
 
@@ -99,7 +99,7 @@ class PackageDataset:
 
     def _get_facts(
         self,
-        report: verify.DataReport,
+        report: verification.DataReport,
         normalisation: Normalisation | None,
         test_envs: Sequence[int] | None,
     ) -> DatasetFacts:
@@ -115,7 +115,7 @@ class PackageDataset:
             environments=environments, report=report, protocol=self.protocol, test_envs=test_envs
         )
 
-    def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
+    def read(self, root: Any) -> tuple[list[Any], verification.DataReport]:
         """Read the dataset below the data folder ``root``.
 
         Returns:
@@ -146,7 +146,7 @@ class TaskData(PackageDataset):
             return []
         return [f"{task.name} needs --data_dir, the folder that has {task.folder}; {task.hint}"]
 
-    def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
+    def read(self, root: Any) -> tuple[list[Any], verification.DataReport]:
         """Read the training split as the only environment. Raises CarftError if it is missing."""
         raise_for(self.data_problems(root))
 
@@ -172,7 +172,7 @@ class EmojiStyles(PackageDataset):
     ENVIRONMENTS = ["fluent3d", "line", "noto", "twemoji"]
     INPUT_SHAPE = (3, EMOJI_SIZE, EMOJI_SIZE)
 
-    def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
+    def read(self, root: Any) -> tuple[list[Any], verification.DataReport]:
         """Read the styles from the unpacked archive of the package, and check them."""
         folder = emoji.environment_folder(type(self).__name__)
         listed = listing.list_environments(folder)
@@ -181,7 +181,7 @@ class EmojiStyles(PackageDataset):
             ListedFolder(str(folder / name), images[name], loader=_decode_emoji)
             for name in self.ENVIRONMENTS
         ]
-        return environments, verify.verify_listing(type(self).__name__, listed)
+        return environments, verification.verify_listing(type(self).__name__, listed)
 
 
 class EmojiUnseen(EmojiStyles):
@@ -223,7 +223,7 @@ class ImageNet(PackageDataset):
         """Return the problems of the data, for the harness before a job starts."""
         return imagenet_training.training_set_problems(root)
 
-    def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
+    def read(self, root: Any) -> tuple[list[Any], verification.DataReport]:
         """Read the training set as the only environment. Raises CarftError if it is missing."""
         folder = imagenet_training.find_training_set(root)
         if folder is None:
