@@ -1,4 +1,4 @@
-"""Plain tables for the terminal."""
+"""Tables of text, laid out by tabulate."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ _EMPTY_CELLS = ("", "-", "?")
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format a plain table: numbers are aligned right, and empty columns are dropped."""
-    from tabulate import tabulate
-
     columns = [
         index for index in range(len(head)) if any(row[index] not in _EMPTY_CELLS for row in rows)
     ]
@@ -24,5 +22,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     # The head is passed as a row, because tabulate pads a head by two spaces.
     rows = [[head[index] for index in columns], *body]
-    lines = tabulate(rows, tablefmt="plain", colalign=alignments, disable_numparse=True)
+    lines = lay_out((), rows, "plain", alignments)
     return "\n".join(line.rstrip() for line in lines.splitlines())
+
+
+def lay_out(
+    head: Sequence[str], rows: Sequence[Sequence[str]], style: str, alignments: Sequence[str]
+) -> str:
+    """Lay out a table in a style of tabulate, without reading its cells as numbers."""
+    from tabulate import tabulate
+
+    return tabulate(rows, head, style, colalign=alignments, disable_numparse=True)

@@ -63,6 +63,7 @@ REAL_MODULES = (
     "wording.py",
     "jobs/facts.py",
     "images/dataset_facts.py",
+    "images/dataset_setup.py",
     "datasets/__init__.py",
     "datasets/known_datasets.py",
     "datasets/requested_clip.py",

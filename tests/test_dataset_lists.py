@@ -56,6 +56,18 @@ def test_absolute_paths_give_the_order_of_the_folder(copies, tmp_path):
     assert listing.list_environments(file).paths() == in_folder
 
 
+def test_job_parses_its_list_once(copies, tmp_path):
+    listing._parse_list.cache_clear()
+    runs_jobs.train_job(tmp_path, copies[1], "CLIPZeroShot")
+    assert listing._parse_list.cache_info().misses == 1
+
+
+def test_changed_list_is_parsed_again(tmp_path):
+    for path in ("a.png", "b.png"):
+        file = write_list(tmp_path / "l.csv", [(path, "a", "x")])
+        assert listing.read_list(file) == {"a": {"x": {path: 2}}}
+
+
 def test_list_is_verified_like_its_folder(copies, capsys):
     reports = []
     for path in copies:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fake_checkout import OUR_ALGORITHMS, OUR_HPARAMS, Site, module_text, write_checkout
 
+from domainbed_carft.images import preprocessing
 from domainbed_carft.plugin import registry_functions
 
 
@@ -132,7 +133,9 @@ print(json.dumps([
     hparams,
 ]))
 """
-    normalisation = [[0.5, 0.25, 0.0], [2.0, 1.0, 1.0]] if protocol == "domainbed" else None
+    of_host = [[0.5, 0.25, 0.0], [2.0, 1.0, 1.0]]
+    of_clip = [list(preprocessing.CLIP_MEAN), list(preprocessing.CLIP_STD)]
+    normalisation = of_host if protocol == "domainbed" else of_clip
     assert site.json("-c", code, str(tmp_path / "data"), protocol, cwd=fork) == [
         transforms,
         recorded,
