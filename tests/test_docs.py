@@ -76,6 +76,14 @@ def test_generated_parts_of_pages_are_up_to_date(tool, monkeypatch):
     assert ended.value.code == 0
 
 
+def test_sources_of_a_hyperparameter_have_a_line_for_each_algorithm():
+    page = (DOCS / "reference" / "hyperparameters.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| `kl_weight` \|.*$", page, re.MULTILINE)
+    lines = row.split(" | ")[-1].split("<br>")
+    assert lines[0].startswith("this package")
+    assert [line.partition(":")[0] for line in lines[1:]] == ["FDAlign", "StarFT"]
+
+
 def test_errors_of_the_protocols_difference_are_sample_errors(fresh):
     """Of zero-shot CLIP: over trials, and by splitting its right and wrong answers at random."""
     differences = {}
