@@ -25,6 +25,7 @@ from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms, prompts
 from domainbed_carft.method.hparams import Conditions
 from domainbed_carft.preflight import zero_shot_gate
+from domainbed_carft.results import comparisons
 from domainbed_carft.results.collect import collect
 
 DOCS = REPO / "docs"
@@ -225,7 +226,7 @@ def test_messages_in_troubleshooting_exist_in_the_code():
     assert [message for message in quoted if message not in code] == []
 
 
-@pytest.mark.parametrize("page", ["pacs"])
+@pytest.mark.parametrize("page", ["pacs", "fair-comparison"])
 def test_dry_runs_print_the_jobs_and_images_of_their_page(page, carft, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ""
@@ -241,6 +242,26 @@ def test_dry_runs_print_the_jobs_and_images_of_their_page(page, carft, tmp_path,
             assert [line for line in printed if line in shown] == shown, f"line {block.line}"
             compared += 1
     assert compared
+
+
+def test_table_of_needed_environments_equals_holms_correction():
+    """If one of k rows has the smallest p-value of n environments, and the others have none."""
+    page = (DOCS / "howto" / "fair-comparison.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| (\d+)(?: \w+ (\d+))? \| (\d+) \| (.*) \|$", page, re.MULTILINE)
+    listed = []
+    for first, last, n_environments, shown in lines:
+        n_rows = range(int(first), int(last or first) + 1)
+        listed += n_rows
+        for n in (int(n_environments) - 1, int(n_environments)):
+            p = comparisons.smallest_p(n)
+            lowest = [
+                comparisons.holm({"": p, **dict.fromkeys(range(k - 1), 1.0)})[""] for k in n_rows
+            ]
+            is_enough = n == int(n_environments)
+            assert all((value < 0.05) == is_enough for value in lowest)
+        ends = dict.fromkeys([f"{lowest[0]:.3f}", f"{lowest[-1]:.3f}"])
+        assert re.split(" to | or ", shown) == [*ends]
+    assert listed == [*range(1, 13)]
 
 
 def test_expected_values_of_zero_shot_clip_on_pacs_are_those_of_the_preflight():
