@@ -13,7 +13,6 @@ from domainbed import algorithms, hparams_registry, networks
 
 from domainbed_carft.clips import backbone, openai
 from domainbed_carft.errors import CarftError
-from domainbed_carft.machine import stand_in_device  # noqa: F401  before any backward pass
 from domainbed_carft.method import host_hparams
 from domainbed_carft.method.algorithms import hparam_values
 from domainbed_carft.method.build import build

@@ -11,12 +11,6 @@ from domainbed_carft.machine import stand_in_device
 from domainbed_carft.machine.stand_in_device import MixedDevicesError
 
 
-@pytest.fixture(autouse=True)
-def stand_in():
-    with stand_in_device.install() as device:
-        yield device
-
-
 def on_both(stand_in, *shape):
     plain = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return plain, plain.to(stand_in)
