@@ -48,7 +48,7 @@ _cache = tempfile.TemporaryDirectory(prefix="carft-test-cache-")
 os.environ["DOMAINBED_CARFT_CACHE"] = _cache.name
 
 # torch counts its devices at the first backward pass of a process, so the stand-in comes before it.
-from domainbed_carft.machine import stand_in_device  # noqa: E402
+import stand_in_device  # noqa: E402
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

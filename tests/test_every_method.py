@@ -3,11 +3,12 @@
 import copy
 import functools
 
+import method_processes
 import pytest
+import stand_in_device
 import torch
 from method_cases import ALL_TERMS, CASES, PARAMETERS
 
-from domainbed_carft.checks import processes
 from domainbed_carft.checks.arithmetic import float64
 from domainbed_carft.checks.properties import (
     require_same,
@@ -15,7 +16,7 @@ from domainbed_carft.checks.properties import (
     save_and_load,
 )
 from domainbed_carft.checks.subject import Subject, minibatches, move_batches, take_step
-from domainbed_carft.machine import devices, stand_in_device
+from domainbed_carft.machine import devices
 from domainbed_carft.method.algorithms import CLASSES
 from domainbed_carft.method.baselines import CLIPFineTune
 
@@ -92,8 +93,8 @@ def test_order_of_the_domains_in_a_step_does_not_matter(case, random_tiny):
 
 def require_same_in_processes(subject):
     """Raise unless processes with slices of the batches take the same steps as one process."""
-    outcomes = processes.train_in_processes(subject), processes.train(subject)
-    require_same(f"in {processes.SIZE} processes", *outcomes)
+    outcomes = method_processes.train_in_processes(subject), method_processes.train(subject)
+    require_same(f"in {method_processes.SIZE} processes", *outcomes)
 
 
 @pytest.mark.slow

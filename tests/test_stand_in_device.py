@@ -3,12 +3,11 @@
 import copy
 
 import pytest
+import stand_in_device
 import torch
+from stand_in_device import MixedDevicesError
 from torch import nn
 from torch.nn import functional as F
-
-from domainbed_carft.machine import stand_in_device
-from domainbed_carft.machine.stand_in_device import MixedDevicesError
 
 
 def on_both(stand_in, *shape):

@@ -27,7 +27,7 @@ SIZE = 2
 TIMEOUT = 300  # seconds
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from domainbed_carft.checks.processes import main; main(*sys.argv[2:])"
+    "from method_processes import main; main(*sys.argv[2:])"
 )
 
 
