@@ -7,7 +7,7 @@ import method_processes
 import pytest
 import stand_in_device
 import torch
-from method_cases import ALL_TERMS, CASES, PARAMETERS
+from method_cases import ALL_TERMS, CASES, PARAMETERS, SLOW_CASES
 
 from domainbed_carft.checks.arithmetic import float64
 from domainbed_carft.checks.properties import (
@@ -91,18 +91,44 @@ def test_order_of_the_domains_in_a_step_does_not_matter(case, random_tiny):
 # Several processes
 
 
-def require_same_in_processes(subject):
+TEXTS_OF_THE_BATCH = "its loss compares each image with all texts of the batch"
+CAPTIONS_OF_THE_BATCH = "its KL draws captions for all images of the batch"
+DROPOUT = "lora_dropout is not 0, and each process would draw it separately"
+SINGLE_PROCESS_REASONS = {
+    "FLYP": TEXTS_OF_THE_BATCH,
+    "CaRot": TEXTS_OF_THE_BATCH,
+    "flyp with swad": TEXTS_OF_THE_BATCH,
+    "StarFT": CAPTIONS_OF_THE_BATCH,
+    "captions": CAPTIONS_OF_THE_BATCH,
+    "CLIPLoRA": DROPOUT,
+    "lora": DROPOUT,
+}
+
+
+def require_same_in_processes(subjects):
     """Raise unless processes with slices of the batches take the same steps as one process."""
-    outcomes = method_processes.train_in_processes(subject), method_processes.train(subject)
-    require_same(f"in {method_processes.SIZE} processes", *outcomes)
+    for name, outcome in method_processes.train_in_processes(subjects).items():
+        expected = method_processes.train(subjects[name])
+        require_same(f"{name} in {method_processes.SIZE} processes", outcome, expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "hparams"), [("CARFT", {**ALL_TERMS, "micro_batch": 3}), ("CLIPLPFT", {})]
+    "cases", [CASES.keys() - SLOW_CASES, pytest.param(SLOW_CASES, marks=pytest.mark.slow)]
 )
-def test_several_processes_train_as_one(name, hparams):
-    require_same_in_processes(Subject(CLASSES[name], hparams))
+def test_several_processes_train_as_one(cases, random_tiny):
+    subjects = {case: get_subject(case, random_tiny) for case in cases}
+    reasons = {case: s.get_initial().single_process_reason() for case, s in subjects.items()}
+    assert reasons == {case: SINGLE_PROCESS_REASONS.get(case, "") for case in cases}
+    require_same_in_processes({case: subjects[case] for case in cases if not reasons[case]})
+
+
+@pytest.mark.parametrize(
+    ("name", "hparams"),
+    [("CARFT", {**ALL_TERMS, "micro_batch": 3}), ("CLIPLoRA", {"lora_dropout": 0.0})],
+)
+def test_several_processes_train_as_one_with_options(name, hparams, random_tiny):
+    subject = Subject(CLASSES[name], {**hparams, "clip_backbone": str(random_tiny)})
+    require_same_in_processes({name: subject})
 
 
 # Methods with one fault each
@@ -173,5 +199,5 @@ class KeepsItsGradients(CLIPFineTune):
 
 @pytest.mark.slow
 def test_step_without_summed_gradients_is_reported():
-    with pytest.raises(AssertionError, match="in 2 processes: .* expected"):
-        require_same_in_processes(Subject(KeepsItsGradients))
+    with pytest.raises(AssertionError, match="own in 2 processes: .* expected"):
+        require_same_in_processes({"own": Subject(KeepsItsGradients)})
