@@ -11,7 +11,7 @@ from domainbed_carft.results.cells import Cell, format_accuracy, mean_over_trial
 from domainbed_carft.results.comparisons import ENVIRONMENT, LEVEL, PAIR, TRIAL, Accuracies
 from domainbed_carft.results.findings import BASELINE, FEATURED
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.text import quantity
+from domainbed_carft.wording import quantity
 
 TITLE = "Accuracy on the drawing style held out, in %"
 NOTE = (

@@ -12,7 +12,7 @@ from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job
 from domainbed_carft.jobs.manifest import Row, Search, Sweep, format_trials, get_row
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results.groups import Group
-from domainbed_carft.text import quantity
+from domainbed_carft.wording import quantity
 
 
 def select_last_stage(

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.escaping import printable
 from domainbed_carft.results import columns, selection
 from domainbed_carft.results.cells import BEST, PLUS_MINUS, SECOND, Cell
 from domainbed_carft.results.columns import Column
 from domainbed_carft.results.comparisons import ACCURACY, ENVIRONMENT, LEVEL, PAIR, Comparison
 from domainbed_carft.results.tables import Table, average_datasets, join_settings
-from domainbed_carft.text import printable
 
 _NO_VALUE = "--"
 _INCOMPLETE = "$^{*}$"
