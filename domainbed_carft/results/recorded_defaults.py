@@ -78,8 +78,7 @@ def add_recorded_defaults(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
         for name, texts in defaults.items():
             if name in unset:
                 text = format_hparam(unset[name])
-                is_default = name in differing_by_source[source] or text in texts
-                values[name] = f"{DEFAULT} {text}" if is_default else DRAWN
+                values[name] = f"{DEFAULT} {text}" if text in texts else DRAWN
 
         for name in (*differing_by_source[source], *set_by_algorithm[run.algorithm]):
             if name not in run.recorded and HPARAM + name not in run.setting:
