@@ -24,10 +24,10 @@ from trained_jobs import TINY
 import domainbed_carft
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
-from domainbed_carft.images import loading
+from domainbed_carft.images import loading, squares
 from domainbed_carft.jobs import records as job_records
 from domainbed_carft.results import evaluations
-from domainbed_carft.runs import pool, saved, splits, squares, sweep_run, temperature, zero_shot
+from domainbed_carft.runs import pool, saved, splits, sweep_run, temperature, zero_shot
 from domainbed_carft.runs.predictions import LoadingOptions
 from domainbed_carft.runs.sweep_run import SweepOptions
 
