@@ -204,7 +204,13 @@ def test_cached_zero_shot_predictions_are_not_those_of_another_model_or_input(
     assert np.array_equal(predict(run, None, "cache"), of_run)
 
 
-@pytest.mark.parametrize("change", [change_weights, touch_images])
+def touch_images_of_validation(job, data):
+    """The temperature is fitted on the out-splits of the training environments."""
+    for environment in ("photo", "sketch"):
+        touch_images(job, data / environment)
+
+
+@pytest.mark.parametrize("change", [change_weights, touch_images, touch_images_of_validation])
 def test_changed_weights_or_images_are_measured_again(job, pets, tmp_path, change):
     data = shutil.copytree(pets / "my pets", tmp_path / "data")
     assert not evaluate_again(job, str(data))
