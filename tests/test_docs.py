@@ -81,6 +81,14 @@ def test_generated_parts_of_pages_are_up_to_date(tool, monkeypatch):
     assert ended.value.code == 0
 
 
+def test_sources_of_a_hyperparameter_have_a_line_for_each_algorithm():
+    page = (DOCS / "reference" / "hyperparameters.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| `kl_weight` \|.*$", page, re.MULTILINE)
+    lines = row.split(" | ")[-1].split("<br>")
+    assert lines[0].startswith("this package")
+    assert [line.partition(":")[0] for line in lines[1:]] == ["FDAlign", "StarFT"]
+
+
 def test_errors_of_the_protocols_difference_are_sample_errors(fresh):
     """Of zero-shot CLIP: over trials, and by splitting its right and wrong answers at random."""
     differences = {}
@@ -195,9 +203,8 @@ def test_defaults_and_sources_on_a_method_page_equal_the_declared_ones(page, sec
 def documented_commands():
     """The commands in README and docs/ that our parsers read, each a list of words."""
     programs = tuple(f"{program} " for program in ("carft", *SCRIPTS))
-    indented = re.findall(r"^    (.*)$", PAGES[0].read_text(), flags=re.MULTILINE)
     shell = [block.text for page in PAGES for block in blocks(page) if block.language == "bash"]
-    joined = re.sub(r"\s*\\\n\s*", " ", "\n".join([*indented, *shell]))
+    joined = re.sub(r"\s*\\\n\s*", " ", "\n".join(shell))
     for line in joined.splitlines():
         is_whole = "..." not in line and "$" not in line and line.count("'") % 2 == 0
         if line.startswith(programs) and is_whole:

@@ -1,5 +1,6 @@
 """`carft sweep launch`: its checks of the data, its estimates, and its outcomes."""
 
+import math
 import shutil
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from sweep_jobs import carft
 
 from domainbed_carft import launchers
 from domainbed_carft.data import benchmarks
+from domainbed_carft.jobs.cost import Cost
 from domainbed_carft.sweep import costs, declaration_file, states, upkeep
 from domainbed_carft.sweep import launch as launching
 from domainbed_carft.sweep.launch import SKIP_VARIABLE
@@ -202,6 +204,15 @@ def test_costs_count_trained_and_evaluated_images(dataset, steps, expected):
     (job, *_) = declaration.jobs("D", Path("o"))
     cost = costs.estimate_job_cost(job, declaration.facts[dataset])
     assert (cost.steps, cost.trained, cost.evaluated) == expected
+
+
+def test_dry_run_explains_only_the_columns_that_it_prints():
+    """The images of an own folder are counted by the jobs, not by a dry run."""
+    row = ("", "my/images", "CARFT")
+    cost = Cost(jobs=1, steps=10, trained=320, evaluated=math.nan, training_hours=math.nan)
+    printed = costs.format_table({row: cost, costs.TOTAL: cost}, skips=True)
+    assert "trained" in printed.splitlines()[0] and "evaluated" not in printed
+    assert "Hours:" not in printed
 
 
 def test_dry_run_estimates_hours_from_step_times_in_records(tmp_path, monkeypatch):

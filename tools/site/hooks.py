@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 import posixpath
 import re
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ _IMAGE_FILE = re.compile(r'(?<=src=")docs/|(?<=srcset=")docs/')
 
 
 def on_config(config: Any) -> Any:
-    """Show the version in the footer."""
+    """Show the version in the footer, and a link to the repository if it has an address."""
     config.copyright = f"domainbed-carft {__version__}, {config.copyright}"
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    config.repo_url = setup["repository"]["address"] or None
     return config
 
 
