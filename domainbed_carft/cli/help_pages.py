@@ -143,7 +143,7 @@ PAGES = {
         "METHOD [options]",
         {
             "carft check CARFT": "an algorithm",
-            "carft check my_method.py --without processes": "your own method, quickly",
+            "carft check my_method.py": "your own method",
         },
     ),
     "carft sweep list": HelpPage("", {"carft sweep list": "names and descriptions"}),
