@@ -16,7 +16,7 @@ NAMES = (
     "clip_digest",  # SHA-256 of the CLIP checkpoint
     "clip_revision",  # its revision on the hub
     "prompts_digest",
-    "data_edition",  # status of the data check
+    "data_edition",  # whether the data is verified, and its edition
     "preprocessing",  # of the images from the datasets
     "protocol",  # of the image transforms
     "amp",  # "bf16" or "off"

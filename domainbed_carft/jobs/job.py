@@ -33,7 +33,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """Hyperparameters that a selection method can choose.
+    """Hyperparameters that a selection rule can choose.
 
     If several choices are equally good, the last one in sorted order is selected.
     """
@@ -130,7 +130,7 @@ class Job:
     @property
     def command(self) -> list[str]:
         """The words of the command line, beginning with ``python -m domainbed.scripts.train``."""
-        return command({**self.args, "output_dir": str(self.folder)})
+        return make_train_command({**self.args, "output_dir": str(self.folder)})
 
     @property
     def line(self) -> str:
@@ -159,7 +159,7 @@ def seed_hash(*args: Any) -> int:
     return int(digest, 16) % 2**31
 
 
-def command(args: Mapping[str, Any]) -> list[str]:
+def make_train_command(args: Mapping[str, Any]) -> list[str]:
     """Return the words of ``python -m domainbed.scripts.train`` with arguments sorted by name.
 
     True stands for a flag without a value, None and False for no flag. Mappings become JSON.

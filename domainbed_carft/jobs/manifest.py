@@ -49,7 +49,7 @@ class ChosenValues:
 class Search:
     """A search in two stages."""
 
-    method: str  # the selection method that chooses
+    rule: str  # the selection rule that chooses
     choose_by: str  # "dataset" or "target"
     choose_on: tuple[int, ...]  # trial seeds of the first stage, which trains every member
     repeat_on: tuple[int, ...]  # trial seeds of the second stage, which trains the chosen member
@@ -76,7 +76,7 @@ def format_trials(seeds: Sequence[int]) -> str:
 def parse_search(content: Any) -> Search:
     """Parse the search in a manifest. Raises KeyError, TypeError or ValueError if it is invalid."""
     return Search(
-        method=str(content["method"]),
+        rule=str(content["rule"]),
         choose_by=str(content["choose_by"]),
         choose_on=tuple(map(int, content["choose_on"])),
         repeat_on=tuple(map(int, content["repeat_on"])),
@@ -112,7 +112,7 @@ def parse_role(content: Any) -> Role:
     )
 
 
-NAME = "sweep.json"
+SWEEP_FILE = "sweep.json"
 VERSION = 1
 
 # Files next to the manifest in the output folder.
@@ -134,11 +134,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All jobs launched into an output folder, and settings of the last launch."""
+    """All jobs launched into an output folder, and what the last launch declared."""
 
     jobs: tuple[Job, ...]
     datasets: Mapping[str, Dataset] = field(default_factory=dict)  # by name
-    selection: tuple[str, ...] = ()  # selection methods
+    selection: tuple[str, ...] = ()  # selection rules
     compare_with: tuple[str, ...] = ()  # algorithms
     algorithms: tuple[str, ...] = ()  # in declared order, beginning with the last launch
     skip_training_in_splits: bool | None = None  # None if domainbed's train always evaluates them
@@ -154,7 +154,7 @@ def read(output: Path) -> Sweep | None:
         fault = "is a file" if output.exists() else "does not exist"
         raise CarftError(f"{output} {fault}; expected the --output_dir of a sweep")
 
-    path = output / NAME
+    path = output / SWEEP_FILE
     try:
         return _parse_sweep(json.loads(files.read_regular(path)), output)
     except FileNotFoundError:
@@ -167,10 +167,10 @@ def read(output: Path) -> Sweep | None:
         ) from error
 
 
-def add(output: Path, sweep: Sweep, keeps_settings: bool = False) -> None:
-    """Add the jobs of a launch to the manifest, and replace its settings by the launch's.
+def add(output: Path, sweep: Sweep, keeps_declared: bool = False) -> None:
+    """Add the jobs of a launch to the manifest, and replace what the launch before declared.
 
-    With ``keeps_settings`` the manifest keeps its settings, as DomainBed's sweep has none. Values
+    With ``keeps_declared`` it is not replaced, because DomainBed's sweep declares nothing. Values
     that a search has chosen for a row are kept until a launch has jobs of the row's second stage.
     """
     with _locked(output) as earlier:
@@ -185,7 +185,7 @@ def add(output: Path, sweep: Sweep, keeps_settings: bool = False) -> None:
         datasets = {**before.datasets, **sweep.datasets}
         algorithms = dict.fromkeys((*sweep.algorithms, *before.algorithms))
         merged = replace(
-            before if keeps_settings else sweep,
+            before if keeps_declared else sweep,
             jobs=tuple(jobs.values()),
             datasets=datasets,
             algorithms=tuple(algorithms),
@@ -278,8 +278,8 @@ def _write(output: Path, sweep: Sweep) -> None:
     try:
         text = orjson.dumps(content, option=orjson.OPT_INDENT_2)
     except TypeError as error:  # for example, a name that is not UTF-8
-        raise CarftError(f"{output / NAME} could not be written: {error}") from error
-    files.save_bytes(output / NAME, text + b"\n")
+        raise CarftError(f"{output / SWEEP_FILE} could not be written: {error}") from error
+    files.save_bytes(output / SWEEP_FILE, text + b"\n")
 
 
 def _parse_sweep(content: Any, output: Path) -> Sweep:

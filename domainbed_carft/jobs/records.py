@@ -24,7 +24,12 @@ from domainbed_carft.jobs.cost import Cost, recorded_cost
 from domainbed_carft.jobs.facts import FOREIGN, NAMES, get_hparams_and_facts
 from domainbed_carft.jobs.folder import DONE, RECORDS
 from domainbed_carft.jobs.job import IDENTITY, Job
-from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, get_setting, read_printed_versions
+from domainbed_carft.jobs.setting import (
+    ARGUMENTS,
+    ENVIRONMENTS,
+    get_recorded_setting,
+    read_printed_versions,
+)
 from domainbed_carft.text import limit_lines, quantity
 
 NUMBERS = {float, int}
@@ -184,7 +189,7 @@ class RecordedRun:
     # One row per checkpoint, in [0, 1]: in-splits of all environments, then out-splits. NaN for
     # missing values, and for all values from the step `diverged_at` on.
     accuracies: array[float]
-    setting: Mapping[str, str]  # see `get_setting`
+    setting: Mapping[str, str]  # see `get_recorded_setting`
     recorded: Mapping[str, Any]  # hyperparameters and facts of the job
     diverged_at: float | None  # the first step with broken weights, if the training diverged
     cost: Cost
@@ -357,7 +362,7 @@ def _build_run(
     count = len(get_needed_accuracies(first)) - len(args["test_envs"])
     environments = _get_environment_names(first, count)
     parts = {ENVIRONMENTS: ", ".join(environments) or str(count)}
-    parts |= get_setting(args, first, read_printed_versions(folder))
+    parts |= get_recorded_setting(args, first, read_printed_versions(folder))
 
     broken_steps = _find_broken_steps(records)
     if broken_steps:

@@ -40,7 +40,7 @@ _PRINTED_BYTES = 1 << 20  # the beginning of an output, which contains the versi
 _PRINTED_VERSION = r"^\t(PyTorch|Torchvision|CUDA|CUDNN|NumPy|PIL): (.*)$"
 
 
-def get_setting(
+def get_recorded_setting(
     args: Mapping[str, Any],
     record: Mapping[str, Any] | None = None,
     versions: Mapping[str, Any] | None = None,

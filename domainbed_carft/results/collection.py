@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from domainbed_carft import text
-from domainbed_carft.arguments import TEXTS, check
+from domainbed_carft.arguments import TEXTS, require_kind
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
@@ -33,7 +33,7 @@ from domainbed_carft.jobs.setting import (
     SCHEDULE,
     UNKNOWN,
 )
-from domainbed_carft.jobs.setting import get_setting as setting_of
+from domainbed_carft.jobs.setting import get_recorded_setting as setting_of
 from domainbed_carft.paths import AnyPath, as_paths
 from domainbed_carft.results import job_roles, recorded_defaults, selection
 from domainbed_carft.results import rows as row_names
@@ -166,8 +166,8 @@ def as_collection(
     if not isinstance(sweeps, Collection):
         return gather(sweeps, methods, ignored, by)
 
-    check(TEXTS, ignored=ignored, by=by)
-    check(TEXTS, is_optional=True, methods=methods)
+    require_kind(TEXTS, ignored=ignored, by=by)
+    require_kind(TEXTS, is_optional=True, methods=methods)
     for name, value in (("ignored", ignored), ("by", by)):
         if value:
             raise CarftError(
@@ -204,8 +204,8 @@ def gather(
             with different records, if a name of ``by`` does not vary, or if no job counts for
             tables according to the manifests.
     """
-    check(TEXTS, ignored=ignored, by=by)
-    check(TEXTS, is_optional=True, methods=methods)
+    require_kind(TEXTS, ignored=ignored, by=by)
+    require_kind(TEXTS, is_optional=True, methods=methods)
     for name in ignored:
         if name not in KINDS:
             raise CarftError(text.unknown("part of a setting", name, KINDS))

@@ -15,7 +15,7 @@ from domainbed_carft.jobs.algorithms import SHIPPED, Method
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM
-from domainbed_carft.jobs.setting import get_setting as setting_of
+from domainbed_carft.jobs.setting import get_recorded_setting as setting_of
 from domainbed_carft.results.recorded_defaults import is_unset
 
 VARIANT = "variant"

@@ -15,7 +15,7 @@ from pathlib import Path
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import (
-    UNKNOWN,
+    UNKNOWN_HOLDER,
     HeldError,
     JobFolder,
     delete_claimed,
@@ -105,7 +105,7 @@ def cancel(state: SweepState) -> CancelReport:
 
     stopping = []
     for status in state.in_state(states.RUNNING):
-        holder = status.holder or UNKNOWN
+        holder = status.holder or UNKNOWN_HOLDER
         folder = JobFolder(status.job.folder)
         # A launcher that received the signal stops its jobs.
         is_stopping = holder.slurm in queue.slurm_states or holder.pid in signalled_pids

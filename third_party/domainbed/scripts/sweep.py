@@ -52,7 +52,7 @@ class Job:
     def __init__(self, train_args: dict[str, Any], sweep_output_dir: str) -> None:
         self.output_dir = os.path.join(sweep_output_dir, job_module.get_folder_name(train_args))
         self.train_args = {**copy.deepcopy(train_args), "output_dir": self.output_dir}
-        self.command_str = shlex.join(job_module.command(self.train_args))
+        self.command_str = shlex.join(job_module.make_train_command(self.train_args))
         self.listed = job_module.Job(train_args, Path(self.output_dir))
         self.state = Job.NOT_LAUNCHED
         if os.path.exists(self.output_dir):
@@ -202,7 +202,7 @@ def _launch(
     facts = {name: host.get_dataset_facts(name) for name in args.datasets}
     sweep = manifest.Sweep(tuple(job.listed for job in jobs), facts)
     with _warn_about_manifest():
-        manifest.add(Path(args.output_dir), sweep, keeps_settings=True)
+        manifest.add(Path(args.output_dir), sweep, keeps_declared=True)
     scalar_logs.set_job_variables(args.log, args.output_dir)
     try:
         failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
