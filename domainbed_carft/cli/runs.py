@@ -106,9 +106,9 @@ def _add_sweep_flags(selection: argparse.ArgumentParser, jobs: argparse.Argument
         "--select",
         type=comma_separated(METHOD_NAMES),
         action="extend",
-        metavar="METHOD,...",
-        help="evaluate the runs that these selection methods choose, separated by commas: "
-        f"{', '.join(METHOD_NAMES)} (default: the methods that carft collect shows)",
+        metavar="RULE,...",
+        help="evaluate the runs that these selection rules choose, separated by commas: "
+        f"{', '.join(METHOD_NAMES)} (default: the rules that carft collect shows)",
     )
     jobs.add_argument_group(title).add_argument(
         "--jobs",

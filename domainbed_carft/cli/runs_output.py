@@ -461,7 +461,7 @@ def prediction_line(prediction: ImagePrediction, top: int) -> str:
 
 
 def sweep_lines(scores: SweepScores, collected: CollectedRuns, folder: str) -> list[str]:
-    """Return a table for each dataset and selection method, with explanations and problems."""
+    """Return a table for each dataset and selection rule, with explanations and problems."""
     measured = quantity(scores.measured, "run")
     heading = f"{folder}: {measured} evaluated, {scores.current:,} were evaluated before"
     shown_tables = tables.build_by_environment(collected, SWEEP_COLUMNS)
