@@ -20,7 +20,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning, describe_warnings
 from domainbed_carft.results import cells, collection, columns, formats, suites, tables
-from domainbed_carft.results.collection import Collection as CollectedRuns
+from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.evaluations import ECE_BINS
 from domainbed_carft.runs import SOME_SKIPPED
 from domainbed_carft.runs.evaluate import evaluate, evaluate_on_suite
@@ -460,7 +460,7 @@ def prediction_line(prediction: ImagePrediction, top: int) -> str:
     return f"{prediction.path}: {' | '.join(parts)}"
 
 
-def sweep_lines(scores: SweepScores, collected: CollectedRuns, folder: str) -> list[str]:
+def sweep_lines(scores: SweepScores, collected: Collection, folder: str) -> list[str]:
     """Return a table for each dataset and selection rule, with explanations and problems."""
     measured = quantity(scores.measured, "run")
     heading = f"{folder}: {measured} evaluated, {scores.current:,} were evaluated before"

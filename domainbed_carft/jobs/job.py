@@ -147,6 +147,11 @@ class Job:
         )
 
 
+def make_job(args: Mapping[str, Any], output: Path) -> Job:
+    """Return the job with these arguments in the output folder of a sweep of DomainBed."""
+    return Job(args, output / get_folder_name(args))
+
+
 def get_folder_name(args: Mapping[str, Any]) -> str:
     """Return the name of a job's folder: the MD5 of its arguments, in hexadecimal digits."""
     text = json.dumps(args, sort_keys=True)
