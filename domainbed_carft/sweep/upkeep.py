@@ -38,7 +38,7 @@ INCOMPLETE = (states.INTERRUPTED, states.FAILED, states.NOT_LAUNCHED)
 
 @dataclass(frozen=True)
 class RetryReport:
-    """The outcome of `retry`.
+    """What `retry` did.
 
     Attributes:
         failed: all failed jobs of the sweep.
@@ -51,7 +51,7 @@ class RetryReport:
 
 @dataclass(frozen=True)
 class CancelReport:
-    """The outcome of `cancel`."""
+    """What `cancel` did."""
 
     slurm_jobs: Sequence[str]  # ids of cancelled jobs
     stopped: Sequence[Path]  # folders of jobs that were running
