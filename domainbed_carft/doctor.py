@@ -31,8 +31,8 @@ from domainbed_carft import machine, process_variables
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.job import make_train_command
 from domainbed_carft.plugin import SWITCH, Finder, is_switched_off
-from domainbed_carft.text import quantity
 from domainbed_carft.version import __version__
+from domainbed_carft.wording import quantity
 
 # The states of a finding.
 OK = "ok"

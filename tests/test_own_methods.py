@@ -21,7 +21,7 @@ import domainbed_carft
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError, CarftWarning
 from domainbed_carft.jobs import own_methods, records
-from domainbed_carft.jobs.algorithms import SHIPPED, Style, find_own_methods, get_owners
+from domainbed_carft.jobs.algorithms import SHIPPED, find_own_methods, get_owners
 from domainbed_carft.launchers.options import PoolOptions
 from domainbed_carft.launchers.pool import Pool
 from domainbed_carft.method import algorithms
@@ -29,6 +29,7 @@ from domainbed_carft.method.own_methods import OwnMethods, get_declarations, loa
 from domainbed_carft.report.plots import get_styles
 from domainbed_carft.results.collection import gather
 from domainbed_carft.runs import soup, wise_ft
+from domainbed_carft.styles import Style
 
 (SECOND_OPTIMIZER,) = (
     block.text

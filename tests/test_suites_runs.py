@@ -15,7 +15,7 @@ from domainbed_carft import cli
 from domainbed_carft.data import image_files
 from domainbed_carft.runs import saved
 from domainbed_carft.suites import catalogue, records
-from domainbed_carft.suites.test_sets import Folders, Suite, TestSet
+from domainbed_carft.suites.suite import Folders, Suite, TestSet
 
 GROUPS = {"photo": ((0,), (1,)), "Turned": ((0,), (1,)), "One": ((0, 1),), "Cut": ((0,), (1,))}
 SHIFTED = ("Turned", "One", "Cut")

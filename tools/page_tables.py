@@ -27,11 +27,7 @@ from domainbed_carft.results.cells import Cell
 from domainbed_carft.results.collect import collect
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.comparisons import Comparison
-from domainbed_carft.results.method_names import (
-    CLIPOOD,
-    ORACLE,
-    TRAINING_DOMAIN,
-)
+from domainbed_carft.results.method_names import CLIPOOD, ORACLE, TRAINING_DOMAIN
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records"

@@ -13,17 +13,12 @@ import torch
 
 from domainbed_carft.arguments import FLAG, MAPPING, TEXTS, require_kind
 from domainbed_carft.checks.properties import CHECKS
-from domainbed_carft.checks.subject import (
-    DATASET,
-    Inapplicable,
-    Subject,
-    find_classes,
-    find_file,
-)
+from domainbed_carft.checks.subject import DATASET, Inapplicable, Subject, find_classes, find_file
 from domainbed_carft.errors import brief, raise_for
 from domainbed_carft.method import resolution
 from domainbed_carft.method.algorithm import CLIPAlgorithm
-from domainbed_carft.text import quantity, unknown
+from domainbed_carft.suggestions import unknown
+from domainbed_carft.wording import quantity
 
 OK = "ok"
 SKIPPED = "skipped"

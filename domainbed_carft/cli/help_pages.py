@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from domainbed_carft.flags import FlagParser
-from domainbed_carft.text import near_matches, unknown
+from domainbed_carft.suggestions import near_matches, unknown
 
 WIDTH = 79
 
@@ -120,7 +120,7 @@ PAGES = {
     "carft wise-ft": HelpPage(
         "RUN -o FOLDER [options]",
         {
-            "carft wise-ft OUT/JOB -o CURVE": "the curve from CLIP to the run",
+            "carft wise-ft OUT/JOB -o MIX": "the accuracies from CLIP to the run",
             "carft wise-ft OUT/JOB -o MIX --alphas 0.5 --save 0.5": (
                 "the weights halfway between CLIP and the run"
             ),

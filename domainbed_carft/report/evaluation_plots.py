@@ -9,15 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.lines import Line2D
 
-from domainbed_carft.jobs.algorithms import INK, PAPER, Style
-from domainbed_carft.report.plots import (
-    MUTED,
-    Figure,
-    Styles,
-    add_legend,
-    new_canvas,
-    save_figure,
-)
+from domainbed_carft.escaping import printable
+from domainbed_carft.report.plots import MUTED, Figure, Styles, add_legend, new_canvas, save_figure
 from domainbed_carft.results.columns import find_run_metrics
 from domainbed_carft.results.evaluations import (
     Flips,
@@ -26,7 +19,7 @@ from domainbed_carft.results.evaluations import (
     expected_calibration_error,
 )
 from domainbed_carft.results.selection import SelectedRun
-from domainbed_carft.text import printable
+from domainbed_carft.styles import INK, PAPER, Style
 
 BEFORE_SCALING = "before scaling"
 AT_TEMPERATURE = "at the fitted temperature"

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import files, text
+from domainbed_carft import escaping, files, jinja_templates
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning, describe_warnings
@@ -404,9 +404,9 @@ def _write(folder: Path, page: str, figures: Sequence[Figure]) -> None:
 
 @cache
 def _template() -> Any:
-    templates = text.load_templates(autoescape=True)
+    templates = jinja_templates.load_templates(autoescape=True)
     # Names in records are untrusted. Markup, a subclass of str, is printable already.
-    templates.finalize = lambda value: text.printable(value) if type(value) is str else value
+    templates.finalize = lambda value: escaping.printable(value) if type(value) is str else value
     return templates.get_template("report/page.html.j2")
 
 

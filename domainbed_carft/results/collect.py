@@ -17,13 +17,7 @@ from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import columns as table_columns
 from domainbed_carft.results import comparisons as comparing
 from domainbed_carft.results import formats, published, selection, suites
-from domainbed_carft.results.cells import (
-    DOMAINBED,
-    ERROR_KINDS,
-    NO_VALUE,
-    PLUS_MINUS,
-    ErrorKind,
-)
+from domainbed_carft.results.cells import DOMAINBED, ERROR_KINDS, NO_VALUE, PLUS_MINUS, ErrorKind
 from domainbed_carft.results.collection import Collection, Sweeps, as_collection
 from domainbed_carft.results.columns import DEFAULT_COLUMNS, IN_DOMAIN
 from domainbed_carft.results.comparisons import ACCURACY, Comparison
@@ -31,7 +25,7 @@ from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.published import PublishedComparison
 from domainbed_carft.results.selection import is_swad
 from domainbed_carft.results.tables import Table, build
-from domainbed_carft.text import unknown
+from domainbed_carft.suggestions import unknown
 
 if TYPE_CHECKING:
     import pandas as pd

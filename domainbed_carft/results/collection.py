@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-from domainbed_carft import text
+from domainbed_carft import suggestions
 from domainbed_carft.arguments import TEXTS, require_kind
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
@@ -40,7 +40,7 @@ from domainbed_carft.results import rows as row_names
 from domainbed_carft.results.recorded_defaults import is_unset
 from domainbed_carft.results.rows import JointRow, JointRows
 from domainbed_carft.results.selection import SelectedRun
-from domainbed_carft.text import quantity
+from domainbed_carft.wording import quantity
 
 # The part of a setting that names the training environments if several targets are held out
 # together, and its value for runs with one target.
@@ -208,7 +208,7 @@ def gather(
     require_kind(TEXTS, is_optional=True, methods=methods)
     for name in ignored:
         if name not in KINDS:
-            raise CarftError(text.unknown("part of a setting", name, KINDS))
+            raise CarftError(suggestions.unknown("part of a setting", name, KINDS))
 
     folders = as_paths(folders)
     runs, warnings = records.read(folders)

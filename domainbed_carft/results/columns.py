@@ -31,7 +31,7 @@ from domainbed_carft.results.cells import (
     mean_over_trials,
     score_text,
 )
-from domainbed_carft.text import unknown
+from domainbed_carft.suggestions import unknown
 
 if TYPE_CHECKING:
     from domainbed_carft.results.evaluations import RunMetrics, SplitMetrics

@@ -10,8 +10,9 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from domainbed_carft.escaping import printable
 from domainbed_carft.results.cells import PLUS_MINUS
-from domainbed_carft.text import printable
+from domainbed_carft.text_tables import lay_out
 
 FORMATS = ("text", "markdown", "csv", "json", "latex")
 TEXT_WIDTH = 100
@@ -69,14 +70,11 @@ def escape_markdown(text: str) -> str:
 
 def _table(grid: Grid, style: str, escape: Callable[[str], str]) -> str:
     """Lay out the grid in a style of tabulate, with every cell passed through ``escape``."""
-    from tabulate import tabulate
-
     header = [escape(cell) for cell in grid.header]
     empty_row = [""] * len(header)
     rows = [[escape(cell) for cell in row] for row in grid.rows or [empty_row]]
 
-    alignment = ["left"] * len(header)
-    return tabulate(rows, header, style, colalign=alignment, disable_numparse=True)
+    return lay_out(header, rows, style, ["left"] * len(header))
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.jobs.job_folder import WEIGHTS
 from domainbed_carft.jobs.records import RecordWarning
 from domainbed_carft.results import published, selection
 from domainbed_carft.results.cells import (
@@ -28,7 +28,7 @@ from domainbed_carft.results.published import PublishedAccuracy
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table
 from domainbed_carft.suites import catalogue, records
-from domainbed_carft.suites.test_sets import Suite
+from domainbed_carft.suites.suite import Suite
 
 _NOTE_ON_ALPHA = "alpha: of WiSE-FT, from 0 (the original CLIP model) to 1 (the run)."
 

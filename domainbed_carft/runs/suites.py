@@ -17,20 +17,15 @@ from domainbed_carft.data.benchmarks import data_dir_problems
 from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.files import weights
 from domainbed_carft.images.plan import ImagePlan
-from domainbed_carft.jobs.folder import RECORDS
+from domainbed_carft.images.squares import Squares
+from domainbed_carft.jobs.job_folder import RECORDS
 from domainbed_carft.method import objective, prompts
-from domainbed_carft.runs.predictions import (
-    LoadingOptions,
-    Predictor,
-    make_predictor,
-    predict_rows,
-)
+from domainbed_carft.runs.predictions import LoadingOptions, Predictor, make_predictor, predict_rows
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.scores import Scores, SetScores, describe_run, score_set
 from domainbed_carft.runs.splits import Split
-from domainbed_carft.runs.squares import Squares
 from domainbed_carft.suites import catalogue, records
-from domainbed_carft.suites.test_sets import Suite, TestSet, TestSetCopy
+from domainbed_carft.suites.suite import Suite, TestSet, TestSetCopy
 
 
 @dataclass(frozen=True)

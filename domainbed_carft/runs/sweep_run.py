@@ -15,7 +15,9 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
+from domainbed_carft.images.squares import get_memory
 from domainbed_carft.jobs.records import RecordedRun
+from domainbed_carft.machine.devices import choose_device
 from domainbed_carft.results import evaluations
 from domainbed_carft.results.evaluations import (
     EVALUATED_ROW,
@@ -30,16 +32,9 @@ from domainbed_carft.results.evaluations import (
 )
 from domainbed_carft.runs import BATCH_SIZE, saved
 from domainbed_carft.runs import splits as splitting
-from domainbed_carft.runs.predictions import (
-    LoadingOptions,
-    Predictor,
-    choose_device,
-    make_predictor,
-    predict_rows,
-)
+from domainbed_carft.runs.predictions import LoadingOptions, Predictor, make_predictor, predict_rows
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.splits import JobData, Split
-from domainbed_carft.runs.squares import get_memory
 from domainbed_carft.runs.suites import append_record, measure_on_suite
 from domainbed_carft.runs.temperature import fit_temperature, make_logit_rows
 from domainbed_carft.runs.zero_shot import predict_zero_shot

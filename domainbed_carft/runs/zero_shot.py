@@ -28,12 +28,7 @@ from domainbed_carft.results.evaluations import ZERO_SHOT_ROW, ImageRows
 from domainbed_carft.runs import saved
 from domainbed_carft.runs.predictions import LoadingOptions, Predictor, predict_rows
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.splits import (
-    JobData,
-    Split,
-    get_environment_positions,
-    hash_images,
-)
+from domainbed_carft.runs.splits import JobData, Split, get_environment_positions, hash_images
 
 FORMAT = 1
 # A split with at least this share of its environment has the complete environment predicted,

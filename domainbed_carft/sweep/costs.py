@@ -14,7 +14,7 @@ from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.sweep import host, preflight_file
 from domainbed_carft.sweep.preflight_file import Preflight
 from domainbed_carft.sweep.states import DONE, Status
-from domainbed_carft.text import table
+from domainbed_carft.text_tables import table
 
 _HEAD = (
     "variant",

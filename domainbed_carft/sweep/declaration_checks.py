@@ -11,6 +11,7 @@ from domainbed_carft.files.parsing import YamlPath, YamlSource
 from domainbed_carft.jobs.hparams import get_draw_seed
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.results import published
+from domainbed_carft.suggestions import unknown
 from domainbed_carft.sweep import host
 from domainbed_carft.sweep.declaration import (
     CLIPOOD,
@@ -22,7 +23,6 @@ from domainbed_carft.sweep.declaration import (
     find_environment,
     folder_name,
 )
-from domainbed_carft.text import unknown
 
 # Leave-one-domain-out holds out two environments and trains on the others.
 _MIN_ENVIRONMENTS = 2

@@ -13,6 +13,7 @@ from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.files import parsing, validation
 from domainbed_carft.files.parsing import YamlPath, YamlSource
 from domainbed_carft.paths import AnyPath, as_path
+from domainbed_carft.suggestions import unknown
 from domainbed_carft.sweep import declaration_checks
 from domainbed_carft.sweep.declaration import (
     Declaration,
@@ -24,7 +25,6 @@ from domainbed_carft.sweep.declaration import (
     Trials,
     Variant,
 )
-from domainbed_carft.text import unknown
 
 MAX_JOBS = 100_000
 

@@ -21,7 +21,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files import validation
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.cost import Cost
-from domainbed_carft.text import quantity
+from domainbed_carft.wording import quantity
 
 NAME = manifest.PREFLIGHT_FILE
 

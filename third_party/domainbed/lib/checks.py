@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from domainbed import algorithms, datasets
@@ -58,34 +58,6 @@ def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
             "--test_envs without a number to train on all environments"
         )
     return problems
-
-
-def get_environment_labels(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Map each dataset that has tables to its environments' names, in the order of the tables.
-
-    Datasets in DATASETS come first. Users' own datasets follow, whose names are in the records.
-
-    Raises:
-        CarftError: Jobs of one dataset have different environments, which need separate tables.
-    """
-    recorded = {record["args"]["dataset"] for record in records}
-    result = {
-        name: list(datasets.get_dataset_class(name).ENVIRONMENTS)
-        for name in datasets.DATASETS
-        if name in recorded and not dataset_problems(name)
-    }
-
-    for record in records:
-        name = record["args"]["dataset"]
-        labels = record.get("environments")
-        if name in datasets.DATASETS or not labels:
-            continue
-        if result.setdefault(name, labels) != labels:
-            raise CarftError(
-                f"the jobs of {name} have different environments: {', '.join(result[name])}; "
-                f"{', '.join(labels)}. Use `carft collect`, which prints separate tables"
-            )
-    return result
 
 
 def parse_hparams(hparams: str | None) -> dict[str, Any]:

@@ -10,8 +10,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from domainbed_carft.images.dataset_facts import NO_FACTS, DatasetFacts
-from domainbed_carft.method.dataset_facts import DATASET_PREFIX, parse_dataset_name
+from domainbed_carft.images.dataset_facts import (
+    DATASET_PREFIX,
+    NO_FACTS,
+    DatasetFacts,
+    parse_dataset_name,
+)
 
 # By the `_make_key` of the class names.
 _facts_by_class_names: dict[str, DatasetFacts] = {}
