@@ -25,15 +25,21 @@ _SYNONYMS = {
     "car_ft": "CARFT",
 }
 _STEPS_ADVICE = "set the number of steps: --steps of train, the key steps of a sweep"
+_MAX_LISTED_NAMES = 20  # next to a suggestion
 _MIN_SIMILARITY = 0.6  # difflib's ratio; names below it share hardly more than a few letters
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """Return a message about an unknown name, with similar names first, then all valid ones."""
+    """Return a message about an unknown name, with similar names first, then all valid ones.
+
+    A long list of valid names is left out if there are similar names.
+    """
     valid_names = list(valid)
     hint = "."
     if close := near_matches(name, valid_names):
         hint = f"; did you mean {' or '.join(close)}?"
+        if len(valid_names) > _MAX_LISTED_NAMES:
+            return f"no {kind} is called {name!r}{hint}"
     elif _SYNONYMS.get(_normalise(name)) == "steps":
         hint = f"; {_STEPS_ADVICE}."
 

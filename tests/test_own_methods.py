@@ -323,7 +323,7 @@ def test_tables_and_reports_do_not_execute_method_files(
     assert "CLIPAnchor (anchor_weight 0.1)" in printed
     assert f"file of CLIPAnchor {12 * '0'}" in printed and f"of CLIPAnchor {12 * '1'}" in printed
     assert cli.main(["collect", "OUT", "--ignore", "method"]) == 0
-    assert "Not all runs have the same file of CLIPAnchor" in capsys.readouterr().out
+    assert "Runs differ in file of CLIPAnchor" in capsys.readouterr().out
     assert cli.main(["report", "OUT", "-o", "page"]) == 0
     assert "CLIPAnchor" in Path("page", "index.html").read_text()
     assert not Path("it was run").exists()

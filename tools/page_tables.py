@@ -330,8 +330,9 @@ def all_tables(records: Path) -> list[tuple[str, str, Rows]]:
         for name in (*SWEEPS, SWEEP_IN_CHECKOUT)
     )
     summary = summary_rows(fresh_sweep)
+    over_seeds = [row[:4] + row[5:6] + row[7:] for row in summary]
     return [
-        ("README.md", "| method | out of domain | minus CAR-FT |", summary),
+        ("README.md", "| method | out of domain | minus CAR-FT |", over_seeds),
         ("docs/peers.md", "| method | out of domain | minus CAR-FT |", summary),
         ("docs/peers.md", "| method | minus CAR-FT |", interval_rows(fresh_sweep)),
         ("docs/peers.md", "| method | out-of-domain | minus CARFT |", accuracy_rows(peers)),

@@ -169,7 +169,7 @@ def _add_select(runs: Any) -> None:
         metavar="RULE,...",
         help="choose runs and checkpoints by these selection rules, separated by commas, with "
         f"tables for each: {', '.join(METHOD_NAMES)} (default: the rules declared by the sweep, "
-        "or all for which there are jobs)",
+        "or all that have jobs, except clipood)",
     )
 
 

@@ -65,6 +65,8 @@ SHIPPED = {
     ),
 }
 ALGORITHMS = tuple(SHIPPED)
+# The algorithms that do not train.
+UNTRAINED = ("CLIPZeroShot",)
 
 
 def find_own_methods(

@@ -144,7 +144,7 @@ def write_report(
         software=provenance.list_software(),
         settings=provenance.list_settings(collection.runs),
         digest=provenance.hash_records(collection.runs),
-        commands=provenance.list_commands(collection.runs),
+        commands=provenance.list_commands(_order_jobs(results)),
         sweeps=provenance.list_sweeps(collection.folders),
     )
     figures = [legend, *(figure for section in sections for figure in section.figures)]
@@ -160,6 +160,26 @@ def _compare_with_baseline(results: Results) -> Sequence[Comparison]:
     if {FEATURED, BASELINE} <= {*collection.rows}:
         return compare_rows(collection, BASELINE)
     return []
+
+
+def _order_jobs(results: Results) -> list[RecordedRun]:
+    """Return the runs in the order of the tables: by group, dataset, row, target and trial."""
+    datasets = list(dict.fromkeys(table.dataset for table in results.tables))
+    rows = results.collection.rows
+    return [
+        run
+        for group in results.collection.groups
+        for run in sorted(
+            group.runs,
+            key=lambda run: (
+                datasets.index(run.dataset),
+                rows.index(run.row),
+                run.test_envs,
+                run.job.key.trial,
+                run.job.key.choice,
+            ),
+        )
+    ]
 
 
 def _make_headline(results: Results, differences: Sequence[Comparison]) -> list[str]:

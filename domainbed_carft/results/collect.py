@@ -128,6 +128,12 @@ class Results:
         return grids + comparing.grids(self.comparisons_against)
 
     @property
+    def _shown_grids(self) -> list[Grid]:
+        """The tables without the memory of a GPU if the jobs ran on a CPU."""
+        title = table_columns.COLUMNS[table_columns.MEMORY].title
+        return [formats.drop_empty_columns(grid, title) for grid in self.grids]
+
+    @property
     def captions(self) -> dict[str, list[str]]:
         """The paragraphs that explain "tables", "published" numbers and "comparisons"."""
         printed_columns = [column for table in self.tables for column in table.printed]
@@ -163,7 +169,10 @@ class Results:
     @property
     def short_captions(self) -> list[str]:
         """The captions without the parts that are the same for every sweep."""
-        line = f"Cells: mean {PLUS_MINUS} {self.error.title} (n trials). More: docs/collect.md"
+        line = (
+            f"Cells: mean {PLUS_MINUS} {self.error.title} (n trials). "
+            "More: carft collect --columns help"
+        )
         printed_columns = [column for table in self.tables for column in table.printed]
         return [
             line,
@@ -216,9 +225,9 @@ class Results:
         if output_format not in formats.FORMATS:
             raise CarftError(unknown("format", output_format, formats.FORMATS))
         if output_format == "text":
-            return formats.as_text(self.grids, self.short_captions)
+            return formats.as_text(self._shown_grids, self.short_captions)
         if output_format == "markdown":
-            return formats.as_markdown(self.grids, self.all_captions)
+            return formats.as_markdown(self._shown_grids, self.all_captions)
         if output_format == "csv":
             return formats.as_csv(self.csv_rows)
         if output_format == "json":

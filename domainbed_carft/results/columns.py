@@ -42,6 +42,7 @@ AVERAGE = "average"
 OUT_OF_DOMAIN = "out-of-domain"
 WORST = "worst"
 IN_DOMAIN = "in-domain"
+MEMORY = "memory"
 DEFAULT_COLUMNS = (ENVIRONMENTS, AVERAGE)
 
 
@@ -373,7 +374,7 @@ RECORD_COLUMNS = (
            "Evaluation h: hours of evaluation of all jobs that the row was chosen from.",
            _candidate_cost(lambda cost: cost.evaluation_hours, math.fsum, "evaluation_time"),
            cost_text, is_cost=True),
-    Column("memory", "GiB", "GiB", "GiB: the highest GPU memory use of a chosen job.",
+    Column(MEMORY, "GiB", "GiB", "GiB: the highest GPU memory use of a chosen job.",
            _memory, cost_text, is_cost=True),
     Column("parameters", "Trained", "",
            "Trained: the highest number of parameters that a chosen job trained.",
