@@ -96,6 +96,14 @@ class JobExit(TransientError, SystemExit):
         return f"domainbed-carft: {self}"
 
 
+def get_job_error(is_checkout: bool) -> type[CarftError]:
+    """Return the error for what a user has to fix before a job of the host can run.
+
+    In a checkout it ends the script with the message, because its `train` would print a traceback.
+    """
+    return JobExit if is_checkout else CarftError
+
+
 class CarftWarning(UserWarning):
     """This package could not do its part; the program that uses it continues."""
 

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from conftest import TINY_SHAPE, random_clip
+from helpers.algorithms import as_archive
 
 from domainbed_carft.clips import backbone, openai
 from domainbed_carft.errors import CarftError
@@ -19,15 +20,6 @@ PROMPTS = [
     ["a photo of a dog", "a photo of a cat"],
     ["a sketch of the dog!", "a sketch of the cat"],
 ]
-
-
-def as_archive(model, path):
-    """Save a TorchScript archive, the format of OpenAI's published weights."""
-    size = model.visual.input_resolution
-    inputs = (torch.zeros(1, 3, size, size), clip.tokenize(["a"]))
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.trace(model, inputs, check_trace=False), str(path))
 
 
 def test_state_dict_and_archive_are_loaded_exactly_in_float32(random_tiny, tmp_path, monkeypatch):

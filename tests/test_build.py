@@ -5,8 +5,8 @@ import pytest
 import torch
 from domainbed import hparams_registry
 from fake_checkout import REPO
+from helpers.algorithms import same_state
 from PIL import Image
-from test_algorithms import same_state
 from torchvision import transforms
 
 import domainbed_carft

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fake_checkout import REPO
+from helpers.pages import blocks
 from method_cases import CASES, PARAMETERS
-from test_docs import blocks
 from torch.overrides import TorchFunctionMode
 
 from domainbed_carft import check, cli

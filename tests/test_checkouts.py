@@ -11,8 +11,8 @@ from functools import partial
 import pytest
 import torch
 from fake_checkout import REPO, write_checkout
+from helpers.pages import blocks
 from ruamel.yaml import YAML
-from test_docs import blocks
 from torchvision.transforms.functional import to_pil_image
 
 from domainbed_carft.files import weights

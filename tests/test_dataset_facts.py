@@ -5,7 +5,7 @@ import torch
 from data_trees import even, grow, jpeg, make_report
 from domainbed import datasets
 from domainbed.algorithms import ERM
-from test_algorithms import CLASSES, CONTEXTS, make, reopened, settings
+from helpers.algorithms import CLASSES, CONTEXTS, make, reopened, settings
 
 from domainbed_carft.data import benchmarks, verification
 from domainbed_carft.errors import CarftError

@@ -8,15 +8,14 @@ import runpy
 import shlex
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from domainbed.lib import sweep_arguments, train_arguments
 from fake_checkout import REPO
+from helpers.pages import Block, blocks
 from PIL import Image
 
 from domainbed_carft import LAZY_NAMES, cli
@@ -41,29 +40,6 @@ METHOD_SECTIONS = re.findall(
     (DOCS / "methods" / "index.md").read_text(encoding="utf-8"),
     flags=re.MULTILINE,
 )
-
-
-class Block(NamedTuple):
-    """A fenced block of a page, whose `title` names the file that it is."""
-
-    language: str
-    title: str
-    text: str
-    line: int
-
-
-def blocks(page):
-    """The fenced blocks of a page, in order."""
-    fence = re.compile(
-        r"^(?P<indent> *)```(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?\n"
-        r"(?P<text>.*?)^(?P=indent)```$",
-        re.MULTILINE | re.DOTALL,
-    )
-    text = page.read_text(encoding="utf-8")
-    for match in fence.finditer(text):
-        content = textwrap.dedent(match["text"])
-        line = text.count("\n", 0, match.start()) + 1
-        yield Block(match["language"], match["title"] or "", content, line)
 
 
 # Tables and lists that tools make

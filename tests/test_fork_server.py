@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from domainbed.command_launchers import REGISTRY
 from fake_checkout import REPO, write_checkout, write_files
-from harness.test_resume import assert_same_outcome
+from harness.fakes import assert_same_outcome
 from runs_jobs import write_images
 from sweep_jobs import (
     STAND_IN,

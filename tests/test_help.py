@@ -51,6 +51,15 @@ def test_flags_have_hyphens_except_those_of_domainbed(command, capsys):
     assert {flag for flag in flags if "_" in flag} <= {"data_dir", "output_dir"}
 
 
+@pytest.mark.parametrize("command", PAGES)
+def test_values_of_flags_are_named_by_what_they_are(command, capsys):
+    text = read_help(capsys, *command.split()[1:])
+    named = re.findall(r"^  (?:-\w [A-Z]+, )?--([-\w]+) ([A-Z_]+)", text, re.MULTILINE)
+    # --output FILE and --setup COMMAND, not --data_dir DATA_DIR
+    repeated = {flag for flag, value in named if value == flag.upper().replace("-", "_")}
+    assert repeated <= {"time"}
+
+
 @pytest.mark.parametrize(
     "words",
     [

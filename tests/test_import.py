@@ -1,6 +1,7 @@
 """`import domainbed_carft` runs at every interpreter start, so it must load almost nothing."""
 
 import ast
+import re
 import shutil
 
 import pytest
@@ -90,3 +91,10 @@ def test_algorithms_are_complete_whichever_module_is_imported_first(tmp_path):
     modules = [f"domainbed_carft.method.{name}" for name in ("algorithm", "carft", "host_lookup")]
     done = run_python("-W", "ignore", "-c", FIRST, *modules, cwd=tmp_path, OMP_NUM_THREADS="1")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_test_imports_from_another_one():
+    """What several tests share is in tests/helpers, or in a module without tests."""
+    pattern = re.compile(r"^ *(from|import) (harness)?\.?test_", re.MULTILINE)
+    tests = [*(REPO / "tests").rglob("*.py")]
+    assert not [path for path in tests if pattern.search(path.read_text())]

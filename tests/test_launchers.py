@@ -1,12 +1,12 @@
 """The launchers local, pool and dummy, with real processes and in DomainBed's registry."""
 
 import json
-import shlex
 import signal
 import sys
 
 import pytest
 from domainbed.command_launchers import REGISTRY
+from helpers.command_lines import python
 from sweep_jobs import (
     command,
     commands,
@@ -27,11 +27,6 @@ from domainbed_carft.jobs.fork_server import SWITCH
 from domainbed_carft.jobs.job_folder import JobFolder
 
 HOSTILE = 'it\'s "one" $(touch pwned) `touch pwned`; #\n&& touch pwned'
-
-
-def python(code, *arguments):
-    """Return a command line that runs Python code, quoted for a shell."""
-    return " ".join(["python", "-c", shlex.quote(code), *map(shlex.quote, arguments)])
 
 
 def test_registry_of_domainbed_has_launchers(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_algorithms import make, minibatches, reopened
+from helpers.algorithms import make, minibatches, reopened
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.method.lora import LoRA, get_merged_weights

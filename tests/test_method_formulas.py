@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_algorithms import CLASSES, make, minibatches
+from helpers.algorithms import CLASSES, make, minibatches
 
 from domainbed_carft.clips import backbone
 

@@ -6,10 +6,9 @@ import re
 
 import pytest
 import torch
+from helpers.algorithms import find_clip, make, minibatches
 from runs_jobs import load_weights as saved_weights
 from runs_jobs import records, train_job, write_images
-from test_algorithms import make, minibatches
-from test_step import find_clip
 
 from domainbed_carft import cli
 from domainbed_carft.jobs.algorithms import ALGORITHMS

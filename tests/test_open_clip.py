@@ -11,8 +11,8 @@ import runs_jobs
 import torch
 from domainbed import datasets
 from fake_checkout import REPO, run_python
+from helpers.algorithms import make, minibatches, reopened, train
 from PIL import Image
-from test_algorithms import make, minibatches, reopened, train
 from torch.nn.functional import normalize
 
 from domainbed_carft import cli

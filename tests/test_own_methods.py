@@ -12,10 +12,10 @@ import pytest
 import torch
 from domainbed import algorithms as host
 from fake_checkout import REPO, run_python, write_checkout
+from helpers.algorithms import make, minibatches, reopened
+from helpers.pages import blocks
 from runs_jobs import records as read_records
 from runs_jobs import train_job, write_images
-from test_algorithms import make, minibatches, reopened
-from test_docs import blocks
 
 import domainbed_carft
 from domainbed_carft import cli

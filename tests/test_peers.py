@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_clip
-from test_algorithms import FEW, RN50, SMALL, make, minibatches, reopened, train
+from helpers.algorithms import FEW, RN50, SMALL, logits, make, minibatches, reopened, train
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.data.tasks import TASKS
@@ -24,16 +24,6 @@ from domainbed_carft.method import (
     starft,
     text_encoder,
 )
-
-IMAGES = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(9))
-
-
-def logits(algorithm):
-    algorithm.eval()
-    with torch.no_grad():
-        class_logits = algorithm.predict(IMAGES)
-    algorithm.train()
-    return class_logits
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`carft soup`: means of runs, chosen by training-domain validation, and errors."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -90,6 +91,17 @@ def test_soups_are_means_of_runs_chosen_by_validation(runs, tmp_path, capsys):
         evaluated = evaluate_json(capsys, path)
         assert accuracies_by_split(evaluated) == accuracies_by_split(scores)
         assert evaluated["soup"] == scores["soup"] and evaluated["title"] == scores["title"]
+
+
+def test_description_has_the_accuracies_in_and_out_of_domain(runs, pets, tmp_path):
+    data = shutil.copytree(pets / "my pets", tmp_path / "data")
+    cats, dogs = data / "art" / "cat", data / "art" / "wild dog"  # of the target
+    cats.rename(tmp_path / "cats")
+    dogs.rename(cats)
+    (tmp_path / "cats").rename(dogs)
+    carft("soup", *runs[:2], "-o", tmp_path / "out", "--data_dir", data)
+    for scores in read_soups(tmp_path / "out")[0].values():
+        assert (scores["soup"]["in_domain"], scores["soup"]["out_of_domain"]) == (1.0, 0.0)
 
 
 def test_greedy_soup_adds_only_runs_that_strictly_improve_it():

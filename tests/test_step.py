@@ -4,12 +4,10 @@ import copy
 import dataclasses
 import shutil
 
-import open_clip_folders
 import pytest
 import torch
-from conftest import random_clip
 from fake_checkout import REPO, run_python
-from test_algorithms import FEW, RN50, SMALL, make, minibatches, same_state, train
+from helpers.algorithms import find_clip, make, minibatches, same_state, train
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
@@ -32,19 +30,6 @@ def count_saved_bytes(algorithm, batch):
 
 
 KINDS = ["ViT", "ResNet", "gelu", "siglip"]
-
-
-def find_clip(kind, random_tiny, tmp_path):
-    """Return a clip_backbone of this kind."""
-    if kind == "ViT":
-        return random_tiny
-    if kind == "ResNet":
-        torch.save(random_clip(**{**RN50, **FEW, **SMALL}).state_dict(), tmp_path / "weights.pt")
-        return tmp_path / "weights.pt"
-    pytest.importorskip("open_clip")
-    if kind == "siglip" and not pytest.importorskip("transformers").is_torch_available():
-        pytest.skip("this transformers needs a newer torch")
-    return open_clip_folders.write(tmp_path / kind, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,8 +4,7 @@ import random
 
 import pytest
 import torch
-from test_algorithms import make, minibatches
-from test_peers import logits
+from helpers.algorithms import logits, make, minibatches
 
 from domainbed_carft.method.averages import LossValley
 

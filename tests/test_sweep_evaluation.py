@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from runs_jobs import calibration_error, carft, copy_changed, records
 from torch.utils.data import DataLoader
+from trained_jobs import TINY
 
 import domainbed_carft
 from domainbed_carft import cli
@@ -25,7 +27,8 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.images import loading, squares
 from domainbed_carft.jobs import records as job_records
 from domainbed_carft.results import evaluations
-from domainbed_carft.runs import pool, saved, splits, sweep_run, temperature
+from domainbed_carft.runs import pool, saved, splits, sweep_run, temperature, zero_shot
+from domainbed_carft.runs.predictions import LoadingOptions
 from domainbed_carft.runs.sweep_run import SweepOptions
 
 TOLERANCE = 1e-9
@@ -172,7 +175,42 @@ def touch_images(job, data):
         os.utime(image, (0, 0))
 
 
-@pytest.mark.parametrize("change", [change_weights, touch_images])
+@pytest.mark.parametrize("changed", ["clip", "contexts"])
+def test_cached_zero_shot_predictions_are_not_those_of_another_model_or_input(
+    pets, tmp_path, monkeypatch, changed
+):
+    run = saved.load_run(pets / "CARFT", "last", device="cpu")
+    data = splits.read_data(run, is_augmented=False)
+    options = LoadingOptions(torch.device("cpu"), workers=0)
+
+    def predict(run, original, cache):
+        monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / cache))
+        return zero_shot.predict_zero_shot(run, data, data.splits[0], options, original)
+
+    if changed == "clip":
+        state = torch.load(TINY, weights_only=True)
+        torch.save({**state, "visual.proj": -state["visual.proj"]}, tmp_path / "other.pt")
+        digest = hashlib.sha256((tmp_path / "other.pt").read_bytes()).hexdigest()
+        other = dataclasses.replace(run, hparams={**run.hparams, "clip_digest": digest})
+        original = str(tmp_path / "other.pt")
+    else:
+        contexts = ["a {}.", "a photo of something that is not a {}."]
+        other, original = dataclasses.replace(run, contexts=contexts), None
+
+    expected = predict(other, original, "cache of the other")
+    of_run = predict(run, None, "cache")
+    assert not np.allclose(of_run["alignment"], expected["alignment"], atol=1e-4)
+    assert np.array_equal(predict(other, original, "cache"), expected)
+    assert np.array_equal(predict(run, None, "cache"), of_run)
+
+
+def touch_images_of_validation(job, data):
+    """The temperature is fitted on the out-splits of the training environments."""
+    for environment in ("photo", "sketch"):
+        touch_images(job, data / environment)
+
+
+@pytest.mark.parametrize("change", [change_weights, touch_images, touch_images_of_validation])
 def test_changed_weights_or_images_are_measured_again(job, pets, tmp_path, change):
     data = shutil.copytree(pets / "my pets", tmp_path / "data")
     assert not evaluate_again(job, str(data))

@@ -100,7 +100,9 @@ def _add_verify(commands: Any) -> None:
         help="name of a known dataset, or path of a folder with your images as "
         "environment/class/image, or of a CSV file with the columns path, environment and class",
     )
-    parser.add_argument("--data_dir", type=Path, help="folder that contains the dataset's folder")
+    parser.add_argument(
+        "--data_dir", type=Path, metavar="DIR", help="folder that contains the dataset's folder"
+    )
     parser.add_argument(
         "--decode", action="store_true", help="also decode every image, on all cores"
     )
@@ -112,7 +114,9 @@ def _add_download(commands: Any) -> None:
         "download", run=_run, help="download a dataset from its sources, verify it and install it"
     )
     parser.add_argument("data", metavar="NAME", help="name of a dataset (see carft data list)")
-    parser.add_argument("--data_dir", type=Path, required=True, help="folder to install it in")
+    parser.add_argument(
+        "--data_dir", type=Path, metavar="DIR", required=True, help="folder to install it in"
+    )
     parser.add_argument(
         "--accept-different",
         action="store_true",

@@ -275,7 +275,9 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
         help="number of processes that load images (default: one per core, or 0 for few images)",
     )
     loading.add_argument(
-        "--device", help="cpu, cuda, or a GPU such as cuda:1 (default: the GPU if there is one)"
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, or a GPU such as cuda:1 (default: the GPU if there is one)",
     )
 
 
@@ -289,6 +291,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--data_dir",
+        metavar="DIR",
         help="folder that contains the dataset's folder, or the folder or list of your own dataset "
         "(default: the folder in the run's records)",
     )

@@ -60,10 +60,11 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument(
         "--output_dir",
         type=Path,
+        metavar="DIR",
         default=Path("demo_output"),
         help="folder for jobs, table and report (default: demo_output)",
     )
-    parser.add_argument("--trials", type=int, help="trials per cell (default: 1)")
+    parser.add_argument("--trials", type=int, metavar="N", help="trials per cell (default: 1)")
 
 
 def _add_preflight(commands: Any) -> None:
@@ -125,6 +126,7 @@ def _add_launch(subcommands: Any) -> None:
     launcher = parser.add_argument_group("launcher")
     launcher.add_argument(
         "--launcher",
+        metavar="NAME",
         default="pool",
         help="local runs one job at a time on this machine, pool runs several at a time, slurm "
         "submits the jobs, and dummy prints their commands (default: pool)",

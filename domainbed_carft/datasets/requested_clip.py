@@ -11,18 +11,16 @@ from domainbed_carft.images.preprocessing import Preprocessing
 def require_weights(hparams: Any) -> None:
     """Locate or download the CLIP checkpoint of a checkout's job before its data is read.
 
-    Does nothing for other algorithms, and for the included harness and open_clip, which find the
-    checkpoint themselves. Raises JobExit if OpenAI's weights cannot be downloaded, or if the
-    user's file does not exist.
+    Does nothing for other algorithms, and for open_clip, which finds the checkpoint itself. Raises
+    JobExit if OpenAI's weights cannot be downloaded, or if the user's file does not exist.
     """
     if not _has_clip_model(hparams):
         return
 
     from domainbed_carft.clips import open_clip, openai
-    from domainbed_carft.method.host_lookup import is_carft_harness
 
     name = hparams.get("clip_backbone")
-    if not isinstance(name, str) or name.startswith(open_clip.PREFIX) or is_carft_harness():
+    if not isinstance(name, str) or name.startswith(open_clip.PREFIX):
         return
 
     try:

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from domainbed_carft.errors import CarftError, JobExit
 from domainbed_carft.jobs import splits
 
 
 def is_carft_harness() -> bool:
-    """Return True if the domainbed in use is this package's harness, which has a flag for it."""
+    """Return True if the domainbed in use is this package's harness, which has a flag for it.
+
+    Whatever makes a class or a job asks once, and passes the answer on.
+    """
     import domainbed
 
     return getattr(domainbed, "IS_CARFT_HARNESS", False)
@@ -44,14 +46,6 @@ def _reads_clip_backbone(module: ModuleType) -> bool:
         return "clip_backbone" in inspect.getsource(module)
     except OSError:  # a host without source files
         return False
-
-
-def get_job_error() -> type[CarftError]:
-    """Return the error for what a user has to fix before a job of the host can run.
-
-    In a checkout it ends the script with the message, because its `train` would print a traceback.
-    """
-    return CarftError if is_carft_harness() else JobExit
 
 
 def find_dataset_class(name: str) -> Any:

@@ -20,7 +20,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.images.preprocessing import Preprocessing
-from domainbed_carft.method import host_lookup, objective
+from domainbed_carft.method import objective
 from domainbed_carft.method.encoders import encode
 from domainbed_carft.method.job import JobFacts
 from domainbed_carft.method.prompts import Prompts
@@ -33,11 +33,13 @@ class ZeroShotHead:
     Attributes:
         algorithm: Name of the algorithm, for messages.
         weight: (K, D), CLIP's logit scale times the unit text features of the classes.
+        job_error: Error that ends a job of the host.
         is_used: True if a classifier starts from the weight.
     """
 
     algorithm: str
     weight: Tensor
+    job_error: type[CarftError]
     is_used: bool = False
 
     def __deepcopy__(self, memo: Any) -> ZeroShotHead:
@@ -67,7 +69,7 @@ class ZeroShotHead:
         if self.is_used:
             return
         classes, dim = self.weight.shape
-        raise host_lookup.get_job_error()(
+        raise self.job_error(
             f"clip_head is 'zero-shot', but {self.algorithm} has built no classifier from "
             f"{dim} features to {classes} classes by networks.Classifier, so its classifier would "
             "be random. Set clip_head to 'random', or choose another algorithm"
@@ -157,20 +159,23 @@ class HostNetwork:
         )
 
 
-def build_network(algorithm: str, hparams: Mapping[str, Any], facts: JobFacts) -> HostNetwork:
+def build_network(
+    algorithm: str, hparams: Mapping[str, Any], facts: JobFacts, job_error: type[CarftError]
+) -> HostNetwork:
     """Load the CLIP model of an algorithm of the host.
 
     Args:
         algorithm: name of the algorithm, for messages.
         hparams: with ``clip_backbone``.
         facts: the facts of the job.
+        job_error: error of a head that no classifier uses.
 
     Raises:
         CarftError: as `backbone.load`.
     """
     words = Prompts(contexts=tuple(facts.prompts.contexts), classes=tuple(facts.prompts.classes))
     encoder = _load_encoder(hparams["clip_backbone"], facts.clip.digest, words)
-    head = None if encoder.head is None else ZeroShotHead(algorithm, encoder.head)
+    head = None if encoder.head is None else ZeroShotHead(algorithm, encoder.head, job_error)
     return HostNetwork(facts, encoder, head)
 
 

@@ -40,6 +40,7 @@ class HostedAlgorithm(Algorithm):
     method_digest = ""
     method_file = ""
     method_declarations: ClassVar[Mapping[str, Any]] = {}
+    IS_OF_CHECKOUT: ClassVar[bool] = False  # True of the classes that the plugin derives for one
 
     facts: dict[str, Any]
     input: CLIPInput

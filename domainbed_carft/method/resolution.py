@@ -23,7 +23,6 @@ from domainbed_carft.jobs.hparams import (
     read_registry,
 )
 from domainbed_carft.method import averages, lora, penalties, prompts, shipped
-from domainbed_carft.method.host_lookup import is_carft_harness
 from domainbed_carft.method.hparams import (
     CLIP_HEAD,
     COMMON,
@@ -120,7 +119,7 @@ def resolve(
     own_defaults = get_defaults(table, conditions)
     # The harness has the same for all algorithms. For those of this package, its registry would
     # compute their own values a second time.
-    registered_name = "ERM" if is_carft_harness() else algorithm.__name__
+    registered_name = algorithm.__name__ if algorithm.IS_OF_CHECKOUT else "ERM"
     host_defaults, host_values = read_registry(
         hparams_registry, registered_name, dataset, random_seed
     )
@@ -319,7 +318,7 @@ def _average_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, 
         expectations["average"] = (
             "'none' with this DomainBed's swad, which averages the weights itself"
         )
-    elif hparams["average"] == "swad" and not is_carft_harness():
+    elif hparams["average"] == "swad" and algorithm.IS_OF_CHECKOUT:
         expectations["average"] = (
             "'none', 'sma', 'ema' or 'beta' in this DomainBed, whose training does not pass a "
             "validation loss; to use SWAD, train with this package's domainbed, outside of the "

@@ -27,8 +27,13 @@ _set_values: list[object] = []
 def apply(module: ModuleType) -> None:
     """Make all additions to a module of domainbed. Raises CarftError if one fails."""
     name = module.__name__
+    if name not in ADDITIONS:
+        return
     try:
-        for add in ADDITIONS.get(name, ()):
+        from domainbed_carft.method import host_lookup
+
+        HOST_NAMES.is_checkout = not host_lookup.is_carft_harness()
+        for add in ADDITIONS[name]:
             add(module)
     except JobExit:  # an error that the user has to fix
         raise
@@ -42,10 +47,10 @@ def add_algorithms(module: ModuleType) -> None:
     In a checkout the classes check the hparams themselves, see `foreign_jobs`. If a user's own
     methods cannot be used, the lookup raises an error with their problems for every name.
     """
-    from domainbed_carft.method import algorithms, host_lookup, own_methods
+    from domainbed_carft.method import algorithms, own_methods
 
     classes: dict[str, Any] = dict(algorithms.CLASSES)
-    if not host_lookup.is_carft_harness():
+    if HOST_NAMES.is_checkout:
         classes = {
             name: foreign_jobs.make_foreign_class(algorithm, module.__name__)
             for name, algorithm in classes.items()
@@ -71,15 +76,14 @@ def add_algorithms(module: ModuleType) -> None:
 
 def wrap_algorithm(module: ModuleType) -> None:
     """Extend the methods of `domainbed.algorithms.Algorithm` that `clip_networks` needs."""
-    from domainbed_carft.method import host_lookup
-
     base: Any = vars(module).get("Algorithm")
     if base is None or _has_set(base, "__init__"):
         return
-    _set(base, "__init__", clip_networks.wrap_algorithm(base.__init__))
+    is_checkout = HOST_NAMES.is_checkout
+    _set(base, "__init__", clip_networks.wrap_algorithm(base.__init__, is_checkout))
     if hasattr(base, "_apply"):  # of a torch module
         _set(base, "_apply", clip_networks.wrap_apply(base._apply))
-    if host_lookup.is_carft_harness():
+    if not is_checkout:
         resolve_hparams = clip_networks.wrap_resolve_hparams(vars(base)["resolve_hparams"])
         _set(base, "resolve_hparams", resolve_hparams)
         _set(base, "image_format", clip_networks.wrap_image_format(vars(base)["image_format"]))
@@ -92,7 +96,9 @@ def wrap_networks(module: ModuleType) -> None:
     """
     parts = _loaded_parts(module)
     wrappers: dict[str, Callable[[Any], Any]] = {
-        "Featurizer": clip_networks.wrap_featurizer,
+        "Featurizer": functools.partial(
+            clip_networks.wrap_featurizer, is_checkout=HOST_NAMES.is_checkout
+        ),
         "Classifier": clip_networks.wrap_classifier,
     }
     for name, wrap in wrappers.items():
@@ -120,11 +126,11 @@ def wrap_hparams(module: ModuleType) -> None:
 
 def wrap_image_folders(module: ModuleType) -> None:
     """Let the ImageFolder datasets of a checkout's `domainbed.datasets` remember their facts."""
-    from domainbed_carft.method import host_lookup
+    if not HOST_NAMES.is_checkout:
+        return
+
     from domainbed_carft.plugin import image_folders
 
-    if host_lookup.is_carft_harness():
-        return
     for part in _loaded_parts(module):
         base: Any = vars(part).get("MultipleEnvironmentImageFolder")
         if base is not None and not _has_set(base, "__init__"):
@@ -173,9 +179,8 @@ def add_launchers(module: ModuleType) -> None:
 
     if own_methods.find_files():
         from domainbed_carft.method import algorithms as algorithms  # this extends the host's too
-        from domainbed_carft.method import host_lookup
 
-        if not host_lookup.is_carft_harness():
+        if HOST_NAMES.is_checkout:
             HOST_NAMES.require_usable()
     for name, launcher in launchers.LAUNCHERS.items():
         module.REGISTRY.setdefault(name, launcher)
@@ -204,7 +209,8 @@ def _make_host_class(home: ModuleType, dataset: Any) -> Any:
         return vars(home)[name]
 
     bases = (dataset, getattr(home, "MultipleDomainDataset", object))
-    return type(name, bases, {"__module__": home.__name__, "__doc__": dataset.__doc__})
+    content = {"__module__": home.__name__, "__doc__": dataset.__doc__}
+    return type(name, bases, {**content, "IS_OF_CHECKOUT": HOST_NAMES.is_checkout})
 
 
 def _exclude_host_names(module: ModuleType, classes: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from domainbed_carft.datasets import known_datasets
-from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.errors import CarftError, get_job_error, raise_for
 from domainbed_carft.jobs.facts import FOREIGN
 from domainbed_carft.plugin import foreign_jobs
 from domainbed_carft.plugin.hooked_modules import print_rates, warn_about_host_networks
@@ -41,13 +41,14 @@ class Construction:
     get_module: Callable[[], Any] = lambda: None  # the algorithm if it still exists
     network: Any = None  # HostNetwork, from the first featurizer on
     choice: Any = None  # the hyperparameters that chose the network
+    is_checkout: bool = False  # the host is not the included harness
 
 
 # The algorithm that was built last. Its featurizers and classifiers follow.
 _latest = [Construction("the algorithm")]
 
 
-def wrap_algorithm(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_algorithm(original: Callable[..., None], is_checkout: bool) -> Callable[..., None]:
     """Wrap the `__init__` of the host's `Algorithm`, to know whose networks are built next."""
     names = _get_names(original, foreign_jobs.UPSTREAM_ARGUMENTS)
 
@@ -62,6 +63,7 @@ def wrap_algorithm(original: Callable[..., None]) -> Callable[..., None]:
                 hparams=arguments.get("hparams"),
                 dataset_facts=arguments.get("dataset_facts"),
                 get_module=weakref.ref(self),
+                is_checkout=is_checkout,
             )
         ]
 
@@ -95,14 +97,14 @@ def _require_network(construction: Construction) -> None:
         network.head.require_used()
     is_of_package = isinstance(construction.get_module(), HostedAlgorithm)
     if network is None and not is_of_package and not host_lookup.has_own_clip():
-        raise host_lookup.get_job_error()(
+        raise get_job_error(construction.is_checkout)(
             f"{construction.algorithm} cannot train a CLIP model: it builds its networks without "
             f"networks.Featurizer, so {KEY} would have no effect. Choose another algorithm, or "
             f"omit {KEY}"
         )
 
 
-def wrap_featurizer(original: Any) -> Callable[..., Any]:
+def wrap_featurizer(original: Any, is_checkout: bool) -> Callable[..., Any]:
     """Wrap the host's function `networks.Featurizer`, to return the image encoder of CLIP.
 
     A class is not wrapped but returns the encoder when it is called, so that `isinstance` and
@@ -123,7 +125,7 @@ def wrap_featurizer(original: Any) -> Callable[..., Any]:
         if host_lookup.has_own_clip():
             warn_about_host_networks()
             return None
-        return build_featurizer(arguments["input_shape"], hparams)
+        return build_featurizer(arguments["input_shape"], hparams, is_checkout)
 
     if is_class:
         make_object = original.__new__
@@ -149,10 +151,11 @@ def wrap_classifier(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def Classifier(*args: Any, **kwargs: Any) -> Any:
         classifier = original(*args, **kwargs)
-        network = _latest[0].network
+        construction = _latest[0]
+        network = construction.network
         if network is not None and network.head is not None:
             arguments = dict(zip(names, args)) | kwargs
-            with _ending_script():
+            with _ending_script(construction.is_checkout):
                 network.head.fill(classifier, *(arguments[name] for name in names[:2]))
         return classifier
 
@@ -176,8 +179,6 @@ def add_hparams(registry_values: Any, dataset: str, random_seed: int | None) -> 
 
     from domainbed_carft.method import host_hparams, host_lookup
 
-    if host_lookup.is_carft_harness():  # it resolves the hyperparameters of each job itself
-        return registry_values
     if not host_lookup.has_replaceable_networks():
         warn_about_host_networks()
         return registry_values
@@ -227,7 +228,7 @@ def wrap_image_format(original: Any) -> Any:
     return classmethod(image_format)
 
 
-def build_featurizer(input_shape: Sequence[int], hparams: Any) -> Any:
+def build_featurizer(input_shape: Sequence[int], hparams: Any, is_checkout: bool) -> Any:
     """Return the image encoder of the CLIP model as a featurizer of the algorithm built last.
 
     In a checkout, an error ends the script.
@@ -235,10 +236,11 @@ def build_featurizer(input_shape: Sequence[int], hparams: Any) -> Any:
     values = dict(hparams)  # the configuration object of a fork can have just keys and items
     choice = (values[KEY], values.get("clip_head"))
     if _latest[0].network is not None and _latest[0].choice != choice:
-        _latest[:] = [Construction("the algorithm")]  # a featurizer built on its own, in a notebook
+        # A featurizer that is built on its own, in a notebook
+        _latest[:] = [Construction("the algorithm", is_checkout=is_checkout)]
 
     construction = _latest[0]
-    with _ending_script():
+    with _ending_script(is_checkout):
         raise_for(_find_input_problems(construction.algorithm, input_shape))
         if construction.network is None:
             construction.network = _load_network(construction, hparams)
@@ -265,20 +267,24 @@ def _load_network(construction: Construction, hparams: Any) -> Any:
     place for them.
     """
     from domainbed_carft.escaping import print_lines
-    from domainbed_carft.method import host_lookup, host_networks, job
+    from domainbed_carft.method import host_networks, job
 
     algorithm = construction.algorithm
     complete = foreign_jobs.complete_host_hparams(dict(hparams))
-    raise_for(foreign_jobs.find_host_problems(algorithm, complete))
+    # The included harness has checked the names before.
+    names = foreign_jobs.get_host_names(algorithm) if construction.is_checkout else ()
+    raise_for(foreign_jobs.find_host_problems(algorithm, complete, names))
     facts = job.find_host_facts(
         complete,
         construction.num_classes,
         construction.dataset_facts or known_datasets.recall(complete),
     )
-    print_lines(*facts.describe(), *foreign_jobs.describe_host_hparams(algorithm, complete))
-    network = host_networks.build_network(algorithm, complete, facts)
+    print_lines(*facts.describe(), *foreign_jobs.describe_host_hparams(algorithm, complete, names))
+    network = host_networks.build_network(
+        algorithm, complete, facts, get_job_error(construction.is_checkout)
+    )
 
-    if not host_lookup.is_carft_harness():
+    if construction.is_checkout:
         hparams[FOREIGN] = facts.as_record()
         if construction.hparams is not None:  # the host can have passed on a copy
             construction.hparams[FOREIGN] = facts.as_record()
@@ -294,14 +300,12 @@ def is_set(hparams: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _ending_script() -> Iterator[None]:
+def _ending_script(is_checkout: bool) -> Iterator[None]:
     """Raise the host's type of error for a CarftError."""
-    from domainbed_carft.method import host_lookup
-
     try:
         yield
     except CarftError as error:
-        raise host_lookup.get_job_error()(*error.problems) from None
+        raise get_job_error(is_checkout)(*error.problems) from None
 
 
 def _get_names(function: Callable[..., Any], usual_names: Sequence[str]) -> list[str]:

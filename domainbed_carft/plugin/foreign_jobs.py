@@ -111,7 +111,7 @@ def make_foreign_class(algorithm: type[Any], module: str) -> type[Any]:
         algorithm: An algorithm of this package or the user.
         module: Name of the checkout's module of algorithms.
     """
-    namespace = {"__module__": module, "__doc__": algorithm.__doc__}
+    namespace = {"__module__": module, "__doc__": algorithm.__doc__, "IS_OF_CHECKOUT": True}
     return type(algorithm.__name__, (ForeignJob, algorithm), namespace)
 
 
@@ -183,12 +183,16 @@ def complete_host_hparams(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **host_hparams.get_added_values(values, values, dataset)}
 
 
-def find_host_problems(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
-    """Return the problems of an algorithm of the host with the complete hyperparameters of CLIP."""
+def find_host_problems(
+    algorithm: str, hparams: Mapping[str, Any], names: Collection[str]
+) -> list[str]:
+    """Return the problems of an algorithm of the host with the complete hyperparameters of CLIP.
+
+    ``names`` are from `get_host_names`; without them no name is checked.
+    """
     from domainbed_carft.method import host_hparams
 
     problems = host_hparams.find_problems(hparams, _parse_command_line().dataset or "")
-    names = _get_host_names(algorithm)
     if names:
         from domainbed import hparams_registry
 
@@ -197,14 +201,15 @@ def find_host_problems(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
     return [*map(str, problems)]
 
 
-def describe_host_hparams(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
+def describe_host_hparams(
+    algorithm: str, hparams: Mapping[str, Any], names: Collection[str]
+) -> list[str]:
     """Return lines about hyperparameters without an effect, and about learning rates of the host.
 
     The registry could not replace these for a host whose ``train`` does not read ``--hparams``.
     """
     from domainbed_carft.method import host_hparams
 
-    names = _get_host_names(algorithm)
     if not names:
         return []
 
@@ -223,20 +228,14 @@ def describe_host_hparams(algorithm: str, hparams: Mapping[str, Any]) -> list[st
     return lines
 
 
-def _get_host_names(algorithm: str) -> Collection[str]:
-    """Return the names that a checkout's registry has for an algorithm; none if it is unknown.
-
-    Also none in the included harness, which has checked the names before.
-    """
+def get_host_names(algorithm: str) -> Collection[str]:
+    """Return the names that a checkout's registry has for an algorithm; none if it is unknown."""
     from domainbed import hparams_registry
 
-    from domainbed_carft.method import host_lookup
-
-    if not host_lookup.is_carft_harness():
-        with contextlib.suppress(Exception):  # a fork's function can raise any type
-            dataset = _parse_command_line().dataset or ""
-            names: Collection[str] = hparams_registry.default_hparams(algorithm, dataset).keys()
-            return names
+    with contextlib.suppress(Exception):  # a fork's function can raise any type
+        dataset = _parse_command_line().dataset or ""
+        names: Collection[str] = hparams_registry.default_hparams(algorithm, dataset).keys()
+        return names
     return ()
 
 

@@ -8,25 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from domainbed_carft.errors import get_job_error
 from domainbed_carft.plugin import clip_networks
 from domainbed_carft.plugin.hooked_modules import warn_about_kept_names, warn_about_missing_hparams
 
 
-@dataclass(frozen=True)
+@dataclass
 class HostNames:
-    """Names in use by the host, for which nothing is added."""
+    """The host, and its names, for which nothing is added."""
 
     algorithms: set[str] = field(default_factory=set)
     datasets: set[str] = field(default_factory=set)  # also imports such as torchvision's CIFAR100
     # Reasons why a user's own methods cannot be used, such as a name in use by the host.
     problems: list[str] = field(default_factory=list)
+    is_checkout: bool = False  # the host is not the included harness
 
     def require_usable(self) -> None:
         """Raise CarftError if there are ``problems``; in a checkout, end its script."""
         if self.problems:
-            from domainbed_carft.method import host_lookup
-
-            raise host_lookup.get_job_error()(*self.problems)
+            raise get_job_error(self.is_checkout)(*self.problems)
 
 
 def wrap_function(
@@ -56,6 +56,8 @@ def wrap_function(
         host_names.require_usable()
         if not _is_added(algorithm) or algorithm in host_names.algorithms:
             host_hparams = original(*args, **kwargs)
+            if not host_names.is_checkout:  # the harness resolves the hyperparameters of each job
+                return host_hparams
             return clip_networks.add_hparams(
                 host_hparams, values[1], random_seed=int(values[2]) if draws else None
             )
@@ -69,7 +71,11 @@ def wrap_function(
             # The registry fails for unknown algorithms, so use its hyperparameters of ERM.
             host_hparams = original("ERM", *values[1:])
         return add_hparams(
-            host_hparams, algorithm, dataset, random_seed=int(values[2]) if draws else None
+            host_hparams,
+            algorithm,
+            dataset,
+            random_seed=int(values[2]) if draws else None,
+            is_checkout=host_names.is_checkout,
         )
 
     return registry_function
@@ -91,15 +97,19 @@ def _is_added(algorithm: str) -> bool:
 
 
 def add_hparams(
-    host_hparams: Any, algorithm: str, dataset: str, random_seed: int | None
+    host_hparams: Any,
+    algorithm: str,
+    dataset: str,
+    random_seed: int | None,
+    is_checkout: bool,
 ) -> dict[str, Any]:
     """Add an algorithm's hyperparameters, drawn or by default, to the hyperparameters of a host."""
-    from domainbed_carft.method import algorithms, host_lookup
+    from domainbed_carft.method import algorithms
     from domainbed_carft.plugin import foreign_jobs
 
     plain = {name: foreign_jobs.to_python_number(value) for name, value in host_hparams.items()}
     steps = None
-    if not host_lookup.is_carft_harness():
+    if is_checkout:
         steps = foreign_jobs.get_planned_steps()
         foreign_jobs.allow_keys(plain.keys())
         missing_hparams = foreign_jobs.get_missing_hparams(algorithm, dataset, random_seed)

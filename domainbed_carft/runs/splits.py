@@ -115,8 +115,9 @@ def read_data(
     hparams = copy.deepcopy(dict(run.hparams))  # the dataset adds items
     given_folder = as_text(data_dir)
     folder = given_folder or run.args.get("data_dir")
+    is_harness = host_lookup.is_carft_harness()
     try:
-        dataset = _make_dataset(run, given_folder, hparams, is_augmented)
+        dataset = _make_dataset(run, given_folder, hparams, is_augmented, is_harness)
         job_splits = _split_as_trained(run, dataset)
         last_step = int(run.args.get("steps") or dataset.N_STEPS) - 1
     except Exception as error:  # a host's class and untrusted settings can raise any type
@@ -128,7 +129,7 @@ def read_data(
             "data, the data folder itself"
         ) from error
 
-    plan = run.image_plan if host_lookup.is_carft_harness() else None
+    plan = run.image_plan if is_harness else None
     facts = getattr(dataset, "dataset_facts", None) or NO_FACTS
     require_same_data(run, dataset, targets, facts)
     names = [environment.name for environment in facts.environments]
@@ -230,7 +231,7 @@ def get_step(run: Run, data_dir: str | None = None) -> int | None:
 
 
 def _make_dataset(
-    run: Run, data_dir: str | None, hparams: dict[str, Any], is_augmented: bool
+    run: Run, data_dir: str | None, hparams: dict[str, Any], is_augmented: bool, is_harness: bool
 ) -> Any:
     """Make the run's dataset with the run's seed; raises whatever its class raises."""
     dataset_class = _find_dataset_class(run, data_dir)
@@ -241,7 +242,7 @@ def _make_dataset(
         rng.reseed(run.args.get("seed", 0))
         folder = data_dir or run.args.get("data_dir")
         build = dataset_class
-        if host_lookup.is_carft_harness():
+        if is_harness:
             plan = run.image_plan
             model_input = None
             if plan.is_for_model:  # its images were normalised for the run's model
@@ -319,12 +320,19 @@ class _KeyedItems(Dataset[Any]):
     Attributes:
         host_items: the host's dataset: an environment or a part of one.
         squares: the images before their second stage, see `Split`.
+
+    Args:
+        items: the host's dataset.
+        key: numbers of the job, the step and the split.
+        plan: plan of the job's images; None on a host other than the harness.
     """
 
     def __init__(self, items: Any, key: tuple[int, ...], plan: ImagePlan | None) -> None:
         self.host_items = items
         self.squares: Squares | None = None
         self._key = key
+        # The seed of the harness's `lib/fast_data_loader.py`; other hosts do not draw by a key.
+        self._make_seed = misc.seed_hash if plan is None else rng.derive_seed
         self._source = None
         if plan is None or plan.mode != FAST:
             return
@@ -354,7 +362,5 @@ class _KeyedItems(Dataset[Any]):
         return list(zip(images, batch.labels))
 
     def _read_host_item(self, position: int) -> Any:
-        # The seed of the harness's `lib/fast_data_loader.py`; other hosts do not draw by a key.
-        make_seed = rng.derive_seed if host_lookup.is_carft_harness() else misc.seed_hash
-        rng.reseed(int(make_seed(*self._key, position)))
+        rng.reseed(int(self._make_seed(*self._key, position)))
         return self.host_items[position]

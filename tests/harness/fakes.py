@@ -136,3 +136,20 @@ def before_step(number: int, action: Callable[[], object]) -> Iterator[None]:
 def stop_in_step(number: int) -> contextlib.AbstractContextManager[None]:
     """Send SIGTERM to this process in LinearSGD's step of this number."""
     return before_step(number, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def assert_same_outcome(folder: Path, expected_folder: Path) -> None:
+    """Assert that both jobs are done, with bit-identical records and weights."""
+    assert comparable_records(folder) == comparable_records(expected_folder)
+    for name in ("model.pkl", "model_best.pkl"):
+        content, expected = (
+            torch.load(path / name, weights_only=True) for path in (folder, expected_folder)
+        )
+        assert content.get("best_step") == expected.get("best_step")
+        weights, expected_weights = content["model_dict"], expected["model_dict"]
+        assert weights.keys() == expected_weights.keys()
+        assert all(torch.equal(weights[key], expected_weights[key]) for key in weights)
+
+    file_names = {path.name for path in folder.iterdir()}
+    assert file_names == {path.name for path in expected_folder.iterdir()}
+    assert not {"state.pt", "lock"} & file_names

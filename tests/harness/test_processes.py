@@ -6,7 +6,7 @@ import pytest
 from domainbed.scripts import train
 from fake_checkout import run_python
 
-from .test_resume import assert_same_outcome
+from .fakes import assert_same_outcome
 
 FORKSERVER = """
 import multiprocessing, sys

@@ -22,26 +22,9 @@ from domainbed_carft.images import stages
 from domainbed_carft.jobs.job_folder import JobFolder
 
 from . import fakes
-from .fakes import quick_arguments, start_train, stop_in_step, wait_for
+from .fakes import assert_same_outcome, quick_arguments, start_train, stop_in_step, wait_for
 
 pytestmark = pytest.mark.usefixtures("registered")
-
-
-def assert_same_outcome(folder: Path, expected_folder: Path) -> None:
-    """Assert that both jobs are done, with bit-identical records and weights."""
-    assert fakes.comparable_records(folder) == fakes.comparable_records(expected_folder)
-    for name in ("model.pkl", "model_best.pkl"):
-        content, expected = (
-            torch.load(path / name, weights_only=True) for path in (folder, expected_folder)
-        )
-        assert content.get("best_step") == expected.get("best_step")
-        weights, expected_weights = content["model_dict"], expected["model_dict"]
-        assert weights.keys() == expected_weights.keys()
-        assert all(torch.equal(weights[key], expected_weights[key]) for key in weights)
-
-    file_names = {path.name for path in folder.iterdir()}
-    assert file_names == {path.name for path in expected_folder.iterdir()}
-    assert not {"state.pt", "lock"} & file_names
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from domainbed import datasets
 from domainbed.command_launchers import REGISTRY, local_launcher
 from domainbed.scripts import sweep
 from domainbed.scripts.sweep import Job
-from test_launchers import python
+from helpers.command_lines import python
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest

@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--datasets",
+        metavar="NAME|PATH",
         nargs="+",
         default=DATASETS,
         type=shortest_path,
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--algorithms",
+        metavar="NAME",
         nargs="+",
         default=algorithms.ALGORITHMS,
         help="names (default: all algorithms)",
@@ -47,17 +49,47 @@ def build_parser() -> argparse.ArgumentParser:
         choices=checks.TASKS,
         help="only domain_generalization is included",
     )
-    add("--n_hparams_from", type=int, default=0, help="first hparams_seed (default: 0)")
-    add("--n_hparams", type=int, default=20, help="last hparams_seed plus one (default: 20)")
-    add("--output_dir", required=True, help="folder for the jobs' folders")
-    add("--data_dir", required=True, help="folder that contains the datasets' folders")
-    add("--seed", type=int, default=0, help="not used, as in upstream")
-    add("--n_trials", type=int, default=3, help="number of trials per cell (default: 3)")
-    add("--command_launcher", required=True, help="launcher, such as local, pool or slurm")
-    add("--steps", type=int, help="training steps per job (default: the dataset's number)")
-    add("--hparams", help="JSON object of hyperparameters to set in every job")
+    add(
+        "--n_hparams_from", metavar="N", type=int, default=0, help="first hparams_seed (default: 0)"
+    )
+    add(
+        "--n_hparams",
+        metavar="N",
+        type=int,
+        default=20,
+        help="last hparams_seed plus one (default: 20)",
+    )
+    add("--output_dir", metavar="DIR", required=True, help="folder for the jobs' folders")
+    add(
+        "--data_dir",
+        metavar="DIR",
+        required=True,
+        help="folder that contains the datasets' folders",
+    )
+    add("--seed", metavar="N", type=int, default=0, help="not used, as in upstream")
+    add(
+        "--n_trials",
+        metavar="N",
+        type=int,
+        default=3,
+        help="number of trials per cell (default: 3)",
+    )
+    add(
+        "--command_launcher",
+        metavar="NAME",
+        required=True,
+        help="launcher, such as local, pool or slurm",
+    )
+    add(
+        "--steps",
+        metavar="N",
+        type=int,
+        help="training steps per job (default: the dataset's number)",
+    )
+    add("--hparams", metavar="JSON", help="JSON object of hyperparameters to set in every job")
     add(
         "--holdout_fraction",
+        metavar="SHARE",
         type=float,
         default=0.2,
         help="share of each environment in its out-split (default: 0.2)",

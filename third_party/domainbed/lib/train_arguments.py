@@ -28,22 +28,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser = FlagParser(prog="domainbed.scripts.train", description="Domain generalization")
     add = parser.add_argument
 
-    add("--data_dir", help="folder that contains the datasets' folders")
+    add("--data_dir", metavar="DIR", help="folder that contains the datasets' folders")
     add(
         "--dataset",
+        metavar="NAME|PATH",
         default="RotatedMNIST",
         type=shortest_path,
         help="name of a dataset, or path of your own folder environment/class/image, or of a CSV "
         "file with the columns path, environment and class",
     )
-    add("--algorithm", default="ERM", help="name of the algorithm (default: ERM)")
+    add("--algorithm", metavar="NAME", default="ERM", help="name of the algorithm (default: ERM)")
     add(
         "--task",
         default=checks.TASKS[0],
         choices=checks.TASKS,
         help="only domain_generalization is included",
     )
-    add("--hparams", help="JSON object of hyperparameters to set")
+    add("--hparams", metavar="JSON", help="JSON object of hyperparameters to set")
     add(
         "--test_envs",
         metavar="ENV",
@@ -52,34 +53,50 @@ def build_parser() -> argparse.ArgumentParser:
         help="numbers or names of the environments to hold out (default: 0); without any, train on "
         "all",
     )
-    add("--output_dir", default="train_output", help="folder for the job's files")
+    add("--output_dir", metavar="DIR", default="train_output", help="folder for the job's files")
     add(
         "--hparams_seed",
+        metavar="N",
         type=int,
         default=0,
         help="seed of random hyperparameters (default: 0, which uses the default hyperparameters)",
     )
     add(
         "--trial_seed",
+        metavar="N",
         type=int,
         default=0,
         help="seed of the splits and of random hyperparameters (default: 0)",
     )
-    add("--seed", type=int, default=0, help="seed of all other random numbers (default: 0)")
-    add("--steps", type=int, help="number of training steps (default: the dataset's number)")
+    add(
+        "--seed",
+        metavar="N",
+        type=int,
+        default=0,
+        help="seed of all other random numbers (default: 0)",
+    )
+    add(
+        "--steps",
+        metavar="N",
+        type=int,
+        help="number of training steps (default: the dataset's number)",
+    )
     add(
         "--checkpoint_freq",
+        metavar="N",
         type=int,
         help="steps between checkpoints (default: the dataset's number)",
     )
     add(
         "--holdout_fraction",
+        metavar="SHARE",
         type=float,
         default=0.2,
         help="share of each environment in its out-split (default: 0.2)",
     )
     add(
         "--uda_holdout_fraction",
+        metavar="SHARE",
         type=float,
         default=0,
         help="share to take out of a test environment's in-split, as in upstream's domain "
@@ -88,11 +105,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     add(
         "--workers",
+        metavar="N",
         type=int,
         help="number of loader processes (default: the dataset's number, at most one per CPU)",
     )
     add(
         "--processes",
+        metavar="N",
         type=int,
         default=process_variables.PROCESSES.read("1"),
         help="number of processes that train together, each on its slice of every batch and, if "
