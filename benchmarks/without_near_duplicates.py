@@ -31,7 +31,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.splits import split_environments
 from domainbed_carft.results import collection, comparisons, evaluations
 from domainbed_carft.results.comparisons import PairKey
-from domainbed_carft.results.method_names import TRAINING_DOMAIN
+from domainbed_carft.results.rule_names import TRAINING_DOMAIN
 from domainbed_carft.results.selection import SelectedRun
 
 REFERENCE = "CARFT"

@@ -153,7 +153,7 @@ def launch(
 
 def cells(folder: Path, method: str, **options: Any) -> Any:
     """Collect the cells of PACS by a method, indexed by (setting, row, environment or average)."""
-    frame = collect(folder, methods=[method], **options).cells
+    frame = collect(folder, select=[method], **options).cells
     places = frame["of"].where(frame["of"] != "", frame["column"])
     frame = frame.assign(environment=places)[frame["dataset"] == "PACS"]
     return frame.set_index(["setting", "algorithm", "environment"])

@@ -19,7 +19,7 @@ REFERENCE = "CARFT (methods)"
 def results(peers_emoji):
     return collect(
         peers_emoji,
-        methods=["training-domain"],
+        select=["training-domain"],
         columns=["out-of-domain", "in-domain"],
         by=["variant"],
         against=REFERENCE,
@@ -132,7 +132,7 @@ def test_trial_differences_are_means_over_environments(n):
 def test_unit_is_the_trial_if_no_environment_is_held_out(tmp_path):
     for algorithm in ("CARFT", "ERM"):
         collect_sweeps.write_job(tmp_path, algorithm, algorithm=algorithm, test_envs=[])
-    (entry,) = collect(tmp_path, methods=["in-domain"], against="ERM").comparisons_against
+    (entry,) = collect(tmp_path, select=["in-domain"], against="ERM").comparisons_against
     assert entry.unit == "trial"
 
 

@@ -74,7 +74,7 @@ def test_metric_missing_in_one_run_marks_the_cell_and_names_the_run(tmp_path):
         metrics["facts"]["validation"] = []
         path.write_text(json.dumps(metrics))
 
-    results = collect(tmp_path, methods=["oracle"], columns=["in-domain-unaugmented"])
+    results = collect(tmp_path, select=["oracle"], columns=["in-domain-unaugmented"])
     table = results.tables[0]
     (column,) = table.printed
     first, second = (row[column] for row in table.rows.values())
@@ -100,7 +100,7 @@ def test_unknown_names_fail_with_a_suggestion(tmp_path, options, message):
 @pytest.mark.parametrize(("method", "count"), [("oracle", 16), ("leave-one-domain-out", 40)])
 def test_pairs_of_targets_count_only_for_leave_one_domain_out(tmp_path, method, count):
     collect_sweeps.write_sweep(tmp_path, ["ERM"], pairs=True)
-    frame = collect(tmp_path, methods=[method], columns=["jobs", "draws"]).cells
+    frame = collect(tmp_path, select=[method], columns=["jobs", "draws"]).cells
     frame = frame[frame["dataset"] == "PACS"]
     assert frame["mean"].tolist() == [count, 2]
 
@@ -117,7 +117,7 @@ def test_costs_have_a_column_for_each_device(tmp_path):
     for target in range(4):
         job = collect_sweeps.write_job(tmp_path, str(target), test_envs=[target])
         collect_sweeps.change_records(job, add_costs)
-    results = collect(tmp_path, methods=["oracle"], columns=table_columns.NAMES)
+    results = collect(tmp_path, select=["oracle"], columns=table_columns.NAMES)
     assert {"s/step, A", "s/step, B"} <= set(results.grids[0].header)
 
     frame = results.cells[results.cells["dataset"] == "PACS"]

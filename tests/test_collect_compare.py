@@ -20,8 +20,8 @@ FIVE_DATASETS = ("PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet")
 ERROR_KINDS = ("standard error, n", "standard error, n - 1", "deviation")
 
 
-def check(our_trials, published_trials, error_kind="standard error, n - 1"):
-    """Check trials in percent against published trials, known only by mean and error."""
+def compare_trials(our_trials, published_trials, error_kind="standard error, n - 1"):
+    """Compare trials in percent with published trials, known only by mean and error."""
     error = np.std(published_trials, ddof=0 if error_kind == "standard error, n" else 1)
     if error_kind.startswith("standard error"):
         error /= len(published_trials) ** 0.5
@@ -34,7 +34,7 @@ def check(our_trials, published_trials, error_kind="standard error, n - 1"):
 
 def compare(folder, method):
     """Collect a sweep with published numbers; return the results and the comparisons."""
-    results = collect(folder, methods=[method], compare_published=True)
+    results = collect(folder, select=[method], compare_published=True)
     return results, results.as_dict()["published"]["comparisons"]
 
 
@@ -51,10 +51,10 @@ def compare(folder, method):
 )
 def test_check_compares_welchs_interval_with_the_margin(our_trials, expected, error_kind):
     published_trials = [80.1, 79.7, 80.3]
-    result = check(our_trials, published_trials, error_kind)
+    result = compare_trials(our_trials, published_trials, error_kind)
     test = scipy.stats.ttest_ind(our_trials, published_trials, equal_var=False)
     assert result.interval == pytest.approx(test.confidence_interval(0.95))
-    assert (result.check, result.as_dict()["at_least"]) == (expected, False)
+    assert (result.comparison, result.as_dict()["at_least"]) == (expected, False)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,10 @@ def test_check_compares_welchs_interval_with_the_margin(our_trials, expected, er
 def test_check_is_wrong_in_less_than_5_percent_of_noisy_sweeps(gap, n, within):
     """At a gap of exactly the margin, both "within" and "differs" are wrong."""
     rng = np.random.default_rng(0)
-    names = [check(rng.normal(80 + gap, 0.5, n), rng.normal(80, 0.5, 3)).check for _ in range(1000)]
+    names = [
+        compare_trials(rng.normal(80 + gap, 0.5, n), rng.normal(80, 0.5, 3)).comparison
+        for _ in range(1000)
+    ]
     low, high = within
     assert low <= names.count("within") / 1000 <= high
     assert names.count("differs") / 1000 < 0.05
@@ -71,10 +74,10 @@ def test_check_is_wrong_in_less_than_5_percent_of_noisy_sweeps(gap, n, within):
 
 def test_interval_without_a_published_error_is_students():
     trials = [71.0, 78.0, 80.0, 84.0]
-    result = check(trials, [80.0, 80.0], "unknown")
+    result = compare_trials(trials, [80.0, 80.0], "unknown")
     interval = scipy.stats.t.interval(0.95, 3, np.mean(trials) - 80, scipy.stats.sem(trials))
     assert result.interval == pytest.approx(interval)
-    assert (result.check, result.as_dict()["at_least"]) == ("none", True)
+    assert (result.comparison, result.as_dict()["at_least"]) == ("none", True)
 
 
 # Plain fine-tuning as khanrc/miro ran it on PACS
@@ -144,7 +147,7 @@ def test_check_needs_runs_of_the_published_setting(tmp_path, facts, reason):
 
     grid = results.grids[-2]
     expected = "none [1]" if reason else "error too large"
-    assert grid.rows[0][grid.header.index("Check")] == expected
+    assert grid.rows[0][grid.header.index("Comparison")] == expected
 
 
 def test_average_is_compared_by_the_hparams_of_each_dataset(tmp_path):
@@ -174,10 +177,10 @@ def test_large_published_error_is_no_reason_for_more_trials():
     published_trials = [80 - 0.5 * 3**0.5, 80, 80 + 0.5 * 3**0.5]
     for spread in (0, 0.5, 1):
         our_trials = np.random.default_rng(0).normal(80, spread, 1000)
-        result = check(our_trials, published_trials)
+        result = compare_trials(our_trials, published_trials)
         low, high = result.interval
-        assert (result.check, high - low > 3.2) == ("error too large", True)
-    assert check([90.0, 90.1, 90.2, 89.9], published_trials).check == "differs"
+        assert (result.comparison, high - low > 3.2) == ("error too large", True)
+    assert compare_trials([90.0, 90.1, 90.2, 89.9], published_trials).comparison == "differs"
 
 
 def test_only_three_published_numbers_are_precise_enough_for_within():
@@ -197,7 +200,7 @@ def test_numbers_published_by_clipoods_protocol_are_compared_by_it(tmp_path):
     assert (entry["published_method"], entry["selection"]) == ("CLIPood", "clipood")
     assert {table.selection for table in results.tables} == {"training-domain"}
 
-    clipood = collect(tmp_path, methods=["clipood"]).tables[-1].get_column("average")["CLIPood"]
+    clipood = collect(tmp_path, select=["clipood"]).tables[-1].get_column("average")["CLIPood"]
     assert entry["ours"] == clipood.mean
     assert "selection" not in entry["reason"] and "steps" not in entry["reason"]
 

@@ -55,7 +55,7 @@ def test_wide_tables_are_divided_into_parts_with_the_first_column():
 
 def test_csv_contains_cells_without_a_value(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
-    results = collect(tmp_path, methods=["training-domain", "leave-one-domain-out"])
+    results = collect(tmp_path, select=["training-domain", "leave-one-domain-out"])
     rows = list(csv.DictReader(io.StringIO(results.write("csv"))))
     places = [*"ACPS", "average", "PACS", "average"]
     assert [row["of"] or row["column"] for row in rows] == 2 * places
@@ -114,7 +114,7 @@ COMPILER = shutil.which("pdflatex") or shutil.which("tectonic")
 
 
 def write_latex(folders, **options):
-    return collect(folders, methods=["training-domain"], **options).write("latex")
+    return collect(folders, select=["training-domain"], **options).write("latex")
 
 
 def parse_rows(text):
@@ -126,7 +126,7 @@ def parse_rows(text):
 def test_latex_equals_the_tables_and_marks_the_best_two(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM", "Mixup", "A_B"], trials=3, choices=1)
     header, *rows = parse_rows(write_latex(tmp_path))
-    table = collect(tmp_path, methods=["training-domain"]).tables[0]
+    table = collect(tmp_path, select=["training-domain"]).tables[0]
     assert header == ["Method", "A", "C", "P", "S", "Avg"]
     assert [row[0] for row in rows] == ["CARFT", r"A\_B", "ERM", "Mixup"]
 
@@ -185,7 +185,7 @@ def test_latex_has_a_column_for_each_dataset_if_nothing_is_held_out(tmp_path):
                 out = {f"env{env}_out_acc": accuracy for env in range(4)}
                 collect_sweeps.change_records(job, lambda record, new=out: record | new)
 
-    text = collect(tmp_path, methods=["in-domain"], against="ERM").write("latex")
+    text = collect(tmp_path, select=["in-domain"], against="ERM").write("latex")
     header, *rows = parse_rows(text)
     assert header == ["Method", "VLCS", "PACS", "Avg", r"$\Delta$ ERM"]
     assert rows == [
@@ -266,7 +266,7 @@ def test_latex_marks_corrected_p_values_of_differences_with_equal_weights(tmp_pa
         accuracy = {f"env{target}_in_acc": 0.5 + gain}
         collect_sweeps.change_records(job, lambda record, new=accuracy: record | new)
 
-    results = collect(tmp_path, methods=["training-domain"], against="ERM")
+    results = collect(tmp_path, select=["training-domain"], against="ERM")
     (entry,) = (
         entry
         for entry in results.comparisons_against

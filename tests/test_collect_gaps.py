@@ -57,7 +57,7 @@ def test_incomplete_cells_are_marked_and_have_no_rank(is_declared, tmp_path):
             change_records(path.parent, lambda record: record | BEST)
 
     names = ["environments", "average", "out-of-domain", "worst", "in-domain", "draws"]
-    table, averages = collect(tmp_path, methods=["training-domain"], columns=names).tables
+    table, averages = collect(tmp_path, select=["training-domain"], columns=names).tables
     is_incomplete = [False, True, False, False, True, True, True, True, is_declared]
     marks = ("[1]", "[2]") if is_declared else ("*", "-")
     first, *others = (row[1:] for row in table.grid().rows)
@@ -156,7 +156,7 @@ def test_sweep_over_one_target_is_complete(tmp_path, capsys):
     assert "Average over environments (not over all environments: CARFT, ERM)" in page
     assert "*: no job was declared for A, C, P on PACS: CARFT, ERM." in out
 
-    results = collect(tmp_path, methods=["oracle"], compare_published=True)
+    results = collect(tmp_path, select=["oracle"], compare_published=True)
     table = results.tables[0]
     assert (
         table.get_column("average")["CARFT"].mean == table.rows["CARFT"][table.accuracies[3]].mean
@@ -280,8 +280,8 @@ def test_leave_one_domain_out_needs_pairs_of_declared_targets(tmp_path, capsys, 
 def test_selection_methods_come_from_the_manifest(tmp_path):
     for name, methods in (("one", ("oracle",)), ("none", ())):
         launch(tmp_path / name, [name], selection=methods)
-    assert collection.gather([tmp_path / "one"]).methods == ["oracle"]
-    assert collection.gather(tmp_path).methods == ["training-domain", "oracle"]
+    assert collection.gather([tmp_path / "one"]).rules == ["oracle"]
+    assert collection.gather(tmp_path).rules == ["training-domain", "oracle"]
 
 
 MANIFEST = '{"version": 1, "datasets": {}, "selection": [], "compare_with": [], "jobs": [%s]}'

@@ -123,7 +123,7 @@ def test_damaged_record_is_skipped_with_a_warning(line, name, damaged, differenc
     lines = [json.dumps(record) for record in read_lines(job)]
     lines[line] = lines[line].replace(name, damaged)
     write_lines(job, lines)
-    results = collect_sweeps.collect(tmp_path, methods=["oracle"])
+    results = collect_sweeps.collect(tmp_path, select=["oracle"])
     text = f"step {100 * line} has other {difference}; skipped"
     assert results.warnings == [("damaged", str(job), text)]
     assert [len(cell.missing) for cell in results.tables[0].accuracy_cells] == [1, 0, 0, 0]

@@ -66,7 +66,7 @@ def get_cells(results, algorithm, setting=""):
 def test_members_of_a_search_are_choices_within_a_cell(tmp_path):
     jobs = launched(SEARCH, tmp_path)[0]
     columns = ["environments", "draws", "jobs"]
-    results = collect(tmp_path, methods=["training-domain"], columns=columns)
+    results = collect(tmp_path, select=["training-domain"], columns=columns)
     grid = next(grid for grid in results.grids if "chosen" in grid.title)
     assert grid.header == ["Algorithm", *LABELS, "Of"]
     table = get_table(results)
@@ -97,7 +97,7 @@ def test_members_of_a_search_are_choices_within_a_cell(tmp_path):
 
 def test_last_of_equally_good_members_is_chosen_as_in_domainbed(tmp_path):
     launched(SEARCH, tmp_path, lambda job: write_results(job, accuracies=lambda step: [0.5] * 8))
-    table = get_table(collect(tmp_path, methods=["oracle"]))
+    table = get_table(collect(tmp_path, select=["oracle"]))
     choices = table.get_choices("CARFT", table.accuracies[0])
     assert {entry.outcome.values["lr"] for entry in choices} == {1e-3}
 
@@ -106,13 +106,13 @@ def test_missing_member_is_listed_by_its_values(tmp_path):
     jobs = launched(SEARCH, tmp_path)[0]
     job = next(job for job in jobs if job.args["test_envs"] == [2] and get_lr(job) == 1e-4)
     (job.folder / "results.jsonl").unlink()
-    cells = get_cells(collect(tmp_path, methods=["training-domain"]), job.args["algorithm"])
+    cells = get_cells(collect(tmp_path, select=["training-domain"]), job.args["algorithm"])
     assert cells[2].missing == ("--test_envs 2 has no record: trial 0 lr=0.0001",)
 
 
 def test_tables_show_the_second_stage_and_the_budget(tmp_path):
     _, jobs = launched(STAGES, tmp_path)
-    results = collect(tmp_path, methods=["training-domain"])
+    results = collect(tmp_path, select=["training-domain"])
     assert results.summary["jobs"] == len(jobs) == 24 and not results.defects
     for job in jobs:
         (target,) = job.args["test_envs"]
@@ -168,7 +168,7 @@ ADDED_VALUE = ONE_METHOD.replace("1e-3]", "1e-3, 1e-2]")
 @pytest.mark.parametrize("text", [STAGES, ADDED_VALUE])
 def test_earlier_choice_counts_until_a_changed_search_has_chosen(tmp_path, text):
     launched(ONE_METHOD, tmp_path)
-    before = collect(tmp_path, methods=["training-domain"])
+    before = collect(tmp_path, select=["training-domain"])
     chosen = manifest.read(tmp_path).search.chosen
 
     def write_one_target(job):
@@ -176,7 +176,7 @@ def test_earlier_choice_counts_until_a_changed_search_has_chosen(tmp_path, text)
             write_results(job)
 
     add_to_search(text, tmp_path, write_one_target)
-    results = collect(tmp_path, methods=["training-domain"])
+    results = collect(tmp_path, select=["training-domain"])
     assert manifest.read(tmp_path).search.chosen == chosen
     for row in ("CARFT", "CLIPZeroShot"):
         assert get_cells(results, row) == get_cells(before, row)
@@ -187,13 +187,13 @@ def test_earlier_choice_counts_until_a_changed_search_has_chosen(tmp_path, text)
 def test_row_without_a_choice_is_a_gap_next_to_chosen_rows(tmp_path):
     launched(ONE_METHOD, tmp_path)
     add_to_search(STAGES, tmp_path, lambda job: write_results(job) if get_lr(job) == 1e-5 else None)
-    results = collect(tmp_path, methods=["training-domain"])
+    results = collect(tmp_path, select=["training-domain"])
     for target, cell in enumerate(get_cells(results, "CLIPFineTune")):
         assert cell.mean is None and not cell.trials
         assert cell.missing == (f"--test_envs {target} has no record: in every trial",)
 
     jobs = launched(STAGES, tmp_path)[1]
-    results = collect(tmp_path, methods=["training-domain"])
+    results = collect(tmp_path, select=["training-domain"])
     assert results.summary["jobs"] == len(jobs) == 24 and not results.defects
     assert "has not chosen" not in " ".join(results.notes)
 
@@ -212,7 +212,7 @@ def test_better_value_that_was_added_replaces_the_choice(tmp_path):
 @pytest.mark.parametrize("method", ["training-domain", "oracle"])
 def test_single_source_has_a_table_of_its_targets(tmp_path, method):
     jobs = launched(SOURCES, tmp_path)[0]
-    results = collect(tmp_path, methods=[method])
+    results = collect(tmp_path, select=[method])
     for source, label in enumerate(LABELS):
         cells = get_cells(results, "CARFT", f"trained on {label}")
         source_jobs = [
@@ -241,13 +241,13 @@ def test_two_of_three_held_out_are_a_pair_unless_the_manifest_has_a_single_sourc
         collect_sweeps.write_job(
             tmp_path, get_folder_name(facts), environments=list("abc"), **facts
         )
-    results = collect(tmp_path, methods=["training-domain"])
+    results = collect(tmp_path, select=["training-domain"])
     assert [cell.mean for cell in get_cells(results, "ERM")] == [None] * 3
 
     role = Role(holds_out_together=True)
     jobs = [replace(run.job, role=role) for run in results.collection.runs]
     manifest.add(tmp_path, manifest.Sweep(tuple(jobs)))
-    results = collect(tmp_path, methods=["training-domain"], against="ERM")
+    results = collect(tmp_path, select=["training-domain"], against="ERM")
     assert {entry.unit for entry in results.comparisons_against} == {"trial"}
     assert {table.setting for table in results.tables} == {f"trained on {name}" for name in "abc"}
     assert [cell.n for cell in get_cells(results, "ERM", "trained on a")] == [0, 1, 1]
@@ -264,7 +264,7 @@ def test_search_in_two_stages_has_a_report_by_every_protocol(tmp_path, monkeypat
 def test_latex_ranks_averages_over_the_same_environments(tmp_path):
     """Models trained on one environment have three targets, other ones for each environment."""
     launched(SOURCES, tmp_path)
-    results = collect(tmp_path, methods=["training-domain"])
+    results = collect(tmp_path, select=["training-domain"])
     rows = [line.split(" & ") for line in results.write("latex").splitlines() if "; " in line]
     averages = {row[0]: row[-1] for row in rows if len(row) == 6}
     assert len(averages) == 12

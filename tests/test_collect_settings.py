@@ -166,7 +166,7 @@ def test_by_names_recorded_defaults(tmp_path):
     write_sweep(tmp_path / "a", ["CARFT"], choices=1, recorded={"k": 1})
     write_sweep(tmp_path / "b", ["CARFT"], choices=1, recorded={"k": 2})
     write_sweep(tmp_path / "c", ["CARFT"], choices=1, recorded={"k": 1}, hparams='{"k": 1}')
-    table, _ = collect(tmp_path, methods=["oracle"], by=["k"]).tables
+    table, _ = collect(tmp_path, select=["oracle"], by=["k"]).tables
     assert [*table.rows] == ["CARFT (k 1, a default)", "CARFT (k 1)", "CARFT (k 2, a default)"]
 
 
@@ -260,9 +260,9 @@ def means_by_row(table):
 
 def test_by_makes_values_of_a_hyperparameter_ordered_rows(tmp_path):
     write_grid(tmp_path, [10, None, 0.5])
-    apart = collect(tmp_path, methods=["oracle"]).tables
+    apart = collect(tmp_path, select=["oracle"]).tables
     means = {table.setting: means_by_row(table)["CARFT"] for table in apart if not table.averages}
-    joint = collect(tmp_path, methods=["oracle"], by=["kl_weight"])
+    joint = collect(tmp_path, select=["oracle"], by=["kl_weight"])
     table, _ = joint.tables
     assert list(means_by_row(table).items()) == [
         ("CARFT (kl_weight 0.5)", means["hparam kl_weight 0.5"]),
@@ -278,12 +278,12 @@ def test_algorithm_of_host_on_resnet_and_on_clip_model_stays_apart(tmp_path):
         facts = {"hparams": json.dumps(given), "recorded": {"lr": 0.1, **given}, "seed": number}
         write_sweep(tmp_path / str(number), [algorithm], choices=1, **facts)
 
-    apart = collect(tmp_path, methods=["oracle"])
+    apart = collect(tmp_path, select=["oracle"])
     titles = [table.setting for table in apart.tables if not table.averages]
     names = ['"ViT-B/16"', "default", "not recorded"]  # of CORAL, IRM, CORAL on a ResNet
     assert titles == [f"hparam clip_backbone {name}" for name in names]
 
-    joint = collect(tmp_path, methods=["oracle"], by=["clip_backbone"])
+    joint = collect(tmp_path, select=["oracle"], by=["clip_backbone"])
     table, _ = joint.tables
     assert [*table.rows] == [
         "CORAL (clip_backbone ViT-B/16)",
@@ -298,16 +298,16 @@ def test_rows_on_resnet_and_on_clip_model_have_a_note(tmp_path):
     ):
         facts = {"hparams": json.dumps(given), "recorded": {"lr": 0.1, **given}, "seed": number}
         write_sweep(tmp_path / str(number), [algorithm], choices=1, **facts)
-    (note,) = collect(tmp_path, methods=["oracle"]).notes
+    (note,) = collect(tmp_path, select=["oracle"]).notes
     assert note == ('Runs differ in hparam clip_backbone: "tiny" for CORAL; not recorded for IRM.')
 
 
 def test_by_keeps_tables_of_other_settings_separate(tmp_path):
     write_grid(tmp_path / "short", [1, 2], steps=1)
     write_grid(tmp_path / "long", [1, 2], steps=2)
-    tables = collect(tmp_path, methods=["oracle"], by=["kl_weight"]).tables
+    tables = collect(tmp_path, select=["oracle"], by=["kl_weight"]).tables
     assert {table.setting: len(table.rows) for table in tables} == {"steps 1": 2, "steps 2": 2}
-    table, _ = collect(tmp_path, methods=["oracle"], by=["kl_weight", "steps"]).tables
+    table, _ = collect(tmp_path, select=["oracle"], by=["kl_weight", "steps"]).tables
     assert len(table.rows) == 4 and "CARFT (kl_weight 1, steps 2)" in means_by_row(table)
 
 

@@ -17,7 +17,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import records
 from domainbed_carft.results import collection, selection
 from domainbed_carft.results.collect import collect
-from domainbed_carft.results.method_names import METHOD_NAMES
+from domainbed_carft.results.rule_names import RULE_NAMES
 from domainbed_carft.results.top import top
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -29,7 +29,7 @@ def find_differences(folder, printed):
     """Return the differences between our tables and the tables printed by DomainBed's collector."""
     expected = collect_script.read_printed(printed)
     methods = list(collect_script.METHODS.values())
-    entries = collect(folder, methods=methods).as_dict()["tables"]
+    entries = collect(folder, select=methods).as_dict()["tables"]
     assert len(expected) >= 6
     return collect_script.differences(collect_script.read_json(entries), expected)
 
@@ -44,7 +44,7 @@ def test_tables_and_rankings_equal_upstream(tmp_path, kind):
         (each.trial, each.dataset, each.row, each.target): each
         for each in selection.candidates_by_target(records.read([tmp_path]).runs)
     }
-    by_title = {method.title: method for method in selection.METHODS.values()}
+    by_title = {method.title: method for method in selection.RULES.values()}
     expected = json.loads((GOLDEN / "upstream" / f"selections_{kind}.json").read_text())
     assert len(expected) == 3 * len(candidates)
     for entry in expected:
@@ -111,7 +111,7 @@ def test_jobs_without_targets_are_averaged_over_trials(tmp_path):
 @pytest.mark.parametrize(("labels", "has_value"), [("a", False), ("ab", True)])
 def test_training_domain_validation_needs_another_environment(tmp_path, labels, has_value):
     collect_sweeps.write_job(tmp_path, dataset="own", environments=list(labels))
-    cell = collect(tmp_path, methods=["training-domain"]).tables[0].accuracy_cells[0]
+    cell = collect(tmp_path, select=["training-domain"]).tables[0].accuracy_cells[0]
     assert (cell.mean is not None) == has_value
 
 
@@ -144,7 +144,7 @@ def test_tables_of_packed_records_equal_the_golden_tables(pack, peers_emoji, tmp
 def test_clipood_selection_equals_a_computation_by_pandas(tmp_path):
     """The last step and the target's out-split; rows by variant, means over trials and targets."""
     packed_records.unpack(tmp_path, "fresh-emoji")
-    table = collect(tmp_path / "fresh-emoji", methods=["clipood"], by=["variant"]).tables[0]
+    table = collect(tmp_path / "fresh-emoji", select=["clipood"], by=["variant"]).tables[0]
     lines = []
     for path in (tmp_path / "fresh-emoji").glob("*/*/results.jsonl"):
         records_of_run = map(json.loads, path.read_text().splitlines())
@@ -170,11 +170,11 @@ def test_clipood_selection_equals_a_computation_by_pandas(tmp_path):
 def test_clipood_selection_refuses_a_choice(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["ERM"], choices=2)
     with pytest.raises(CarftError, match="ERM on PACS has 2 choices of hyperparameters in trial 0"):
-        collect(tmp_path, methods=["clipood"])
+        collect(tmp_path, select=["clipood"])
 
 
 def test_method_names_equal_the_methods():
-    assert tuple(selection.METHODS) == METHOD_NAMES
+    assert tuple(selection.RULES) == RULE_NAMES
 
 
 @pytest.mark.parametrize("method", ["training-domain", "leave-one-domain-out"])

@@ -12,7 +12,7 @@ from domainbed_carft.results.collect import collect
 def write_tables(sweep):
     """Write the tables as CSV, including metrics of `carft evaluate`."""
     columns = ["average", "ece", "nll", "gained", "lost"]
-    return collect(sweep, methods=["training-domain"], columns=columns).write("csv")
+    return collect(sweep, select=["training-domain"], columns=columns).write("csv")
 
 
 def test_archive_without_weights_and_rows_gives_the_same_tables(peers_emoji, tmp_path, monkeypatch):

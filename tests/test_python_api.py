@@ -84,7 +84,7 @@ def test_examples_in_docstrings_pass(pets, image, tmp_path):
         ("evaluate", {"workers": 1_000_000}),
         ("train", {"workers": 1_000_000}),
         ("evaluate_sweep", {"jobs": "x"}),
-        ("evaluate_sweep", {"methods": 5}),
+        ("evaluate_sweep", {"select": 5}),
         ("evaluate_sweep", {"batch_size": 0}),
         ("wise_ft", {"alphas": "half"}),
         ("soup", {"batch_size": 0}),

@@ -155,7 +155,7 @@ def test_last_paragraph_on_the_page_is_a_sentence(page):
 
 
 def test_cell_links_to_its_jobs_with_settings_folders_and_commands(sweep, page):
-    entries = top([sweep], methods=["training-domain"], only="CARFT, test environments 2").entries
+    entries = top([sweep], select=["training-domain"], only="CARFT, test environments 2").entries
     links = [link["href"] for link in page.all("a")]
     place = next(link for link in links if link.startswith("#cell-PACS-CARFT-P"))
     body = page.text.split(f'<tbody id="{place[1:]}">')[1].split("</tbody>")[0]
@@ -213,7 +213,7 @@ def test_headline_averages_datasets_and_has_the_t_interval_over_environments(tmp
 
 def test_headline_names_the_weighting_if_an_average_is_incomplete(sweep, page):
     methods = ["training-domain"]
-    results = collect_sweeps.collect(sweep, methods=methods, against="CLIPFineTune")
+    results = collect_sweeps.collect(sweep, select=methods, against="CLIPFineTune")
     (difference,) = {
         entry.average_difference
         for entry in results.comparisons_against

@@ -252,7 +252,7 @@ def test_json_equals_the_document_of_the_python_api(copy, capsys):
     assert [run["selection"] for run in document["runs"][::2]] == methods
     assert document["current"] == 4 and document["measured"] == 0
 
-    again = domainbed_carft.evaluate_sweep(copy, device="cpu", workers=0, jobs=1, methods=methods)
+    again = domainbed_carft.evaluate_sweep(copy, device="cpu", workers=0, jobs=1, select=methods)
     assert document == json.loads(json.dumps(dataclasses.asdict(again)))
 
 

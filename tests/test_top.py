@@ -29,7 +29,7 @@ def test_row_shows_set_hparams_step_accuracies_and_folder(tmp_path, capsys):
     _, shared, _, row, _ = print_top(
         capsys, tmp_path, "--select", "training-domain", "--ignore", "hparams"
     )
-    entry, _ = top(tmp_path, methods=["training-domain"], ignored=["hparams"]).entries
+    entry, _ = top(tmp_path, select=["training-domain"], ignored=["hparams"]).entries
     percent = [f"{100 * value:.1f}" for value in (entry.validation_accuracy, entry.accuracy)]
     labels = ["PACS", "ERM", "A", "0", "wise_alpha", "1.0", str(entry.step)]
     assert row.split() == [*labels, *percent, str(tmp_path / "trial-0")]
@@ -41,7 +41,7 @@ def test_entries_are_in_the_order_of_the_tables(tmp_path):
     for dataset in ("DomainNet", "PACS", "VLCS"):
         algorithms = ["ERM", "CARFT"]
         collect_sweeps.write_sweep(tmp_path / dataset, algorithms, choices=1, dataset=dataset)
-    collected = collection.gather([tmp_path], methods=["oracle"])
+    collected = collection.gather([tmp_path], select=["oracle"])
     expected = [
         (table.dataset, row)
         for table in collect_sweeps.collect(collected).tables
@@ -57,9 +57,9 @@ def test_functions_use_the_options_that_come_with_a_collection(tmp_path, monkeyp
     report_page.skip_drawing(monkeypatch)
     collect_sweeps.write_sweep(tmp_path / "sweep", ["CARFT"], choices=1)
     collected = collection.gather([tmp_path / "sweep"])
-    assert collected.methods == ["training-domain", "oracle"]
+    assert collected.rules == ["training-domain", "oracle"]
 
-    def list_methods(**options):
+    def list_rules(**options):
         tables = collect_sweeps.collect(collected, **options).tables
         entries = top(collected, **options).entries
         write_report(collected, tmp_path / "report", **options)
@@ -68,11 +68,11 @@ def test_functions_use_the_options_that_come_with_a_collection(tmp_path, monkeyp
         return {table.selection for table in tables}, {entry.selection for entry in entries}, title
 
     oracle = "test-domain validation set (oracle)"
-    assert list_methods(methods=["oracle"]) == ({"oracle"}, {"oracle"}, oracle)
-    names = {*collected.methods}
-    assert list_methods() == (names, names, "training-domain validation set")
+    assert list_rules(select=["oracle"]) == ({"oracle"}, {"oracle"}, oracle)
+    names = {*collected.rules}
+    assert list_rules() == (names, names, "training-domain validation set")
 
-    for options in ({"by": ["lr"]}, {"ignored": ["versions"]}, {"methods": ["in-domain"]}):
+    for options in ({"by": ["lr"]}, {"ignored": ["versions"]}, {"select": ["in-domain"]}):
         for function in (collect_sweeps.collect, top):
             with pytest.raises(CarftError, match=next(iter(options.values()))[0]):
                 function(collected, **options)
@@ -117,7 +117,7 @@ def test_chosen_hparams_include_drawn_ones(tmp_path):
             recorded={"dropout": 0.5, **values, "margin": 3, "clip_digest": str(trial)},
             hparams='{"margin": 3}',
         )
-    entries = top([tmp_path], methods=["training-domain"]).entries
+    entries = top([tmp_path], select=["training-domain"]).entries
     chosen = [{"margin": 3, **drawn.get(entry.hparams_seed, {})} for entry in entries]
     assert [entry.hparams_seed for entry in entries] == [1, 2, 0]
     assert [entry.hparams_chosen for entry in entries] == chosen
@@ -139,7 +139,7 @@ def test_argument_repeats_the_best_hyperparameters(tmp_path):
         place = f"{entry.test_env}-{entry.trial_seed}-{entry.hparams_seed}"
         assert entry.folders[0] == str(tmp_path / f"{entry.algorithm}-{place}")
 
-    first, second = top(tmp_path, only="Mixup, test environments 2,", methods=["oracle"]).entries
+    first, second = top(tmp_path, only="Mixup, test environments 2,", select=["oracle"]).entries
     assert (first.environment, first.algorithm, second.trial_seed) == ("P", "Mixup", 1)
 
 
@@ -159,7 +159,7 @@ def test_step_and_accuracies_are_those_of_the_chosen_checkpoint(tmp_path, method
         return record | {"env0_in_acc": in_split, "env0_out_acc": out_split} | names
 
     collect_sweeps.change_records(job, change)
-    (entry,) = top(tmp_path, methods=[method]).entries
+    (entry,) = top(tmp_path, select=[method]).entries
     expected = {
         "training-domain": (100, 2.55 / 3, 0.4),
         "oracle": (200, 0.7, 0.6),

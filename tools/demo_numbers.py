@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from domainbed_carft.results import collection, comparisons
-from domainbed_carft.results.method_names import TRAINING_DOMAIN
+from domainbed_carft.results.rule_names import TRAINING_DOMAIN
 from domainbed_carft.sweep import declaration_file
 
 

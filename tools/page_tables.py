@@ -27,7 +27,7 @@ from domainbed_carft.results.cells import Cell
 from domainbed_carft.results.collect import collect
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.comparisons import Comparison
-from domainbed_carft.results.method_names import CLIPOOD, ORACLE, TRAINING_DOMAIN
+from domainbed_carft.results.rule_names import CLIPOOD, ORACLE, TRAINING_DOMAIN
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
@@ -274,9 +274,9 @@ def _find_split_error(sweep: Collection, n_trials: int) -> float:
     return float((by_style.mean() / (len(by_style) * n_trials)) ** 0.5)
 
 
-def _collect_out_of_domain(sweep: Collection, methods: Sequence[str]) -> list[dict[str, Cell]]:
+def _collect_out_of_domain(sweep: Collection, rules: Sequence[str]) -> list[dict[str, Cell]]:
     """Return row -> out-of-domain accuracy for each selection rule."""
-    tables = collect(replace(sweep, methods=methods), columns=["out-of-domain"]).tables
+    tables = collect(replace(sweep, rules=rules), columns=["out-of-domain"]).tables
     return [table.get_column("out-of-domain") for table in tables if not table.averages]
 
 

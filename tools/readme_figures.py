@@ -110,7 +110,7 @@ def check(expected: str) -> int:
 
 def load_means(sweep: Path) -> dict[Mark, int]:
     """Load the means of LABELS; return mark -> number of its trials."""
-    (table,) = collect([sweep], by=["variant"], methods=[SELECTION]).tables_of_groups[0][:1]
+    (table,) = collect([sweep], by=["variant"], select=[SELECTION]).tables_of_groups[0][:1]
     out_of_domain = table.get_column(columns.OUT_OF_DOMAIN)
     marks = plots.make_marks(table.get_column(columns.IN_DOMAIN), out_of_domain)
     return {mark: out_of_domain[mark.algorithm].n for mark in sorted(marks)}

@@ -22,7 +22,7 @@ from domainbed_carft.results.columns import (
     Column,
 )
 from domainbed_carft.results.formats import FORMATS
-from domainbed_carft.results.method_names import METHOD_NAMES
+from domainbed_carft.results.rule_names import RULE_NAMES
 
 _INDENT = "    "
 _HELP = "help"  # the value of --columns that lists all columns
@@ -82,10 +82,10 @@ def _add_report(commands: Any) -> None:
     )
     _add_runs(parser).add_argument(
         "--select",
-        choices=METHOD_NAMES,
+        choices=RULE_NAMES,
         metavar="RULE",
         help="choose runs and checkpoints by this selection rule: "
-        f"{', '.join(METHOD_NAMES)} (default: the first rule declared by the sweep, or the first "
+        f"{', '.join(RULE_NAMES)} (default: the first rule declared by the sweep, or the first "
         "for which there are jobs)",
     )
     _add_tables(parser)
@@ -164,11 +164,11 @@ def _add_runs(parser: argparse.ArgumentParser) -> Any:
 def _add_select(runs: Any) -> None:
     runs.add_argument(
         "--select",
-        type=comma_separated(METHOD_NAMES),
+        type=comma_separated(RULE_NAMES),
         action="extend",
         metavar="RULE,...",
         help="choose runs and checkpoints by these selection rules, separated by commas, with "
-        f"tables for each: {', '.join(METHOD_NAMES)} (default: the rules declared by the sweep, "
+        f"tables for each: {', '.join(RULE_NAMES)} (default: the rules declared by the sweep, "
         "or all that have jobs, except clipood)",
     )
 

@@ -53,7 +53,7 @@ def collect_command(arguments: argparse.Namespace) -> int:
 
     results = collect(
         arguments.folders,
-        methods=arguments.select,
+        select=arguments.select,
         ignored=arguments.ignore,
         by=arguments.by,
         columns=arguments.columns or DEFAULT_COLUMNS,
@@ -66,7 +66,7 @@ def collect_command(arguments: argparse.Namespace) -> int:
         out.write(text)
 
     lines = list(results.notes) if arguments.format == "csv" else []  # CSV cannot contain notes
-    shown, *omitted = results.collection.methods
+    shown, *omitted = results.collection.rules
     if arguments.format == "latex" and omitted:
         lines.append(
             f"The table uses selection by {shown}; for another, pass --select {omitted[0]}."
@@ -117,7 +117,7 @@ def report_command(arguments: argparse.Namespace) -> None:
     report = write_report(
         arguments.folders,
         arguments.output,
-        methods=[arguments.select] if arguments.select else None,
+        select=[arguments.select] if arguments.select else None,
         ignored=arguments.ignore,
         columns=arguments.columns or DEFAULT_COLUMNS,
         error=arguments.error,
@@ -137,7 +137,7 @@ def top_command(arguments: argparse.Namespace) -> None:
 
     best = top(
         arguments.folders,
-        methods=arguments.select,
+        select=arguments.select,
         ignored=arguments.ignore,
         only=arguments.only,
     )
@@ -149,13 +149,13 @@ def top_command(arguments: argparse.Namespace) -> None:
 
 
 def _top_lines(entries: Sequence[ChosenRun]) -> list[str]:
-    """Return a table for each method and setting, below the hyperparameters of all its rows."""
+    """Return a table for each rule and setting, below the hyperparameters of all its rows."""
     from domainbed_carft.results import selection
     from domainbed_carft.results.top import find_shared_hparams, format_hparams
 
     dataset_titles = benchmarks.dataset_titles(entry.dataset for entry in entries)
     lines = []
-    for (method, setting), group in itertools.groupby(
+    for (rule, setting), group in itertools.groupby(
         entries, key=lambda entry: (entry.selection, entry.setting)
     ):
         runs = list(group)
@@ -174,7 +174,7 @@ def _top_lines(entries: Sequence[ChosenRun]) -> list[str]:
             ]
             for run in runs
         ]
-        lines += ["", "; ".join(filter(None, [selection.METHODS[method].title, setting]))]
+        lines += ["", "; ".join(filter(None, [selection.RULES[rule].title, setting]))]
         lines += [f"In all rows: {format_hparams(shared)}"] if shared else []
         lines += table(_TOP_HEADER, rows).splitlines()
     return lines[1:]

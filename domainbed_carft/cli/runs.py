@@ -18,7 +18,7 @@ from domainbed_carft.flags import FlagParser
 from domainbed_carft.jobs.job_folder import RECORDS, WEIGHTS
 from domainbed_carft.jobs.manifest import SWEEP_FILE
 from domainbed_carft.jobs.records import DEPTH
-from domainbed_carft.results.method_names import METHOD_NAMES
+from domainbed_carft.results.rule_names import RULE_NAMES
 from domainbed_carft.runs import BATCH_SIZE, EXPORT_FORMATS
 
 PATH_HELP = "folder of a finished job, or a weights file in it"
@@ -104,11 +104,11 @@ def _add_sweep_flags(selection: argparse.ArgumentParser, jobs: argparse.Argument
     _add_original(group)
     group.add_argument(
         "--select",
-        type=comma_separated(METHOD_NAMES),
+        type=comma_separated(RULE_NAMES),
         action="extend",
         metavar="RULE,...",
         help="evaluate the runs that these selection rules choose, separated by commas: "
-        f"{', '.join(METHOD_NAMES)} (default: the rules that carft collect shows)",
+        f"{', '.join(RULE_NAMES)} (default: the rules that carft collect shows)",
     )
     jobs.add_argument_group(title).add_argument(
         "--jobs",

@@ -468,7 +468,7 @@ def sweep_lines(scores: SweepScores, collected: Collection, folder: str) -> list
     captions = [
         "Means over the trials. With errors, and in other formats: carft collect "
         f"{shlex.quote(folder)} --columns {columns.EVALUATED}",
-        *columns.explanations(
+        *columns.explain_columns(
             column for shown_table in shown_tables for column in shown_table.printed
         ),
     ]

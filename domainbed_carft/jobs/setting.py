@@ -26,7 +26,7 @@ FACT = "fact "
 VERSION = "version of "
 METHOD = "file of "  # of a user's own method
 DEFAULT = "default"
-UNKNOWN = "not recorded"
+NOT_RECORDED = "not recorded"
 # Values of --ignore, to the beginning of the names of the parts that each ignores.
 KINDS = {
     **dict(zip(ARGUMENTS, ARGUMENTS)),

@@ -136,16 +136,16 @@ class ChoiceOutcome(NamedTuple):
 
 
 def list_choices(
-    runs: Sequence[RecordedRun], method: str, first_stage: Sequence[RecordedRun] = ()
+    runs: Sequence[RecordedRun], rule_name: str, first_stage: Sequence[RecordedRun] = ()
 ) -> list[ChoiceOutcome]:
     """Return the choices of hyperparameters in each trial that has several.
 
     Args:
         runs: the runs of the search, or of the second stage of a search in two stages.
-        method: selection method.
+        rule_name: name of the selection rule.
         first_stage: runs of the first stage, if there are two stages.
     """
-    rule = selection.METHODS[method]
+    rule = selection.RULES[rule_name]
     if not rule.holds_out:  # no out-of-domain accuracy
         return []
 

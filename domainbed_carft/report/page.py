@@ -76,7 +76,7 @@ def write_report(
 ) -> Report:
     """Write a report on sweeps, like ``carft report``.
 
-    The page uses the first selection method.
+    The page uses the first selection rule.
 
     Args:
         sweeps: folders of sweeps, as for `collect`.
@@ -86,7 +86,7 @@ def write_report(
         error: kind of uncertainty after the means, as for `collect`.
         against: algorithm that the others are compared with, as for `collect`; by default
             CLIPFineTune if it and CARFT have jobs.
-        **reading: options of `gather`. Of them, a collection takes ``methods`` only.
+        **reading: options of `gather`. Of them, a collection takes ``select`` only.
 
     Returns:
         The path of the page, and the problems to report to the user.
@@ -101,7 +101,7 @@ def write_report(
             "there are no results to show yet: all records are from the first stage of a search, "
             "which is finished; wait for the first record of the second stage"
         )
-    collection = replace(collection, methods=collection.methods[:1])
+    collection = replace(collection, rules=collection.rules[:1])
     results = collect(
         collection,
         compare_published=True,
@@ -217,7 +217,7 @@ def _published_grids(results: Results) -> list[Grid]:
     datasets = {run.dataset for run in results.collection.runs}
     if datasets.isdisjoint(entry.dataset for entry in published.read_accuracies()):
         return grids
-    return [*map(published.grid, results.comparisons or ()), *grids]
+    return [*map(published.grid, results.published_comparisons or ()), *grids]
 
 
 def _make_title(collection: Collection) -> str:
@@ -234,7 +234,7 @@ def _make_title(collection: Collection) -> str:
 
 
 def _list_facts(collection: Collection) -> list[tuple[str, str]]:
-    """Return names and values of facts: numbers of jobs, training time, selection method."""
+    """Return names and values of facts: numbers of jobs, training time, selection rule."""
     runs = collection.runs
     algorithms = {run.algorithm for run in runs}
     trials = {run.job.key.trial for run in runs}
@@ -243,7 +243,7 @@ def _list_facts(collection: Collection) -> list[tuple[str, str]]:
         ("Methods", f"{len(algorithms):,}"),
         ("Trials", f"{len(trials):,}"),
         *(("Training", duration) for duration in _list_training_times(runs)),
-        ("Selected by", selection.METHODS[collection.methods[0]].title),
+        ("Selected by", selection.RULES[collection.rules[0]].title),
     ]
 
 

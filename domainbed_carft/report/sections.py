@@ -41,65 +41,98 @@ _BANDS = (
     "Lines are means over the trials of the selected runs; bands are the error of the tables. A "
     "single trial has no band."
 )
-_TEXTS = {
-    "lead": "Means over environments and trials at the selected checkpoints, with the error over "
-    "trials. Out-of-domain is the accuracy on the targets; in-domain is the accuracy on held-out "
-    "images of the training environments. Higher is more robust; at the same height, further right "
-    f"is better in-domain. Dashed: zero-shot CLIP, if it was run. {_AUGMENTED}",
-    "accuracy": "Dots are means over trials, with the error of the tables if there are several "
-    "trials. All figures have the same axis, which does not begin at 0. Dashed: zero-shot CLIP, if "
-    "it was run.",
-    "choices": "Each dot is a run at its selected checkpoint: one choice of hyperparameters in one "
-    "trial for one target. Trials are next to each other. Filled: selected by validation for its "
-    "target and trial. Validation can use augmented images, so do not compare the two kinds of "
-    "accuracy.",
-    "hparams": "Lines are means over trials of each trial's mean over the targets; bands are the "
-    f"error of the tables. A method with a single value is a horizontal line. {_AUGMENTED}",
-    "steps": "Out-of-domain is the accuracy on the in-split of the target; in-domain is the mean "
-    f"over the out-splits of the training environments. {_AUGMENTED} {_BANDS} Zero-shot CLIP, "
-    "which does not train, is a horizontal line. All figures have the same axes.",
-    "robustness": "Each mark is a run at its selected checkpoint. If two runs have equal in-domain "
-    f"accuracy, the higher one is more robust. {_AUGMENTED} All figures have the same axes.",
-    "drift": "How far fine-tuning moves the context distribution of the image encoder: its KL "
-    "divergence from the context distribution of the original CLIP model, and how often both agree "
-    "on the most likely context. Measured on the training images since the previous checkpoint, "
-    f"and averaged over the targets of each trial. {_BANDS}",
-    "reliability": "Accuracy over confidence (the probability of the predicted class) in 15 bins, "
-    "for all images that carft evaluate predicted with the selected runs. On the dotted line both "
-    "are equal. Hollow: at the temperature fitted on the training environments. The expected "
-    "calibration error (ECE) is computed from all of these images, while the tables show the mean "
-    "over the runs.",
-    "flips": "Gained: images that only the run predicts correctly. Lost: images that only "
-    "zero-shot CLIP predicts correctly. Both are shares of the images of the environment, over all "
-    "selected runs.",
-    "suite": "Each mark is the mean over trials, with the last weights of a run if its best "
-    "weights were tested as well. Dashed: zero-shot CLIP, if it was tested. Dotted: the straight "
-    "line from zero-shot CLIP to the run. Solid with points: the weights that WiSE-FT interpolates "
-    "between the two. If two weights have equal accuracy in distribution, the higher ones are more "
-    "robust.",
-}
-_TITLES = {
-    "accuracy": "Accuracy by environment",
-    "choices": "All choices of the search",
-    "hparams": "Accuracy over the hyperparameter",
-    "steps": "Accuracy over steps",
-    "robustness": "In-domain against out-of-domain, by environment",
-    "drift": "Drift of the context distribution",
-    "reliability": "Reliability",
-    "flips": "Flips against zero-shot CLIP",
-    "evaluation": "Calibration and flips",
-    "suite": "In distribution against shifted test sets",
-}
-# The reason why a part has no figures; other parts without figures are omitted.
-_REASONS = {
-    "accuracy": "All cells are empty.",
-    "steps": "No run was selected.",
-    "robustness": "The selected runs have no target, so there is no out-of-domain accuracy.",
-    "drift": "No run recorded the drift. CARFT and the other algorithms that train the encoder, "
-    "except FLYP and CaRot, record it unless the hparam drift_every is 0 or there is a single "
-    "context.",
-    "evaluation": "No selected run was evaluated. For reliability diagrams and flips, run carft "
-    "evaluate OUT, then carft report again.",
+
+
+class _Kind(NamedTuple):
+    """The words around a part's figures.
+
+    Attributes:
+        title: heading of the part.
+        caption: text below the heading, if there are figures.
+        reason: why there are none. A part without figures and without a reason is omitted.
+    """
+
+    title: str = ""
+    caption: str = ""
+    reason: str = ""
+
+
+_KINDS = {
+    "lead": _Kind(
+        caption="Means over environments and trials at the selected checkpoints, with the error "
+        "over trials. Out-of-domain is the accuracy on the targets; in-domain is the accuracy on "
+        "held-out images of the training environments. Higher is more robust; at the same height, "
+        f"further right is better in-domain. Dashed: zero-shot CLIP, if it was run. {_AUGMENTED}",
+    ),
+    "accuracy": _Kind(
+        title="Accuracy by environment",
+        caption="Dots are means over trials, with the error of the tables if there are several "
+        "trials. All figures have the same axis, which does not begin at 0. Dashed: zero-shot "
+        "CLIP, if it was run.",
+        reason="All cells are empty.",
+    ),
+    "choices": _Kind(
+        title="All choices of the search",
+        caption="Each dot is a run at its selected checkpoint: one choice of hyperparameters in "
+        "one trial for one target. Trials are next to each other. Filled: selected by validation "
+        "for its target and trial. Validation can use augmented images, so do not compare the two "
+        "kinds of accuracy.",
+    ),
+    "hparams": _Kind(
+        title="Accuracy over the hyperparameter",
+        caption="Lines are means over trials of each trial's mean over the targets; bands are the "
+        f"error of the tables. A method with a single value is a horizontal line. {_AUGMENTED}",
+    ),
+    "steps": _Kind(
+        title="Accuracy over steps",
+        caption="Out-of-domain is the accuracy on the in-split of the target; in-domain is the "
+        f"mean over the out-splits of the training environments. {_AUGMENTED} {_BANDS} Zero-shot "
+        "CLIP, which does not train, is a horizontal line. All figures have the same axes.",
+        reason="No run was selected.",
+    ),
+    "robustness": _Kind(
+        title="In-domain against out-of-domain, by environment",
+        caption="Each mark is a run at its selected checkpoint. If two runs have equal in-domain "
+        f"accuracy, the higher one is more robust. {_AUGMENTED} All figures have the same axes.",
+        reason="The selected runs have no target, so there is no out-of-domain accuracy.",
+    ),
+    "drift": _Kind(
+        title="Drift of the context distribution",
+        caption="How far fine-tuning moves the context distribution of the image encoder: its KL "
+        "divergence from the context distribution of the original CLIP model, and how often both "
+        "agree on the most likely context. Measured on the training images since the previous "
+        f"checkpoint, and averaged over the targets of each trial. {_BANDS}",
+        reason="No run recorded the drift. CARFT and the other algorithms that train the encoder, "
+        "except FLYP and CaRot, record it unless the hparam drift_every is 0 or there is a single "
+        "context.",
+    ),
+    "reliability": _Kind(
+        title="Reliability",
+        caption="Accuracy over confidence (the probability of the predicted class) in 15 bins, "
+        "for all images that carft evaluate predicted with the selected runs. On the dotted line "
+        "both are equal. Hollow: at the temperature fitted on the training environments. The "
+        "expected calibration error (ECE) is computed from all of these images, while the tables "
+        "show the mean over the runs.",
+    ),
+    "flips": _Kind(
+        title="Flips against zero-shot CLIP",
+        caption="Gained: images that only the run predicts correctly. Lost: images that only "
+        "zero-shot CLIP predicts correctly. Both are shares of the images of the environment, "
+        "over all selected runs.",
+    ),
+    "suite": _Kind(
+        title="In distribution against shifted test sets",
+        caption="Each mark is the mean over trials, with the last weights of a run if its best "
+        "weights were tested as well. Dashed: zero-shot CLIP, if it was tested. Dotted: the "
+        "straight line from zero-shot CLIP to the run. Solid with points: the weights that "
+        "WiSE-FT interpolates between the two. If two weights have equal accuracy in "
+        "distribution, the higher ones are more robust.",
+    ),
+    "evaluation": _Kind(
+        title="Calibration and flips",
+        reason="No selected run was evaluated. For reliability diagrams and flips, run carft "
+        "evaluate OUT, then carft report again.",
+    ),
 }
 
 
@@ -235,7 +268,7 @@ class SectionMaker:
             table=table.grid(is_short=True),
             parts=_make_parts(figures),
             findings=findings,
-            lead=Part("lead", "", _TEXTS["lead"], lead) if lead else None,
+            lead=Part("lead", "", _KINDS["lead"].caption, lead) if lead else None,
             ranks=list(zip(*(table.get_ranks(column).values() for column in table.printed))),
             targets=[column.of for column in table.printed],
             jobs=jobs,
@@ -446,9 +479,9 @@ class SectionMaker:
 def _make_parts(figures_by_kind: Mapping[str, Sequence[Figure]]) -> list[Part]:
     """Make the parts that have figures, or a reason why they have none."""
     return [
-        Part(kind, _TITLES[kind], _TEXTS[kind] if figures else _REASONS[kind], figures)
-        for kind, figures in figures_by_kind.items()
-        if figures or kind in _REASONS
+        Part(name, kind.title, kind.caption if figures else kind.reason, figures)
+        for name, figures in figures_by_kind.items()
+        if (kind := _KINDS[name]) and (figures or kind.reason)
     ]
 
 

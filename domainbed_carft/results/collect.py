@@ -14,12 +14,18 @@ import numpy as np
 from domainbed_carft.arguments import TEXT, TEXTS, require_kind
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning
-from domainbed_carft.results import columns as table_columns
-from domainbed_carft.results import comparisons as comparing
-from domainbed_carft.results import formats, published, selection, suites
+from domainbed_carft.results import comparisons, formats, published, selection, suites
 from domainbed_carft.results.cells import DOMAINBED, ERROR_KINDS, NO_VALUE, PLUS_MINUS, ErrorKind
 from domainbed_carft.results.collection import Collection, Sweeps, as_collection
-from domainbed_carft.results.columns import DEFAULT_COLUMNS, IN_DOMAIN
+from domainbed_carft.results.columns import (
+    COLUMNS,
+    DEFAULT_COLUMNS,
+    IN_DOMAIN,
+    MEMORY,
+    comparison_warnings,
+    expand_columns,
+    explain_columns,
+)
 from domainbed_carft.results.comparisons import ACCURACY, Comparison
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.published import PublishedComparison
@@ -35,7 +41,7 @@ _DEFECTS = ("no records", "no accuracies", "unreadable", "diverged")
 
 _ACCURACY_CAPTION = (
     "Accuracy in % on the in-split of the held-out environment, which names the column, at the "
-    "checkpoint and with the hyperparameters that the selection method chose in each trial. If no "
+    "checkpoint and with the hyperparameters that the selection rule chose in each trial. If no "
     "environment was held out, on each out-split at the last step. "
     f"Cells: mean {PLUS_MINUS} {{error}} (n, the number of trials)."
 )
@@ -46,12 +52,12 @@ _NOTES_CAPTION = (
     f"[k] marks an incomplete cell, explained in note [k]. {NO_VALUE}: no trial has a value."
 )
 _CHOICES_CAPTION = (
-    "Chosen: the searched values that the selection method chose, with the number of trials if the "
+    "Chosen: the searched values that the selection rule chose, with the number of trials if the "
     "trials differ; Of: number of members and draws that each was chosen from."
 )
 _SWAD_REMARK = (
     "Jobs with the hparam average 'swad' count at their last checkpoint under every selection "
-    "method, because SWAD itself has chosen their weights."
+    "rule, because SWAD itself has chosen their weights."
 )
 
 
@@ -61,10 +67,11 @@ class Results:
 
     Attributes:
         collection: the runs, in groups that can be averaged.
-        tables_of_groups: for each group its tables: for each selection method one per dataset, then
+        tables_of_groups: for each group its tables: for each selection rule one per dataset, then
             the table of averages.
         suite_tables: accuracies on the test sets of suites.
-        comparisons: for each group its accuracies with published ones; None unless requested.
+        published_comparisons: for each group its accuracies with published ones; None unless
+            requested.
         comparisons_against: every algorithm compared with one; empty unless requested.
         error: kind of error printed after a mean.
     """
@@ -72,7 +79,7 @@ class Results:
     collection: Collection
     tables_of_groups: Sequence[Sequence[Table]]
     suite_tables: Sequence[Table]
-    comparisons: Sequence[Sequence[PublishedComparison]] | None
+    published_comparisons: Sequence[Sequence[PublishedComparison]] | None
     comparisons_against: Sequence[Comparison]
     error: ErrorKind
 
@@ -121,16 +128,16 @@ class Results:
             grids += [table.grid(), *filter(None, [table.choices_grid()])]
 
         grids += [table.grid() for table in self.suite_tables]
-        if self.comparisons is not None:
-            grids += [published.grid(entries) for entries in self.comparisons]
+        if self.published_comparisons is not None:
+            grids += [published.grid(entries) for entries in self.published_comparisons]
             grids.append(published.build_overview(self.collection.compare_with).grid())
             grids += [table.grid() for table in suites.build_published(self.suite_tables)]
-        return grids + comparing.grids(self.comparisons_against)
+        return grids + comparisons.grids(self.comparisons_against)
 
     @property
     def _shown_grids(self) -> list[Grid]:
         """The tables without the memory of a GPU if the jobs ran on a CPU."""
-        title = table_columns.COLUMNS[table_columns.MEMORY].title
+        title = COLUMNS[MEMORY].title
         return [formats.drop_empty_columns(grid, title) for grid in self.grids]
 
     @property
@@ -142,7 +149,7 @@ class Results:
             f"{self.error.definition}; a single trial has no error. {_AVERAGES_CAPTION}",
             _NOTES_CAPTION,
             *self._remarks,
-            *table_columns.explanations(printed_columns),
+            *explain_columns(printed_columns),
         ]
         if any(table.choices_grid() for table in self.tables):
             table_captions.append(_CHOICES_CAPTION)
@@ -151,8 +158,8 @@ class Results:
 
         return {
             "tables": table_captions,
-            "published": list(published.CAPTION) if self.comparisons is not None else [],
-            "comparisons": list(comparing.CAPTION) if self.comparisons_against else [],
+            "published": list(published.CAPTION) if self.published_comparisons is not None else [],
+            "comparisons": list(comparisons.CAPTION) if self.comparisons_against else [],
         }
 
     @property
@@ -177,7 +184,7 @@ class Results:
         return [
             line,
             *self._remarks,
-            *table_columns.comparison_warnings(printed_columns),
+            *comparison_warnings(printed_columns),
             *self.notes,
         ]
 
@@ -190,7 +197,7 @@ class Results:
         }
         if self.suite_tables:
             content["suites"] = [table.as_dict() for table in self.suite_tables]
-        if self.comparisons is not None:
+        if self.published_comparisons is not None:
             content["published"] = {
                 "comparisons": self._published_entries,
                 "figures": [
@@ -204,14 +211,16 @@ class Results:
 
     @property
     def _published_entries(self) -> list[dict[str, Any]]:
-        return [entry.as_dict() for entries in self.comparisons or () for entry in entries]
+        return [
+            entry.as_dict() for entries in self.published_comparisons or () for entry in entries
+        ]
 
     @property
     def csv_rows(self) -> list[dict[str, Any]]:
         """The rows for CSV: of the requested comparison, otherwise of the tables' cells."""
         if self.comparisons_against:
             return [*map(dataclasses.asdict, self.comparisons_against)]
-        if self.comparisons is not None:
+        if self.published_comparisons is not None:
             if not self._published_entries:
                 raise CarftError(
                     "--compare published: no published number matches a row and its datasets, so "
@@ -243,7 +252,7 @@ class Results:
 
         Columns:
             setting: title of the group of runs.
-            selection: name of the selection method.
+            selection: name of the selection rule.
             dataset: name of the dataset; empty for the averages over datasets.
             algorithm: name of the table's row.
             column: name of the column.
@@ -310,7 +319,7 @@ def collect(
         columns: names of the tables' columns, from `columns.NAMES`.
         error: error printed after a mean: "domainbed", "sample" or "std".
         against: name of an algorithm to compare all others with.
-        **options: options of `gather`. Of them, a collection takes ``methods`` only.
+        **options: options of `gather`. Of them, a collection takes ``select`` only.
 
     Returns:
         The tables, as data frames (``cells``, ``against``, ``records``) and in the formats of
@@ -323,14 +332,14 @@ def collect(
     require_kind(TEXTS, columns=columns)
     require_kind(TEXT, error=error)
     require_kind(TEXT, is_optional=True, against=against)
-    columns = table_columns.expand(columns)
+    columns = expand_columns(columns)
     if error not in ERROR_KINDS:
         raise CarftError(unknown("kind of error", error, ERROR_KINDS))
     kind = ERROR_KINDS[error]
     collection = as_collection(sweeps, **options)
 
     tables_of_groups = [
-        build(group, collection.methods, column_names=columns, error=kind)
+        build(group, collection.rules, column_names=columns, error=kind)
         for group in collection.groups
     ]
     suite_warnings: list[RecordWarning] = []
@@ -339,9 +348,9 @@ def collect(
     ]
     collection = replace(collection, warnings=[*collection.warnings, *suite_warnings])
 
-    comparisons = None
+    published_comparisons = None
     if compare_published:
-        comparisons = [
+        published_comparisons = [
             published.compare(group, group_tables, kind)
             for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
         ]
@@ -349,14 +358,14 @@ def collect(
     comparisons_against: list[Comparison] = []
     if against:
         measures = [ACCURACY, IN_DOMAIN] if IN_DOMAIN in columns else [ACCURACY]
-        comparisons_against = comparing.compare_rows(collection, against, measures=measures)
-        comparing.require_comparisons(comparisons_against, collection, against)
+        comparisons_against = comparisons.compare_rows(collection, against, measures=measures)
+        comparisons.require_comparisons(comparisons_against, collection, against)
 
     return Results(
         collection=collection,
         tables_of_groups=tables_of_groups,
         suite_tables=suite_tables,
-        comparisons=comparisons,
+        published_comparisons=published_comparisons,
         comparisons_against=comparisons_against,
         error=kind,
     )

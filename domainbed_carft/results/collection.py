@@ -1,7 +1,7 @@
 """The runs that ``carft collect``, ``top``, ``report`` and ``evaluate`` read, in groups.
 
 A group holds runs that can be averaged, each job once: runs with the same setting. Seeds, trial and
-target are not part of a setting, nor are searched values, which the selection method chooses. All
+target are not part of a setting, nor are searched values, which the selection rule chooses. All
 runs on a dataset must share its environments, otherwise a column would have no meaning. Runs that
 hold out several targets together are grouped by the environments on which they were trained.
 """
@@ -30,8 +30,8 @@ from domainbed_carft.jobs.setting import (
     HPARAM,
     KINDS,
     METHOD,
+    NOT_RECORDED,
     SCHEDULE,
-    UNKNOWN,
     get_recorded_setting,
 )
 from domainbed_carft.paths import AnyPath, as_paths
@@ -66,7 +66,7 @@ class Collection:
 
     Attributes:
         groups: runs that can be averaged.
-        methods: names of the selection methods.
+        rules: names of the selection rules.
         warnings: problems in the files that were read.
         compare_with: names of published methods.
         first_stages: runs of the first stage of searches; the groups have the second stage.
@@ -75,7 +75,7 @@ class Collection:
     """
 
     groups: Sequence[Group]
-    methods: Sequence[str]
+    rules: Sequence[str]
     warnings: Sequence[RecordWarning]
     compare_with: Sequence[str]
     first_stages: Sequence[RecordedRun] = ()
@@ -87,9 +87,9 @@ class Collection:
         """The runs of all groups."""
         return [run for group in self.groups for run in group.runs]
 
-    def select(self, method: str) -> list[SelectedRun]:
-        """Select runs of each group in turn by a method."""
-        return [selected for group in self.groups for selected in group.select(method)]
+    def select(self, rule: str) -> list[SelectedRun]:
+        """Select runs of each group in turn by a rule."""
+        return [selected for group in self.groups for selected in group.select(rule)]
 
     @property
     def rows(self) -> list[str]:
@@ -103,36 +103,36 @@ Sweeps: TypeAlias = "AnyPath | Iterable[AnyPath] | Collection"
 
 def as_collection(
     sweeps: Sweeps,
-    methods: Sequence[str] | None = None,
+    select: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
     by: Sequence[str] = (),
 ) -> Collection:
-    """Return the collection with these selection methods, or read folders by `gather`.
+    """Return the collection with these selection rules, or read folders by `gather`.
 
-    Raises CarftError if `gather` raises it, if a requested method has no job, or if a collection
+    Raises CarftError if `gather` raises it, if a requested rule has no job, or if a collection
     would have to be grouped again for ``ignored`` or ``by``.
     """
     if not isinstance(sweeps, Collection):
-        return gather(sweeps, methods, ignored, by)
+        return gather(sweeps, select, ignored, by)
 
     require_kind(TEXTS, ignored=ignored, by=by)
-    require_kind(TEXTS, is_optional=True, methods=methods)
+    require_kind(TEXTS, is_optional=True, select=select)
     for name, value in (("ignored", ignored), ("by", by)):
         if value:
             raise CarftError(
                 f"{name}={list(value)!r} cannot change a collection, whose runs are in groups "
                 f"already; pass {name} to gather, or the folders instead of the collection"
             )
-    if not methods:
+    if not select:
         return sweeps
     jobs = [job for group in sweeps.groups for job in group.planned]
     jobs += [run.job for run in sweeps.runs]
-    return replace(sweeps, methods=_choose_methods(methods, (), jobs))
+    return replace(sweeps, rules=_choose_rules(select, (), jobs))
 
 
 def gather(
     folders: AnyPath | Iterable[AnyPath],
-    methods: Sequence[str] | None = None,
+    select: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
     by: Sequence[str] = (),
 ) -> Collection:
@@ -140,7 +140,7 @@ def gather(
 
     Args:
         folders: one or several output folders.
-        methods: names of selection methods. By default those of the sweeps' manifests, otherwise
+        select: names of selection rules. By default those of the sweeps' manifests, otherwise
             those that have jobs.
         ignored: parts of a setting (keys of KINDS) that can differ between averaged runs.
         by: hyperparameters, arguments or "variant" whose values become rows instead of tables.
@@ -149,12 +149,12 @@ def gather(
         The runs in groups.
 
     Raises:
-        CarftError: if there is no record, if a requested method has no job, if a job was run twice
+        CarftError: if there is no record, if a requested rule has no job, if a job was run twice
             with different records, if a name of ``by`` does not vary, or if no job counts for
             tables according to the manifests.
     """
     require_kind(TEXTS, ignored=ignored, by=by)
-    require_kind(TEXTS, is_optional=True, methods=methods)
+    require_kind(TEXTS, is_optional=True, select=select)
     for name in ignored:
         if name not in KINDS:
             raise CarftError(suggestions.unknown("part of a setting", name, KINDS))
@@ -190,7 +190,7 @@ def gather(
     all_jobs = [*(run.job for run in shown.runs), *shown.planned]
     return Collection(
         groups=groups,
-        methods=_choose_methods(methods, sweeps, all_jobs),
+        rules=_choose_rules(select, sweeps, all_jobs),
         warnings=warnings,
         compare_with=list(dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)),
         first_stages=first_stages,
@@ -209,33 +209,33 @@ def _read_manifest(folder: Path, warnings: list[RecordWarning]) -> Sweep:
         return Sweep(())
 
 
-def _choose_methods(
+def _choose_rules(
     requested: Sequence[str] | None, sweeps: Sequence[Sweep], jobs: Iterable[Job]
 ) -> Sequence[str]:
-    """Return the ``requested`` methods, otherwise those of the manifests that have ``jobs``.
+    """Return the ``requested`` rules, otherwise those of the manifests that have ``jobs``.
 
-    Raises CarftError if a requested method has no jobs.
+    Raises CarftError if a requested rule has no jobs.
     """
     held_out_counts = {selection.count_held_out(job) for job in jobs}
     holds_out = {number > 0 for number in held_out_counts}
-    methods_with_jobs = [
-        name for name, method in selection.METHODS.items() if method.holds_out in holds_out
+    rules_with_jobs = [
+        name for name, rule in selection.RULES.items() if rule.holds_out in holds_out
     ]
     for name in requested or ():
-        if name not in methods_with_jobs:
+        if name not in rules_with_jobs:
             raise CarftError(
-                f"--select {name}: no jobs for this method; expected one of "
-                f"{', '.join(methods_with_jobs)}"
+                f"--select {name}: no jobs for this rule; expected one of "
+                f"{', '.join(rules_with_jobs)}"
             )
     if requested:
         return requested
 
     declared = {name for sweep in sweeps for name in sweep.selection} | {selection.IN_DOMAIN}
     if not all(sweep.selection for sweep in sweeps):
-        declared |= {name for name, method in selection.METHODS.items() if method.is_default}
+        declared |= {name for name, rule in selection.RULES.items() if rule.is_default}
     if 2 in held_out_counts:  # such jobs are used only by leave-one-domain-out
         declared.add(selection.LEAVE_ONE_OUT)
-    return [name for name in methods_with_jobs if name in declared]
+    return [name for name in rules_with_jobs if name in declared]
 
 
 def _divide(
@@ -308,7 +308,7 @@ def _get_absent_value(part: str) -> str:
     """
     if part == TRAINED_ON:
         return ALL_OTHERS
-    return DEFAULT if part.startswith(HPARAM) else UNKNOWN
+    return DEFAULT if part.startswith(HPARAM) else NOT_RECORDED
 
 
 def _get_cell_setting(job: Job, setting: Mapping[str, str], group: Group) -> dict[str, str]:
@@ -343,7 +343,7 @@ def _choose_parts(
         for job, setting in planned:
             planned_value = setting[part]
             values = values_by_owner[_get_owner(part, job)]
-            if planned_value != UNKNOWN and not any(
+            if planned_value != NOT_RECORDED and not any(
                 _may_have_value(part, planned_value, value) for value in values
             ):
                 values.add(planned_value)
@@ -395,7 +395,7 @@ def _may_have_value(part: str, planned_value: str, value: str) -> bool:
     """Return True if a planned job can have the ``value`` of a part once it has run."""
     if part.startswith(HPARAM) and planned_value == DEFAULT:
         return is_unset(value)
-    is_unknown = UNKNOWN in (planned_value, value) and not part.startswith(HPARAM)
+    is_unknown = NOT_RECORDED in (planned_value, value) and not part.startswith(HPARAM)
     return is_unknown or planned_value == value
 
 
@@ -483,7 +483,7 @@ def _describe_differences(
             if value == absent_value and not is_applicable:
                 continue
             if part.startswith(HPARAM) and value == DEFAULT:
-                value = DEFAULT if part.removeprefix(HPARAM) in run.recorded else UNKNOWN
+                value = DEFAULT if part.removeprefix(HPARAM) in run.recorded else NOT_RECORDED
             rows = rows_by_value.setdefault(value, {})
             rows[f"{run.row} on {titles[run.dataset]}" if len(titles) > 1 else run.row] = None
 

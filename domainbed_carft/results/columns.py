@@ -48,13 +48,13 @@ DEFAULT_COLUMNS = (ENVIRONMENTS, AVERAGE)
 
 @dataclass(frozen=True)
 class RowRuns:
-    """The runs from which a row is computed: one algorithm on one dataset, by one selection method.
+    """The runs from which a row is computed: one algorithm on one dataset, by one selection rule.
 
     Attributes:
         dataset_title: title of the dataset.
         accuracies: environment -> the cell of its accuracy, in the order of the environments.
         selected: the selected run of each target and trial.
-        candidates: all runs from which the method selected.
+        candidates: all runs from which the rule selected.
         error: kind of error of the cells.
         is_partial: True if jobs are declared for some of the targets only.
     """
@@ -256,7 +256,7 @@ def _n_jobs(row: RowRuns) -> Cell:
 
 
 def _n_draws(row: RowRuns) -> Cell:
-    """Mean over targets and trials of the number of choices that the method selected from."""
+    """Mean over targets and trials of the number of choices that the rule selected from."""
     members = [float(entry.outcome.members) for entry in row.selected]
     if not members:
         return Cell()
@@ -381,10 +381,10 @@ RECORD_COLUMNS = (
            _selected_cost(lambda cost: cost.trained_parameters, max, "trained_parameters"),
            count_text),
     Column("jobs", "Jobs", "",
-           "Jobs: number of jobs with a record that the method chooses from.",
+           "Jobs: number of jobs with a record that the rule chooses from.",
            _n_jobs, count_text),
     Column("draws", "Draws", "",
-           "Draws: number of hyperparameter choices (draws or members of a search) that the method "
+           "Draws: number of hyperparameter choices (draws or members of a search) that the rule "
            "chose from, mean over environments and trials.",
            _n_draws, count_text),
 )
@@ -438,7 +438,7 @@ COLUMN_SETS = {
 NAMES = (ENVIRONMENTS, *COLUMNS, *COLUMN_SETS)
 
 
-def expand(names: Iterable[str]) -> tuple[str, ...]:
+def expand_columns(names: Iterable[str]) -> tuple[str, ...]:
     """Return the distinct column names, with the names of COLUMN_SETS expanded.
 
     Raises CarftError for a name that is not one of NAMES.
@@ -459,7 +459,7 @@ def choose(
     Each of the ``environments`` becomes a column. A cost has a column for each device that ``runs``
     were trained on, because costs are never averaged over devices.
     """
-    names = expand(names)
+    names = expand_columns(names)
     devices: list[str] = []
     if any(name in COLUMNS and COLUMNS[name].is_cost for name in names):  # costs are read again
         devices = sorted({run.cost.device for run in runs})
@@ -490,7 +490,7 @@ def comparison_warnings(columns: Iterable[Column]) -> list[str]:
     return [_WITHIN_COLUMNS] if IN_DOMAIN in names and names & out_of_domain else []
 
 
-def explanations(columns: Iterable[Column]) -> list[str]:
+def explain_columns(columns: Iterable[Column]) -> list[str]:
     """Return the captions of the printed columns, and the devices on which costs were measured."""
     columns = list(columns)
     sentences = [column.explanation for column in columns if column.name != AVERAGE]

@@ -74,13 +74,13 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference between two rows, by one selection method in one group of runs.
+    """The difference between two rows, by one selection rule in one group of runs.
 
     Differences, errors and intervals are in points.
 
     Attributes:
         setting: title of the group of runs.
-        selection: name of the selection method.
+        selection: name of the selection rule.
         measure: ACCURACY (on the target) or IN_DOMAIN (on the training environments).
         unit: unit of the ``n`` differences: ENVIRONMENT, PAIR or TRIAL.
         algorithm: name of the row.
@@ -139,12 +139,12 @@ def compare(
     unit: str,
     *,
     setting: str = "",
-    method: str = selection.TRAINING_DOMAIN,
+    rule: str = selection.TRAINING_DOMAIN,
     measure: str = ACCURACY,
 ) -> list[Comparison]:
     """Subtract ``against`` from every other row that shares a pair with it, in the given order.
 
-    ``setting``, ``method`` and ``measure`` describe the accuracies.
+    ``setting``, ``rule`` and ``measure`` describe the accuracies.
     """
     reference = accuracies.get(against, {})
     comparisons = []
@@ -159,7 +159,7 @@ def compare(
 
         comparison = Comparison(
             setting=setting,
-            selection=method,
+            selection=rule,
             measure=measure,
             unit=unit,
             algorithm=row,
@@ -192,22 +192,20 @@ def compare_rows(
     *,
     measures: Sequence[str] = (ACCURACY,),
 ) -> list[Comparison]:
-    """Compare the rows of each group by each method, measure and unit."""
+    """Compare the rows of each group by each rule, measure and unit."""
     comparisons = []
-    for group, method, measure in itertools.product(
-        collection.groups, collection.methods, measures
-    ):
-        by_row = accuracies_by_row(group.select(method), measure)
+    for group, rule, measure in itertools.product(collection.groups, collection.rules, measures):
+        by_row = accuracies_by_row(group.select(rule), measure)
         accuracies = {name: by_row[name] for name in group.order_rows(by_row)}
         # Otherwise one model covers all environments of a trial, which is then the only unit.
-        has_model_per_target = selection.METHODS[method].holds_out and not group.source
+        has_model_per_target = selection.RULES[rule].holds_out and not group.source
         for unit in UNITS if has_model_per_target else (TRIAL,):
             comparisons += compare(
                 accuracies,
                 against,
                 unit,
                 setting=group.title,
-                method=method,
+                rule=rule,
                 measure=measure,
             )
     return comparisons
@@ -375,7 +373,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def grids(comparisons: Sequence[Comparison]) -> list[Grid]:
-    """Make a table for each group, method, measure and unit, with a row for each compared row."""
+    """Make a table for each group, rule, measure and unit, with a row for each compared row."""
     by_table: dict[tuple[str, ...], list[Comparison]] = {}
     for entry in comparisons:
         key = (entry.setting, entry.selection, entry.measure, entry.unit, entry.against)
@@ -389,7 +387,7 @@ def _grid(comparisons: Sequence[Comparison]) -> Grid:
         f"Minus {first.against}",
         _MEASURE_TITLES[first.measure],
         _UNIT_TITLES[first.unit],
-        selection.METHODS[first.selection].title,
+        selection.RULES[first.selection].title,
         first.setting,
     ]
     header = ["Algorithm", "Mean", "s.e.", f"{LEVEL}% interval", "Wins", "Losses", "Ties", "n"]

@@ -1,7 +1,7 @@
 """Predictions on test images, a row for each image, and the metrics computed from the rows.
 
 For runs of a sweep both are saved next to the records, in two files for each selected step, so that
-selection methods that choose the same step share them. Tables need only the metrics. The files can
+selection rules that choose the same step share them. Tables need only the metrics. The files can
 be untrusted: they contain no path, and loading them runs no code.
 """
 

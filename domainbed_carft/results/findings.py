@@ -35,7 +35,7 @@ def describe_table(table: Table, differences: Sequence[Comparison] = ()) -> list
         entry
         for entry in differences
         if (entry.setting, entry.measure) == (table.setting, ACCURACY)
-        and selection.METHODS[entry.selection].holds_out
+        and selection.RULES[entry.selection].holds_out
     ]
     n_tests = len({entry.algorithm for entry in differences if entry.p is not None})
     by_unit = {entry.unit: entry for entry in differences if entry.algorithm == FEATURED}

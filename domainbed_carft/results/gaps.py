@@ -15,7 +15,7 @@ from domainbed_carft.jobs.job import Candidate, Choice, format_held_out
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import selection
 from domainbed_carft.results.groups import Group
-from domainbed_carft.results.selection import LEAVE_ONE_OUT, METHODS
+from domainbed_carft.results.selection import LEAVE_ONE_OUT, RULES
 
 _Choices = dict[int, list[Choice]]  # trial -> choices of hyperparameters
 _Kind = tuple[str, str, bool]  # dataset, row, True if an environment is held out
@@ -51,20 +51,20 @@ class Gaps:
         for run in group.runs:
             self._steps_by_schedule.setdefault(_schedule(run), set()).update(run.steps)
 
-    def get_candidates(self, method: str) -> list[Candidate]:
-        """Return the jobs from which a selection method selects."""
-        holds_out = METHODS[method].holds_out
+    def get_candidates(self, rule: str) -> list[Candidate]:
+        """Return the jobs from which a selection rule selects."""
+        holds_out = RULES[rule].holds_out
         return [
             key
             for key in self.keys
             if bool(key.held_out) == holds_out
             # A second held-out environment would be another target's.
-            and not (method == LEAVE_ONE_OUT and key.dataset in self._divisions)
+            and not (rule == LEAVE_ONE_OUT and key.dataset in self._divisions)
         ]
 
-    def find_missing(self, dataset: str, row: str, target: int, method: str) -> list[str] | None:
+    def find_missing(self, dataset: str, row: str, target: int, rule: str) -> list[str] | None:
         """Return reasons why a cell is incomplete, or None if no job is expected for it."""
-        holds_out = METHODS[method].holds_out
+        holds_out = RULES[rule].holds_out
         kind = (dataset, row, holds_out)
         if kind not in self._keys_by_kind:
             return None if self._listed else ["no job of the algorithm on this dataset"]
@@ -81,7 +81,7 @@ class Gaps:
             return None
 
         needed = [held_out]
-        if method == LEAVE_ONE_OUT:
+        if rule == LEAVE_ONE_OUT:
             second_envs = [env for env in range(len(self._environments[dataset])) if env != target]
             needed += [format_held_out({target, env}) for env in second_envs]
 

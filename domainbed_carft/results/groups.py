@@ -42,15 +42,15 @@ class Group:
     source: str = ""
     _selections: dict[str, list[SelectedRun]] = field(default_factory=dict, init=False, repr=False)
 
-    def select(self, method: str) -> list[SelectedRun]:
-        """Select runs by a method; the result is cached."""
-        if method not in self._selections:
-            self._selections[method] = selection.select(self.runs, method)
-        return self._selections[method]
+    def select(self, rule: str) -> list[SelectedRun]:
+        """Select runs by a rule; the result is cached."""
+        if rule not in self._selections:
+            self._selections[rule] = selection.select(self.runs, rule)
+        return self._selections[rule]
 
-    def select_in_table_order(self, method: str) -> list[SelectedRun]:
-        """Select runs by a method; sort them by dataset, row, target and trial as in the tables."""
-        selected = self.select(method)
+    def select_in_table_order(self, rule: str) -> list[SelectedRun]:
+        """Select runs by a rule; sort them by dataset, row, target and trial as in the tables."""
+        selected = self.select(rule)
         datasets = list(self.environments)
         names = self.order_rows(entry.row for entry in selected)
 

@@ -52,7 +52,7 @@ def escape_latex(text: str) -> str:
 
 
 def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ()) -> str:
-    """Write the tables of the first selection method as one ``tabular``.
+    """Write the tables of the first selection rule as one ``tabular``.
 
     The columns are the environments of a single dataset, otherwise the datasets with their means
     over environments. Rows of several settings share one table. In a column of accuracies the best
@@ -63,7 +63,7 @@ def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ())
     """
     import pandas as pd
 
-    tables = _tables_of_first_method(all_tables)
+    tables = _tables_of_first_rule(all_tables)
     table = join_settings(tables)
     titles = [escape_latex(column.title) for column in table.printed]
     texts = [_column_texts(table, column) for column in table.printed]
@@ -79,8 +79,8 @@ def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ())
     return comments + body
 
 
-def _tables_of_first_method(all_tables: Sequence[Table]) -> list[Table]:
-    """Return the first method's tables: of its only dataset, otherwise each setting's averages."""
+def _tables_of_first_rule(all_tables: Sequence[Table]) -> list[Table]:
+    """Return the first rule's tables: of its only dataset, otherwise each setting's averages."""
     if not all_tables:
         raise CarftError("--format latex: no table to write; expected jobs with targets")
 
@@ -151,14 +151,14 @@ def _difference_text(entry: Comparison, marked_rows: AbstractSet[str]) -> str:
 
 def _comments(tables: Sequence[Table], comparisons: Sequence[Comparison]) -> list[str]:
     """Describe the table and its marks."""
-    method = selection.METHODS[tables[0].selection].title
+    rule = selection.RULES[tables[0].selection].title
     datasets = dict.fromkeys(table.name for table in tables)
     error = tables[0].error
     counts = [cell.n for table in tables for cell in table.accuracy_cells if cell.n] or [0]
     trials = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
 
     sentences = [
-        f"{', '.join(datasets)}; {method}.",
+        f"{', '.join(datasets)}; {rule}.",
         f"Means over {trials} trials, and their {error.title}. {error.definition}.",
         "Bold: the best of a column as printed; underlined: the second; ties are marked alike.",
         r"Needs \usepackage{booktabs}.",

@@ -1,7 +1,7 @@
-"""Published accuracies from ``assets/published.csv``, and checks of our averages against them.
+"""Published accuracies from ``assets/published.csv``, and comparisons of our averages with them.
 
-A check reports if our average lies within MARGIN points of the published one, or the reason why
-this cannot be checked.
+A comparison reports if our average lies within MARGIN points of the published one, or the reason
+why they cannot be compared.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.facts import CHANGED_HPARAMS
 from domainbed_carft.jobs.job import parse_overrides
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.jobs.setting import FOLLOWS_JOB, SCHEDULE
-from domainbed_carft.jobs.setting import UNKNOWN as NOT_RECORDED
+from domainbed_carft.jobs.setting import FOLLOWS_JOB, NOT_RECORDED, SCHEDULE
 from domainbed_carft.results.cells import (
     DOMAINBED,
     Cell,
@@ -53,9 +52,9 @@ CAPTION = (
     "is the target, the numbers are not comparable.",
     f"Interval: {LEVEL}% of the difference, by Welch's t over our trials and the published ones; "
     "at least: by Student's t over our trials alone, because the published error is unknown. "
-    f"Check: within, if the interval lies inside +-{MARGIN:g}; differs, if it lies outside; error "
-    "too large, if the published error alone makes the interval wider than that, with any number "
-    "of our trials; otherwise cannot tell. None if the published error is unknown, or if "
+    f"Comparison: within, if the interval lies inside +-{MARGIN:g}; differs, if it lies outside; "
+    "error too large, if the published error alone makes the interval wider than that, with any "
+    "number of our trials; otherwise cannot tell. None if the published error is unknown, or if "
     "hyperparameters, selection, steps, protocol or edition differ or are unknown.",
 )
 
@@ -63,10 +62,10 @@ WITHIN = "within"
 DIFFERS = "differs"
 CANNOT_TELL = "cannot tell"
 ERROR_TOO_LARGE = "error too large"
-NO_CHECK = "none"
+NO_COMPARISON = "none"
 
-# Settings that must be equal in our runs; unknown ones are empty in published.csv.
-_SETTING = ("selection", "steps", "protocol", "edition")
+# Conditions that must be equal in our runs; unknown ones are empty in published.csv.
+_CONDITIONS = ("selection", "steps", "protocol", "edition")
 _UNKNOWN = ("", "unknown")
 _ZERO_SHOT_STEPS = "0"  # of a number for which neither steps nor selection matter
 # Kind of error -> the squared standard error of the mean of n trials, with divisor n - 1
@@ -75,8 +74,8 @@ _SQUARED_ERRORS: dict[str, Callable[[float, int], float]] = {
     "standard error, n - 1": lambda error, n: error**2,
     "deviation": lambda error, n: error**2 / n,
 }
-# Hparams that are compared as parts of the setting, or follow from one
-_HPARAMS_OF_SETTING = ("protocol", "data_edition", "total_steps")
+# Hparams that are compared as conditions, or follow from one
+_COMPARED_AS_CONDITIONS = ("protocol", "data_edition", "total_steps")
 
 # Our algorithms -> the published methods that they implement
 _COUNTERPARTS = {
@@ -191,11 +190,11 @@ class PublishedComparison:
         return welch_interval(trials, published.accuracy, published.squared_error, published.n)
 
     @property
-    def check(self) -> str:
-        """WITHIN, DIFFERS, ERROR_TOO_LARGE, CANNOT_TELL or NO_CHECK."""
+    def comparison(self) -> str:
+        """WITHIN, DIFFERS, ERROR_TOO_LARGE, CANNOT_TELL or NO_COMPARISON."""
         low, high = self.interval
         if self.reason or self.published.squared_error is None or low is None or high is None:
-            return NO_CHECK
+            return NO_COMPARISON
         if low >= -MARGIN and high <= MARGIN:
             return WITHIN
         if low > MARGIN or high < -MARGIN:
@@ -218,7 +217,7 @@ class PublishedComparison:
             "low": low,
             "high": high,
             "at_least": self.published.squared_error is None,
-            "check": self.check,
+            "comparison": self.comparison,
             "reason": self.reason,
             **{
                 f"published_{name}": value
@@ -239,7 +238,7 @@ def read_accuracies(methods: Sequence[str] = ()) -> list[PublishedAccuracy]:
             standard_error=float(row["standard_error"]) if row["standard_error"] else None,
             error_kind=row["error_kind"],
             n=int(row["n"]) if row["n"] else None,
-            **{name: row[name] for name in (*_SETTING, "read_in", "source", "note")},
+            **{name: row[name] for name in (*_CONDITIONS, "read_in", "source", "note")},
             hparams=json.loads(row["hparams"] or "{}"),
         )
         for row in read_rows("published.csv")
@@ -345,7 +344,7 @@ def _further_methods(group: Group, methods: Collection[str]) -> list[str]:
 def _reason_against(
     cell: Cell, method: str, runs: Sequence[RecordedRun], published: PublishedAccuracy
 ) -> str:
-    """Return all reasons why our ``runs`` cannot be checked; empty if they can."""
+    """Return all reasons why our ``runs`` cannot be compared; empty if they can."""
     deviations = dict.fromkeys(
         deviation for run in runs for deviation in _deviations(run, published.method)
     )
@@ -399,7 +398,7 @@ def _deviations(run: RecordedRun, method: str) -> list[str]:
         if value != published_value:
             deviations.append(f"{name} {value} instead of {published_value}")
 
-    compared = {*published_hparams, *_HPARAMS_OF_SETTING, _HEAD_HPARAMS.get(run.algorithm)}
+    compared = {*published_hparams, *_COMPARED_AS_CONDITIONS, _HEAD_HPARAMS.get(run.algorithm)}
     changed = run.recorded.get(CHANGED_HPARAMS)
     if not isinstance(changed, list):  # not recorded: all that were set can differ
         changed = [*parse_overrides(run.job.args)]
@@ -436,12 +435,12 @@ def _average_datasets(table: Table, cells: Sequence[Cell]) -> Cell:
 def grid(comparisons: Sequence[PublishedComparison]) -> Grid:
     """Make the table of comparisons, a row each."""
     header = ["Algorithm", "Selection", "Dataset", "Ours", "Published", "Difference"]
-    header += [f"{LEVEL}% interval", "Check", "Published as", "Selected on"]
+    header += [f"{LEVEL}% interval", "Comparison", "Published as", "Selected on"]
 
     reasons = dict.fromkeys(entry.reason for entry in comparisons if entry.reason)
     numbers = {reason: number for number, reason in enumerate(reasons, 1)}
     rows = [_comparison_row(entry, numbers.get(entry.reason)) for entry in comparisons]
-    notes = [f"[{number}] No check: {reason}." for reason, number in numbers.items()]
+    notes = [f"[{number}] No comparison: {reason}." for reason, number in numbers.items()]
     notes += list_sources(entry.published for entry in comparisons)
 
     settings = {comparison.setting for comparison in comparisons} - {""}
@@ -450,7 +449,7 @@ def grid(comparisons: Sequence[PublishedComparison]) -> Grid:
 
 
 def _comparison_row(comparison: PublishedComparison, note_number: int | None) -> list[str]:
-    """Format a row; ``note_number`` is the note that gives the reason for NO_CHECK."""
+    """Format a row; ``note_number`` is the note that gives the reason for NO_COMPARISON."""
     ours = comparison.ours
     published = comparison.published
     our_accuracy = accuracy_text(ours)
@@ -462,7 +461,7 @@ def _comparison_row(comparison: PublishedComparison, note_number: int | None) ->
     if low is not None:
         interval = f"{low:+.1f} to {high:+.1f}"
         interval = f"at least {interval}" if published.squared_error is None else interval
-    check = comparison.check
+    outcome = comparison.comparison
     return [
         comparison.algorithm,
         comparison.selection,
@@ -471,7 +470,7 @@ def _comparison_row(comparison: PublishedComparison, note_number: int | None) ->
         accuracy_text(published.cell),
         f"{comparison.difference:+.1f}",
         interval,
-        f"{check} [{note_number}]" if note_number else check,
+        f"{outcome} [{note_number}]" if note_number else outcome,
         published.method,
         published.selection,
     ]

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 from domainbed_carft.jobs.facts import NAMES
 from domainbed_carft.jobs.job import parse_overrides
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.jobs.setting import DEFAULT, HPARAM, UNKNOWN, format_hparam
+from domainbed_carft.jobs.setting import DEFAULT, HPARAM, NOT_RECORDED, format_hparam
 
 DRAWN = "drawn"  # the value of an hparam with different defaults, in runs that drew it
 
 # Facts of a job that replace the hparam of the same name
 _FACTS_OF_HPARAMS = {"amp"}
 _FACTS = {*NAMES} - _FACTS_OF_HPARAMS
-_NOT_RECORDED = object()
+_ABSENT = object()
 
 
 class _Source(NamedTuple):
@@ -42,7 +42,7 @@ class _Source(NamedTuple):
 
 def is_unset(value: str) -> bool:
     """Return True for the value of an hparam in a setting that ``--hparams`` did not set."""
-    return value in (DEFAULT, UNKNOWN, DRAWN) or value.startswith(f"{DEFAULT} ")
+    return value in (DEFAULT, NOT_RECORDED, DRAWN) or value.startswith(f"{DEFAULT} ")
 
 
 def add_recorded_defaults(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
@@ -51,7 +51,7 @@ def add_recorded_defaults(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
     An hparam differs if runs of one dataset, algorithm and steps, with the same values set, have
     recorded several values of it. Values that differ only between the draws of a random search are
     drawn. An hparam that differs somewhere is named by its value everywhere, so that equal values
-    share a table. If some runs of an algorithm have an hparam, it is UNKNOWN in those without it.
+    share a table. If some runs of an algorithm have an hparam, it is NOT_RECORDED in the others.
     """
     unset_hparams = [_get_unset_hparams(run) for run in runs]
     sources = [_get_source(run) for run in runs]
@@ -82,7 +82,7 @@ def add_recorded_defaults(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
 
         for name in (*differing_by_source[source], *set_by_algorithm[run.algorithm]):
             if name not in run.recorded and HPARAM + name not in run.setting:
-                values[name] = UNKNOWN
+                values[name] = NOT_RECORDED
 
         if values:
             parts = {HPARAM + name: value for name, value in values.items()}
@@ -124,7 +124,7 @@ def _find_differing(members: Sequence[Mapping[str, Any]]) -> dict[str, None]:
         for unset in members
         if unset != first
         for name in {**first, **unset}
-        if unset.get(name, _NOT_RECORDED) != first.get(name, _NOT_RECORDED)
+        if unset.get(name, _ABSENT) != first.get(name, _ABSENT)
     )
 
 

@@ -138,7 +138,7 @@ def _get_words(
         if name == VARIANT:
             words.append(_variant(job, folders))
         elif name in job.role.values:
-            words.append("")  # chosen by the selection method
+            words.append("")  # chosen by the selection rule
         else:
             words.append(setting.get(get_part(name), DEFAULT))
     return tuple(words)

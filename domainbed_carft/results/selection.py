@@ -18,17 +18,17 @@ import numpy.typing as npt
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Choice, Job
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.results.method_names import CLIPOOD as CLIPOOD
-from domainbed_carft.results.method_names import IN_DOMAIN as IN_DOMAIN
-from domainbed_carft.results.method_names import LEAVE_ONE_OUT as LEAVE_ONE_OUT
-from domainbed_carft.results.method_names import ORACLE
-from domainbed_carft.results.method_names import TRAINING_DOMAIN as TRAINING_DOMAIN
+from domainbed_carft.results.rule_names import CLIPOOD as CLIPOOD
+from domainbed_carft.results.rule_names import IN_DOMAIN as IN_DOMAIN
+from domainbed_carft.results.rule_names import LEAVE_ONE_OUT as LEAVE_ONE_OUT
+from domainbed_carft.results.rule_names import ORACLE
+from domainbed_carft.results.rule_names import TRAINING_DOMAIN as TRAINING_DOMAIN
 
 Floats = npt.NDArray[np.float64]
 
 
 class Candidates(NamedTuple):
-    """The runs of one target in one trial, from which a method selects.
+    """The runs of one target in one trial, from which a rule selects.
 
     Attributes:
         dataset: name of the dataset.
@@ -56,8 +56,8 @@ class Outcome(NamedTuple):
         step: step of the chosen checkpoint.
         validation: validation accuracy there.
         accuracy: reported accuracy there.
-        runs: the runs that the method used, first the one whose accuracy is reported.
-        members: number of choices that the method chose from: draws and members of a search (in two
+        runs: the runs that the rule used, first the one whose accuracy is reported.
+        members: number of choices that the rule chose from: draws and members of a search (in two
             stages, the members of the first). 1 if there was no choice.
     """
 
@@ -111,11 +111,11 @@ class SelectedRun(NamedTuple):
         return self.run.algorithm
 
 
-class Method(NamedTuple):
-    """A selection method.
+class SelectionRule(NamedTuple):
+    """A selection rule.
 
     Attributes:
-        title: DomainBed's name of the method.
+        title: DomainBed's name of the rule.
         outcome: returns the outcome of one choice of hyperparameters, or None if there is none.
         holds_out: True if its jobs hold environments out.
         is_default: True if tables show it without a declaration or a request.
@@ -159,11 +159,11 @@ def candidates_by_target(runs: Iterable[RecordedRun], holds_out: bool = True) ->
     return list(by_target.values())
 
 
-def rank_outcomes(candidates: Candidates, method: Method) -> list[Outcome]:
+def rank_outcomes(candidates: Candidates, rule: SelectionRule) -> list[Outcome]:
     """Return the outcomes of all choices that have one, the one with the best validation first."""
     outcomes = []
     for choice in sorted(candidates.singles):
-        outcome = method.outcome(candidates, choice)
+        outcome = rule.outcome(candidates, choice)
         if outcome is not None:
             outcomes.append(outcome)
 
@@ -174,14 +174,14 @@ def rank_outcomes(candidates: Candidates, method: Method) -> list[Outcome]:
 
 
 def select(runs: Iterable[RecordedRun], name: str) -> list[SelectedRun]:
-    """Select from the runs of one group by the method ``name``, a key of METHODS.
+    """Select from the runs of one group by the rule ``name``, a key of RULES.
 
-    Raises CarftError if there are several choices and the method does not choose.
+    Raises CarftError if there are several choices and the rule does not choose.
     """
-    method = METHODS[name]
+    rule = RULES[name]
     selected = []
-    for candidates in candidates_by_target(runs, method.holds_out):
-        outcome = choose(candidates, method)
+    for candidates in candidates_by_target(runs, rule.holds_out):
+        outcome = choose(candidates, rule)
         if outcome is not None:
             best = SelectedRun(
                 dataset=candidates.dataset,
@@ -194,24 +194,24 @@ def select(runs: Iterable[RecordedRun], name: str) -> list[SelectedRun]:
     return selected
 
 
-def choose(candidates: Candidates, method: Method) -> Outcome | None:
+def choose(candidates: Candidates, rule: SelectionRule) -> Outcome | None:
     """Return the outcome with the best validation, or None if no choice has one.
 
-    Raises CarftError if there are several choices and the method does not choose.
+    Raises CarftError if there are several choices and the rule does not choose.
     """
-    if not method.chooses:
-        _require_one_choice(candidates, method)
-    return next(iter(rank_outcomes(candidates, method)), None)
+    if not rule.chooses:
+        _require_one_choice(candidates, rule)
+    return next(iter(rank_outcomes(candidates, rule)), None)
 
 
-def _require_one_choice(candidates: Candidates, method: Method) -> None:
+def _require_one_choice(candidates: Candidates, rule: SelectionRule) -> None:
     """Raise CarftError if there are several choices of hyperparameters."""
     if len(candidates.singles) > 1:
         choices = ", ".join(map(str, sorted(candidates.singles)))
         raise CarftError(
             f"{candidates.row} on {candidates.dataset} has {len(candidates.singles)} choices of "
             f"hyperparameters in trial {candidates.trial} ({choices}), but selection by "
-            f"{method.title} needs exactly one; use --by to make each value a row, or select by "
+            f"{rule.title} needs exactly one; use --by to make each value a row, or select by "
             f"{TRAINING_DOMAIN}"
         )
 
@@ -224,8 +224,8 @@ def count_held_out(job: Job) -> int:
 def candidate_runs(
     runs: Iterable[RecordedRun], name: str
 ) -> dict[tuple[str, str], list[RecordedRun]]:
-    """Map (dataset, row) to the runs that the method ``name`` can choose from."""
-    counts = {1, 2} if name == LEAVE_ONE_OUT else {1 if METHODS[name].holds_out else 0}
+    """Map (dataset, row) to the runs that the rule ``name`` can choose from."""
+    counts = {1, 2} if name == LEAVE_ONE_OUT else {1 if RULES[name].holds_out else 0}
     runs_by_row: dict[tuple[str, str], list[RecordedRun]] = {}
     for run in runs:
         if count_held_out(run.job) in counts:
@@ -362,14 +362,16 @@ def _make_outcome(
     return Outcome(choice, runs[0].steps[index], float(validation), accuracy, runs)
 
 
-METHODS = {
-    TRAINING_DOMAIN: Method("training-domain validation set", _training_domain),
-    LEAVE_ONE_OUT: Method(
+RULES = {
+    TRAINING_DOMAIN: SelectionRule("training-domain validation set", _training_domain),
+    LEAVE_ONE_OUT: SelectionRule(
         "leave-one-domain-out cross-validation", _leave_one_domain_out, is_default=False
     ),
-    ORACLE: Method("test-domain validation set (oracle)", _oracle),
-    IN_DOMAIN: Method("nothing held out, out-splits at the last step", _in_domain, holds_out=False),
-    CLIPOOD: Method(
+    ORACLE: SelectionRule("test-domain validation set (oracle)", _oracle),
+    IN_DOMAIN: SelectionRule(
+        "nothing held out, out-splits at the last step", _in_domain, holds_out=False
+    ),
+    CLIPOOD: SelectionRule(
         "CLIPood's protocol (last step, the target's out-split)",
         _clipood,
         is_default=False,

@@ -58,7 +58,7 @@ class Table:
         dataset: name of the dataset; empty for the averages over datasets.
         suite: name of the suite of test sets; otherwise empty.
         setting: title of the group of runs.
-        selection: name of the selection method.
+        selection: name of the selection rule.
         error: kind of the errors.
         notes: remarks below the table.
         row_runs: row -> the runs from which its cells were computed; only of datasets.
@@ -82,12 +82,12 @@ class Table:
 
     @property
     def title(self) -> str:
-        """Name of the table, selection method, and setting of the group."""
+        """Name of the table, selection rule, and setting of the group."""
         return self._title(self.name)
 
     def _title(self, name: str) -> str:
-        method = selection.METHODS[self.selection].title if self.selection else ""
-        return "; ".join(filter(None, [name, method, self.setting]))
+        rule = selection.RULES[self.selection].title if self.selection else ""
+        return "; ".join(filter(None, [name, rule, self.setting]))
 
     @property
     def averages(self) -> bool:
@@ -314,24 +314,24 @@ def _members_text(selections: Sequence[SelectedRun]) -> str:
 
 def build(
     group: Group,
-    methods: Sequence[str],
+    rules: Sequence[str],
     *,
     column_names: Sequence[str] = DEFAULT_COLUMNS,
     error: ErrorKind = DOMAINBED,
 ) -> list[Table]:
-    """Build all tables of a group: for each method one per dataset, then the table of averages.
+    """Build all tables of a group: for each rule one per dataset, then the table of averages.
 
     ``column_names`` are values of ``--columns``. There are no averages if no environment was held
     out, or several together.
     """
     gaps = Gaps(group)
     tables = []
-    for method in methods:
-        rows_by_dataset = _collect_rows(group, method, gaps, error)
+    for rule in rules:
+        rows_by_dataset = _collect_rows(group, rule, gaps, error)
         dataset_tables = [
             _build_table(
                 group,
-                method,
+                rule,
                 dataset,
                 rows,
                 column_names=column_names,
@@ -341,7 +341,7 @@ def build(
             for dataset, rows in rows_by_dataset.items()
         ]
         tables += dataset_tables
-        if dataset_tables and selection.METHODS[method].holds_out and not group.source:
+        if dataset_tables and selection.RULES[rule].holds_out and not group.source:
             tables.append(average_datasets(dataset_tables))
     return tables
 
@@ -349,7 +349,7 @@ def build(
 def build_by_environment(
     collection: Collection, column_names: Sequence[str], error: ErrorKind = DOMAINBED
 ) -> list[Table]:
-    """Build a table for each group, method and dataset, with rows for algorithms and environments.
+    """Build a table for each group, rule and dataset, with rows for algorithms and environments.
 
     ``column_names`` are values of ``--columns``, computed from the runs that held out the
     environment.
@@ -358,14 +358,14 @@ def build_by_environment(
     tables = []
     for group in collection.groups:
         gaps = Gaps(group)
-        for method in collection.methods:
-            for dataset, rows in _collect_rows(group, method, gaps, error).items():
+        for rule in collection.rules:
+            for dataset, rows in _collect_rows(group, rule, gaps, error).items():
                 parts = {
                     f"{row}, {environment}": part
                     for row, row_runs in rows.items()
                     for environment, part in _split_by_environment(row_runs).items()
                 }
-                table = _build_table(group, method, dataset, parts, column_names=names, error=error)
+                table = _build_table(group, rule, dataset, parts, column_names=names, error=error)
                 tables.append(table)
     return tables
 
@@ -387,15 +387,15 @@ def _split_by_environment(row_runs: RowRuns) -> dict[str, RowRuns]:
 
 
 def _collect_rows(
-    group: Group, method: str, gaps: Gaps, error: ErrorKind
+    group: Group, rule: str, gaps: Gaps, error: ErrorKind
 ) -> dict[str, dict[str, RowRuns]]:
     """Map each dataset and row to the runs from which its cells are computed."""
     selected_by_row: dict[tuple[str, str], list[SelectedRun]] = {}
-    for entry in group.select(method):
+    for entry in group.select(rule):
         selected_by_row.setdefault((entry.dataset, entry.row), []).append(entry)
-    candidates_by_row = selection.candidate_runs(group.runs, method)
+    candidates_by_row = selection.candidate_runs(group.runs, rule)
     titles = benchmarks.dataset_titles(group.environments)
-    jobs = gaps.get_candidates(method)
+    jobs = gaps.get_candidates(rule)
     datasets = sorted({job.dataset for job in jobs}, key=list(titles).index)
     row_names = group.order_rows(job.row for job in jobs)
 
@@ -404,7 +404,7 @@ def _collect_rows(
         selected = selected_by_row.get((dataset, row), [])
         accuracies = dict.fromkeys(group.environments[dataset], Cell())
         for target, environment in enumerate(group.environments[dataset]):
-            missing = gaps.find_missing(dataset=dataset, row=row, target=target, method=method)
+            missing = gaps.find_missing(dataset=dataset, row=row, target=target, rule=rule)
             if missing is None:  # no job is expected
                 continue
             on_target = [entry for entry in selected if entry.target == target]
@@ -437,7 +437,7 @@ def _notes_on_empty_cells(rows: Mapping[str, RowRuns], group: Group) -> list[str
 
 def _build_table(
     group: Group,
-    method: str,
+    rule: str,
     dataset: str,
     rows: Mapping[str, RowRuns],
     *,
@@ -461,7 +461,7 @@ def _build_table(
         printed=printed,
         dataset=dataset,
         setting=group.title,
-        selection=method,
+        selection=rule,
         error=error,
         notes=notes,
         row_runs=rows,
@@ -469,7 +469,7 @@ def _build_table(
 
 
 def average_datasets(tables: Sequence[Table]) -> Table:
-    """Build the table of averages over the datasets of one setting and selection method.
+    """Build the table of averages over the datasets of one setting and selection rule.
 
     The cells of a dataset are means over trials of each trial's mean over the held-out environments
     or, if none was held out, over all.
@@ -479,7 +479,7 @@ def average_datasets(tables: Sequence[Table]) -> Table:
     for table in tables:
         column = columns.COLUMNS[OUT_OF_DOMAIN]
         column = replace(column, title=table.name, explanation="", of=table.dataset)
-        if selection.METHODS[table.selection].holds_out:
+        if selection.RULES[table.selection].holds_out:
             by_dataset[column] = table.get_column(OUT_OF_DOMAIN)
         else:
             by_dataset[column] = {

@@ -35,11 +35,11 @@ _MAX_VALUE_LENGTH = 40  # characters of a hyperparameter's value, such as a list
 
 @dataclass(frozen=True)
 class ChosenRun:
-    """The run that a selection method chose for one target in one trial.
+    """The run that a selection rule chose for one target in one trial.
 
     Attributes:
         setting: title of the group of runs; empty for a single group.
-        selection: name of the selection method.
+        selection: name of the selection rule.
         dataset, algorithm: arguments of the job.
         test_env: number of the target; None if no environment was held out.
         environment: name of the target; None if no environment was held out.
@@ -113,19 +113,19 @@ def top(sweeps: Sweeps, *, only: str = "", **options: Any) -> Top:
         sweeps: one or several output folders of sweeps, or the collection that `gather` returned.
         only: a part of a job's folder or description, such as ``PACS CARFT``; other jobs have no
             entry.
-        **options: options of `gather`. Of them, a collection takes ``methods`` only.
+        **options: options of `gather`. Of them, a collection takes ``select`` only.
 
     Returns:
         The chosen runs (``entries``) and the ``warnings``.
 
     Raises:
         CarftError: if `gather` raises it, if no chosen job matches ``only``, or if a requested
-            method chose no job.
+            rule chose no job.
     """
     collection = as_collection(sweeps, **options)
-    for method in options.get("methods") or ():
-        if not collection.select(method):
-            raise CarftError(f"no run was selected with selection {method}")
+    for rule in options.get("select") or ():
+        if not collection.select(rule):
+            raise CarftError(f"no run was selected with selection {rule}")
 
     entries = list(list_chosen_runs(collection, only=only))
     if only and not entries:
@@ -136,24 +136,24 @@ def top(sweeps: Sweeps, *, only: str = "", **options: Any) -> Top:
 
 
 def list_chosen_runs(
-    collection: Collection, methods: Sequence[str] | None = None, only: str = ""
+    collection: Collection, rules: Sequence[str] | None = None, only: str = ""
 ) -> Iterator[ChosenRun]:
-    """Yield the chosen run of each group, method, dataset, algorithm, target and trial.
+    """Yield the chosen run of each group, rule, dataset, algorithm, target and trial.
 
-    ``methods`` are those of the collection by default. ``only`` is as in `top`.
+    ``select`` are those of the collection by default. ``only`` is as in `top`.
     """
     drawn = drawn_hparams(collection.runs)
-    for group, method in itertools.product(collection.groups, methods or collection.methods):
+    for group, rule in itertools.product(collection.groups, rules or collection.rules):
         labels = group.environments
-        holds_out = selection.METHODS[method].holds_out
+        holds_out = selection.RULES[rule].holds_out
 
-        for selected in group.select_in_table_order(method):
+        for selected in group.select_in_table_order(rule):
             # Without targets, all columns have the same selected run.
             if not holds_out and selected.target != 0:
                 continue
             if only in f"{selected.run.job.folder.name} {selected.run.job}":
                 environment = labels[selected.dataset][selected.target] if holds_out else None
-                yield _entry(selected, group.title, method, environment, drawn)
+                yield _entry(selected, group.title, rule, environment, drawn)
 
 
 def find_shared_hparams(entries: Sequence[ChosenRun]) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def drawn_hparams(runs: Iterable[RecordedRun]) -> dict[tuple[str, str], list[str
 def _entry(
     selected: SelectedRun,
     setting: str,
-    method: str,
+    rule: str,
     environment: str | None,
     drawn: Mapping[tuple[str, str], Sequence[str]],
 ) -> ChosenRun:
@@ -229,7 +229,7 @@ def _entry(
     }
     return ChosenRun(
         setting=setting,
-        selection=method,
+        selection=rule,
         dataset=selected.dataset,
         algorithm=run.algorithm,
         test_env=selected.target if has_target else None,

@@ -139,13 +139,13 @@ def evaluate_sweep(
     data_dir: AnyPath | None = None,
     device: str | None = None,
     *,
-    methods: Sequence[str] | None = None,
+    select: Sequence[str] | None = None,
     original: AnyPath | None = None,
     jobs: int | None = None,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
 ) -> SweepScores:
-    """Evaluate every run of a sweep that a selection method chose, unless it is up to date.
+    """Evaluate every run of a sweep that a selection rule chose, unless it is up to date.
 
     The metrics and a row for each image are saved in the folders of the runs, so that a further
     call continues an interrupted one.
@@ -154,7 +154,7 @@ def evaluate_sweep(
         folder: output folder of the sweep.
         data_dir: folder of the data. Default: the recorded one.
         device: such as "cpu" or "cuda:1". Default: the GPU if there is one.
-        methods: names of selection methods. Default: the methods shown in the tables.
+        select: names of selection rules. Default: the rules shown in the tables.
         original: the CLIP checkpoint that the runs started from; required unless it is a published
             one.
         jobs: number of runs evaluated at a time, each in a process; 1 evaluates in this process.
@@ -168,11 +168,11 @@ def evaluate_sweep(
         The metrics of the selected runs, or the reasons why there are none.
 
     Raises:
-        CarftError: if there are no records, a selection method is unknown, or ``original`` does not
+        CarftError: if there are no records, a selection rule is unknown, or ``original`` does not
             exist.
     """
     check_loading(batch_size, workers)
-    require_kind(TEXTS, is_optional=True, methods=methods)
+    require_kind(TEXTS, is_optional=True, select=select)
     require_kind(COUNT, is_optional=True, jobs=jobs)
     options = SweepOptions(device, batch_size, workers, as_text(data_dir), as_text(original))
-    return measure_sweep(collection.gather([as_path(folder)], methods), options, jobs)
+    return measure_sweep(collection.gather([as_path(folder)], select), options, jobs)

@@ -33,7 +33,7 @@ class SelectedScores:
 
     Attributes:
         setting: title of the group of runs, the heading of its tables.
-        selection: name of the selection method.
+        selection: name of the selection rule.
         dataset: name of the dataset.
         algorithm: name of the row.
         environment: label of the column.
@@ -83,15 +83,15 @@ def measure_sweep(
     """Evaluate every selected run, as `evaluate.evaluate_sweep` does."""
     _require_original(options.original)
     selected: list[tuple[Group, str, SelectedRun]] = []
-    tasks: dict[str, Task] = {}  # several methods can select the same run
+    tasks: dict[str, Task] = {}  # several rules can select the same run
     names = []
     for group in collected.groups:
-        for method in collected.methods:
-            for chosen in group.select_in_table_order(method):
+        for rule in collected.rules:
+            for chosen in group.select_in_table_order(rule):
                 step = int(chosen.outcome.step)
                 names.append(f"{chosen.run.folder}, step {step}")
                 tasks[names[-1]] = partial(measure_recorded_run, chosen.run, step, options)
-                selected.append((group, method, chosen))
+                selected.append((group, rule, chosen))
 
     outcomes = run_tasks(tasks, jobs)
     return SweepScores(
@@ -110,14 +110,12 @@ def _require_original(name: str | None) -> None:
         )
 
 
-def _read_scores(
-    group: Group, method: str, chosen: SelectedRun, outcome: Outcome
-) -> SelectedScores:
+def _read_scores(group: Group, rule: str, chosen: SelectedRun, outcome: Outcome) -> SelectedScores:
     """Return a selected run with the metrics that are saved in its folder."""
     metrics = outcome if isinstance(outcome, str) else find_run_metrics(chosen)
     scores = SelectedScores(
         setting=group.title,
-        selection=method,
+        selection=rule,
         dataset=chosen.dataset,
         algorithm=chosen.row,
         environment=group.environments[chosen.dataset][chosen.target],

@@ -167,7 +167,7 @@ def _validation_accuracies(
             for choice, run in candidates.singles.items():
                 test_envs = tuple(sorted(run.test_envs)) if by_target else None
                 row = (cell, run.dataset, run.algorithm, test_envs)
-                outcome = selection.METHODS[rule].outcome(candidates, choice)
+                outcome = selection.RULES[rule].outcome(candidates, choice)
                 yield row, choice, outcome.validation if outcome else math.nan
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from domainbed.lib.query import Q
 from domainbed_carft.jobs.job import Choice, Job
 from domainbed_carft.jobs.records import RecordedRun, collect_accuracies
-from domainbed_carft.results import method_names, selection
+from domainbed_carft.results import rule_names, selection
 
 # All records passed to a rule belong to one choice of hyperparameters.
 _CHOICE = Choice(hparams_seed=0)
@@ -83,7 +83,7 @@ class OracleSelectionMethod(SelectionMethod):
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
         """Return the outcome of the last record of the last step."""
-        return _outcome(method_names.ORACLE, get_test_records(run_records)[::-1])
+        return _outcome(rule_names.ORACLE, get_test_records(run_records)[::-1])
 
 
 class IIDAccuracySelectionMethod(SelectionMethod):
@@ -94,7 +94,7 @@ class IIDAccuracySelectionMethod(SelectionMethod):
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
         """Return the outcome of the best record on the training environments' out-splits."""
-        return _outcome(method_names.TRAINING_DOMAIN, get_test_records(run_records))
+        return _outcome(rule_names.TRAINING_DOMAIN, get_test_records(run_records))
 
 
 class LeaveOneOutSelectionMethod(SelectionMethod):
@@ -116,7 +116,7 @@ class LeaveOneOutSelectionMethod(SelectionMethod):
         for record in run_records:
             if len(record["args"]["test_envs"]) == 2:
                 pairs.setdefault(frozenset(record["args"]["test_envs"]), Q()).append(record)
-        return _outcome(method_names.LEAVE_ONE_OUT, singles, pairs)
+        return _outcome(rule_names.LEAVE_ONE_OUT, singles, pairs)
 
 
 # In the order of the tables.
@@ -150,7 +150,7 @@ def _outcome(
         singles={_CHOICE: _run(singles)},
         pairs={_CHOICE: pair_runs},
     )
-    outcome = selection.METHODS[rule].outcome(candidates, _CHOICE)
+    outcome = selection.RULES[rule].outcome(candidates, _CHOICE)
     return outcome and {"val_acc": outcome.validation, "test_acc": outcome.accuracy}
 
 

@@ -1,4 +1,4 @@
-"""The names of the selection methods, for modules that must not import numpy."""
+"""The names of the selection rules, for modules that must not import numpy."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ ORACLE = "oracle"
 IN_DOMAIN = "in-domain"
 CLIPOOD = "clipood"
 
-METHOD_NAMES = (TRAINING_DOMAIN, LEAVE_ONE_OUT, ORACLE, IN_DOMAIN, CLIPOOD)
+RULE_NAMES = (TRAINING_DOMAIN, LEAVE_ONE_OUT, ORACLE, IN_DOMAIN, CLIPOOD)
