@@ -9,6 +9,7 @@ import pytest
 from packed_records import SETTINGS
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs import cost, records
 from domainbed_carft.results import cells as table_cells
 from domainbed_carft.results import collection
 from domainbed_carft.results import columns as table_columns
@@ -132,3 +133,18 @@ def test_costs_have_a_column_for_each_device(tmp_path):
         ("parameters", ""): 12_345,
     }
     assert cells[[*expected]].to_dict() == pytest.approx(expected, abs=1e-9)
+
+
+def test_costs_are_read_only_for_columns_that_print_them(tmp_path, monkeypatch):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"])
+    costs = []
+
+    def add_cost(run_records):
+        costs.append(cost.recorded_cost(run_records))
+        return costs[-1]
+
+    monkeypatch.setattr(records, "recorded_cost", add_cost)
+    collect(tmp_path, columns=["environments", "average", "worst", "jobs"])
+    assert not costs
+    runs = collect(tmp_path, columns=["memory"]).collection.runs
+    assert len(costs) == len(runs) > 0

@@ -13,7 +13,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.results import collection
 from domainbed_carft.results.collect import collect
-from domainbed_carft.results.rows import environment_labels
+from domainbed_carft.results.labels import environment_labels
 
 
 def collect_settings(folder, **options):
@@ -147,6 +147,15 @@ def test_planned_jobs_belong_to_the_runs_with_any_recorded_default(tmp_path):
         ("hparam k 3", 4, 8),
         ("hparam k default 1", 2, 8),
         ("hparam k default 2", 2, 8),
+    ]
+
+
+def test_planned_jobs_with_a_value_that_no_run_has_are_a_group_of_their_own(tmp_path):
+    launch(tmp_path, run=lambda args: "hparams" not in args, hparams=("", '{"k": 3}'))
+    groups = collection.gather([tmp_path]).groups
+    assert [(group.title, len(group.runs), len(group.planned)) for group in groups] == [
+        ("hparam k 3", 0, 8),
+        ("hparam k default", 8, 8),
     ]
 
 

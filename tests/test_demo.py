@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import report_page
+from scipy import stats
 
 from domainbed_carft.cli import demo
 from domainbed_carft.errors import CarftError
+from domainbed_carft.results import demo_table
 from domainbed_carft.sweep import declaration_file
 
 SMALL = """
@@ -80,11 +82,33 @@ def test_demo_shows_accuracies_next_to_recorded_ones(tmp_path, monkeypatch, caps
         expected = [*styles, np.mean(styles), trial_means[0], np.mean(trial_means)]
         assert cells[:5] == [f"{value:.1f}" for value in expected]
         assert cells[6] == f"{np.std(trial_means) / 10**0.5:.1f}"
-    assert "compares CARFT with six methods, and none of these intervals is corrected" in " ".join(
-        printed.split()
+    text = " ".join(printed.split())
+    assert "compares CARFT with six methods, and none of these intervals is corrected" in text
+    differences = pd.DataFrame(
+        {trial: packed["CARFT", trial] - packed["CLIPFineTune", trial] for trial in TRIALS}
     )
+    units = {"styles": differences.mean(axis=1), "trials": differences.mean(axis=0)}
+    for unit, values in {**units, "pairs": differences.stack()}.items():
+        low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), values.sem())
+        assert f"{low:+.1f} to {high:+.1f} over {len(values)} {unit}" in text
     page = report_page.read(output / "report")
     assert page.tables["Accuracy on the drawing style held out, in %"][-1][0] == "CARFT"
+
+
+def test_means_of_several_trials_have_errors():
+    recorded = demo_table.recorded_accuracies("EmojiStyles")
+    two_trials = {
+        algorithm: {pair: value for pair, value in by_pair.items() if pair[2] < 12}
+        for algorithm, by_pair in recorded.items()
+    }
+    packed = read_packed_accuracies()
+    rows = demo_table.grid(two_trials, recorded, STYLES).rows
+    assert {row[0] for row in rows} == {algorithm for algorithm, _ in packed}
+    for algorithm, *cells in rows:
+        trials = np.array([packed[algorithm, trial] for trial in (10, 11)])
+        means = [*trials.mean(axis=0), trials.mean()]
+        errors = [*trials.std(axis=0), trials.mean(axis=1).std()] / np.sqrt(2)
+        assert cells[:5] == [f"{m:.1f} ± {e:.1f}" for m, e in zip(means, errors)]
 
 
 @pytest.mark.slow

@@ -80,13 +80,16 @@ def test_functions_use_the_options_that_come_with_a_collection(tmp_path, monkeyp
             write_report(collected, tmp_path / "report", **options)
 
 
-def test_first_of_equal_jobs_without_targets_is_chosen(tmp_path):
+@pytest.mark.parametrize("test_envs", [[], [0]])
+def test_last_of_equal_choices_is_chosen_without_targets_as_with_them(tmp_path, test_envs):
     for hparams_seed in (1, 0):
-        facts = {"test_envs": [], "hparams_seed": hparams_seed}
+        facts = {"test_envs": test_envs, "hparams_seed": hparams_seed}
         collect_sweeps.write_job(tmp_path / f"{hparams_seed}", "equal", **facts)
-    (entry,) = top(tmp_path).entries
-    assert (entry.selection, entry.test_env, entry.accuracy) == ("in-domain", None, None)
-    assert (entry.hparams_seed, entry.members) == (0, 2)
+    entry, *others = top(tmp_path).entries
+    assert (entry.hparams_seed, entry.members) == (1, 2)
+    if not test_envs:
+        assert not others
+        assert (entry.selection, entry.test_env, entry.accuracy) == ("in-domain", None, None)
 
 
 def test_special_values_of_records_are_escaped(tmp_path, capsys):

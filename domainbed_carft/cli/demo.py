@@ -11,7 +11,7 @@ from domainbed_carft.escaping import print_lines
 from domainbed_carft.report import page
 from domainbed_carft.report.sections import Section
 from domainbed_carft.results import collection, comparisons, demo_table, formats
-from domainbed_carft.results.collection import Group
+from domainbed_carft.results.groups import Group
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
 from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Declaration, Seeds

@@ -23,7 +23,7 @@ from domainbed_carft.text_tables import table
 from domainbed_carft.wording import quantity
 
 if TYPE_CHECKING:
-    from domainbed_carft.results.top import BestHparams
+    from domainbed_carft.results.top import ChosenRun
 
 # Exit statuses other than 0
 DIFFERENT = 1
@@ -148,31 +148,34 @@ def top_command(arguments: argparse.Namespace) -> None:
     print_lines(*describe_warnings(best.warnings), stream=sys.stderr)
 
 
-def _top_lines(entries: Sequence[BestHparams]) -> list[str]:
+def _top_lines(entries: Sequence[ChosenRun]) -> list[str]:
     """Return a table for each method and setting, below the hyperparameters of all its rows."""
     from domainbed_carft.results import selection
-    from domainbed_carft.sweep import chosen_runs
+    from domainbed_carft.results.top import find_shared_hparams, format_hparams
 
     dataset_titles = benchmarks.dataset_titles(entry.dataset for entry in entries)
     lines = []
     for (method, setting), group in itertools.groupby(
         entries, key=lambda entry: (entry.selection, entry.setting)
     ):
-        runs, shared = chosen_runs.describe(list(group))
+        runs = list(group)
+        shared = find_shared_hparams(runs)
         rows = [
             [
-                dataset_titles[run.entry.dataset],
-                run.entry.algorithm,
-                run.entry.environment or "",
-                str(run.entry.trial_seed),
-                run.hparams,
-                *run.measured,
-                run.entry.folders[0],
+                dataset_titles[run.dataset],
+                run.algorithm,
+                run.environment or "",
+                str(run.trial_seed),
+                run.describe_hparams(shared),
+                str(run.step),
+                run.validation_text,
+                run.accuracy_text,
+                run.folders[0],
             ]
             for run in runs
         ]
         lines += ["", "; ".join(filter(None, [selection.METHODS[method].title, setting]))]
-        lines += [f"In all rows: {shared}"] if shared else []
+        lines += [f"In all rows: {format_hparams(shared)}"] if shared else []
         lines += table(_TOP_HEADER, rows).splitlines()
     return lines[1:]
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +59,7 @@ class Candidate(NamedTuple):
 
     dataset: str
     row: str  # name of the row in tables
-    test_envs: frozenset[int]
+    held_out: str  # numbers of the test environments, such as "0 2"
     trial: int
     choice: Choice
 
@@ -120,7 +120,13 @@ class Job:
     def candidate(self) -> Candidate:
         """The job as a candidate for its cell. Raises the errors of ``key``."""
         key = self.key
-        return Candidate(key.dataset, self.row, key.test_envs, key.trial, self.choice)
+        return Candidate(
+            dataset=key.dataset,
+            row=self.row,
+            held_out=format_held_out(key.test_envs),
+            trial=key.trial,
+            choice=self.choice,
+        )
 
     @property
     def row(self) -> str:
@@ -145,6 +151,11 @@ class Job:
             f"{variant}{args['dataset']} {args['algorithm']}, test environments {targets}, "
             f"trial {args['trial_seed']}, hparams seed {args['hparams_seed']}"
         )
+
+
+def format_held_out(test_envs: Iterable[int]) -> str:
+    """Return the numbers of test environments as one text, such as "0 2"."""
+    return " ".join(map(str, sorted(test_envs)))
 
 
 def get_folder_name(args: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ Problems of a file become warnings.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -191,7 +192,6 @@ class RecordedRun:
     setting: Mapping[str, str]  # see `get_setting`
     recorded: Mapping[str, Any]  # hyperparameters and facts of the job
     diverged_at: float | None  # the first step with broken weights, if the training diverged
-    cost: Cost
 
     @property
     def folder(self) -> str:
@@ -217,6 +217,12 @@ class RecordedRun:
     def test_envs(self) -> tuple[int, ...]:
         """Targets, in the order of the arguments."""
         return tuple(self.job.args["test_envs"])
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """Cost of the job, read from its records when it is first needed."""
+        record_by_step = {record["step"]: record for record in read_run_records(self)}
+        return recorded_cost([*record_by_step.values()]) if record_by_step else Cost()
 
 
 class RunsAndWarnings(NamedTuple):
@@ -383,7 +389,6 @@ def _build_run(
         setting=parts,
         recorded=get_hparams_and_facts(first, first.get("hparams")),
         diverged_at=min(broken_steps, default=None),
-        cost=recorded_cost(records),
     )
 
 

@@ -145,12 +145,16 @@ def list_choices(
         method: selection method.
         first_stage: runs of the first stage, if there are two stages.
     """
+    rule = selection.METHODS[method]
+    if not rule.holds_out:  # no out-of-domain accuracy
+        return []
+
     repeated_values = {
         (run.row, target, run.job.choice.values) for run in runs for target in run.test_envs
     }
     choices = []
     for candidates in selection.candidates_by_target([*runs, *first_stage]):
-        outcomes = selection.rank_outcomes(candidates, selection.METHODS[method])
+        outcomes = selection.rank_outcomes(candidates, rule)
         if len(outcomes) < 2:
             continue
         for outcome in outcomes:

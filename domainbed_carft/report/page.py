@@ -21,27 +21,25 @@ from domainbed_carft.report import plots, provenance
 from domainbed_carft.report.plots import Figure
 from domainbed_carft.report.sections import Section, SectionMaker, unique_names
 from domainbed_carft.results import comparisons, published, selection, suites
-from domainbed_carft.results import rows as row_names
-from domainbed_carft.results.cells import BEST, DOMAINBED, SECOND, Cell
+from domainbed_carft.results.cells import DOMAINBED
 from domainbed_carft.results.collect import Results, collect
 from domainbed_carft.results.collection import Collection, Sweeps, as_collection
-from domainbed_carft.results.columns import AVERAGE, COLUMNS, DEFAULT_COLUMNS
+from domainbed_carft.results.columns import DEFAULT_COLUMNS
 from domainbed_carft.results.comparisons import (
-    ACCURACY,
-    LEVEL,
-    PAIR,
     Comparison,
     compare_rows,
-    p_text,
+)
+from domainbed_carft.results.findings import (
+    BASELINE,
+    FEATURED,
+    describe_setting,
+    describe_table,
 )
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.results.tables import Table
-from domainbed_carft.results.top import best_hparams
+from domainbed_carft.results.labels import environment_labels
+from domainbed_carft.results.top import list_chosen_runs
 from domainbed_carft.version import __version__
 
-# The algorithms whose difference the first sentences describe
-FEATURED = "CARFT"
-BASELINE = "CLIPFineTune"  # unless another one is requested
 INDEX = "index.html"
 FIGURES = "figures"
 
@@ -188,14 +186,14 @@ def _make_headline(results: Results, differences: Sequence[Comparison]) -> list[
         results.tables_of_groups,
         key=lambda tables: max((len(table.rows) for table in tables), default=0),
     )
-    return _describe_setting(tables, differences)
+    return describe_setting(tables, differences)
 
 
 def _make_sections(
     results: Results, maker: SectionMaker, differences: Sequence[Comparison]
 ) -> list[Section]:
     """Make a section per dataset and group, most rows first, then a section per suite."""
-    entries = list(best_hparams(results.collection))
+    entries = list(list_chosen_runs(results.collection))
     sections = []
     for group, tables in zip(results.collection.groups, results.tables_of_groups, strict=True):
         dataset_tables = [table for table in tables if not table.averages]
@@ -206,7 +204,7 @@ def _make_sections(
                 group,
                 table,
                 [entry for entry in entries if (entry.setting, entry.dataset) == place],
-                _describe_table(table, differences if is_single else ()),
+                describe_table(table, differences if is_single else ()),
             )
             sections.append(section)
     sections.sort(key=lambda section: -len(section.table.rows))
@@ -226,7 +224,7 @@ def _make_title(collection: Collection) -> str:
     """Return the page's title: the datasets, the protocol, and the algorithms."""
     runs = collection.runs
     protocol = f"{'one' if any(run.test_envs for run in runs) else 'no'} domain held out"
-    titles = benchmarks.dataset_titles(row_names.environment_labels(runs))
+    titles = benchmarks.dataset_titles(environment_labels(runs))
     names = collection.rows
     if len(names) > _NAMED_ALGORITHMS:
         n_others = len(names) - _NAMED_ALGORITHMS + 1
@@ -258,128 +256,6 @@ def _list_training_times(runs: Sequence[RecordedRun]) -> list[str]:
     total = math.fsum(hours)
     duration = f"{total:.2g} hours" if total >= 1 else f"{60 * total:.2g} minutes"
     return [f"{duration} on {devices.pop()}"]
-
-
-# The first sentences of the page and its sections
-
-
-def _describe_setting(tables: Sequence[Table], differences: Sequence[Comparison]) -> list[str]:
-    """Describe the averages over several datasets, or the only dataset, in sentences.
-
-    Args:
-        tables: the tables of one setting.
-        differences: the differences of all rows from one of them, by unit.
-    """
-    datasets = [table for table in tables if not table.averages]
-    if len(datasets) > 1:
-        datasets = [table for table in tables if table.averages]
-    return [sentence for table in datasets for sentence in _describe_table(table, differences)]
-
-
-def _describe_table(table: Table, differences: Sequence[Comparison] = ()) -> list[str]:
-    """Describe the difference of FEATURED in the table's setting, and the highest averages."""
-    differences = [
-        entry
-        for entry in differences
-        if (entry.setting, entry.measure) == (table.setting, ACCURACY)
-        and selection.METHODS[entry.selection].holds_out
-    ]
-    n_tests = len({entry.algorithm for entry in differences if entry.p is not None})
-    by_unit = {entry.unit: entry for entry in differences if entry.algorithm == FEATURED}
-    by_pair = by_unit.pop(PAIR, None)
-    sentences = []
-    for entry in by_unit.values():  # of the unit environment or trial
-        difference, source = _get_difference(entry, table)
-        has_interval = entry.low is not None and entry.trials > 1 and _is_mean(entry, difference)
-        interval = f" ({_describe_interval(entry)})" if has_interval else ""
-        sentences.append(
-            f"{entry.algorithm} minus {entry.against} on held-out environments: "
-            f"{difference:+.1f} points{interval}, {source}."
-        )
-        uncertainty = _describe_uncertainty(difference, entry, by_pair, n_tests)
-        sentences += [uncertainty] if uncertainty else []
-    return [*sentences, *_describe_highest_averages(table)]
-
-
-def _describe_highest_averages(table: Table) -> list[str]:
-    """Return a sentence on the two highest averages, or nothing if all are incomplete."""
-    averages = table.get_column(AVERAGE)
-    ranks = table.get_ranks(COLUMNS[AVERAGE])
-    rows_by_rank = [[row for row in averages if ranks[row] == rank] for rank in (BEST, SECOND)]
-    leaders = [
-        f"{' and '.join(rows)} with {averages[rows[0]].mean:.1f}%" for rows in rows_by_rank if rows
-    ]
-    return [f"Highest average accuracy: {', then '.join(leaders)}."] if leaders else []
-
-
-def _get_difference(entry: Comparison, table: Table) -> tuple[float, str]:
-    """Return the difference of the averages in the table, and the words that show them.
-
-    If one of them is incomplete, the difference is over the trials that both rows have.
-    """
-    averages = table.get_column(AVERAGE)
-    cells = [averages.get(row, Cell()) for row in (entry.algorithm, entry.against)]
-    means = [cell.mean for cell in cells if cell.is_complete and cell.mean is not None]
-    if len(means) < len(cells):
-        return entry.average_difference, "over the trials that both have"
-    return means[0] - means[1], f"{means[0]:.1f}% against {means[1]:.1f}%"
-
-
-def _is_mean(entry: Comparison, difference: float) -> bool:
-    """Return True if a difference of averages gives all units of the comparison equal weight."""
-    return math.isclose(entry.mean_difference, difference, abs_tol=1e-9)
-
-
-def _describe_interval(entry: Comparison) -> str:
-    return f"{LEVEL}% interval over {_count_units(entry)} {entry.interval_text(digits=1)}"
-
-
-def _count_units(entry: Comparison) -> str:
-    return f"{entry.n} {entry.unit}s"
-
-
-def _describe_uncertainty(
-    difference: float, by_unit: Comparison, by_pair: Comparison | None, n_tests: int
-) -> str:
-    """Describe what the first sentence lacks: further intervals, and the corrected p-values."""
-    if by_unit.trials == 1:
-        return "Both share one trial, too few for an interval: other trials can differ."
-    if by_pair and by_pair.n <= by_unit.n:
-        by_pair = None
-
-    sentences = []
-    if by_unit.low is None:
-        sentences.append(
-            f"With one {by_unit.unit} there is no {LEVEL}% interval over {by_unit.unit}s."
-        )
-    elif not _is_mean(by_unit, difference):
-        sentences.append(
-            "Over the trials that both have, with the same weight for all "
-            f"{_count_units(by_unit)}, it is {by_unit.mean_difference:+.1f} points, with a "
-            f"{LEVEL}% interval of {by_unit.interval_text(digits=1)}."
-        )
-    if by_pair:
-        sentences.append(
-            f"Over {by_pair.n} pairs of runs the interval is {by_pair.interval_text(digits=1)}, "
-            "which is optimistic, because pairs of the same environment share test images."
-        )
-    return " ".join([*sentences, *_describe_p_values(by_unit, by_pair, n_tests)])
-
-
-def _describe_p_values(by_unit: Comparison, by_pair: Comparison | None, n_tests: int) -> list[str]:
-    """Return a sentence with Holm's p-values, or nothing if there are too few pairs for them."""
-    entries = [by_unit, *([by_pair] if by_pair else [])]
-    p_values = " and ".join(
-        f"{p_text(entry.p_holm)} over {_count_units(entry)}"
-        for entry in entries
-        if entry.p_holm is not None and entry.n > 1
-    )
-    if not p_values:
-        return []
-    subject = "By sign flips, p is"
-    if n_tests > 1:
-        subject = f"Corrected for the {n_tests} comparisons with {by_unit.against} (Holm), p is"
-    return [f"{subject} {p_values}."]
 
 
 # The folder

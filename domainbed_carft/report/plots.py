@@ -29,7 +29,6 @@ from domainbed_carft.jobs.job import Choice
 from domainbed_carft.report.figure_data import IN_DOMAIN, OUT_OF_DOMAIN, ChoiceOutcome, Lines
 from domainbed_carft.results.cells import PARTIAL, Cell, format_accuracy, mean_over_trials
 from domainbed_carft.results.formats import escape_csv
-from domainbed_carft.results.rows import JointRow
 from domainbed_carft.styles import INK, PAPER, Style
 
 ZERO_SHOT = "CLIPZeroShot"
@@ -419,7 +418,8 @@ def draw_hparam_curve(
     title: str,
     name: str,
     hparam: str,
-    rows: Mapping[str, JointRow],
+    rows: Mapping[str, Mapping[str, Any]],
+    algorithms: Mapping[str, str],
     cells: Mapping[str, Mapping[str, Cell]],
     own_methods: Mapping[str, Method] = {},
 ) -> Figure:
@@ -429,14 +429,15 @@ def draw_hparam_curve(
         title: title of the figure.
         name: stem of the figure's file names.
         hparam: the hyperparameter.
-        rows: name of a row -> its algorithm and values.
+        rows: name of a row -> its values of hyperparameters.
+        algorithms: name of a row -> its algorithm.
         cells: name of an accuracy -> name of a row -> its cell, with a mean.
         own_methods: the user's methods.
     """
-    places = _place_values([row.values[hparam] for row in rows.values()])
+    places = _place_values([values[hparam] for values in rows.values()])
     points = {
-        name: (_line_name(row, hparam), places[str(row.values[hparam])])
-        for name, row in rows.items()
+        row: (_line_name(algorithms[row], values, hparam), places[str(values[hparam])])
+        for row, values in rows.items()
     }
     panels: dict[str, dict[str, dict[float, Cell]]] = {}
     for panel, cell_by_row in cells.items():
@@ -458,10 +459,10 @@ def _place_values(values: Sequence[Any]) -> dict[str, float]:
     return {text: float(number) for number, text in enumerate(dict.fromkeys(map(str, values)))}
 
 
-def _line_name(row: JointRow, hparam: str) -> str:
+def _line_name(algorithm: str, values: Mapping[str, Any], hparam: str) -> str:
     """Return the algorithm, followed by its values of the other hyperparameters."""
-    other_values = [f"{name} {value}" for name, value in row.values.items() if name != hparam]
-    return f"{row.algorithm} ({', '.join(other_values)})" if other_values else row.algorithm
+    other_values = [f"{name} {value}" for name, value in values.items() if name != hparam]
+    return f"{algorithm} ({', '.join(other_values)})" if other_values else algorithm
 
 
 # Scatter plots: one accuracy against another

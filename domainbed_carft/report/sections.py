@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from domainbed_carft.jobs.records import DRIFT
 from domainbed_carft.report import evaluation_plots, figure_data, plots
@@ -24,13 +24,12 @@ from domainbed_carft.report.figure_data import (
 from domainbed_carft.report.plots import Figure, Mark, Styles
 from domainbed_carft.results import columns, suites
 from domainbed_carft.results.cells import NOT_ALL, Cell
-from domainbed_carft.results.collection import Collection, Group
+from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.groups import Group
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table
-from domainbed_carft.results.top import BestHparams
-from domainbed_carft.sweep import chosen_runs
-from domainbed_carft.sweep.chosen_runs import ChosenRun
+from domainbed_carft.results.top import ChosenRun, find_shared_hparams, format_hparams
 
 _MAX_NAMES = 3  # of incomplete rows in a figure's title
 
@@ -152,8 +151,13 @@ class Section:
     targets: Sequence[str] = ()
     jobs: Mapping[_Place, Sequence[ChosenRun]] = field(default_factory=dict)
     places: Mapping[_Place, str] = field(default_factory=dict)
-    shared: str = ""
+    shared: Mapping[str, Any] = field(default_factory=dict)
     choices: Grid | None = None
+
+    @property
+    def shared_text(self) -> str:
+        """The shared hyperparameters with their values."""
+        return format_hparams(self.shared)
 
     @property
     def figures(self) -> list[Figure]:
@@ -193,7 +197,7 @@ class SectionMaker:
         self,
         group: Group,
         table: Table,
-        entries: Sequence[BestHparams],
+        entries: Sequence[ChosenRun],
         findings: Sequence[str],
     ) -> Section:
         """Make the section of one dataset.
@@ -222,10 +226,9 @@ class SectionMaker:
             **self._draw_evaluations(table, selected),
         }
         lead = self._draw_lead(table)
-        runs, shared = chosen_runs.describe(entries)
         jobs: dict[_Place, list[ChosenRun]] = {}
-        for run in runs:
-            jobs.setdefault((run.entry.row, run.entry.environment), []).append(run)
+        for entry in entries:
+            jobs.setdefault((entry.row, entry.environment), []).append(entry)
         return Section(
             id=self.make_name("data", table.dataset),
             title="; ".join(filter(None, [table.name, table.setting])),
@@ -240,7 +243,7 @@ class SectionMaker:
                 (row, target): self.make_name("cell", table.dataset, row, target or "all")
                 for row, target in jobs
             },
-            shared=shared,
+            shared=find_shared_hparams(entries),
             choices=table.choices_grid(),
         )
 
@@ -319,17 +322,18 @@ class SectionMaker:
             OUT_OF_DOMAIN: _get_measured(table, columns.OUT_OF_DOMAIN),
             IN_DOMAIN: in_domain,
         }
-        joint_rows = self.collection.joint_rows
-        rows = {row: joint_rows[row] for row in in_domain if row in joint_rows}
+        row_values = self.collection.groups[0].row_values
+        rows = {row: row_values[row] for row in in_domain if row in row_values}
         values_by_hparam: dict[str, set[str]] = {}
-        for row in rows.values():
-            for hparam, value in row.values.items():
+        for values_of_row in rows.values():
+            for hparam, value in values_of_row.items():
                 values_by_hparam.setdefault(hparam, set()).add(str(value))
         return [
             plots.draw_hparam_curve(
                 *self._label(table, f"{table.name}, over {hparam}", "over", hparam),
                 hparam,
                 rows,
+                {run.row: run.algorithm for run in self.collection.runs},
                 {name: cells for name, cells in panels.items() if cells},
                 self.collection.own_methods,
             )

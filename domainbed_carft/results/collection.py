@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -32,13 +32,14 @@ from domainbed_carft.jobs.setting import (
     METHOD,
     SCHEDULE,
     UNKNOWN,
+    get_setting,
 )
-from domainbed_carft.jobs.setting import get_setting as setting_of
 from domainbed_carft.paths import AnyPath, as_paths
 from domainbed_carft.results import job_roles, recorded_defaults, selection
-from domainbed_carft.results import rows as row_names
+from domainbed_carft.results.groups import Group
+from domainbed_carft.results.labels import order_algorithms
 from domainbed_carft.results.recorded_defaults import is_unset
-from domainbed_carft.results.rows import JointRow, JointRows
+from domainbed_carft.results.rows import get_part, label_rows
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.wording import quantity
 
@@ -55,61 +56,8 @@ _READ_WITHOUT_TRAINING = ("clip_backbone", "class_names", "contexts", "protocol"
 # A job or run and the setting of its cell
 _JobSetting = tuple[Job, Mapping[str, str]]
 _RunSetting = tuple[RecordedRun, Mapping[str, str]]
-# (dataset, row) -> the settings of its jobs
-_SettingsByRow = dict[tuple[str, str], list[Mapping[str, str]]]
 # The values of the parts by which groups differ
 _GroupKey = tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Runs with equal settings, whose accuracies can be averaged.
-
-    Attributes:
-        title: the setting; empty for a single group.
-        runs: runs of distinct jobs; can be empty.
-        planned: jobs of the sweeps' manifests that belong to the group, run or not.
-        notes: remarks on settings that differ between rows and datasets.
-        labels: dataset -> names of its environments, from the manifests.
-        order: names of rows and algorithms in the order of the tables, the same for all groups.
-        source: the training environments if all others are held out together; otherwise empty.
-    """
-
-    title: str
-    runs: Sequence[RecordedRun]
-    planned: Sequence[Job]
-    notes: Sequence[str]
-    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    order: Sequence[str] = ()
-    source: str = ""
-    _selections: dict[str, list[SelectedRun]] = field(default_factory=dict, init=False, repr=False)
-
-    def select(self, method: str) -> list[SelectedRun]:
-        """Select runs by a method; the result is cached."""
-        if method not in self._selections:
-            self._selections[method] = selection.select(self.runs, method)
-        return self._selections[method]
-
-    def select_in_table_order(self, method: str) -> list[SelectedRun]:
-        """Select runs by a method; sort them by dataset, row, target and trial as in the tables."""
-        selected = self.select(method)
-        datasets = list(self.environments)
-        names = self.order_rows(entry.row for entry in selected)
-
-        def place(entry: SelectedRun) -> tuple[int, int, int, int]:
-            row = names.index(entry.row)
-            return datasets.index(entry.dataset), row, entry.target, entry.trial
-
-        return sorted(selected, key=place)
-
-    @cached_property
-    def environments(self) -> dict[str, tuple[str, ...]]:
-        """Dataset -> names of its environments, in the order of the tables."""
-        return row_names.environment_labels(self.runs, self.planned, self.labels)
-
-    def order_rows(self, rows: Iterable[str]) -> list[str]:
-        """Return distinct names of rows in the order of the tables."""
-        return row_names.sort_rows(rows, self.order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +70,6 @@ class Collection:
         warnings: problems in the files that were read.
         compare_with: names of published methods.
         first_stages: runs of the first stage of searches; the groups have the second stage.
-        joint_rows: row made by ``by`` -> its algorithm and values.
         folders: the folders that were read.
         own_methods: the user's methods, as described by their records.
     """
@@ -132,7 +79,6 @@ class Collection:
     warnings: Sequence[RecordWarning]
     compare_with: Sequence[str]
     first_stages: Sequence[RecordedRun] = ()
-    joint_rows: Mapping[str, JointRow] = field(default_factory=dict)
     folders: Sequence[Path] = ()
     own_methods: Mapping[str, Method] = field(default_factory=dict)
 
@@ -222,33 +168,32 @@ def gather(
             details=records.describe_warnings(warnings),
         )
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
-    last_stage = job_roles.select_last_stage(runs, sweeps)
-    divided_runs = recorded_defaults.add_recorded_defaults(last_stage.runs)
+    shown, first_stages = job_roles.select_last_stage(runs, sweeps)
     own_methods = find_own_methods({run.algorithm: run.recorded for run in runs})
-    order = row_names.order_algorithms(
-        (name for sweep in sweeps for name in sweep.algorithms), own_methods
+    declared_algorithms = [name for sweep in sweeps for name in sweep.algorithms]
+    shown = replace(
+        shown,
+        runs=recorded_defaults.add_recorded_defaults(shown.runs),
+        labels={name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()},
+        order=order_algorithms(declared_algorithms, own_methods),
     )
-    rows = JointRows(divided_runs, last_stage.planned, order)
     if by:
-        rows = row_names.label_rows(rows, by=by, folders=folders)
-    labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
-    groups = _group_runs(rows, labels, ignored, warnings, own_methods)
+        shown = label_rows(shown, by=by, folders=folders)
+    groups = _divide(shown, ignored, warnings, own_methods)
     if not groups:
         raise CarftError(
             f"no job in {', '.join(map(str, folders))} counts for tables: according to sweep.json "
             "all belong to the first stage of a finished search or to an earlier choice; launch "
             "the sweep again to rewrite sweep.json, or move the file away to show all jobs"
         )
-    groups[0] = replace(groups[0], notes=[*last_stage.notes, *groups[0].notes])
 
-    all_jobs = [*(run.job for run in rows.runs), *rows.planned]
+    all_jobs = [*(run.job for run in shown.runs), *shown.planned]
     return Collection(
         groups=groups,
         methods=_choose_methods(methods, sweeps, all_jobs),
         warnings=warnings,
         compare_with=list(dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)),
-        first_stages=last_stage.first_stages,
-        joint_rows=rows.rows,
+        first_stages=first_stages,
         folders=folders,
         own_methods=own_methods,
     )
@@ -293,79 +238,128 @@ def _choose_methods(
     return [name for name in methods_with_jobs if name in declared]
 
 
-def _group_runs(
-    rows: JointRows,
-    labels: Mapping[str, Sequence[str]],
+def _divide(
+    shown: Group,
     ignored: Sequence[str],
     warnings: list[RecordWarning],
     own_methods: Mapping[str, Method],
 ) -> list[Group]:
-    """Group the runs, so that no row on a dataset mixes runs with several settings.
+    """Divide the runs, so that no row on a dataset mixes runs with several settings.
 
     Rows or datasets that differ but have one setting each stay together, since no cell mixes them;
     a note lists the differences. A warning is added for each repeated run of a job.
     """
-    environments = row_names.environment_labels(rows.runs, rows.planned, labels)
-    runs = [(run, _cell_setting(run.job, run.setting, environments)) for run in rows.runs]
-    planned = [
-        (job, _cell_setting(job, setting_of(job.args), environments)) for job in rows.planned
-    ]
-    parts = _choose_parts([(run.job, setting) for run, setting in runs], planned, ignored)
+    ran, planned = _get_complete_settings(shown)
+    parts = _choose_parts(ran, planned, ignored)
 
     members: defaultdict[_GroupKey, list[_RunSetting]] = defaultdict(list)
-    for run, setting in runs:
+    for run, setting in ran:
         members[_group_key(setting, parts)].append((run, setting))
     planned_by_group = _assign_planned(planned, parts, members)
 
-    groups = []
+    row_parts = {get_part(name) for values in shown.row_values.values() for name in values}
+    groups: list[Group] = []
     for key in sorted({*members, *planned_by_group}):
         values = dict(zip(parts, key, strict=True))
         title = ", ".join(f"{part} {value}" for part, value in values.items())
         source = values.get(TRAINED_ON, ALL_OTHERS)
-        group = Group(
+        group = replace(
+            shown,
             title=title,
             runs=_drop_repeated([run for run, _ in members[key]], warnings),
             planned=planned_by_group.get(key, []),
-            notes=list(_describe_differences(title, members[key], rows.parts, own_methods)),
-            labels=labels,
-            order=rows.order,
+            notes=[
+                *(() if groups else shown.notes),
+                *_describe_differences(title, members[key], row_parts, own_methods),
+            ],
             source="" if source == ALL_OTHERS else source,
         )
         groups.append(group)
     return groups
 
 
-def _choose_parts(
-    ran: Sequence[_JobSetting],
-    planned: Sequence[_JobSetting],
-    ignored: Sequence[str],
-) -> list[str]:
-    """Return the parts of a setting by which the jobs are split into groups."""
-    ignored_prefixes = tuple(KINDS[name] for name in ignored)
-    conflicts = _find_conflicts(_group_by_row(ran), _group_by_row(planned))
-    parts = [part for part in conflicts if not part.startswith(ignored_prefixes)]
-    if TRAINED_ON not in parts and any(TRAINED_ON in setting for _, setting in (*ran, *planned)):
-        parts.append(TRAINED_ON)
-    return parts
+def _get_complete_settings(group: Group) -> tuple[list[_RunSetting], list[_JobSetting]]:
+    """Return the runs and the planned jobs with their settings, all of which have the same parts.
+
+    Parts that a job lacks have the value of `_get_absent_value`.
+    """
+    run_settings = [_get_cell_setting(run.job, run.setting, group) for run in group.runs]
+    job_settings = [_get_cell_setting(job, get_setting(job.args), group) for job in group.planned]
+    absent_values = {
+        part: _get_absent_value(part)
+        for setting in (*run_settings, *job_settings)
+        for part in setting
+    }
+    ran = zip(group.runs, run_settings, strict=True)
+    planned = zip(group.planned, job_settings, strict=True)
+    return (
+        [(run, absent_values | setting) for run, setting in ran],
+        [(job, absent_values | setting) for job, setting in planned],
+    )
 
 
-def _cell_setting(
-    job: Job, setting: Mapping[str, str], environments: Mapping[str, Sequence[str]]
-) -> Mapping[str, str]:
+def _get_absent_value(part: str) -> str:
+    """Return the value of a part in settings that lack it.
+
+    It is the default of a hyperparameter, even if the run recorded none: an algorithm without the
+    hyperparameter, such as a checkout's ERM, shares the table of CARFT's default.
+    """
+    if part == TRAINED_ON:
+        return ALL_OTHERS
+    return DEFAULT if part.startswith(HPARAM) else UNKNOWN
+
+
+def _get_cell_setting(job: Job, setting: Mapping[str, str], group: Group) -> dict[str, str]:
     """Return the setting of a job's cell, without searched values.
 
     It contains the training environments if several targets are held out together.
     """
     role = job.role
-    if not role.values and not role.holds_out_together:
-        return setting
-
     cell_setting = {**setting, **{HPARAM + name: SEARCHED for name in role.values}}
     if role.holds_out_together:
-        labels = environments[job.key.dataset]
+        labels = group.environments[job.key.dataset]
         sources = [label for env, label in enumerate(labels) if env not in job.key.test_envs]
         cell_setting[TRAINED_ON] = ", ".join(sources)
     return cell_setting
+
+
+def _choose_parts(
+    ran: Sequence[_RunSetting], planned: Sequence[_JobSetting], ignored: Sequence[str]
+) -> list[str]:
+    """Return the parts of a setting by which the jobs are split into groups.
+
+    They are the parts of which a row on one dataset has several values. For the environments it is
+    enough that the dataset has several. Values of planned jobs count if they are known without a
+    record.
+    """
+    ignored_prefixes = tuple(KINDS[name] for name in ignored)
+    chosen = []
+    for part in _list_parts([*ran, *planned]):
+        values_by_owner: defaultdict[tuple[str, ...], set[str]] = defaultdict(set)
+        for run, setting in ran:
+            values_by_owner[_get_owner(part, run.job)].add(setting[part])
+        for job, setting in planned:
+            planned_value = setting[part]
+            values = values_by_owner[_get_owner(part, job)]
+            if planned_value != UNKNOWN and not any(
+                _may_have_value(part, planned_value, value) for value in values
+            ):
+                values.add(planned_value)
+
+        has_conflict = any(len(values) > 1 for values in values_by_owner.values())
+        if part == TRAINED_ON or (has_conflict and not part.startswith(ignored_prefixes)):
+            chosen.append(part)
+    return chosen
+
+
+def _list_parts(settings: Sequence[tuple[object, Mapping[str, str]]]) -> Iterable[str]:
+    """Return the parts of complete settings, which are the same for all."""
+    return settings[0][1] if settings else ()
+
+
+def _get_owner(part: str, job: Job) -> tuple[str, ...]:
+    """Return the dataset and row that must have one value of a part in each group."""
+    return (job.key.dataset,) if part == ENVIRONMENTS else (job.key.dataset, job.row)
 
 
 def _assign_planned(
@@ -447,59 +441,8 @@ def _content(run: RecordedRun) -> tuple[bytes, bytes]:
     return run.steps.tobytes(), run.accuracies.tobytes()
 
 
-def _part_value(setting: Mapping[str, str], part: str) -> str:
-    """Return the value of a part; an hparam that is not overridden has its default."""
-    if part == TRAINED_ON:
-        return setting.get(part, ALL_OTHERS)
-    return setting.get(part, DEFAULT if part.startswith(HPARAM) else UNKNOWN)
-
-
 def _group_key(setting: Mapping[str, str], parts: Sequence[str]) -> _GroupKey:
-    return tuple(_part_value(setting, part) for part in parts)
-
-
-def _group_by_row(jobs: Iterable[_JobSetting]) -> _SettingsByRow:
-    settings: _SettingsByRow = {}
-    for job, setting in jobs:
-        settings.setdefault((job.key.dataset, job.row), []).append(setting)
-    return settings
-
-
-def _list_parts(settings_by_row: _SettingsByRow) -> list[str]:
-    """Return the parts of all settings in the order in which they first occur."""
-    return list(
-        dict.fromkeys(
-            part
-            for settings in settings_by_row.values()
-            for setting in settings
-            for part in setting
-        )
-    )
-
-
-def _find_conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
-    """Yield the parts of which a row on one dataset has several values.
-
-    For the environments it is enough that the dataset has several. Values of planned jobs count if
-    they are known without a record.
-    """
-    for part in _list_parts({**planned, **ran}):
-        values_by_owner: dict[tuple[str, ...], set[str]] = {}
-        for dataset, row in {**ran, **planned}:
-            run_settings = ran.get((dataset, row), ())
-            values = {_part_value(setting, part) for setting in run_settings}
-            job_settings = planned.get((dataset, row), ())
-            planned_values = {_part_value(setting, part) for setting in job_settings}
-            values |= {
-                planned_value
-                for planned_value in planned_values - {UNKNOWN}
-                if not any(_may_have_value(part, planned_value, value) for value in values)
-            }
-
-            owner = (dataset,) if part == ENVIRONMENTS else (dataset, row)
-            values_by_owner.setdefault(owner, set()).update(values)
-        if any(len(values) > 1 for values in values_by_owner.values()):
-            yield part
+    return tuple(setting[part] for part in parts)
 
 
 def _affects_only_training(part: str) -> bool:
@@ -512,7 +455,7 @@ def _affects_only_training(part: str) -> bool:
 def _describe_differences(
     title: str,
     members: Sequence[_RunSetting],
-    row_parts: Sequence[str],
+    row_parts: AbstractSet[str],
     own_methods: Mapping[str, Method],
 ) -> Iterator[str]:
     """Describe the settings that differ between a group's rows and datasets, a sentence each.
@@ -520,8 +463,12 @@ def _describe_differences(
     ``title`` is that of the group. ``row_parts`` are parts that the names of the rows already show.
     """
     titles = benchmarks.dataset_titles(run.dataset for run, _ in members)
-    parts = _list_parts(_group_by_row((run.job, setting) for run, setting in members))
-    for part in parts:
+    hidden_parts = {ENVIRONMENTS, SCHEDULE, TRAINED_ON, *row_parts}
+    for part in _list_parts(members):
+        absent_value = _get_absent_value(part)
+        if part in hidden_parts or all(setting[part] == absent_value for _, setting in members):
+            continue
+
         owners = (
             get_owners(part.removeprefix(HPARAM), own_methods) if part.startswith(HPARAM) else ()
         )
@@ -530,15 +477,15 @@ def _describe_differences(
             if run.algorithm in UNTRAINED and _affects_only_training(part):
                 continue
             is_applicable = not part.startswith(METHOD) and (not owners or run.algorithm in owners)
-            if part not in setting and not is_applicable:
+            value = setting[part]
+            if value == absent_value and not is_applicable:
                 continue
-            value = _part_value(setting, part)
             if part.startswith(HPARAM) and value == DEFAULT:
                 value = DEFAULT if part.removeprefix(HPARAM) in run.recorded else UNKNOWN
             rows = rows_by_value.setdefault(value, {})
             rows[f"{run.row} on {titles[run.dataset]}" if len(titles) > 1 else run.row] = None
 
-        if len(rows_by_value) > 1 and part not in (ENVIRONMENTS, SCHEDULE, TRAINED_ON, *row_parts):
+        if len(rows_by_value) > 1:
             listing = "; ".join(
                 f"{value} for {', '.join(rows)}" for value, rows in rows_by_value.items()
             )

@@ -459,9 +459,12 @@ def choose(
     Each of the ``environments`` becomes a column. A cost has a column for each device that ``runs``
     were trained on, because costs are never averaged over devices.
     """
-    devices = list(dict.fromkeys(sorted(run.cost.device for run in runs)))
+    names = expand(names)
+    devices: list[str] = []
+    if any(name in COLUMNS and COLUMNS[name].is_cost for name in names):  # costs are read again
+        devices = sorted({run.cost.device for run in runs})
     chosen: list[Column] = []
-    for name in expand(names):
+    for name in names:
         if name == ENVIRONMENTS:
             chosen += map(environment_column, environments)
         elif COLUMNS[name].is_cost:

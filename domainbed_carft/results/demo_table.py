@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from statistics import fmean
 
 from domainbed_carft.results import comparisons
-from domainbed_carft.results.cells import format_accuracy, mean_over_trials
+from domainbed_carft.results.cells import Cell, format_accuracy, mean_over_trials
 from domainbed_carft.results.comparisons import ENVIRONMENT, LEVEL, PAIR, TRIAL, Accuracies
+from domainbed_carft.results.findings import BASELINE, FEATURED
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.wording import quantity
 
-CARFT = "CARFT"
-FINE_TUNE = "CLIPFineTune"  # ERM in DomainBed
 TITLE = "Accuracy on the drawing style held out, in %"
 NOTE = (
     "This run: accuracy on each style of the model trained on the other three, and the mean. "
@@ -48,21 +46,18 @@ def grid(accuracies: Accuracies, recorded: Accuracies, environments: Sequence[st
     rows = []
     for algorithm, by_pair in accuracies.items():
         recorded_by_pair = recorded.get(algorithm, {})
-        same_jobs = {pair: recorded_by_pair[pair] for pair in by_pair if pair in recorded_by_pair}
-        all_trials = {
-            pair: accuracy for pair, accuracy in recorded_by_pair.items() if pair[1] in targets
-        }
-        target_means = [
-            fmean(accuracy for pair, accuracy in by_pair.items() if pair[1] == target)
-            for target in targets
-        ]
+        on_targets = [pair for pair in recorded_by_pair if pair[1] in targets]
+        same_jobs = [pair for pair in by_pair if pair in recorded_by_pair]
         rows.append(
             [
                 algorithm,
-                *map(format_accuracy, target_means),
-                format_accuracy(fmean(target_means)),
-                _mean_text(same_jobs) if same_jobs.keys() == by_pair.keys() else "-",
-                _mean_text(all_trials),
+                *(
+                    _mean_text(by_pair, [pair for pair in by_pair if pair[1] == target])
+                    for target in targets
+                ),
+                _mean_text(by_pair, by_pair),
+                _mean_text(recorded_by_pair, same_jobs) if len(same_jobs) == len(by_pair) else "-",
+                _mean_text(recorded_by_pair, on_targets),
             ]
         )
 
@@ -71,12 +66,18 @@ def grid(accuracies: Accuracies, recorded: Accuracies, environments: Sequence[st
     return Grid(TITLE, header, rows, notes=[])
 
 
-def _mean_text(by_pair: Mapping[comparisons.PairKey, float]) -> str:
+def _mean_text(
+    by_pair: Mapping[comparisons.PairKey, float], pairs: Iterable[comparisons.PairKey]
+) -> str:
     """Return the mean over trials of each trial's mean, with its error if there are several."""
-    cell = mean_over_trials(
-        [(trial, accuracy) for (_, _, trial), accuracy in by_pair.items()], scale=1
-    )
+    cell = _average(by_pair, pairs)
     return format_accuracy(cell.mean, cell.standard_error) or "-"
+
+
+def _average(
+    by_pair: Mapping[comparisons.PairKey, float], pairs: Iterable[comparisons.PairKey]
+) -> Cell:
+    return mean_over_trials([(pair[2], by_pair[pair]) for pair in pairs], scale=1)
 
 
 def conclusion(accuracies: Accuracies, recorded: Accuracies) -> str:
@@ -84,19 +85,20 @@ def conclusion(accuracies: Accuracies, recorded: Accuracies) -> str:
 
     The text is "" unless the run has CARFT and another algorithm.
     """
-    means = {algorithm: fmean(by_pair.values()) for algorithm, by_pair in accuracies.items()}
-    baselines = [algorithm for algorithm in means if algorithm != CARFT]
-    if CARFT not in means or not baselines:
+    cells = {name: _average(by_pair, by_pair) for name, by_pair in accuracies.items()}
+    means = {name: cell.mean for name, cell in cells.items() if cell.mean is not None}
+    baselines = [name for name in means if name != FEATURED]
+    if FEATURED not in means or not baselines:
         return ""
 
-    beaten = [name for name in baselines if means[CARFT] > means[name]]
+    beaten = [name for name in baselines if means[FEATURED] > means[name]]
     unbeaten = [name for name in baselines if name not in beaten]
     clauses = []
     if beaten:
         clauses.append(f"ahead of {_list_with_means(beaten, means)}")
     if unbeaten:
         clauses.append(f"not ahead of {_list_with_means(unbeaten, means)}")
-    first = f"In this run CARFT ({means[CARFT]:.1f}) is {', but '.join(clauses)}."
+    first = f"In this run {FEATURED} ({means[FEATURED]:.1f}) is {', but '.join(clauses)}."
 
     second = (
         "Since the jobs are the same as the recorded ones, one trial can show that training works "
@@ -113,12 +115,12 @@ def _list_with_means(names: Sequence[str], means: Mapping[str, float]) -> str:
 
 def _describe_recorded_difference(recorded: Accuracies) -> str:
     """Return ``: CARFT minus CLIPFineTune is ...``, with intervals and their limits."""
-    pair = {name: recorded[name] for name in (CARFT, FINE_TUNE)}
+    pair = {name: recorded[name] for name in (FEATURED, BASELINE)}
     by_style, by_trial, by_pair = (
-        comparisons.compare(pair, FINE_TUNE, unit)[0] for unit in (ENVIRONMENT, TRIAL, PAIR)
+        comparisons.compare(pair, BASELINE, unit)[0] for unit in (ENVIRONMENT, TRIAL, PAIR)
     )
     return (
-        f": CARFT minus {FINE_TUNE} is {by_style.mean_difference:+.1f} points, with {LEVEL}% "
+        f": {FEATURED} minus {BASELINE} is {by_style.mean_difference:+.1f} points, with {LEVEL}% "
         f"intervals of {by_style.interval_text(digits=1)} over {quantity(by_style.n, 'style')}, "
         f"{by_trial.interval_text(digits=1)} over {quantity(by_trial.n, 'trial')} and "
         f"{by_pair.interval_text(digits=1)} over {quantity(by_pair.n, 'pair')} of style and trial. "

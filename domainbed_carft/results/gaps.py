@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from domainbed_carft.jobs.job import Candidate, Choice
+from domainbed_carft.jobs.job import Candidate, Choice, format_held_out
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import selection
-from domainbed_carft.results.collection import Group
+from domainbed_carft.results.groups import Group
 from domainbed_carft.results.selection import LEAVE_ONE_OUT, METHODS
 
 _Choices = dict[int, list[Choice]]  # trial -> choices of hyperparameters
@@ -57,7 +57,7 @@ class Gaps:
         return [
             key
             for key in self.keys
-            if bool(key.test_envs) == holds_out
+            if bool(key.held_out) == holds_out
             # A second held-out environment would be another target's.
             and not (method == LEAVE_ONE_OUT and key.dataset in self._divisions)
         ]
@@ -69,25 +69,26 @@ class Gaps:
         if kind not in self._keys_by_kind:
             return None if self._listed else ["no job of the algorithm on this dataset"]
 
-        held_out = frozenset({target} if holds_out else ())
+        test_envs = frozenset({target} if holds_out else ())
         if holds_out and dataset in self._divisions:
-            held_out = self._divisions[dataset]
-            if target not in held_out:
+            test_envs = self._divisions[dataset]
+            if target not in test_envs:
                 return None
 
+        held_out = format_held_out(test_envs)
         expected_choices = self._expected_choices(kind, held_out)
         if not expected_choices:
             return None
 
-        test_envs = [held_out]
+        needed = [held_out]
         if method == LEAVE_ONE_OUT:
             second_envs = [env for env in range(len(self._environments[dataset])) if env != target]
-            test_envs += [frozenset({target, env}) for env in second_envs]
+            needed += [format_held_out({target, env}) for env in second_envs]
 
         choices_by_reason: dict[str, _Choices] = {}
-        for envs, (trial, choices) in itertools.product(test_envs, expected_choices.items()):
+        for numbers, (trial, choices) in itertools.product(needed, expected_choices.items()):
             for choice in choices:
-                reason = self._reason(Candidate(dataset, row, envs, trial, choice))
+                reason = self._reason(Candidate(dataset, row, numbers, trial, choice))
                 if reason:
                     missing_choices = choices_by_reason.setdefault(reason, {})
                     missing_choices.setdefault(trial, []).append(choice)
@@ -97,12 +98,12 @@ class Gaps:
             for reason, missing_choices in choices_by_reason.items()
         ]
 
-    def _expected_choices(self, kind: _Kind, test_envs: frozenset[int]) -> _Choices:
+    def _expected_choices(self, kind: _Kind, held_out: str) -> _Choices:
         """Map each expected trial to its choices of hyperparameters."""
         keys = self._keys_by_kind[kind]
         if not self._listed.isdisjoint(keys):
             expected: _Choices = {}
-            for key in sorted(key for key in keys if key.test_envs == test_envs):
+            for key in sorted(key for key in keys if key.held_out == held_out):
                 expected.setdefault(key.trial, []).append(key.choice)
             return expected
 
@@ -116,7 +117,7 @@ class Gaps:
 
     def _reason(self, key: Candidate) -> str:
         """Return the reason why a job does not count in full; empty if it does."""
-        job = " ".join(["--test_envs", *map(str, sorted(key.test_envs))])
+        job = f"--test_envs {key.held_out}".rstrip()
         run = self.runs.get(key)
         if run is None:
             return f"{job} has no record" if key in self._listed else f"no job {job}"
@@ -145,7 +146,7 @@ class Gaps:
 
 
 def _kind(key: Candidate) -> _Kind:
-    return key.dataset, key.row, bool(key.test_envs)
+    return key.dataset, key.row, bool(key.held_out)
 
 
 def _schedule(run: RecordedRun) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +11,20 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job
 from domainbed_carft.jobs.manifest import Row, Search, Sweep, format_trials, get_row
 from domainbed_carft.jobs.records import RecordedRun
+from domainbed_carft.results.groups import Group
 from domainbed_carft.wording import quantity
 
 
-@dataclass(frozen=True)
-class LastStage:
-    """The part of sweeps with stages that tables show.
-
-    Attributes:
-        runs: runs of the last stage.
-        first_stages: runs from which a search has chosen, hidden in the tables.
-        planned: planned jobs of the last stage.
-        notes: remarks on the searches.
-    """
-
-    runs: list[RecordedRun]
-    first_stages: list[RecordedRun]
-    planned: list[Job]
-    notes: list[str]
-
-
-def select_last_stage(runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]) -> LastStage:
+def select_last_stage(
+    runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]
+) -> tuple[Group, list[RecordedRun]]:
     """Give the runs their roles in the manifests, and select those that the tables show.
 
     They belong to the second stage of a search as soon as its jobs are known.
+
+    Returns:
+        The runs and planned jobs of the last stage, with notes on the searches, and the runs from
+        which a search has chosen, which the tables do not show.
     """
     listed_roles = {job.folder: job.role for sweep in sweeps for job in sweep.jobs}
     assigned = []
@@ -55,17 +45,14 @@ def select_last_stage(runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]) -> L
             undecided += _plan_undecided(sweep.jobs, sweep.search)
             notes.append(_note_on_stages(sweep.search, sweep.jobs))
 
-    return LastStage(
+    listed = [job for sweep in sweeps for job in sweep.jobs if job.folder not in hidden]
+    shown = Group(
         runs=[run for run in assigned if run.job.folder not in hidden],
-        first_stages=[
-            run for run in assigned if run.job.folder in hidden and run.job.role.stage == CHOOSE
-        ],
-        planned=[
-            *(job for sweep in sweeps for job in sweep.jobs if job.folder not in hidden),
-            *undecided,
-        ],
+        planned=[*listed, *undecided],
         notes=notes,
     )
+    hidden_runs = [run for run in assigned if run.job.folder in hidden]
+    return shown, [run for run in hidden_runs if run.job.role.stage == CHOOSE]
 
 
 def _is_hidden(job: Job, search: Search) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.escaping import printable
 from domainbed_carft.results import columns, selection
-from domainbed_carft.results.cells import BEST, OTHER, PLUS_MINUS, SECOND, Cell, rank_cells
+from domainbed_carft.results.cells import BEST, PLUS_MINUS, SECOND, Cell
 from domainbed_carft.results.columns import Column
 from domainbed_carft.results.comparisons import ACCURACY, ENVIRONMENT, LEVEL, PAIR, Comparison
-from domainbed_carft.results.tables import Table, average_datasets
+from domainbed_carft.results.tables import Table, average_datasets, join_settings
 
 _NO_VALUE = "--"
 _INCOMPLETE = "$^{*}$"
@@ -40,9 +41,6 @@ _SIGNS = str.maketrans(
     }
 )
 
-# The table and name of a row
-_Row = tuple[Table, str]
-
 
 def escape_latex(text: str) -> str:
     """Escape text for LaTeX; characters that pdfLaTeX cannot print become their code points."""
@@ -66,16 +64,14 @@ def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ())
     import pandas as pd
 
     tables = _tables_of_first_method(all_tables)
-    rows = [(table, row) for table in tables for row in table.rows]
-    printed = dict.fromkeys(column for table in tables for column in table.printed)
-    titles = [escape_latex(column.title) for column in printed]
-    texts = [_column_texts(column, rows) for column in printed]
+    table = join_settings(tables)
+    titles = [escape_latex(column.title) for column in table.printed]
+    texts = [_column_texts(table, column) for column in table.printed]
     if comparisons:
         titles.append(rf"$\Delta$ {escape_latex(comparisons[0].against)}")
-        texts.append(_difference_texts(rows, comparisons))
+        texts.append(_difference_texts(tables, comparisons))
 
-    has_settings = len({table.setting for table in tables}) > 1
-    labels = [_row_label(row, table.setting if has_settings else "") for table, row in rows]
+    labels = [escape_latex(row) for row in table.rows]
     frame = pd.DataFrame(zip(labels, *texts, strict=True), columns=["Method", *titles])
     layout = f"l{'c' * len(texts)}"
     body = frame.style.hide(axis="index").to_latex(hrules=True, column_format=layout)
@@ -102,43 +98,18 @@ def _tables_of_first_method(all_tables: Sequence[Table]) -> list[Table]:
     return [average_datasets(tables) for tables in tables_by_setting.values()]
 
 
-def _row_label(algorithm: str, setting: str) -> str:
-    return escape_latex("; ".join(filter(None, [algorithm, setting])))
-
-
-def _column_texts(column: Column, rows: Sequence[_Row]) -> list[str]:
+def _column_texts(table: Table, column: Column) -> list[str]:
     """Format the cells of a column, with the best and the second marked."""
-    cells = [table.rows[row].get(column, Cell()) for table, row in rows]
-    ranks = _rank_column(column, cells, rows)
+    ranks = table.get_ranks(column)
     texts = []
-    for cell, rank in zip(cells, ranks, strict=True):
-        text = (
-            _accuracy_text(cell, rank) if column.unit == "%" else escape_latex(column.write(cell))
-        )
+    for row, cells in table.rows.items():
+        cell = cells[column]
+        if column.unit == "%":
+            text = _accuracy_text(cell, ranks[row])
+        else:
+            text = escape_latex(column.write(cell))
         texts.append(f"{text or _NO_VALUE}{_INCOMPLETE if text and not cell.is_complete else ''}")
     return texts
-
-
-def _rank_column(column: Column, cells: Sequence[Cell], rows: Sequence[_Row]) -> list[int]:
-    """Rank the cells of a column; averages over other environments or datasets are ranked apart."""
-    ranks = [OTHER] * len(cells)
-    if not column.is_ranked:
-        return ranks
-
-    places_by_scope: dict[frozenset[str], list[int]] = {}
-    for place, (table, row) in enumerate(rows):
-        scope: frozenset[str] = frozenset()
-        if not column.of:
-            scope = frozenset(
-                part.of for part in table.accuracies if table.rows[row][part].is_expected
-            )
-        places_by_scope.setdefault(scope, []).append(place)
-
-    for places in places_by_scope.values():
-        ranks_of_scope = rank_cells(cells[place] for place in places)
-        for place, rank in zip(places, ranks_of_scope, strict=True):
-            ranks[place] = rank
-    return ranks
 
 
 def _accuracy_text(cell: Cell, rank: int) -> str:
@@ -152,34 +123,30 @@ def _accuracy_text(cell: Cell, rank: int) -> str:
     return f"{text} ({escape_latex(cell.label)})" if cell.label else text
 
 
-def _difference_texts(rows: Sequence[_Row], comparisons: Sequence[Comparison]) -> list[str]:
+def _difference_texts(tables: Sequence[Table], comparisons: Sequence[Comparison]) -> list[str]:
     """Format each row's difference in points, with equal weights of datasets, and its marks."""
     by_row = {
         (entry.setting, entry.selection, entry.algorithm): entry
         for entry in comparisons
         if entry.unit != PAIR and entry.measure == ACCURACY
     }
-    tables = {table.setting: table for table, _ in rows}
-    incomplete_rows = {
-        (setting, row)
-        for setting, table in tables.items()
-        for row in (*table.incomplete_rows(), *table.partial_rows())
-    }
     texts = []
-    for table, row in rows:
-        entry = by_row.get((table.setting, table.selection, row))
-        if entry is None:
-            texts.append(_NO_VALUE)
-            continue
-        marks = _CLEAR if entry.is_clear else ""
-        if entry.p_holm is not None and entry.p_holm < 1 - LEVEL / 100:
-            marks += _SIGNIFICANT
-        if not incomplete_rows.isdisjoint(
-            (table.setting, name) for name in (entry.algorithm, entry.against)
-        ):
-            marks += _INCOMPLETE
-        texts.append(f"${entry.average_difference:+.1f}${marks}")
+    for table in tables:
+        marked_rows = {*table.incomplete_rows(), *table.partial_rows()}
+        for row in table.rows:
+            entry = by_row.get((table.setting, table.selection, row))
+            texts.append(_difference_text(entry, marked_rows) if entry else _NO_VALUE)
     return texts
+
+
+def _difference_text(entry: Comparison, marked_rows: AbstractSet[str]) -> str:
+    """Format a difference; ``marked_rows`` are those with a mark in their table."""
+    marks = _CLEAR if entry.is_clear else ""
+    if entry.p_holm is not None and entry.p_holm < 1 - LEVEL / 100:
+        marks += _SIGNIFICANT
+    if not marked_rows.isdisjoint((entry.algorithm, entry.against)):
+        marks += _INCOMPLETE
+    return f"${entry.average_difference:+.1f}${marks}"
 
 
 def _comments(tables: Sequence[Table], comparisons: Sequence[Comparison]) -> list[str]:

@@ -29,7 +29,6 @@ from domainbed_carft.results.cells import (
     accuracy_text,
     mean_over_trials,
 )
-from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import Column
 from domainbed_carft.results.comparisons import (
     LEVEL,
@@ -38,6 +37,7 @@ from domainbed_carft.results.comparisons import (
     welch_interval,
 )
 from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.groups import Group
 from domainbed_carft.results.selection import CLIPOOD, candidates_by_target
 from domainbed_carft.results.tables import Table, build
 

@@ -1,40 +1,23 @@
-"""The rows of tables: names, including those made by ``--by``, and the order of all labels."""
+"""The rows that ``--by`` makes of an algorithm: their names, values and order."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import raise_for
-from domainbed_carft.jobs.algorithms import SHIPPED, Method
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM
-from domainbed_carft.jobs.setting import get_setting as setting_of
+from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM, get_setting
+from domainbed_carft.results.groups import Group
+from domainbed_carft.results.labels import sort_rows
 from domainbed_carft.results.recorded_defaults import is_unset
 
 VARIANT = "variant"
-
-# DomainBed's order, followed by our datasets. The last bit of a mean depends on it.
-_DATASETS = (
-    "Debug28",
-    "Debug224",
-    "ColoredMNIST",
-    "RotatedMNIST",
-    "VLCS",
-    "PACS",
-    "OfficeHome",
-    "TerraIncognita",
-    "DomainNet",
-    "SVIRO",
-    "EmojiStyles",
-    "EmojiUnseen",
-)
 
 # The beginning of a default that not all runs of a row have
 _RECORDED_DEFAULT = f"{DEFAULT} "
@@ -43,94 +26,7 @@ _RECORDED_DEFAULT = f"{DEFAULT} "
 _Words = tuple[str, ...]
 
 
-def environment_labels(
-    runs: Iterable[RecordedRun],
-    planned: Iterable[Job] = (),
-    listed: Mapping[str, Sequence[str]] = {},
-) -> dict[str, tuple[str, ...]]:
-    """Map each dataset to the labels of its environments, in the order of the tables.
-
-    Labels are taken from the records, then the manifests (``listed``), then the known benchmarks,
-    if they are distinct and as many as recorded accuracies; otherwise they are env0, env1, ...
-    """
-    recorded: dict[str, tuple[str, ...]] = {}
-    counts: dict[str, int] = {}
-    for run in runs:
-        counts[run.dataset] = max(run.n_environments, counts.get(run.dataset, 0))
-        if run.environments:
-            recorded.setdefault(run.dataset, run.environments)
-
-    benchmark_labels: Mapping[str, Sequence[str]] = {
-        name: [environment.label for environment in benchmark.environments]
-        for name, benchmark in benchmarks.BENCHMARKS.items()
-    }
-    for name in {job.key.dataset: None for job in planned}:
-        counts.setdefault(name, len(listed.get(name, ()) or benchmark_labels.get(name, ())))
-
-    ordered = [name for name in _DATASETS if name in counts]
-    ordered += [name for name in counts if name not in _DATASETS]
-
-    labels_by_dataset: dict[str, tuple[str, ...]] = {}
-    for name in ordered:
-        labels_by_dataset[name] = tuple(f"env{number}" for number in range(counts[name]))
-        for source in (recorded, listed, benchmark_labels):
-            names_in_source = source.get(name, ())
-            if len(names_in_source) == len({*names_in_source}) == counts[name]:
-                labels_by_dataset[name] = tuple(names_in_source)
-                break
-    return labels_by_dataset
-
-
-def order_algorithms(
-    declared: Iterable[str], own_methods: Mapping[str, Method] = {}
-) -> tuple[str, ...]:
-    """Return the order of algorithms in tables, legends and bars.
-
-    First come the algorithms that sweeps ``declared``, then the methods of this package and
-    the user's ``own_methods`` in the order of their styles.
-    """
-    rows = {
-        name: method.style.row
-        for name, method in {**own_methods, **SHIPPED}.items()
-        if method.style
-    }
-    return tuple(dict.fromkeys((*declared, *sorted(rows, key=rows.__getitem__))))
-
-
-def sort_rows(names: Iterable[str], order: Iterable[str]) -> list[str]:
-    """Sort distinct names by their places in ``order``, then all others by name."""
-    distinct = set(names)
-    return [name for name in dict.fromkeys((*order, *sorted(distinct))) if name in distinct]
-
-
-@dataclass(frozen=True)
-class JointRow:
-    """The algorithm of a row, and its value of each name of ``by`` (the default if it is known)."""
-
-    algorithm: str
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class JointRows:
-    """Runs and planned jobs with the names of their rows.
-
-    Attributes:
-        runs: the runs.
-        planned: the planned jobs.
-        order: the names of rows and algorithms in the order of the tables.
-        parts: the parts of a setting that the names show.
-        rows: name -> its algorithm and values; empty if the rows are the algorithms.
-    """
-
-    runs: list[RecordedRun]
-    planned: list[Job]
-    order: Sequence[str]
-    parts: Sequence[str] = ()
-    rows: Mapping[str, JointRow] = field(default_factory=dict)
-
-
-def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> JointRows:
+def label_rows(plain: Group, by: Sequence[str], folders: Sequence[Path]) -> Group:
     """Give each algorithm a row for each of its values of the names ``by``.
 
     Each name is a hyperparameter, an argument, or VARIANT. A row is called ``CARFT (lr 0.001)``,
@@ -142,7 +38,7 @@ def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> 
         by: the names.
         folders: the collected folders, in which each variant has a folder of its own.
     """
-    planned = [(job, setting_of(job.args)) for job in plain.planned]
+    planned = [(job, get_setting(job.args)) for job in plain.planned]
     ran = [(run.job, run.setting) for run in plain.runs]
     _require_varying(by, [*planned, *ran], folders)
 
@@ -154,13 +50,15 @@ def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> 
 
     defaults = _find_defaults(by, plain.runs)
     names: dict[tuple[str, _Words], str] = {}
-    rows = {}
+    row_values = {}
     for algorithm in sort_rows(words_by_algorithm, plain.order):
-        for words, name, row in _name_rows(algorithm, words_by_algorithm[algorithm], by, defaults):
+        rows = _name_rows(algorithm, words_by_algorithm[algorithm], by, defaults)
+        for words, name, values in rows:
             names[algorithm, words] = name
-            rows[name] = row
+            row_values[name] = values
 
-    return JointRows(
+    return replace(
+        plain,
         runs=[
             replace(run, job=replace(run.job, row_name=names[run.algorithm, words]))
             for run, words in zip(plain.runs, run_words, strict=True)
@@ -170,8 +68,7 @@ def label_rows(plain: JointRows, by: Sequence[str], folders: Sequence[Path]) -> 
             for job, words in zip(plain.planned, planned_words, strict=True)
         ],
         order=(*names.values(), *plain.order),
-        parts=[_part(name) for name in by if name != VARIANT],
-        rows=rows,
+        row_values=row_values,
     )
 
 
@@ -209,7 +106,7 @@ def _name_rows(
     words_of_rows: Iterable[_Words],
     by: Sequence[str],
     defaults: Mapping[tuple[str, str], Any],
-) -> Iterator[tuple[_Words, str, JointRow]]:
+) -> Iterator[tuple[_Words, str, dict[str, Any]]]:
     """Yield the words, name and values of each row of an algorithm, in the tables' order.
 
     ``defaults`` is the result of `_find_defaults`.
@@ -229,7 +126,7 @@ def _name_rows(
             if varies
         ]
         name = f"{algorithm} ({', '.join(texts)})" if texts else algorithm
-        yield words, name, JointRow(algorithm, dict(zip(by, values, strict=True)))
+        yield words, name, dict(zip(by, values, strict=True))
 
 
 def _get_words(
@@ -243,7 +140,7 @@ def _get_words(
         elif name in job.role.values:
             words.append("")  # chosen by the selection method
         else:
-            words.append(setting.get(_part(name), DEFAULT))
+            words.append(setting.get(get_part(name), DEFAULT))
     return tuple(words)
 
 
@@ -260,7 +157,7 @@ def _variant(job: Job, folders: Sequence[Path]) -> str:
     return job.variant
 
 
-def _part(name: str) -> str:
+def get_part(name: str) -> str:
     """Return the name of the part in settings."""
     return name if name in ARGUMENTS else HPARAM + name
 

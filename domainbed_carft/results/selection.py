@@ -3,12 +3,12 @@
 As in domainbed/model_selection.py at b93c22a, the reported accuracy is on the target's in-split,
 and among choices with equal validation accuracy the one with the highest hparams_seed counts.
 Members of a declared search are choices too, and the later one ranks higher. Selection by CLIPood's
-protocol, which other papers share, chooses nothing and reports on the target's out-split.
+protocol, which other papers share, chooses nothing and reports on the target's out-split. Runs that
+held nothing out count at their last step, with the accuracy on each environment's out-split.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -123,30 +123,39 @@ class Method(NamedTuple):
     """
 
     title: str
-    outcome: Callable[[Candidates, Choice], Outcome | None] = lambda candidates, choice: None
+    outcome: Callable[[Candidates, Choice], Outcome | None]
     holds_out: bool = True
     is_default: bool = True
     chooses: bool = True
 
 
-def candidates_by_target(runs: Iterable[RecordedRun]) -> list[Candidates]:
+def candidates_by_target(runs: Iterable[RecordedRun], holds_out: bool = True) -> list[Candidates]:
     """Return the candidates of each (dataset, row, target, trial).
 
     The order is that of DomainBed's groups, on which the last bit of a mean depends.
+
+    Args:
+        runs: the runs.
+        holds_out: False for the runs that hold nothing out, of which every environment is a target.
     """
+    if not holds_out:
+        runs = sorted(runs, key=lambda run: run.job.candidate)
+
     by_target: dict[tuple[str, str, int, int], Candidates] = {}
     for run in runs:
-        dataset, row, test_envs, trial, choice = run.job.candidate
-        for target in run.test_envs:
+        if bool(run.test_envs) != holds_out:
+            continue
+        key = run.job.key
+        for target in run.test_envs or range(run.n_environments):
             candidates = by_target.setdefault(
-                (dataset, row, target, trial),
-                Candidates(dataset, row, target, trial, singles={}, pairs={}),
+                (key.dataset, run.row, target, key.trial),
+                Candidates(key.dataset, run.row, target, key.trial, singles={}, pairs={}),
             )
-            if len(test_envs) == 1 or run.job.role.holds_out_together:
-                candidates.singles[choice] = run
-            elif len(test_envs) == 2:
-                second_env = sum(test_envs) - target
-                candidates.pairs.setdefault(choice, {})[second_env] = run
+            if count_held_out(run.job) < 2:
+                candidates.singles[run.job.choice] = run
+            elif len(key.test_envs) == 2:
+                second_env = sum(key.test_envs) - target
+                candidates.pairs.setdefault(run.job.choice, {})[second_env] = run
     return list(by_target.values())
 
 
@@ -170,24 +179,29 @@ def select(runs: Iterable[RecordedRun], name: str) -> list[SelectedRun]:
     Raises CarftError if there are several choices and the method does not choose.
     """
     method = METHODS[name]
-    if not method.holds_out:
-        return _select_in_domain(runs)
-
     selected = []
-    for candidates in candidates_by_target(runs):
-        if not method.chooses:
-            _require_one_choice(candidates, method)
-        outcomes = rank_outcomes(candidates, method)
-        if outcomes:
+    for candidates in candidates_by_target(runs, method.holds_out):
+        outcome = choose(candidates, method)
+        if outcome is not None:
             best = SelectedRun(
                 dataset=candidates.dataset,
                 row=candidates.row,
                 target=candidates.target,
                 trial=candidates.trial,
-                outcome=outcomes[0],
+                outcome=outcome,
             )
             selected.append(best)
     return selected
+
+
+def choose(candidates: Candidates, method: Method) -> Outcome | None:
+    """Return the outcome with the best validation, or None if no choice has one.
+
+    Raises CarftError if there are several choices and the method does not choose.
+    """
+    if not method.chooses:
+        _require_one_choice(candidates, method)
+    return next(iter(rank_outcomes(candidates, method)), None)
 
 
 def _require_one_choice(candidates: Candidates, method: Method) -> None:
@@ -239,8 +253,8 @@ def in_domain_accuracies(run: RecordedRun) -> Floats:
 
 def in_domain_accuracy(outcome: Outcome) -> float:
     """In-domain accuracy of the outcome's run at the chosen checkpoint."""
-    row = outcome.run.steps.index(outcome.step)
-    return float(in_domain_accuracies(outcome.run)[row])
+    index = outcome.run.steps.index(outcome.step)
+    return float(in_domain_accuracies(outcome.run)[index])
 
 
 def is_swad(run: RecordedRun) -> bool:
@@ -251,7 +265,7 @@ def is_swad(run: RecordedRun) -> bool:
 def final_out_accuracy(run: RecordedRun) -> float:
     """Mean accuracy on the out-splits at the last step, for a run without targets."""
     _, out_splits = accuracies(run)
-    return float(out_splits[_last_row(run)].mean())
+    return float(out_splits[_last_index(run)].mean())
 
 
 def _training_domain(candidates: Candidates, choice: Choice) -> Outcome | None:
@@ -260,29 +274,29 @@ def _training_domain(candidates: Candidates, choice: Choice) -> Outcome | None:
         return None
 
     validation = in_domain_accuracies(run)
-    best_row = _last_row(run) if is_swad(run) else _argmax(validation)
-    return _make_outcome(candidates, choice, best_row, validation[best_row], [run])
+    best_index = _last_index(run) if is_swad(run) else _argmax(validation)
+    return _make_outcome(candidates, choice, best_index, validation[best_index], [run])
 
 
 def _oracle(candidates: Candidates, choice: Choice) -> Outcome | None:
     run = candidates.singles[choice]
-    last_row = _last_row(run)
+    last_index = _last_index(run)
     _, out_splits = accuracies(run)
     return _make_outcome(
-        candidates, choice, last_row, out_splits[last_row, candidates.target], [run]
+        candidates, choice, last_index, out_splits[last_index, candidates.target], [run]
     )
 
 
 def _clipood(candidates: Candidates, choice: Choice) -> Outcome | None:
     """Accuracy on the target's out-split at the last step, as in thuml/CLIPood's main.py."""
     run = candidates.singles[choice]
-    row = _last_row(run)
+    index = _last_index(run)
     _, out_splits = accuracies(run)
-    accuracy = float(out_splits[row, candidates.target])
+    accuracy = float(out_splits[index, candidates.target])
     if np.isnan(accuracy):
         return None
-    validation = float(in_domain_accuracies(run)[row])
-    return Outcome(choice, run.steps[row], validation, accuracy, [run])
+    validation = float(in_domain_accuracies(run)[index])
+    return Outcome(choice, run.steps[index], validation, accuracy, [run])
 
 
 def _leave_one_domain_out(candidates: Candidates, choice: Choice) -> Outcome | None:
@@ -293,84 +307,59 @@ def _leave_one_domain_out(candidates: Candidates, choice: Choice) -> Outcome | N
         return None
 
     runs = [run, *(pairs[env] for env in validation_envs)]
-    row_of_step = [{step: row for row, step in enumerate(run.steps)} for run in runs]
-    common_steps = sorted(set(row_of_step[0]).intersection(*row_of_step[1:]))
+    index_of_step = [{step: index for index, step in enumerate(run.steps)} for run in runs]
+    common_steps = sorted(set(index_of_step[0]).intersection(*index_of_step[1:]))
     if not common_steps:
         return None
 
     columns = []
-    for env, rows in zip(validation_envs, row_of_step[1:]):
+    for env, indices in zip(validation_envs, index_of_step[1:]):
         in_splits, _ = accuracies(pairs[env])
-        columns.append(in_splits[[rows[step] for step in common_steps], env])
+        columns.append(in_splits[[indices[step] for step in common_steps], env])
     # Contiguous rows are summed as DomainBed sums; see `in_domain_accuracies`.
     table = np.ascontiguousarray(np.stack(columns, axis=1))
     validation = table.sum(axis=1) / len(validation_envs)
 
     best = len(common_steps) - 1 if is_swad(run) else _argmax(validation)
-    best_row = row_of_step[0][common_steps[best]]
-    return _make_outcome(candidates, choice, best_row, validation[best], runs)
+    best_index = index_of_step[0][common_steps[best]]
+    return _make_outcome(candidates, choice, best_index, validation[best], runs)
+
+
+def _in_domain(candidates: Candidates, choice: Choice) -> Outcome | None:
+    """Accuracy on the target's out-split at the last step; validation is the mean over all."""
+    run = candidates.singles[choice]
+    index = _last_index(run)
+    validation = final_out_accuracy(run)
+    if np.isnan(validation):
+        return None
+    _, out_splits = accuracies(run)
+    accuracy = float(out_splits[index, candidates.target])
+    return Outcome(choice, run.steps[index], validation, accuracy, [run])
 
 
 def _argmax(validation: Floats) -> int:
-    """Return the row of the highest value; nan is never the highest."""
+    """Return the index of the highest value; nan is never the highest."""
     return int(np.nan_to_num(validation, nan=-1.0).argmax())
 
 
-def _last_row(run: RecordedRun) -> int:
-    """Return the row of the checkpoint with the highest step."""
+def _last_index(run: RecordedRun) -> int:
+    """Return the index of the checkpoint with the highest step."""
     return int(np.frombuffer(run.steps).argmax())
 
 
 def _make_outcome(
-    candidates: Candidates, choice: Choice, row: int, validation: float, runs: Sequence[RecordedRun]
+    candidates: Candidates,
+    choice: Choice,
+    index: int,
+    validation: float,
+    runs: Sequence[RecordedRun],
 ) -> Outcome | None:
     """Return the outcome at one checkpoint, or None if one of its accuracies is nan."""
     in_splits, _ = accuracies(runs[0])
-    accuracy = float(in_splits[row, candidates.target])
+    accuracy = float(in_splits[index, candidates.target])
     if np.isnan(accuracy) or np.isnan(validation):
         return None
-    return Outcome(choice, runs[0].steps[row], float(validation), accuracy, runs)
-
-
-def _select_in_domain(runs: Iterable[RecordedRun]) -> list[SelectedRun]:
-    """Select the choice with the highest sum of accuracies on the out-splits at the last step."""
-    highest_total: dict[tuple[str, str, int], float] = {}
-    outcomes: dict[tuple[str, str, int], list[Outcome]] = {}
-
-    untargeted_runs = [run for run in runs if not run.test_envs]
-    n_choices = Counter(_trial_key(run) for run in untargeted_runs)
-    for run in sorted(untargeted_runs, key=lambda run: run.job.candidate):
-        key = _trial_key(run)
-        row = _last_row(run)
-        _, out_splits = accuracies(run)
-        last_accuracies = out_splits[row].tolist()
-
-        total = float(np.sum(last_accuracies))
-        if total > highest_total.get(key, -1):  # nan is not
-            highest_total[key] = total
-            outcomes[key] = [
-                Outcome(
-                    choice=run.job.choice,
-                    step=run.steps[row],
-                    validation=total / run.n_environments,
-                    accuracy=accuracy,
-                    runs=[run],
-                    members=run.job.role.members or n_choices[key],
-                )
-                for accuracy in last_accuracies
-            ]
-
-    return [
-        SelectedRun(dataset, row, target, trial, outcome)
-        for dataset, row, trial in sorted(outcomes)
-        for target, outcome in enumerate(outcomes[dataset, row, trial])
-    ]
-
-
-def _trial_key(run: RecordedRun) -> tuple[str, str, int]:
-    """Dataset, row and trial of a run without targets."""
-    key = run.job.key
-    return key.dataset, run.row, key.trial
+    return Outcome(choice, runs[0].steps[index], float(validation), accuracy, runs)
 
 
 METHODS = {
@@ -379,7 +368,7 @@ METHODS = {
         "leave-one-domain-out cross-validation", _leave_one_domain_out, is_default=False
     ),
     ORACLE: Method("test-domain validation set (oracle)", _oracle),
-    IN_DOMAIN: Method("nothing held out, out-splits at the last step", holds_out=False),
+    IN_DOMAIN: Method("nothing held out, out-splits at the last step", _in_domain, holds_out=False),
     CLIPOOD: Method(
         "CLIPood's protocol (last step, the target's out-split)",
         _clipood,

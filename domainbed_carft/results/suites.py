@@ -22,8 +22,8 @@ from domainbed_carft.results.cells import (
     ErrorKind,
     mean_over_trials,
 )
-from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import Column
+from domainbed_carft.results.groups import Group
 from domainbed_carft.results.published import PublishedAccuracy
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table

@@ -24,7 +24,7 @@ from domainbed_carft.results.cells import (
     mean_over_trials,
     rank_cells,
 )
-from domainbed_carft.results.collection import Collection, Group
+from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.columns import (
     AVERAGE,
     DEFAULT_COLUMNS,
@@ -35,6 +35,7 @@ from domainbed_carft.results.columns import (
 )
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.gaps import Gaps
+from domainbed_carft.results.groups import Group
 from domainbed_carft.results.selection import SelectedRun
 
 _UNDECLARED = (
@@ -165,10 +166,21 @@ class Table:
         ]
 
     def get_ranks(self, column: Column) -> dict[str, int]:
-        """Return row -> BEST, SECOND or OTHER in a column; only accuracies are ranked."""
+        """Return row -> BEST, SECOND or OTHER in a column; only accuracies are ranked.
+
+        An average is ranked among the averages over the same environments or datasets.
+        """
         if not column.is_ranked:
             return dict.fromkeys(self.rows, OTHER)
-        return dict(zip(self.rows, rank_cells(cells[column] for cells in self.rows.values())))
+
+        rows_by_scope: dict[frozenset[str], list[str]] = {}
+        for row, cells in self.rows.items():
+            covered = () if column.of else (c.of for c in self.accuracies if cells[c].is_expected)
+            rows_by_scope.setdefault(frozenset(covered), []).append(row)
+        ranks: dict[str, int] = {}
+        for rows in rows_by_scope.values():
+            ranks |= zip(rows, rank_cells(self.rows[row][column] for row in rows))
+        return ranks
 
     def get_choices(self, row: str, column: Column) -> list[SelectedRun]:
         """Return each trial's choice of a search for an accuracy; empty without a search."""
@@ -499,6 +511,32 @@ def average_datasets(tables: Sequence[Table]) -> Table:
             f"{PARTIAL}: no job was declared for {undeclared}: {', '.join(names)}."
             for undeclared, names in rows_by_undeclared.items()
         ],
+        row_runs={},
+    )
+
+
+def join_settings(tables: Sequence[Table]) -> Table:
+    """Build one table of tables of several settings, whose rows name the setting.
+
+    All rows get the columns of all tables; cells that a table lacks are empty.
+    """
+    settings = {table.setting for table in tables}
+    if len(settings) == 1:
+        return tables[0]
+
+    columns_of_tables = dict.fromkeys(column for table in tables for column in table.columns)
+    return replace(
+        tables[0],
+        rows={
+            f"{row}; {table.setting}" if table.setting else row: {
+                column: cells.get(column, Cell()) for column in columns_of_tables
+            }
+            for table in tables
+            for row, cells in table.rows.items()
+        },
+        accuracies=list(dict.fromkeys(c for table in tables for c in table.accuracies)),
+        printed=list(dict.fromkeys(column for table in tables for column in table.printed)),
+        setting="",
         row_runs={},
     )
 

@@ -1,11 +1,11 @@
-"""``carft top`` as a function: the hyperparameters that selection chose in each trial."""
+"""The runs that selection chose in each trial, for ``carft top`` and the report."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from domainbed_carft.jobs.facts import NAMES
 from domainbed_carft.jobs.job import parse_overrides
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import selection
+from domainbed_carft.results.cells import PERCENT, format_accuracy
 from domainbed_carft.results.collection import Collection, Sweeps, as_collection
 from domainbed_carft.results.selection import SelectedRun
 
@@ -29,11 +30,12 @@ RECORDED_FACTS = (
     "method_declarations",
     "changed_hparams",
 )
+_MAX_VALUE_LENGTH = 40  # characters of a hyperparameter's value, such as a list of contexts
 
 
 @dataclass(frozen=True)
-class BestHparams:
-    """The hyperparameters that a selection method chose for one target in one trial.
+class ChosenRun:
+    """The run that a selection method chose for one target in one trial.
 
     Attributes:
         setting: title of the group of runs; empty for a single group.
@@ -75,22 +77,37 @@ class BestHparams:
     members: int
     row: str
 
+    @property
+    def validation_text(self) -> str:
+        """The validation accuracy in percent."""
+        return format_accuracy(PERCENT * self.validation_accuracy)
+
+    @property
+    def accuracy_text(self) -> str:
+        """The accuracy in percent; empty if no environment was held out."""
+        return "" if self.accuracy is None else format_accuracy(PERCENT * self.accuracy)
+
+    def describe_hparams(self, shared: Container[str] = ()) -> str:
+        """Return the chosen and searched values, without those named in ``shared``."""
+        distinct = {k: value for k, value in self.hparams_chosen.items() if k not in shared}
+        return format_hparams(self.values | distinct)
+
 
 @dataclass(frozen=True)
 class Top:
     """The result of `top`.
 
     Attributes:
-        entries: the chosen hyperparameters, in the order of the tables.
+        entries: the chosen runs, in the order of the tables.
         warnings: problems in the files that were read.
     """
 
-    entries: Sequence[BestHparams]
+    entries: Sequence[ChosenRun]
     warnings: Sequence[RecordWarning]
 
 
 def top(sweeps: Sweeps, *, only: str = "", **options: Any) -> Top:
-    """Find the best hyperparameters of each trial in the records of sweeps, like ``carft top``.
+    """Find the chosen run of each cell and trial in the records of sweeps, like ``carft top``.
 
     Args:
         sweeps: one or several output folders of sweeps, or the collection that `gather` returned.
@@ -99,7 +116,7 @@ def top(sweeps: Sweeps, *, only: str = "", **options: Any) -> Top:
         **options: options of `gather`. Of them, a collection takes ``methods`` only.
 
     Returns:
-        The chosen hyperparameters (``entries``) and the ``warnings``.
+        The chosen runs (``entries``) and the ``warnings``.
 
     Raises:
         CarftError: if `gather` raises it, if no chosen job matches ``only``, or if a requested
@@ -110,7 +127,7 @@ def top(sweeps: Sweeps, *, only: str = "", **options: Any) -> Top:
         if not collection.select(method):
             raise CarftError(f"no run was selected with selection {method}")
 
-    entries = list(best_hparams(collection, only=only))
+    entries = list(list_chosen_runs(collection, only=only))
     if only and not entries:
         raise CarftError(
             f"no chosen job matches {only!r}; run carft top without --only to list all of them"
@@ -118,10 +135,10 @@ def top(sweeps: Sweeps, *, only: str = "", **options: Any) -> Top:
     return Top(entries, collection.warnings)
 
 
-def best_hparams(
+def list_chosen_runs(
     collection: Collection, methods: Sequence[str] | None = None, only: str = ""
-) -> Iterator[BestHparams]:
-    """Yield the chosen hyperparameters of each group, method, dataset, algorithm, target and trial.
+) -> Iterator[ChosenRun]:
+    """Yield the chosen run of each group, method, dataset, algorithm, target and trial.
 
     ``methods`` are those of the collection by default. ``only`` is as in `top`.
     """
@@ -137,6 +154,33 @@ def best_hparams(
             if only in f"{selected.run.job.folder.name} {selected.run.job}":
                 environment = labels[selected.dataset][selected.target] if holds_out else None
                 yield _entry(selected, group.title, method, environment, drawn)
+
+
+def find_shared_hparams(entries: Sequence[ChosenRun]) -> dict[str, Any]:
+    """Return the hyperparameters with the same values in all entries, without searched ones."""
+    if not entries:
+        return {}
+    searched = {name for entry in entries for name in entry.values}
+    return {
+        name: value
+        for name, value in entries[0].hparams_chosen.items()
+        if name not in searched
+        and all(
+            name in entry.hparams_chosen and entry.hparams_chosen[name] == value
+            for entry in entries
+        )
+    }
+
+
+def format_hparams(hparams: Mapping[str, Any]) -> str:
+    """Return names and values, such as ``lr 0.0003, kl_weight 3``; long values are cut."""
+    parts = []
+    for name, value in hparams.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        if len(text) > _MAX_VALUE_LENGTH:
+            text = f"{text[:_MAX_VALUE_LENGTH]}..."
+        parts.append(f"{name} {text}")
+    return ", ".join(parts)
 
 
 def drawn_hparams(runs: Iterable[RecordedRun]) -> dict[tuple[str, str], list[str]]:
@@ -165,7 +209,7 @@ def _entry(
     method: str,
     environment: str | None,
     drawn: Mapping[tuple[str, str], Sequence[str]],
-) -> BestHparams:
+) -> ChosenRun:
     """Describe the selected run; ``environment`` is the target, or None if none was held out.
 
     ``drawn`` is the result of `drawn_hparams`.
@@ -183,7 +227,7 @@ def _entry(
     repeated_hparams = {
         name: value for name, value in run.recorded.items() if name not in added_facts
     }
-    return BestHparams(
+    return ChosenRun(
         setting=setting,
         selection=method,
         dataset=selected.dataset,

@@ -15,7 +15,6 @@ from typing import Any
 
 from domainbed.lib.query import Q
 from domainbed_carft.jobs import records as job_records
-from domainbed_carft.jobs.cost import Cost
 from domainbed_carft.jobs.job import Choice, Job
 from domainbed_carft.results import method_names, selection
 
@@ -170,5 +169,4 @@ def _run(records: Q) -> job_records.RecordedRun:
         setting={},
         recorded={},
         diverged_at=None,
-        cost=Cost(),
     )
