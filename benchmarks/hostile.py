@@ -298,7 +298,7 @@ class Attacks:
         victim = self.new_folder().parent / "victim"
         victim.write_text("precious")
 
-        names = ["lock", "attempts.jsonl", "suites.jsonl", "../sweep.json", "../sweep.yaml"]
+        names = ["lock", "attempts.jsonl", "../sweep.json", "../sweep.yaml"]
         paths = [folder / name for name in names] + list(folder.iterdir())
         for path in self.draw.sample(paths, 3):
             path.unlink(missing_ok=True)

@@ -69,7 +69,9 @@ def correct_by_image(selected: SelectedRun) -> tuple[list[str], npt.NDArray[np.b
     Raises CarftError if the predictions are damaged or belong to other images.
     """
     run = selected.outcome.run
-    rows, facts = evaluations.load_rows(Path(run.folder), int(selected.outcome.step))
+    rows, facts = evaluations.load_rows(
+        Path(run.folder), evaluations.EvaluationKey(int(selected.outcome.step))
+    )
     holdout_fraction = run.job.args["holdout_fraction"]
     images = reported_images(selected.target, selected.trial, holdout_fraction)
 
@@ -88,7 +90,9 @@ def accuracies(folder: Path) -> tuple[Accuracies, int]:
     (group,) = collection.gather([folder], [TRAINING_DOMAIN]).groups
     for selected in group.select(TRAINING_DOMAIN):
         job_folder = Path(selected.outcome.run.folder)
-        if not evaluations.rows_path(job_folder, int(selected.outcome.step)).exists():
+        if not evaluations.rows_path(
+            job_folder, evaluations.EvaluationKey(int(selected.outcome.step))
+        ).exists():
             missing += 1
             continue
 

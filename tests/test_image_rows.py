@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -18,6 +19,7 @@ from domainbed_carft.results.evaluations import (
 )
 
 STEP = 300
+KEY = evaluations.EvaluationKey(STEP)
 COUNT = 500
 CLASSES = [f"class {number}" for number in range(7)]
 FACTS = EvaluationFacts(
@@ -66,7 +68,7 @@ def saved(tmp_path):
 
 
 def test_saved_rows_are_read_back_exactly_also_by_numpy(saved):
-    rows, facts = evaluations.load_rows(saved.parent, STEP)
+    rows, facts = evaluations.load_rows(saved.parent, KEY)
     assert facts == FACTS
     np.testing.assert_array_equal(rows, random_rows())
     with np.load(saved, allow_pickle=False) as by_numpy:
@@ -111,28 +113,65 @@ def test_damaged_file_is_refused(saved, damage):
     content = saved.read_bytes()
     saved.write_bytes(damage(content))
     with pytest.raises(CarftError, match="is damaged, or was not written by"):
-        evaluations.load_rows(saved.parent, STEP)
+        evaluations.load_rows(saved.parent, KEY)
 
     saved.write_bytes(with_member(content, "", b""))
-    np.testing.assert_array_equal(evaluations.load_rows(saved.parent, STEP)[0], random_rows())
+    np.testing.assert_array_equal(evaluations.load_rows(saved.parent, KEY)[0], random_rows())
 
 
 def test_saved_summary_is_read_back_and_a_damaged_one_is_reported(tmp_path):
     figures = evaluations.measure_run(random_rows(), FACTS)
     evaluations.save_metrics(tmp_path, figures)
-    assert evaluations.find_metrics(tmp_path, STEP, 0) == figures
+    assert evaluations.load_metrics(tmp_path, KEY) == figures
 
     path = tmp_path / f"evaluation_step{STEP}.json"
     text = path.read_text()
     document = json.loads(text)
     document["splits"][0]["calibration"]["reliability"]["correct"] = [1, 2]
     path.write_text(json.dumps(document))
-    problem = str(evaluations.find_metrics(tmp_path, STEP, 1))
-    assert "splits.0.calibration.reliability.correct" in problem
-    many = (text[:-100], text.replace('"accuracy": 0', '"accuracy": "0'), "[]", "1" * 5000)
-    for number, damaged in enumerate(many, start=2):
+    with pytest.raises(CarftError, match=r"splits\.0\.calibration\.reliability\.correct"):
+        evaluations.load_metrics(tmp_path, KEY)
+    out_of_range = [re.sub(r'("accuracy": )0\.\d+', rf"\g<1>{x}", text) for x in ("NaN", "1.5")]
+    for damaged in (text[:-100], *out_of_range, "[]", "1" * 5000):
         path.write_text(damaged)
-        assert isinstance(evaluations.find_metrics(tmp_path, STEP, number), str)
+        with pytest.raises(CarftError, match="is damaged, or was not written by"):
+            evaluations.load_metrics(tmp_path, KEY)
+
+
+def test_files_of_suites_are_named_by_suite_and_alpha(tmp_path):
+    """Each reads back as its own; the files of the dataset are not among those of suites."""
+    metrics = evaluations.measure_run(random_rows(), FACTS)
+    keys = [KEY, *(evaluations.EvaluationKey(STEP, "DTD", alpha) for alpha in (None, 0.0, 1 / 3))]
+    for key in keys:
+        facts = dataclasses.replace(FACTS, suite=key.suite, wise_ft_alpha=key.alpha)
+        evaluations.save_metrics(tmp_path, dataclasses.replace(metrics, facts=facts))
+    names = [f"evaluation_step300{part}" for part in ("", "_DTD", "_DTD_alpha0.0")]
+    assert {f"{name}.json" for name in names} < {path.name for path in tmp_path.iterdir()}
+    assert sorted(evaluations.list_suite_evaluations(tmp_path), key=str) == sorted(
+        keys[1:], key=str
+    )
+    for key in keys:
+        assert evaluations.load_metrics(tmp_path, key).facts.key == key
+
+
+def test_evaluation_covers_equal_test_sets_only():
+    """Further test sets, and a temperature that is not expected, do no harm."""
+    splits = [
+        EvaluatedSplit("DTD", number, name, 250, digest=digest)
+        for number, (name, digest) in enumerate((("one", "1"), ("two", "2")))
+    ]
+    facts = dataclasses.replace(FACTS, suite="DTD", splits=splits)
+    assert facts.covers(facts)
+    assert facts.covers(dataclasses.replace(facts, splits=splits[1:], temperature=None))
+    for changes in (
+        {"weights": "e" * 64},
+        {"prompts_digest": "e" * 16},
+        {"temperature": Temperature(1.4, 100, False)},
+        {"splits": [dataclasses.replace(splits[0], digest="3")]},
+        {"splits": [dataclasses.replace(splits[0], is_complete=False)]},
+        {"splits": [dataclasses.replace(splits[0], name="three")]},
+    ):
+        assert not facts.covers(dataclasses.replace(facts, **changes)), changes
 
 
 def test_in_domain_accuracy_is_the_mean_over_training_environments():

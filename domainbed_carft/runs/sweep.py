@@ -13,16 +13,13 @@ from pathlib import Path
 from domainbed_carft.clips import open_clip, openai
 from domainbed_carft.errors import CarftError, invalid
 from domainbed_carft.results.collection import Collection, Group
-from domainbed_carft.results.columns import find_run_metrics
+from domainbed_carft.results.columns import load_run_metrics
 from domainbed_carft.results.evaluations import SplitMetrics
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.suites import selected_runs
 from domainbed_carft.runs.pool import Outcome, Task, run_tasks
-from domainbed_carft.runs.sweep_run import (
-    SweepOptions,
-    measure_recorded_run,
-    measure_recorded_run_on_suite,
-)
+from domainbed_carft.runs.suite_files import measure_recorded_run_on_suite
+from domainbed_carft.runs.sweep_run import SweepOptions, measure_recorded_run
 from domainbed_carft.suites import catalogue
 
 
@@ -113,7 +110,6 @@ def _read_scores(
     group: Group, method: str, chosen: SelectedRun, outcome: Outcome
 ) -> SelectedScores:
     """Return a selected run with the metrics that are saved in its folder."""
-    metrics = outcome if isinstance(outcome, str) else find_run_metrics(chosen)
     scores = SelectedScores(
         setting=group.title,
         selection=method,
@@ -125,8 +121,12 @@ def _read_scores(
         folder=chosen.run.folder,
         step=int(chosen.outcome.step),
     )
-    if isinstance(metrics, str):
-        return replace(scores, problem=metrics)
+    if isinstance(outcome, str):
+        return replace(scores, problem=outcome)
+    try:
+        metrics = load_run_metrics(chosen)
+    except CarftError as error:
+        return replace(scores, problem=str(error))
     on_target = metrics.get_environment(chosen.target)
     if on_target is None:
         return replace(scores, problem=f"environment {chosen.target} has no images")
@@ -138,19 +138,26 @@ def measure_sweep_on_suite(
 ) -> dict[str, Outcome]:
     """Evaluate each run that validation chose on the sets of a suite that it was not trained on.
 
-    Records are added to the jobs' suites.jsonl. Runs with a record of their current weights are
-    skipped. Problems of one run do not affect the others.
+    The evaluations are saved in the jobs' folders. Runs with a current one are skipped. Problems of
+    one run do not affect the others.
 
     Returns:
-        By folder of the run, True if it was evaluated, False if it had a record, or the problem.
+        By folder of the run, True if it was evaluated, False if its evaluation was current, or the
+        problem.
 
     Raises:
-        CarftError: if the suite is unknown.
+        CarftError: if the suite is unknown, or the original CLIP model does not exist.
     """
     catalogue.get(suite)
+    _require_original(options.original)
     tasks = {
         selected.run.folder: partial(
-            measure_recorded_run_on_suite, Path(selected.run.folder), suite, trained_on, options
+            measure_recorded_run_on_suite,
+            selected.run,
+            int(selected.outcome.step),
+            suite,
+            trained_on,
+            options,
         )
         for group in groups
         for selected, trained_on in selected_runs(group)
