@@ -395,13 +395,14 @@ def test_own_method_page_runs(tmp_path):
 # The page of features and heat maps
 
 
-def test_examples_on_pages_equal_the_files():
+def test_examples_on_pages_are_parts_of_the_files():
     shown = [
         block for page in PAGES for block in blocks(page) if block.title.startswith("examples/")
     ]
     assert len(shown) == 2
     for block in shown:
-        assert block.text == (REPO / block.title).read_text(encoding="utf-8"), block.title
+        text = (REPO / block.title).read_text(encoding="utf-8")
+        assert block.text in text and len(block.text) < len(text) / 2, block.title
 
 
 def run_example(name, job, figure_file, monkeypatch, replaced=("", "")):

@@ -22,14 +22,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from domainbed_carft.results import collection, comparisons, published
+from domainbed_carft.results import collection, comparisons
 from domainbed_carft.results.cells import Cell
 from domainbed_carft.results.collect import collect
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.comparisons import Comparison
 from domainbed_carft.results.method_names import (
     CLIPOOD,
-    METHOD_NAMES,
     ORACLE,
     TRAINING_DOMAIN,
 )
@@ -285,17 +284,6 @@ def _collect_out_of_domain(sweep: Collection, methods: Sequence[str]) -> list[di
     return [table.get_column("out-of-domain") for table in tables if not table.averages]
 
 
-def selection_rows() -> Rows:
-    """Return the published methods by the way in which their checkpoints were selected."""
-    methods: dict[str, dict[str, None]] = {}
-    for entry in published.read_accuracies():
-        methods.setdefault(entry.selection, {})[entry.method] = None
-    return [
-        [f"`{selection}`" if selection in METHOD_NAMES else selection, "; ".join(names)]
-        for selection, names in methods.items()
-    ]
-
-
 def published_rows() -> Rows:
     """Return CAR-FT's published accuracies."""
     path = ROOT / "domainbed_carft" / "assets" / "published.csv"
@@ -354,7 +342,6 @@ def all_tables(records: Path) -> list[tuple[str, str, Rows]]:
         ("docs/peers.md", "| method | worst | ECE |", evaluation_rows(peers)),
         ("docs/peers.md", "| method | out of domain | difference |", swad_rows(peers)),
         ("docs/howto/any-algorithm.md", "| algorithm | learning rate |", checkout_rows(checkout)),
-        ("docs/statistics.md", "| selected on |", selection_rows()),
         ("docs/statistics.md", "| method | `training-domain` |", protocol_rows(fresh_sweep)),
         ("docs/statistics.md", "| sweep | trials |", protocol_range_rows([fresh_sweep, peers])),
         ("docs/reproduce.md", "| PACS | VLCS |", published_rows()),

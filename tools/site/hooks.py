@@ -1,9 +1,9 @@
 """Hooks of MkDocs for documents outside docs/, formulas, wide tables and drawings, and the footer.
 
-README becomes the home page, the list of included sweeps a further page, and links to them are
-adapted. A link to any other file outside docs/, such as the changelog, becomes the file's name.
-Formulas become MathML, which browsers draw without a script. Tables and drawings are wrapped in
-focusable elements, so that they can be scrolled by keyboard.
+README becomes the home page, and links to it are adapted. A link to any other file outside docs/,
+such as the changelog, becomes the file's name. Formulas become MathML, which browsers draw without
+a script. Tables and drawings are wrapped in focusable elements, so that they can be scrolled by
+keyboard.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from domainbed_carft.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 # Document in the repository -> page of the site.
-PAGES = {"README.md": "index.md", "sweeps/README.md": "included-sweeps.md"}
+PAGES = {"README.md": "index.md"}
 # The label can contain an image.
 _LINK = re.compile(r"\[((?:!\[[^\]]*\]\([^)]*\)|[^\]])*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 _IMAGE_FILE = re.compile(r'(?<=src=")docs/|(?<=srcset=")docs/')
