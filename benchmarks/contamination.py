@@ -31,7 +31,7 @@ from domainbed_carft.data import emoji, emoji_styles
 from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
 from domainbed_carft.jobs import records as job_records
 from domainbed_carft.results.comparisons import student_interval
-from domainbed_carft.results.evaluations import list_suite_evaluations, load_metrics
+from domainbed_carft.results.metrics import list_suite_evaluations, load_metrics
 
 ZERO_SHOT = "CLIPZeroShot"
 PAIR = ("CARFT", "CLIPFineTune")

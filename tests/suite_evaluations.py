@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from domainbed_carft.jobs.job import IDENTITY
-from domainbed_carft.results import evaluations
-from domainbed_carft.results.evaluations import (
+from domainbed_carft.results import metrics
+from domainbed_carft.results.metrics import (
     Calibration,
     EvaluatedSplit,
     EvaluationFacts,
@@ -17,7 +17,7 @@ from domainbed_carft.suites import catalogue
 
 def load(folder, step=0, suite="pets", alpha=None):
     """Return the metrics that a folder has on a suite."""
-    return evaluations.load_metrics(folder, EvaluationKey(step, suite, alpha))
+    return metrics.load_metrics(folder, EvaluationKey(step, suite, alpha))
 
 
 def save(job, args, step, suite, accuracies, *, alpha=None, per_class=None, **facts):
@@ -47,7 +47,7 @@ def save(job, args, step, suite, accuracies, *, alpha=None, per_class=None, **fa
         for split in splits
     ]
     described = EvaluationFacts(
-        format=evaluations.FORMAT,
+        format=metrics.FORMAT,
         **{name: args[name] for name in IDENTITY},
         test_envs=list(args["test_envs"]),
         step=step,
@@ -64,4 +64,4 @@ def save(job, args, step, suite, accuracies, *, alpha=None, per_class=None, **fa
         wise_ft_alpha=alpha,
         **{"unmeasured": "not recorded", **facts},
     )
-    evaluations.save_metrics(job, RunMetrics(described, parts))
+    metrics.save_metrics(job, RunMetrics(described, parts))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.results import evaluations
-from domainbed_carft.results.evaluations import (
+from domainbed_carft.results import metrics
+from domainbed_carft.results.metrics import (
     EvaluatedSplit,
     EvaluationFacts,
     Temperature,
@@ -19,11 +19,11 @@ from domainbed_carft.results.evaluations import (
 )
 
 STEP = 300
-KEY = evaluations.EvaluationKey(STEP)
+KEY = metrics.EvaluationKey(STEP)
 COUNT = 500
 CLASSES = [f"class {number}" for number in range(7)]
 FACTS = EvaluationFacts(
-    format=evaluations.FORMAT,
+    format=metrics.FORMAT,
     dataset="PACS",
     algorithm="CARFT",
     test_envs=[0],
@@ -49,12 +49,12 @@ FACTS = EvaluationFacts(
 def random_rows():
     draw = np.random.default_rng(0)
     label, predicted, zero_shot = draw.integers(0, len(CLASSES), (3, COUNT)).astype(np.uint16)
-    rows = np.empty(COUNT, evaluations.EVALUATED_ROW)
+    rows = np.empty(COUNT, metrics.EVALUATED_ROW)
     rows["label"] = label
     rows["predicted"] = predicted
     rows["zero_shot"] = zero_shot
     rows["alignment"] = draw.normal(0.25, 0.03, COUNT)
-    for prefix, top in zip(("", evaluations.SCALED), draw.uniform(0.2, 1, (2, COUNT))):
+    for prefix, top in zip(("", metrics.SCALED), draw.uniform(0.2, 1, (2, COUNT))):
         rows[f"{prefix}top"] = top
         rows[f"{prefix}log_true"] = np.log(top) - 1
         rows[f"{prefix}sum_of_squares"] = top**2
@@ -63,12 +63,12 @@ def random_rows():
 
 @pytest.fixture
 def saved(tmp_path):
-    evaluations.save_rows(tmp_path, random_rows(), FACTS)
+    metrics.save_rows(tmp_path, random_rows(), FACTS)
     return tmp_path / f"evaluation_step{STEP}.npz"
 
 
 def test_saved_rows_are_read_back_exactly_also_by_numpy(saved):
-    rows, facts = evaluations.load_rows(saved.parent, KEY)
+    rows, facts = metrics.load_rows(saved.parent, KEY)
     assert facts == FACTS
     np.testing.assert_array_equal(rows, random_rows())
     with np.load(saved, allow_pickle=False) as by_numpy:
@@ -113,16 +113,16 @@ def test_damaged_file_is_refused(saved, damage):
     content = saved.read_bytes()
     saved.write_bytes(damage(content))
     with pytest.raises(CarftError, match="is damaged, or was not written by"):
-        evaluations.load_rows(saved.parent, KEY)
+        metrics.load_rows(saved.parent, KEY)
 
     saved.write_bytes(with_member(content, "", b""))
-    np.testing.assert_array_equal(evaluations.load_rows(saved.parent, KEY)[0], random_rows())
+    np.testing.assert_array_equal(metrics.load_rows(saved.parent, KEY)[0], random_rows())
 
 
 def test_saved_summary_is_read_back_and_a_damaged_one_is_reported(tmp_path):
-    figures = evaluations.measure_run(random_rows(), FACTS)
-    evaluations.save_metrics(tmp_path, figures)
-    assert evaluations.load_metrics(tmp_path, KEY) == figures
+    figures = metrics.measure_run(random_rows(), FACTS)
+    metrics.save_metrics(tmp_path, figures)
+    assert metrics.load_metrics(tmp_path, KEY) == figures
 
     path = tmp_path / f"evaluation_step{STEP}.json"
     text = path.read_text()
@@ -130,28 +130,26 @@ def test_saved_summary_is_read_back_and_a_damaged_one_is_reported(tmp_path):
     document["splits"][0]["calibration"]["reliability"]["correct"] = [1, 2]
     path.write_text(json.dumps(document))
     with pytest.raises(CarftError, match=r"splits\.0\.calibration\.reliability\.correct"):
-        evaluations.load_metrics(tmp_path, KEY)
+        metrics.load_metrics(tmp_path, KEY)
     out_of_range = [re.sub(r'("accuracy": )0\.\d+', rf"\g<1>{x}", text) for x in ("NaN", "1.5")]
     for damaged in (text[:-100], *out_of_range, "[]", "1" * 5000):
         path.write_text(damaged)
         with pytest.raises(CarftError, match="is damaged, or was not written by"):
-            evaluations.load_metrics(tmp_path, KEY)
+            metrics.load_metrics(tmp_path, KEY)
 
 
 def test_files_of_suites_are_named_by_suite_and_alpha(tmp_path):
     """Each reads back as its own; the files of the dataset are not among those of suites."""
-    metrics = evaluations.measure_run(random_rows(), FACTS)
-    keys = [KEY, *(evaluations.EvaluationKey(STEP, "DTD", alpha) for alpha in (None, 0.0, 1 / 3))]
+    measured = metrics.measure_run(random_rows(), FACTS)
+    keys = [KEY, *(metrics.EvaluationKey(STEP, "DTD", alpha) for alpha in (None, 0.0, 1 / 3))]
     for key in keys:
         facts = dataclasses.replace(FACTS, suite=key.suite, wise_ft_alpha=key.alpha)
-        evaluations.save_metrics(tmp_path, dataclasses.replace(metrics, facts=facts))
+        metrics.save_metrics(tmp_path, dataclasses.replace(measured, facts=facts))
     names = [f"evaluation_step300{part}" for part in ("", "_DTD", "_DTD_alpha0.0")]
     assert {f"{name}.json" for name in names} < {path.name for path in tmp_path.iterdir()}
-    assert sorted(evaluations.list_suite_evaluations(tmp_path), key=str) == sorted(
-        keys[1:], key=str
-    )
+    assert sorted(metrics.list_suite_evaluations(tmp_path), key=str) == sorted(keys[1:], key=str)
     for key in keys:
-        assert evaluations.load_metrics(tmp_path, key).facts.key == key
+        assert metrics.load_metrics(tmp_path, key).facts.key == key
 
 
 def test_evaluation_covers_equal_test_sets_only():
@@ -176,10 +174,10 @@ def test_evaluation_covers_equal_test_sets_only():
 
 def test_in_domain_accuracy_is_the_mean_over_training_environments():
     rows = random_rows()
-    assert evaluations.measure_run(rows, FACTS).in_domain == pytest.approx((0.9 + 0.6) / 2)
+    assert metrics.measure_run(rows, FACTS).in_domain == pytest.approx((0.9 + 0.6) / 2)
 
     unmeasured = dataclasses.replace(FACTS, validation=[])
-    assert evaluations.measure_run(rows, unmeasured).in_domain is None
+    assert metrics.measure_run(rows, unmeasured).in_domain is None
     without_target = dataclasses.replace(unmeasured, test_envs=[])
-    figures = evaluations.measure_run(rows, without_target)
+    figures = metrics.measure_run(rows, without_target)
     assert figures.in_domain == figures.splits[0].accuracy

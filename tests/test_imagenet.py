@@ -19,7 +19,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.image_lists import Passes
 from domainbed_carft.method import prompts
-from domainbed_carft.results import evaluations
+from domainbed_carft.results import metrics
 from domainbed_carft.runs import saved, splits, suites
 from domainbed_carft.suites import imagenet
 
@@ -59,7 +59,7 @@ def test_group_logits_are_the_maximum_over_each_group(name):
 @pytest.mark.parametrize(("right", "count"), [(0, 7), (8, 10), (34_150, 50_000), (3, 3)])
 def test_wilson_interval_solves_its_equation(right, count):
     quantile = 1.959963984540054  # of a two-sided 95% interval
-    for share in evaluations.wilson_interval(right, count):
+    for share in metrics.wilson_interval(right, count):
         off = (right / count - share) ** 2 - quantile**2 * share * (1 - share) / count
         assert off == pytest.approx(0, abs=1e-12)
 

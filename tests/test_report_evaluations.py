@@ -11,7 +11,7 @@ import report_page
 from domainbed_carft.report import evaluation_plots
 from domainbed_carft.report.plots import figure_style, get_styles
 from domainbed_carft.results import collection, selection
-from domainbed_carft.results.evaluations import Flips
+from domainbed_carft.results.metrics import Flips
 
 PAIR = ("CARFT", "CLIPZeroShot")
 

@@ -16,7 +16,7 @@ from runs_jobs import CLASSES
 from domainbed_carft import cli
 from domainbed_carft.data import image_files
 from domainbed_carft.jobs.folder import RECORDS
-from domainbed_carft.results import evaluations
+from domainbed_carft.results import metrics
 from domainbed_carft.runs import saved, zero_shot
 from domainbed_carft.runs.predictions import LoadingOptions
 from domainbed_carft.runs.suites import make_suite_test
@@ -111,12 +111,12 @@ def test_scores_equal_a_direct_computation_and_are_saved(suite, job, data, capsy
     (path,) = job.glob("evaluation_step*.json")
     step = int(max(record["step"] for record in map(json.loads, (job / RECORDS).open())))
     assert path.name == f"evaluation_step{step}_pets.json"
-    metrics = suite_evaluations.load(job, step)
-    assert {part.split.name: part.accuracy for part in metrics.splits} == shares
-    by_set = {part.split.name: part for part in metrics.splits}
+    measured = suite_evaluations.load(job, step)
+    assert {part.split.name: part.accuracy for part in measured.splits} == shares
+    by_set = {part.split.name: part for part in measured.splits}
     assert by_set["photo"].calibration.nll == document["sets"]["photo"]["calibration"]["nll"]
     assert [by_set["One"].split.classes, by_set["photo"].split.classes] == [["cat"], []]
-    assert (metrics.facts.suite, metrics.facts.temperature) == ("pets", None)
+    assert (measured.facts.suite, measured.facts.temperature) == ("pets", None)
 
 
 def test_missing_or_incomplete_test_sets_leave_no_mean(suite, job, data, capsys):
@@ -314,11 +314,11 @@ def test_wise_ft_and_soup_have_the_scores_of_their_weights(suite, job, data, cap
     carft(capsys, "wise-ft", job, "--data_dir", data, *mixed)
     rows = json.loads((out / "wise_ft.json").read_text())
     assert rows[2]["sets"] == alone["sets"] and rows[2]["means"] == alone["means"]
-    keys = evaluations.list_suite_evaluations(job)
+    keys = metrics.list_suite_evaluations(job)
     assert [key.alpha for key in keys] == [None, 0, 0.5, 1]
     for key, document in zip(keys, [alone, *rows]):
-        metrics = evaluations.load_metrics(job, key)
-        assert {part.split.name: part.accuracy for part in metrics.splits} == accuracies(document)
+        measured = metrics.load_metrics(job, key)
+        assert {part.split.name: part.accuracy for part in measured.splits} == accuracies(document)
 
     half = evaluate(capsys, out / "model_alpha_0.50.pkl", "--data_dir", data)
     assert half["sets"] == rows[1]["sets"] and not [*out.glob("evaluation_*")]

@@ -24,7 +24,7 @@ from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import loading
 from domainbed_carft.jobs import records as job_records
-from domainbed_carft.results import evaluations
+from domainbed_carft.results import metrics
 from domainbed_carft.runs import pool, saved, splits, squares, sweep_run, temperature
 from domainbed_carft.runs.sweep_run import SweepOptions
 
@@ -143,9 +143,7 @@ def test_figures_equal_a_direct_computation(pets, evaluation):
         assert figures.flips.lost == int((~is_correct & was_correct).sum())
 
         cosines = zero_shot_logits / float(zero_shot.algorithm.logit_scale)
-        rows, _ = evaluations.load_rows(
-            Path(evaluated.folder), evaluations.EvaluationKey(evaluated.step)
-        )
+        rows, _ = metrics.load_rows(Path(evaluated.folder), metrics.EvaluationKey(evaluated.step))
         alignment = cosines[torch.arange(len(labels)), labels]
         assert rows["alignment"] == pytest.approx(alignment.numpy(), abs=1e-6)
 

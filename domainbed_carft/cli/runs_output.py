@@ -20,7 +20,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import cells, collection, columns, formats, suites, tables
 from domainbed_carft.results.collection import Collection as CollectedRuns
-from domainbed_carft.results.evaluations import ECE_BINS
+from domainbed_carft.results.metrics import ECE_BINS
 from domainbed_carft.runs import SOME_SKIPPED
 from domainbed_carft.runs.evaluate import evaluate, evaluate_on_suite
 from domainbed_carft.runs.export import describe_unknown_transforms, export

@@ -21,7 +21,7 @@ from domainbed_carft.report.plots import (
     save_figure,
 )
 from domainbed_carft.results.columns import load_run_metrics
-from domainbed_carft.results.evaluations import (
+from domainbed_carft.results.metrics import (
     Flips,
     ReliabilityBins,
     SplitMetrics,

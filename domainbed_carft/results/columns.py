@@ -34,7 +34,7 @@ from domainbed_carft.results.cells import (
 from domainbed_carft.text import unknown
 
 if TYPE_CHECKING:
-    from domainbed_carft.results.evaluations import RunMetrics, SplitMetrics
+    from domainbed_carft.results.metrics import RunMetrics, SplitMetrics
     from domainbed_carft.results.selection import SelectedRun
 
 ENVIRONMENTS = "environments"
@@ -275,7 +275,7 @@ def load_run_metrics(
     Raises:
         CarftError: with the reason why there are no metrics.
     """
-    from domainbed_carft.results.evaluations import EvaluationKey, load_metrics
+    from domainbed_carft.results.metrics import EvaluationKey, load_metrics
 
     key = EvaluationKey(int(selected.outcome.step), suite, alpha)
     metrics = load_metrics(Path(selected.run.folder), key)

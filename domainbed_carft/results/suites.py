@@ -29,7 +29,7 @@ from domainbed_carft.results.columns import (
     describe_problems,
     load_run_metrics,
 )
-from domainbed_carft.results.evaluations import RunMetrics, list_suite_evaluations
+from domainbed_carft.results.metrics import RunMetrics, list_suite_evaluations
 from domainbed_carft.results.published import PublishedAccuracy
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table

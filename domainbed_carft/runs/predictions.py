@@ -18,7 +18,7 @@ from domainbed_carft.arguments import BATCH, WORKERS, check
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import stages
 from domainbed_carft.machine import devices
-from domainbed_carft.results.evaluations import PROBABILITIES, ROW, ImageRows
+from domainbed_carft.results.metrics import PROBABILITIES, ROW, ImageRows
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs.run import Run, require_finite
 from domainbed_carft.runs.splits import Split

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from domainbed_carft.files import weights
-from domainbed_carft.results.evaluations import (
+from domainbed_carft.results.metrics import (
     FORMAT,
     EvaluatedSplit,
     EvaluationFacts,

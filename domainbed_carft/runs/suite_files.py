@@ -18,8 +18,8 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.results import evaluations
-from domainbed_carft.results.evaluations import (
+from domainbed_carft.results import metrics
+from domainbed_carft.results.metrics import (
     EvaluationFacts,
     EvaluationKey,
     ImageRows,
@@ -144,7 +144,7 @@ def describe_suite_evaluation(test: SuiteTest, run: Run, step: int) -> Evaluatio
 
 def _find_temperature(folder: Path, step: int, weights_digest: str) -> Temperature | None:
     with contextlib.suppress(CarftError):  # not evaluated on its dataset
-        facts = evaluations.load_metrics(folder, EvaluationKey(step)).facts
+        facts = metrics.load_metrics(folder, EvaluationKey(step)).facts
         if facts.weights == weights_digest:
             return facts.temperature
     return None
@@ -196,8 +196,8 @@ def _save(
             ],
         )
         variant_facts = dataclasses.replace(facts, wise_ft_alpha=description.wise_ft_alpha)
-        evaluations.save_rows(run.path.parent, rows, variant_facts)
-        evaluations.save_metrics(run.path.parent, evaluations.measure_run(rows, variant_facts))
+        metrics.save_rows(run.path.parent, rows, variant_facts)
+        metrics.save_metrics(run.path.parent, metrics.measure_run(rows, variant_facts))
 
 
 def measure_recorded_run_on_suite(
@@ -227,7 +227,7 @@ def measure_recorded_run_on_suite(
     folder = Path(recorded.folder)
     earlier = None
     with contextlib.suppress(CarftError):  # the file is missing or damaged
-        earlier = evaluations.load_rows(folder, EvaluationKey(step, suite))
+        earlier = metrics.load_rows(folder, EvaluationKey(step, suite))
 
     run = saved.open_step(recorded, step)
     if run is None:  # if the weights were deleted after an evaluation, its rows are still valid
@@ -246,7 +246,7 @@ def measure_recorded_run_on_suite(
             _require_read(scores)
             return True
 
-    evaluations.save_metrics(folder, evaluations.measure_run(*earlier))
+    metrics.save_metrics(folder, metrics.measure_run(*earlier))
     return False
 
 

@@ -21,7 +21,7 @@ from domainbed_carft.data.benchmarks import data_dir_problems
 from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.method import objective, prompts
-from domainbed_carft.results.evaluations import EvaluatedSplit, ImageRows, measure_split
+from domainbed_carft.results.metrics import EvaluatedSplit, ImageRows, measure_split
 from domainbed_carft.runs.predictions import (
     LoadingOptions,
     Predictor,

@@ -14,7 +14,7 @@ from domainbed_carft.clips import open_clip, openai
 from domainbed_carft.errors import CarftError, invalid
 from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.columns import load_run_metrics
-from domainbed_carft.results.evaluations import SplitMetrics
+from domainbed_carft.results.metrics import SplitMetrics
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.suites import selected_runs
 from domainbed_carft.runs.pool import Outcome, Task, run_tasks

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.results import evaluations
-from domainbed_carft.results.evaluations import (
+from domainbed_carft.results import metrics
+from domainbed_carft.results.metrics import (
     EvaluationFacts,
     EvaluationKey,
     ImageRows,
@@ -87,7 +87,7 @@ def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions
     folder = Path(recorded.folder)
     earlier = None
     with contextlib.suppress(CarftError):  # the file is missing or damaged
-        earlier = evaluations.load_rows(folder, EvaluationKey(step))
+        earlier = metrics.load_rows(folder, EvaluationKey(step))
 
     run = saved.open_step(recorded, step)
     task = prepare(run, step, options.data_dir) if run else None
@@ -103,11 +103,11 @@ def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions
         loading = options.for_loading(recorded.dataset)
         with torch.random.fork_rng(devices=[]):
             rows, facts = predict_task(task, loading, options.original)
-        evaluations.save_rows(folder, rows, facts)
+        metrics.save_rows(folder, rows, facts)
     else:
         raise CarftError(f"weights of step {step} were not kept")
 
-    evaluations.save_metrics(folder, evaluations.measure_run(rows, facts))
+    metrics.save_metrics(folder, metrics.measure_run(rows, facts))
     return not is_current
 
 

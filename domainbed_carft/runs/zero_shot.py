@@ -25,7 +25,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import arrays
 from domainbed_carft.method import objective, prompts
-from domainbed_carft.results.evaluations import ZERO_SHOT_ROW, ImageRows
+from domainbed_carft.results.metrics import ZERO_SHOT_ROW, ImageRows
 from domainbed_carft.runs import saved
 from domainbed_carft.runs.predictions import LoadingOptions, Predictor, predict_rows
 from domainbed_carft.runs.run import Run
