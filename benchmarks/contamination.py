@@ -83,7 +83,7 @@ def read_accuracies(job: Path) -> Mapping[str, float]:
         return {}
     # The selected checkpoint is never after the last one.
     metrics = load_metrics(job, min(keys, key=lambda key: key.step))
-    return {part.split.name: part.accuracy for part in metrics.splits}
+    return {part.image_set.name: part.accuracy for part in metrics.image_sets}
 
 
 def gains_by_style(scores: Sequence[Score]) -> dict[str, dict[str, float]]:

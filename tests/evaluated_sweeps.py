@@ -7,10 +7,10 @@ import numpy as np
 from domainbed_carft.jobs.job import IDENTITY
 from domainbed_carft.results import metrics
 from domainbed_carft.results.metrics import (
-    EvaluatedSplit,
     EvaluationFacts,
+    ImageSetFacts,
     Temperature,
-    ValidationSplit,
+    ValidationAccuracy,
 )
 
 
@@ -42,9 +42,9 @@ def _facts(record, n_images, num_classes):
         classes=[f"class {number}" for number in range(num_classes)],
         contexts=["a photo of a {}."],
         images=n_images,
-        splits=[EvaluatedSplit(f"env{target}", target, f"env{target}_in", n_images)],
+        image_sets=[ImageSetFacts(f"env{target}", target, f"env{target}_in", n_images)],
         temperature=Temperature(1.3, 100, False),
-        validation=[ValidationSplit("env9", 9, "env9_out", 100, 80 + target)],
+        validation=[ValidationAccuracy(ImageSetFacts("env9", 9, "env9_out", 100), 80 + target)],
     )
 
 

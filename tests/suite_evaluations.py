@@ -6,11 +6,11 @@ from domainbed_carft.jobs.job import IDENTITY
 from domainbed_carft.results import metrics
 from domainbed_carft.results.metrics import (
     Calibration,
-    EvaluatedSplit,
     EvaluationFacts,
     EvaluationKey,
+    ImageSetFacts,
+    ImageSetMetrics,
     RunMetrics,
-    SplitMetrics,
 )
 from domainbed_carft.suites import catalogue
 
@@ -26,25 +26,25 @@ def save(job, args, step, suite, accuracies, *, alpha=None, per_class=None, **fa
     A set with an accuracy below 0.1 is incomplete, like every set without calibration and flips.
     """
     names = [test_set.name for test_set in catalogue.get(suite).sets]
-    splits = [
-        EvaluatedSplit(suite, names.index(name), name, 1000, is_complete=accuracy > 0.1)
+    image_sets = [
+        ImageSetFacts(suite, names.index(name), name, 1000, is_complete=accuracy > 0.1)
         for name, accuracy in accuracies.items()
     ]
     parts = [
-        SplitMetrics(
-            accuracy=accuracies[split.name],
+        ImageSetMetrics(
+            accuracy=accuracies[image_set.name],
             mean_per_class=per_class,
             worst_class=None,
             calibration=Calibration(ece=0.1, nll=None, brier=None, reliability=None),
             class_images=None,
             class_correct=None,
-            split=split,
+            image_set=image_set,
             zero_shot_accuracy=None,
             flips=None,
             scaled=None,
             temperature=None,
         )
-        for split in splits
+        for image_set in image_sets
     ]
     described = EvaluationFacts(
         format=metrics.FORMAT,
@@ -57,8 +57,8 @@ def save(job, args, step, suite, accuracies, *, alpha=None, per_class=None, **fa
         clip_digest="",
         classes=["class"],
         contexts=["a photo of a {}."],
-        images=1000 * len(splits),
-        splits=splits,
+        images=1000 * len(image_sets),
+        image_sets=image_sets,
         temperature=None,
         suite=suite,
         wise_ft_alpha=alpha,

@@ -12,10 +12,10 @@ import pytest
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import metrics
 from domainbed_carft.results.metrics import (
-    EvaluatedSplit,
     EvaluationFacts,
+    ImageSetFacts,
     Temperature,
-    ValidationSplit,
+    ValidationAccuracy,
 )
 
 STEP = 300
@@ -37,11 +37,11 @@ FACTS = EvaluationFacts(
     classes=CLASSES,
     contexts=["a photo of a {}."],
     images=COUNT,
-    splits=[EvaluatedSplit("art", 0, "env0_in", COUNT)],
+    image_sets=[ImageSetFacts("art", 0, "env0_in", COUNT)],
     temperature=Temperature(1.3, 100, False),
     validation=[
-        ValidationSplit("photo", 1, "env1_out", 100, 90),
-        ValidationSplit("sketch", 2, "env2_out", 50, 30),
+        ValidationAccuracy(ImageSetFacts("photo", 1, "env1_out", 100, is_target=False), 90),
+        ValidationAccuracy(ImageSetFacts("sketch", 2, "env2_out", 50, is_target=False), 30),
     ],
 )
 
@@ -127,9 +127,9 @@ def test_saved_summary_is_read_back_and_a_damaged_one_is_reported(tmp_path):
     path = tmp_path / f"evaluation_step{STEP}.json"
     text = path.read_text()
     document = json.loads(text)
-    document["splits"][0]["calibration"]["reliability"]["correct"] = [1, 2]
+    document["image_sets"][0]["calibration"]["reliability"]["correct"] = [1, 2]
     path.write_text(json.dumps(document))
-    with pytest.raises(CarftError, match=r"splits\.0\.calibration\.reliability\.correct"):
+    with pytest.raises(CarftError, match=r"image_sets\.0\.calibration\.reliability\.correct"):
         metrics.load_metrics(tmp_path, KEY)
     out_of_range = [re.sub(r'("accuracy": )0\.\d+', rf"\g<1>{x}", text) for x in ("NaN", "1.5")]
     for damaged in (text[:-100], *out_of_range, "[]", "1" * 5000):
@@ -154,20 +154,20 @@ def test_files_of_suites_are_named_by_suite_and_alpha(tmp_path):
 
 def test_evaluation_covers_equal_test_sets_only():
     """Further test sets, and a temperature that is not expected, do no harm."""
-    splits = [
-        EvaluatedSplit("DTD", number, name, 250, digest=digest)
+    image_sets = [
+        ImageSetFacts("DTD", number, name, 250, digest=digest)
         for number, (name, digest) in enumerate((("one", "1"), ("two", "2")))
     ]
-    facts = dataclasses.replace(FACTS, suite="DTD", splits=splits)
+    facts = dataclasses.replace(FACTS, suite="DTD", image_sets=image_sets)
     assert facts.covers(facts)
-    assert facts.covers(dataclasses.replace(facts, splits=splits[1:], temperature=None))
+    assert facts.covers(dataclasses.replace(facts, image_sets=image_sets[1:], temperature=None))
     for changes in (
         {"weights": "e" * 64},
         {"prompts_digest": "e" * 16},
         {"temperature": Temperature(1.4, 100, False)},
-        {"splits": [dataclasses.replace(splits[0], digest="3")]},
-        {"splits": [dataclasses.replace(splits[0], is_complete=False)]},
-        {"splits": [dataclasses.replace(splits[0], name="three")]},
+        {"image_sets": [dataclasses.replace(image_sets[0], digest="3")]},
+        {"image_sets": [dataclasses.replace(image_sets[0], is_complete=False)]},
+        {"image_sets": [dataclasses.replace(image_sets[0], name="three")]},
     ):
         assert not facts.covers(dataclasses.replace(facts, **changes)), changes
 
@@ -180,4 +180,4 @@ def test_in_domain_accuracy_is_the_mean_over_training_environments():
     assert metrics.measure_run(rows, unmeasured).in_domain is None
     without_target = dataclasses.replace(unmeasured, test_envs=[])
     figures = metrics.measure_run(rows, without_target)
-    assert figures.in_domain == figures.splits[0].accuracy
+    assert figures.in_domain == figures.image_sets[0].accuracy

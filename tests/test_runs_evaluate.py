@@ -66,7 +66,7 @@ def test_scores_of_each_split_equal_a_direct_computation(pets, capsys):
             [int(((labels == true) & (predicted == guess)).sum()) for guess in (0, 1)]
             for true in (0, 1)
         ]
-        assert scores["split"]["images"] == len(labels)
+        assert scores["image_set"]["images"] == len(labels)
         assert document["classes"][1] == "wild dog"
         assert scores["class_images"][1] == int((labels == 1).sum())
         assert scores["class_correct"][1] == int((predicted[labels == 1] == 1).sum())

@@ -96,10 +96,10 @@ def test_scores_equal_a_direct_computation_and_are_saved(suite, job, data, capsy
     run = saved.load_run(job, device="cpu")
     for test_set in suite.sets:
         scores = document["sets"][test_set.name]
-        assert scores["split"]["images"] == 20
+        assert scores["image_set"]["images"] == 20
         assert sum(scores["class_correct"]) == count_correct(run, test_set, data)
-        assert scores["accuracy"] == scores["split"]["images"] ** -1 * sum(scores["class_correct"])
-        assert scores["split"]["is_complete"]
+        assert scores["accuracy"] == sum(scores["class_correct"]) / 20
+        assert scores["image_set"]["is_complete"]
 
     shares = accuracies(document)
     assert shares["One"] == 1 and 0 < shares["Turned"] != shares["photo"] < 1
@@ -112,10 +112,10 @@ def test_scores_equal_a_direct_computation_and_are_saved(suite, job, data, capsy
     step = int(max(record["step"] for record in map(json.loads, (job / RECORDS).open())))
     assert path.name == f"evaluation_step{step}_pets.json"
     measured = suite_evaluations.load(job, step)
-    assert {part.split.name: part.accuracy for part in measured.splits} == shares
-    by_set = {part.split.name: part for part in measured.splits}
+    assert {part.image_set.name: part.accuracy for part in measured.image_sets} == shares
+    by_set = {part.image_set.name: part for part in measured.image_sets}
     assert by_set["photo"].calibration.nll == document["sets"]["photo"]["calibration"]["nll"]
-    assert [by_set["One"].split.classes, by_set["photo"].split.classes] == [["cat"], []]
+    assert [by_set["One"].image_set.classes, by_set["photo"].image_set.classes] == [["cat"], []]
     assert (measured.facts.suite, measured.facts.temperature) == ("pets", None)
 
 
@@ -126,7 +126,7 @@ def test_missing_or_incomplete_test_sets_leave_no_mean(suite, job, data, capsys)
     assert document["problems"]["Turned"] == ["19 images, expected 20"]
     assert "One" in document["problems"] and "One" not in document["sets"]
     (path,) = job.glob("evaluation_step*_pets.json")
-    splits = {part["name"]: part for part in json.loads(path.read_text())["facts"]["splits"]}
+    splits = {part["name"]: part for part in json.loads(path.read_text())["facts"]["image_sets"]}
     assert not splits["Turned"]["is_complete"] and splits["Cut"]["is_complete"] is False
     assert splits["photo"]["is_complete"] and document["means"]["mean"] is None
 
@@ -211,7 +211,7 @@ def test_sweep_is_measured_once_and_not_on_its_training_environments(suite, out,
     evaluations = read_evaluations(out)
     assert [*evaluations] == [folder.name for folder in out.iterdir()]
     for content in evaluations.values():
-        splits = json.loads(content)["facts"]["splits"]
+        splits = json.loads(content)["facts"]["image_sets"]
         assert [split["name"] for split in splits] == ["Turned", "One", "Cut"]
     assert "0 runs measured" in carft(capsys, *words).err
     assert read_evaluations(out) == evaluations
@@ -271,10 +271,10 @@ def test_zero_shot_predictions_of_a_sweep_are_made_once_for_each_test_set(
     carft(capsys, *words)
     assert sorted(predicted) == sorted(SHIFTED)
 
-    for part in json.loads(read_evaluations(out)["CLIPZeroShot"])["splits"]:
+    for part in json.loads(read_evaluations(out)["CLIPZeroShot"])["image_sets"]:
         assert part["zero_shot_accuracy"] == part["accuracy"]
         assert part["flips"]["gained"] == part["flips"]["lost"] == 0
-    (probed, *_) = json.loads(read_evaluations(out)["CLIPLinearProbe"])["splits"]
+    (probed, *_) = json.loads(read_evaluations(out)["CLIPLinearProbe"])["image_sets"]
     assert sum(probed["flips"].values()) == 20
 
     run = saved.load_run(out / "CARFT", device="cpu")
@@ -285,8 +285,9 @@ def test_zero_shot_predictions_of_a_sweep_are_made_once_for_each_test_set(
     )
     assert resized.plan != test.plan
     for tested in (test, resized):
-        part = tested.tested_sets["Turned"]
-        zero_shot.predict_test_set_zero_shot(run, part, part.hash_images(), options, None)
+        digest = tested.hash_images("Turned")
+        image_set = tested.image_sets["Turned"]
+        zero_shot.predict_test_set_zero_shot(run, image_set, digest, options, None)
     assert predicted[len(SHIFTED) :] == ["Turned"]
 
 
@@ -304,7 +305,7 @@ def test_temperature_of_the_dataset_scales_the_predictions_on_a_suite(suite, out
 
 
 def read_splits(out, algorithm):
-    return json.loads(read_evaluations(out)[algorithm])["splits"]
+    return json.loads(read_evaluations(out)[algorithm])["image_sets"]
 
 
 def test_wise_ft_and_soup_have_the_scores_of_their_weights(suite, job, data, capsys, tmp_path):
@@ -318,7 +319,8 @@ def test_wise_ft_and_soup_have_the_scores_of_their_weights(suite, job, data, cap
     assert [key.alpha for key in keys] == [None, 0, 0.5, 1]
     for key, document in zip(keys, [alone, *rows]):
         measured = metrics.load_metrics(job, key)
-        assert {part.split.name: part.accuracy for part in measured.splits} == accuracies(document)
+        by_set = {part.image_set.name: part.accuracy for part in measured.image_sets}
+        assert by_set == accuracies(document)
 
     half = evaluate(capsys, out / "model_alpha_0.50.pkl", "--data_dir", data)
     assert half["sets"] == rows[1]["sets"] and not [*out.glob("evaluation_*")]

@@ -258,7 +258,7 @@ def test_run_is_evaluated_on_its_test_split_and_as_a_suite(job, planted, tmp_pat
     document = json.loads(evaluate(capsys, job, planted, "--suite", "OxfordIIITPet", "--json").out)
     assert sum(document["sets"]["test"]["class_correct"]) == right
     (path,) = job.glob("evaluation_step*_OxfordIIITPet.json")  # of two evaluations
-    assert json.loads(path.read_text())["splits"][0]["accuracy"] == right / 37
+    assert json.loads(path.read_text())["image_sets"][0]["accuracy"] == right / 37
 
 
 def test_unreadable_test_image_ends_evaluate_with_status_3(job, data, capsys):
@@ -289,6 +289,6 @@ def test_zero_shot_clip_reports_the_mean_accuracy_per_class(data, capsys):
         with torch.no_grad():
             logits = clip.model.visual(transform(image)[None]) @ texts.T
         is_right[label].append(int(logits.argmax()) == label)
-    assert scores["split"]["images"] == 38
+    assert scores["image_set"]["images"] == 38
     assert sum(scores["class_correct"]) == sum(map(sum, is_right))
     assert scores["mean_per_class"] == pytest.approx(np.mean([*map(np.mean, is_right)]))

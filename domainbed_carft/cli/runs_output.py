@@ -346,12 +346,13 @@ def _table_by_set(scores: Scores, published: Mapping[str, float]) -> list[str]:
         reported_per_class = {part.name for part in sets if part.reports_mean_per_class}
     rows = []
     for name, part in scores.sets.items():
-        environment = "" if scores.suite else part.split.environment
+        images = part.image_set
+        environment = "" if scores.suite else images.environment
         rows.append(
             [
-                name if part.split.is_complete else f"{name} (incomplete)",
-                f"{environment} (test)" if environment and part.split.is_target else environment,
-                f"{part.split.images:,}",
+                name if images.is_complete else f"{name} (incomplete)",
+                f"{environment} (test)" if environment and images.is_target else environment,
+                f"{images.images:,}",
                 percent(part.accuracy),
                 " to ".join(map(percent, part.interval)) if scores.suite else "",
                 percent(part.calibration.ece),
@@ -389,7 +390,7 @@ def suite_lines(head: str, scores_by_name: Mapping[str, Scores]) -> list[str]:
     (first, *_) = scores_by_name.values()
     mean_titles = catalogue.get(str(first.suite)).mean_titles
     set_titles = [
-        name if part.split.is_complete else f"{name}*" for name, part in first.sets.items()
+        name if part.image_set.is_complete else f"{name}*" for name, part in first.sets.items()
     ]
 
     rows = []

@@ -23,8 +23,8 @@ from domainbed_carft.report.plots import (
 from domainbed_carft.results.columns import load_run_metrics
 from domainbed_carft.results.metrics import (
     Flips,
+    ImageSetMetrics,
     ReliabilityBins,
-    SplitMetrics,
     expected_calibration_error,
 )
 from domainbed_carft.results.selection import SelectedRun
@@ -37,7 +37,7 @@ AT_TEMPERATURE = "at the fitted temperature"
 MAX_BARS_IN_GROUP = 6
 
 # A selected run and its metrics on its target
-EvaluatedRun = tuple[SelectedRun, SplitMetrics]
+EvaluatedRun = tuple[SelectedRun, ImageSetMetrics]
 
 _BAR_HEIGHT = 0.2  # inches from one bar to the next
 _GROUP_GAP = 1.6  # bars between two groups, for the title of the second
@@ -57,7 +57,7 @@ def read_target_metrics(selected_runs: Sequence[SelectedRun]) -> list[EvaluatedR
 
 
 def draw_reliability(
-    title: str, name: str, metrics: Sequence[SplitMetrics], style: Style
+    title: str, name: str, metrics: Sequence[ImageSetMetrics], style: Style
 ) -> Figure:
     """Draw accuracy over confidence, and below it the share of images per bin.
 

@@ -34,7 +34,7 @@ from domainbed_carft.results.cells import (
 from domainbed_carft.text import unknown
 
 if TYPE_CHECKING:
-    from domainbed_carft.results.metrics import RunMetrics, SplitMetrics
+    from domainbed_carft.results.metrics import ImageSetMetrics, RunMetrics
     from domainbed_carft.results.selection import SelectedRun
 
 ENVIRONMENTS = "environments"
@@ -293,7 +293,7 @@ class TargetMetric:
         scale: factor from the metric to the unit of its cell.
     """
 
-    get: Callable[[SplitMetrics], float | None]
+    get: Callable[[ImageSetMetrics], float | None]
     scale: float = PERCENT
 
     def __call__(self, row: RowRuns) -> Cell:
@@ -347,7 +347,7 @@ def describe_problems(places_by_problem: Mapping[str, Sequence[str]]) -> list[st
     ]
 
 
-def _scaled(name: str) -> Callable[[SplitMetrics], float | None]:
+def _scaled(name: str) -> Callable[[ImageSetMetrics], float | None]:
     """Return the calibration metric ``name`` at the fitted temperature, or None without one."""
     return lambda part: getattr(part.scaled, name) if part.scaled else None
 

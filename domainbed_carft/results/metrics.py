@@ -63,12 +63,12 @@ def join_rows(
     zero_shot: Sequence[ImageRows] = (),
     scaled: Sequence[ImageRows] = (),
 ) -> ImageRows:
-    """Return the rows of an evaluated run, one split after the other.
+    """Return the rows of an evaluated run, one set of images after the other.
 
     Args:
-        raw: rows of each split, with the fields of ROW.
-        zero_shot: rows of each split with the fields of ZERO_SHOT_ROW, if they were predicted.
-        scaled: rows of each split at the fitted temperature, if there is one.
+        raw: rows of each set of images, with the fields of ROW.
+        zero_shot: rows of each set with the fields of ZERO_SHOT_ROW, if they were predicted.
+        scaled: rows of each set at the fitted temperature, if there is one.
     """
     rows = np.zeros(sum(map(len, raw)), EVALUATED_ROW)
     rows[["label", "predicted", *PROBABILITIES]] = np.concatenate(raw)
@@ -245,8 +245,8 @@ class Flips:
 
 
 @dataclass(frozen=True)
-class EvaluatedSplit:
-    """A split, or a test set of a suite, on which a run was evaluated.
+class ImageSetFacts:
+    """The facts of a set of images on which a run was evaluated: a split, or a suite's test set.
 
     Attributes:
         environment: name of the environment; of a test set, the name of its suite.
@@ -263,22 +263,24 @@ class EvaluatedSplit:
     number: int
     name: str
     images: Annotated[int, Gt(0)]
-    is_target: bool = dataclasses.field(default=True, kw_only=True)
-    is_complete: bool = dataclasses.field(default=True, kw_only=True)
-    classes: list[str] = dataclasses.field(default_factory=list, kw_only=True)
-    digest: str = dataclasses.field(default="", kw_only=True)
+    is_target: bool = True
+    is_complete: bool = True
+    classes: list[str] = dataclasses.field(default_factory=list)
+    digest: str = ""
 
 
 @dataclass(frozen=True)
-class ValidationSplit(EvaluatedSplit):
-    """The out-split of a training environment, evaluated through the test transform.
+class ValidationAccuracy:
+    """The accuracy on the out-split of a training environment, through the test transform.
 
     The records measure the same split on augmented images.
 
     Attributes:
+        image_set: the split.
         correct: number of correctly predicted images.
     """
 
+    image_set: ImageSetFacts
     correct: int
 
 
@@ -333,8 +335,8 @@ class EvaluationFacts:
         prompts_digest, clip_digest: digests of prompts and CLIP model, as in the records.
         classes: names of the classes in label order.
         contexts: context prompts of the run.
-        images: number of images over all splits.
-        splits: the evaluated splits or test sets, in the order of the rows.
+        images: number of images over all sets.
+        image_sets: the evaluated splits or test sets, in the order of the rows.
         temperature: None if no training environment has an out-split of its own, or if it was not
             fitted before the evaluation on a suite.
         validation: out-splits of the training environments; empty if the job held nothing out.
@@ -357,9 +359,9 @@ class EvaluationFacts:
     classes: Annotated[list[str], Len(1)]
     contexts: list[str]
     images: Annotated[int, Gt(0)]
-    splits: Annotated[list[EvaluatedSplit], Len(1)]
+    image_sets: Annotated[list[ImageSetFacts], Len(1)]
     temperature: Temperature | None
-    validation: list[ValidationSplit] = dataclasses.field(default_factory=list)
+    validation: list[ValidationAccuracy] = dataclasses.field(default_factory=list)
     suite: str = ""
     wise_ft_alpha: float | None = None
     unmeasured: str = ""
@@ -374,17 +376,17 @@ class EvaluationFacts:
 
         The temperature counts only if one is expected.
         """
-        splits = {split.name: split for split in self.splits}
+        image_sets = {image_set.name: image_set for image_set in self.image_sets}
         as_expected = dataclasses.replace(
             expected,
             data=self.data,
             images=self.images,
-            splits=self.splits,
+            image_sets=self.image_sets,
             temperature=expected.temperature or self.temperature,
             unmeasured=self.unmeasured,
         )
         return self == as_expected and all(
-            splits.get(split.name) == split for split in expected.splits
+            image_sets.get(image_set.name) == image_set for image_set in expected.image_sets
         )
 
     def matches(self, job: Job) -> bool:
@@ -396,18 +398,18 @@ class EvaluationFacts:
 
 
 @dataclass(frozen=True)
-class SplitMetrics(Metrics):
-    """Metrics of an evaluated run on one split.
+class ImageSetMetrics(Metrics):
+    """Metrics of an evaluated run on one split or test set.
 
     Attributes:
-        split: the evaluated split.
+        image_set: the split or test set.
         zero_shot_accuracy: accuracy of zero-shot CLIP in [0, 1], or None if it was not measured.
         flips: images gained and lost against zero-shot CLIP, or None if they were not counted.
         scaled: calibration at the fitted temperature, or None without one.
         temperature: the fitted temperature, or None.
     """
 
-    split: EvaluatedSplit
+    image_set: ImageSetFacts
     zero_shot_accuracy: float | None
     flips: Flips | None
     scaled: Calibration | None
@@ -416,22 +418,22 @@ class SplitMetrics(Metrics):
     @property
     def correct(self) -> int:
         """Number of correctly predicted images."""
-        return round(self.accuracy * self.split.images)
+        return round(self.accuracy * self.image_set.images)
 
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95% confidence interval of the accuracy."""
-        return wilson_interval(self.correct, self.split.images)
+        return wilson_interval(self.correct, self.image_set.images)
 
     @property
     def gained_share(self) -> float | None:
         """Share of the images that only the run predicts correctly."""
-        return self.flips.gained / self.split.images if self.flips else None
+        return self.flips.gained / self.image_set.images if self.flips else None
 
     @property
     def lost_share(self) -> float | None:
         """Share of the images that only zero-shot CLIP predicts correctly."""
-        return self.flips.lost / self.split.images if self.flips else None
+        return self.flips.lost / self.image_set.images if self.flips else None
 
     @property
     def net_gained_share(self) -> float | None:
@@ -451,18 +453,18 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """Metrics of a run at one step, in the order of its splits."""
+    """Metrics of a run at one step, in the order of its sets of images."""
 
     facts: EvaluationFacts
-    splits: Annotated[list[SplitMetrics], Len(1)]
+    image_sets: Annotated[list[ImageSetMetrics], Len(1)]
 
-    def get_environment(self, number: int) -> SplitMetrics | None:
+    def get_environment(self, number: int) -> ImageSetMetrics | None:
         """Return the metrics on an environment, or None if it was not evaluated."""
-        return next((part for part in self.splits if part.split.number == number), None)
+        return next((part for part in self.image_sets if part.image_set.number == number), None)
 
-    def get_split(self, name: str) -> SplitMetrics | None:
+    def get_image_set(self, name: str) -> ImageSetMetrics | None:
         """Return the metrics on a split or test set, or None if it was not evaluated."""
-        return next((part for part in self.splits if part.split.name == name), None)
+        return next((part for part in self.image_sets if part.image_set.name == name), None)
 
     @property
     def in_domain(self) -> float | None:
@@ -471,41 +473,41 @@ class RunMetrics:
         The images are not augmented, unlike those of the tables' in-domain accuracy. None if the
         validation splits were not evaluated.
         """
-        accuracies = [split.correct / split.images for split in self.facts.validation]
+        accuracies = [part.correct / part.image_set.images for part in self.facts.validation]
         if not self.facts.test_envs:
-            accuracies = [split.accuracy for split in self.splits]
+            accuracies = [part.accuracy for part in self.image_sets]
         return fmean(accuracies) if accuracies else None
 
 
 def measure_run(rows: ImageRows, facts: EvaluationFacts) -> RunMetrics:
-    """Compute the metrics of all splits from rows with the fields of EVALUATED_ROW."""
-    ends = np.cumsum([split.images for split in facts.splits])
-    splits = [
-        measure_split(
+    """Compute the metrics of all sets of images from rows with the fields of EVALUATED_ROW."""
+    ends = np.cumsum([image_set.images for image_set in facts.image_sets])
+    image_sets = [
+        measure_image_set(
             part,
-            split,
+            image_set,
             facts.classes,
             temperature=facts.temperature,
             has_zero_shot=not facts.unmeasured,
         )
-        for split, part in zip(facts.splits, np.split(rows, ends[:-1]))
+        for image_set, part in zip(facts.image_sets, np.split(rows, ends[:-1]))
     ]
-    return RunMetrics(facts, splits)
+    return RunMetrics(facts, image_sets)
 
 
-def measure_split(
+def measure_image_set(
     rows: ImageRows,
-    split: EvaluatedSplit,
+    image_set: ImageSetFacts,
     classes: Sequence[str],
     *,
     temperature: Temperature | None = None,
     has_zero_shot: bool = False,
-) -> SplitMetrics:
+) -> ImageSetMetrics:
     """Compute the metrics of a split or test set.
 
     Args:
         rows: the rows of its images.
-        split: the split.
+        image_set: the split or test set.
         classes: the names of the run's classes in label order.
         temperature: the fitted temperature, if the rows have the fields SCALED_PROBABILITIES.
         has_zero_shot: True if the rows have the fields of ZERO_SHOT_ROW.
@@ -521,9 +523,9 @@ def measure_split(
             both_right=int((run_is_correct & zero_shot_is_correct).sum()),
             both_wrong=int((~run_is_correct & ~zero_shot_is_correct).sum()),
         )
-    return SplitMetrics(
-        **vars(measure(rows, split.classes or classes)),
-        split=split,
+    return ImageSetMetrics(
+        **vars(measure(rows, image_set.classes or classes)),
+        image_set=image_set,
         zero_shot_accuracy=zero_shot_accuracy,
         flips=flips,
         scaled=measure_calibration(rows, SCALED) if temperature else None,
@@ -561,19 +563,19 @@ def load_rows(folder: Path, key: EvaluationKey) -> tuple[ImageRows, EvaluationFa
     """Load the rows and their facts; raise CarftError if the file is missing or damaged.
 
     Returns:
-        The rows of all splits, one split after the other, with the fields of EVALUATED_ROW, and the
-        facts.
+        The rows of all sets of images, one set after the other, with the fields of EVALUATED_ROW,
+        and the facts.
     """
     path = rows_path(folder, key)
     content, columns = arrays.load_arrays(path, {"rows": EVALUATED_ROW}, "images")
     facts = _validate(EvaluationFacts, content, path)
     rows = columns["rows"]
-    if sum(split.images for split in facts.splits) != facts.images:
+    if sum(image_set.images for image_set in facts.image_sets) != facts.images:
         raise _damaged(path, "rows")
-    ends = np.cumsum([split.images for split in facts.splits])
-    for split, part in zip(facts.splits, np.split(rows, ends[:-1])):
+    ends = np.cumsum([image_set.images for image_set in facts.image_sets])
+    for image_set, part in zip(facts.image_sets, np.split(rows, ends[:-1])):
         largest_label = max(int(part[name].max()) for name in ("label", "predicted", "zero_shot"))
-        if largest_label >= len(split.classes or facts.classes):
+        if largest_label >= len(image_set.classes or facts.classes):
             raise _damaged(path, "rows")
     return rows, facts
 

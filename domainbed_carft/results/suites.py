@@ -210,7 +210,10 @@ def _build_table(
     suite = catalogue.get(suite_name)
     columns = get_columns(suite, metric)
     measured = {
-        split.name for row in rows for run in row.runs for split in run.metrics.facts.splits
+        image_set.name
+        for row in rows
+        for run in row.runs
+        for image_set in run.metrics.facts.image_sets
     }
     cells = {
         row.label: {
@@ -334,18 +337,18 @@ def _get_value(
 
     For the accuracy, the mean over the classes counts on sets that are reported by it.
     """
-    part = run.metrics.get_split(name)
+    part = run.metrics.get_image_set(name)
     if part is None:
         return None, True
     by_class = {test_set.name for test_set in suite.sets if test_set.reports_mean_per_class}
     if metric == _ACCURACY and name in by_class:
         metric = _PER_CLASS
-    return SUITE_METRICS[metric].get(part), part.split.is_complete
+    return SUITE_METRICS[metric].get(part), part.image_set.is_complete
 
 
 def _explain_missing(run: _EvaluatedRun, name: str, metric: str) -> str:
     """Return the reason why a run has no value of a metric on a test set."""
-    if run.metrics.get_split(name) is None:
+    if run.metrics.get_image_set(name) is None:
         return "not evaluated on this test set"
     if metric in _AT_TEMPERATURE and run.metrics.facts.temperature is None:
         return _NO_TEMPERATURE

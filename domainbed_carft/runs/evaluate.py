@@ -60,7 +60,7 @@ def evaluate(
 
     Examples:
         >>> scores = evaluate(job, workers=0)
-        >>> list(scores.sets)[0], scores.sets["env0_in"].split.is_target
+        >>> list(scores.sets)[0], scores.sets["env0_in"].image_set.is_target
         ('env0_in', True)
         >>> 0 <= scores.sets["env0_in"].accuracy <= 1
         True

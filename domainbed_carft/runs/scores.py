@@ -11,15 +11,15 @@ import numpy as np
 from domainbed_carft.files import weights
 from domainbed_carft.results.metrics import (
     FORMAT,
-    EvaluatedSplit,
     EvaluationFacts,
-    SplitMetrics,
+    ImageSetFacts,
+    ImageSetMetrics,
     confusion_matrix,
-    measure_split,
+    measure_image_set,
 )
 from domainbed_carft.runs.predictions import LoadingOptions, Predictor, predict_rows
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.splits import Split, get_step
+from domainbed_carft.runs.splits import ImageSet, get_step
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Scores:
     soup: Mapping[str, Any] | None = None
     transform: str = "test"
     suite: str | None = None
-    sets: dict[str, SplitMetrics] = field(default_factory=dict)
+    sets: dict[str, ImageSetMetrics] = field(default_factory=dict)
     confusions: dict[str, list[list[int]]] = field(default_factory=dict)
     means: dict[str, float | None] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
@@ -111,14 +111,14 @@ def describe_run(run: Run, data_dir: str | None = None) -> Scores:
 
 
 def describe_evaluation(
-    run: Run, step: int, splits: Sequence[EvaluatedSplit], data: str
+    run: Run, step: int, image_sets: Sequence[ImageSetFacts], data: str
 ) -> EvaluationFacts:
     """Return the facts of an evaluation of a run's weights, without temperature and validation.
 
     Args:
         run: the run.
         step: step of its weights.
-        splits: the evaluated splits or test sets.
+        image_sets: the evaluated splits or test sets.
         data: SHA-256 of the list of images.
     """
     return EvaluationFacts(
@@ -135,14 +135,14 @@ def describe_evaluation(
         clip_digest=run.hparams["clip_digest"],
         classes=list(run.classes),
         contexts=list(run.contexts),
-        images=sum(split.images for split in splits),
-        splits=list(splits),
+        images=sum(image_set.images for image_set in image_sets),
+        image_sets=list(image_sets),
         temperature=None,
     )
 
 
 def measure_splits(
-    splits: Sequence[Split],
+    splits: Sequence[ImageSet],
     predict: Predictor,
     options: LoadingOptions,
     descriptions: Sequence[Scores],
@@ -162,12 +162,10 @@ def measure_splits(
     rows_of_variants = predict_rows(splits, predict, options, len(descriptions))
     for description, rows in zip(descriptions, rows_of_variants):
         rows_by_split = {
-            split.name: (describe_split(split), part)
-            for split, part in zip(splits, rows)
-            if len(part)
+            split.name: (split.facts, part) for split, part in zip(splits, rows) if len(part)
         }
         sets = {
-            name: measure_split(part, split, description.classes)
+            name: measure_image_set(part, split, description.classes)
             for name, (split, part) in rows_by_split.items()
         }
         confusions = {
@@ -186,22 +184,11 @@ def measure_splits(
     return measured
 
 
-def describe_split(split: Split) -> EvaluatedSplit:
-    """Return the description of a split with images."""
-    return EvaluatedSplit(
-        environment=split.environment,
-        number=split.number,
-        name=split.name,
-        images=len(split),
-        is_target=split.is_target,
-    )
-
-
-def mean_accuracies(sets: Mapping[str, SplitMetrics]) -> dict[str, float | None]:
+def mean_accuracies(sets: Mapping[str, ImageSetMetrics]) -> dict[str, float | None]:
     """Return the two means of `Scores.means` over the splits ``sets``."""
     accuracies: dict[str, list[float]] = {"in_domain": [], "out_of_domain": []}
     for name, scores in sets.items():
-        is_target = scores.split.is_target
+        is_target = scores.image_set.is_target
         mean, ending = ("out_of_domain", "_in") if is_target else ("in_domain", "_out")
         if name.endswith(ending):
             accuracies[mean].append(scores.accuracy)

@@ -127,14 +127,14 @@ def describe_suite_evaluation(test: SuiteTest, run: Run, step: int) -> Evaluatio
         CarftError: if an image is missing.
     """
     try:
-        splits = [
-            tested.describe(run.classes, tested.hash_images())
-            for tested in test.tested_sets.values()
+        image_sets = [
+            dataclasses.replace(image_set.facts, digest=test.hash_images(name))
+            for name, image_set in test.image_sets.items()
         ]
     except OSError as error:
         raise CarftError(f"{error.filename} cannot be read: {error.strerror}") from error
-    data = "".join(f"{split.name} {split.digest}\n" for split in splits)
-    facts = describe_evaluation(run, step, splits, hashlib.sha256(data.encode()).hexdigest())
+    data = "".join(f"{image_set.name} {image_set.digest}\n" for image_set in image_sets)
+    facts = describe_evaluation(run, step, image_sets, hashlib.sha256(data.encode()).hexdigest())
     return dataclasses.replace(
         facts,
         suite=test.suite.name,
@@ -173,11 +173,17 @@ def _save(
     original: str | None,
 ) -> None:
     """Save rows and metrics of each variant."""
+    names = [image_set.name for image_set in facts.image_sets]
     zero_shot: list[ImageRows] = []
     try:
-        for split in facts.splits:
-            tested = test.tested_sets[split.name]
-            rows = predict_test_set_zero_shot(run, tested, split.digest, test.options, original)
+        for facts_of_set in facts.image_sets:
+            rows = predict_test_set_zero_shot(
+                run,
+                test.image_sets[facts_of_set.name],
+                facts_of_set.digest,
+                test.options,
+                original,
+            )
             zero_shot.append(rows)
     except CarftError:
         if original is not None:
@@ -187,13 +193,9 @@ def _save(
 
     for variant, description in enumerate(descriptions):
         rows = join_rows(
-            raw=[predictions.rows[split.name][variant] for split in facts.splits],
+            raw=[predictions.rows[name][variant] for name in names],
             zero_shot=zero_shot,
-            scaled=[
-                predictions.rows[split.name][variant + 1]
-                for split in facts.splits
-                if facts.temperature
-            ],
+            scaled=[predictions.rows[name][variant + 1] for name in names if facts.temperature],
         )
         variant_facts = dataclasses.replace(facts, wise_ft_alpha=description.wise_ft_alpha)
         metrics.save_rows(run.path.parent, rows, variant_facts)

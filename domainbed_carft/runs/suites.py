@@ -21,7 +21,7 @@ from domainbed_carft.data.benchmarks import data_dir_problems
 from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.method import objective, prompts
-from domainbed_carft.results.metrics import EvaluatedSplit, ImageRows, measure_split
+from domainbed_carft.results.metrics import ImageRows, measure_image_set
 from domainbed_carft.runs.predictions import (
     LoadingOptions,
     Predictor,
@@ -29,53 +29,10 @@ from domainbed_carft.runs.predictions import (
 )
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.scores import Scores
-from domainbed_carft.runs.splits import Split
+from domainbed_carft.runs.splits import ImageSet
 from domainbed_carft.runs.squares import Squares
 from domainbed_carft.suites import catalogue
 from domainbed_carft.suites.test_sets import Suite, TestSet, TestSetCopy
-
-
-@dataclass(frozen=True)
-class TestedSet:
-    """A test set of a suite, found on the disk and ready to be predicted."""
-
-    __test__ = False  # otherwise pytest collects the class
-
-    test_set: TestSet
-    copy: TestSetCopy
-    images: Split
-    squares: Squares
-
-    def describe(self, classes: Sequence[str], digest: str = "") -> EvaluatedSplit:
-        """Return the description of the test set, for a run with these classes."""
-        own_classes = list(self.test_set.classes)
-        return EvaluatedSplit(
-            environment=self.images.environment,
-            number=self.images.number,
-            name=self.images.name,
-            images=len(self.images),
-            is_target=self.images.is_target,
-            is_complete=not self.copy.problems,
-            classes=[] if own_classes == list(classes) else own_classes,
-            digest=digest,
-        )
-
-    def hash_images(self) -> str:
-        """Return a SHA-256 of the list of images, their labels, and the groups of classes.
-
-        The digest covers path, size and modification time of image files, and the values of arrays.
-        Raises OSError if a file is missing.
-        """
-        root = str(self.copy.root or "")
-        digest = hashlib.sha256(repr(self.test_set.groups).encode())
-        for image, label in self.copy.samples:
-            if isinstance(image, str):
-                file = os.stat(image)
-                line = f"{image.removeprefix(root)} {file.st_size} {file.st_mtime_ns} {label}"
-            else:
-                line = f"{hashlib.sha256(np.asarray(image).tobytes()).hexdigest()} {label}"
-            digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -104,30 +61,48 @@ class SuiteTest:
     options: LoadingOptions
 
     @functools.cached_property
-    def tested_sets(self) -> dict[str, TestedSet]:
+    def image_sets(self) -> dict[str, ImageSet]:
         """The test sets that have images, by name."""
-        numbers = {
-            test_set.name: number
-            for number, test_set in enumerate(catalogue.get(self.suite.name).sets)
+        all_sets = catalogue.get(self.suite.name).sets
+        numbers = {test_set.name: number for number, test_set in enumerate(all_sets)}
+        return {
+            test_set.name: self._make_image_set(test_set, numbers[test_set.name])
+            for test_set in self.suite.sets
+            if self.copies[test_set.name].samples
         }
-        tested = {}
-        for test_set in self.suite.sets:
-            copy = self.copies[test_set.name]
-            if not copy.samples:
-                continue
-            squares = Squares(
-                copy.samples, self.plan, test_set.border, test_set.is_resized_by_pillow
-            )
-            images = Split(
-                name=test_set.name,
-                environment=self.suite.name,
-                is_target=test_set.is_shifted,
-                items=squares,
-                number=numbers[test_set.name],
-                squares=squares,
-            )
-            tested[test_set.name] = TestedSet(test_set, copy, images, squares)
-        return tested
+
+    def _make_image_set(self, test_set: TestSet, number: int) -> ImageSet:
+        copy = self.copies[test_set.name]
+        squares = Squares(copy.samples, self.plan, test_set.border, test_set.is_resized_by_pillow)
+        return ImageSet(
+            name=test_set.name,
+            environment=self.suite.name,
+            is_target=test_set.is_shifted,
+            items=squares,
+            number=number,
+            squares=squares,
+            classes=() if test_set.classes == self.suite.classes else test_set.classes,
+            groups=test_set.groups,
+            is_complete=not copy.problems,
+        )
+
+    def hash_images(self, name: str) -> str:
+        """Return a SHA-256 of the images of a test set, their labels, and the groups of classes.
+
+        The digest covers path, size and modification time of image files, and the values of arrays.
+        Raises OSError if a file is missing.
+        """
+        copy = self.copies[name]
+        root = str(copy.root or "")
+        digest = hashlib.sha256(repr(self.image_sets[name].groups).encode())
+        for image, label in copy.samples:
+            if isinstance(image, str):
+                file = os.stat(image)
+                line = f"{image.removeprefix(root)} {file.st_size} {file.st_mtime_ns} {label}"
+            else:
+                line = f"{hashlib.sha256(np.asarray(image).tobytes()).hexdigest()} {label}"
+            digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
+        return digest.hexdigest()
 
     def predict(self, predict: Predictor, variants: int = 1) -> SuitePredictions:
         """Predict the images of all test sets, in terms of each set's classes.
@@ -142,10 +117,10 @@ class SuiteTest:
         problems = get_problems(self.copies)
         unread = [*self.unread]
         rows: dict[str, list[ImageRows]] = {}
-        for name, tested in self.tested_sets.items():
-            predict_set = group_predictor(predict, tested.test_set.groups)
+        for name, image_set in self.image_sets.items():
+            predict_set = group_predictor(predict, image_set.groups)
             try:
-                parts = predict_rows([tested.images], predict_set, self.options, variants)
+                parts = predict_rows([image_set], predict_set, self.options, variants)
             except CarftError as error:  # the other sets can still be measured
                 problems.setdefault(name, []).append(str(error))
                 unread.append(name)
@@ -159,14 +134,16 @@ class SuiteTest:
     def score(self, predictions: SuitePredictions, variant: int, description: Scores) -> Scores:
         """Return the scores of a variant, given its description without scores."""
         sets = {
-            name: measure_split(
+            name: measure_image_set(
                 rows[variant],
-                self.tested_sets[name].describe(description.classes),
+                self.image_sets[name].facts,
                 description.classes,
             )
             for name, rows in predictions.rows.items()
         }
-        complete = {name: part.accuracy for name, part in sets.items() if part.split.is_complete}
+        complete = {
+            name: part.accuracy for name, part in sets.items() if part.image_set.is_complete
+        }
         return dataclasses.replace(
             description,
             suite=self.suite.name,

@@ -14,7 +14,7 @@ from domainbed_carft.clips import open_clip, openai
 from domainbed_carft.errors import CarftError, invalid
 from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.columns import load_run_metrics
-from domainbed_carft.results.metrics import SplitMetrics
+from domainbed_carft.results.metrics import ImageSetMetrics
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.suites import selected_runs
 from domainbed_carft.runs.pool import Outcome, Task, run_tasks
@@ -53,7 +53,7 @@ class SelectedScores:
     trial: int
     folder: str
     step: int
-    metrics: SplitMetrics | None = None
+    metrics: ImageSetMetrics | None = None
     in_domain: float | None = None
     problem: str | None = None
 

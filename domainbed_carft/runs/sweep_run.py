@@ -21,7 +21,7 @@ from domainbed_carft.results.metrics import (
     EvaluationKey,
     ImageRows,
     Temperature,
-    ValidationSplit,
+    ValidationAccuracy,
     is_correct,
     join_rows,
 )
@@ -35,8 +35,8 @@ from domainbed_carft.runs.predictions import (
     predict_rows,
 )
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.scores import describe_evaluation, describe_split
-from domainbed_carft.runs.splits import JobData, Split
+from domainbed_carft.runs.scores import describe_evaluation
+from domainbed_carft.runs.splits import ImageSet, JobData
 from domainbed_carft.runs.squares import get_memory
 from domainbed_carft.runs.temperature import fit_temperature, make_logit_rows
 from domainbed_carft.runs.zero_shot import predict_zero_shot
@@ -127,8 +127,8 @@ class EvaluationTask:
 
     run: Run
     data: JobData
-    reported: list[Split]
-    validation: list[Split]
+    reported: list[ImageSet]
+    validation: list[ImageSet]
     facts: EvaluationFacts
 
 
@@ -148,11 +148,11 @@ def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
         raise CarftError(f"{run.path} has no images in the splits that the tables report")
 
     digest = _hash_data(data, [*reported, *validation])
-    facts = describe_evaluation(run, step, [*map(describe_split, reported)], digest)
+    facts = describe_evaluation(run, step, [image_set.facts for image_set in reported], digest)
     return EvaluationTask(run, data, reported, validation, facts)
 
 
-def _hash_data(data: JobData, parts: Sequence[Split]) -> str:
+def _hash_data(data: JobData, parts: Sequence[ImageSet]) -> str:
     """Return a SHA-256 of all images of the splits, split by split."""
     digest = hashlib.sha256()
     for part in parts:
@@ -197,7 +197,7 @@ def predict_task(
 
 def _fit_temperature(
     task: EvaluationTask, predict: Predictor, options: LoadingOptions
-) -> tuple[Temperature | None, list[ValidationSplit]]:
+) -> tuple[Temperature | None, list[ValidationAccuracy]]:
     """Fit the temperature on the validation splits, if there are any, and count correct images."""
     if not task.validation:
         return None, []
@@ -208,14 +208,7 @@ def _fit_temperature(
         torch.from_numpy(rows["label"].astype(np.int64)).to(options.device),
     )
     validation = [
-        ValidationSplit(
-            environment=split.environment,
-            number=split.number,
-            name=split.name,
-            images=len(split),
-            is_target=split.is_target,
-            correct=int(is_correct(part).sum()),
-        )
+        ValidationAccuracy(split.facts, correct=int(is_correct(part).sum()))
         for split, part in zip(task.validation, parts)
     ]
     return temperature, validation

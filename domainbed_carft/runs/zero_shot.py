@@ -30,12 +30,12 @@ from domainbed_carft.runs import saved
 from domainbed_carft.runs.predictions import LoadingOptions, Predictor, predict_rows
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.splits import (
+    ImageSet,
     JobData,
-    Split,
     get_environment_positions,
     hash_images,
 )
-from domainbed_carft.runs.suites import TestedSet, group_predictor
+from domainbed_carft.runs.suites import group_predictor
 
 FORMAT = 1
 # A split with at least this share of its environment has the complete environment predicted,
@@ -44,7 +44,7 @@ MIN_SHARE = 0.5
 
 
 def predict_zero_shot(
-    run: Run, data: JobData, split: Split, options: LoadingOptions, original: str | None
+    run: Run, data: JobData, split: ImageSet, options: LoadingOptions, original: str | None
 ) -> ImageRows:
     """Return the original CLIP's predictions for the images of a split, from the cache if possible.
 
@@ -83,13 +83,13 @@ def predict_zero_shot(
 
 
 def predict_test_set_zero_shot(
-    run: Run, tested: TestedSet, digest: str, options: LoadingOptions, original: str | None
+    run: Run, image_set: ImageSet, digest: str, options: LoadingOptions, original: str | None
 ) -> ImageRows:
     """Return the original CLIP's predictions for a test set, from the cache if possible.
 
     Args:
         run: the run, whose prompts are used.
-        tested: the test set; the largest cosine of a group is the one of its class.
+        image_set: the test set; the largest cosine of a group is the one of its class.
         digest: SHA-256 of its images and groups.
         options: how to load the images.
         original: the CLIP checkpoint that the run started from, see `saved.load_original_clip`.
@@ -97,7 +97,8 @@ def predict_test_set_zero_shot(
     Returns:
         Rows with the fields of ZERO_SHOT_ROW.
     """
-    squares = tested.squares
+    squares = image_set.squares
+    assert squares is not None  # of every test set
     test_set_key = {
         "images": digest,
         "plan": squares.plan.as_json(),
@@ -107,10 +108,8 @@ def predict_test_set_zero_shot(
     return _predict_cached(
         _make_cache_key(run, test_set_key),
         len(squares),
-        lambda: tested.images,
-        lambda: group_predictor(
-            _make_predictor(run, options.device, original), tested.test_set.groups
-        ),
+        lambda: image_set,
+        lambda: group_predictor(_make_predictor(run, options.device, original), image_set.groups),
         options,
     )
 
@@ -118,7 +117,7 @@ def predict_test_set_zero_shot(
 def _predict_cached(
     key: str,
     length: int,
-    select: Callable[[], Split],
+    select: Callable[[], ImageSet],
     make_predictor: Callable[[], Predictor],
     options: LoadingOptions,
 ) -> ImageRows:
