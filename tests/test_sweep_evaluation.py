@@ -284,12 +284,12 @@ def test_failed_task_or_ended_process_does_not_affect_other_tasks(tmp_path, caps
     tasks = {name: functools.partial(write_result, tmp_path, name) for name in "abcdef"}
     tasks["b"] = functools.partial(fail, tmp_path)
     tasks["c"] = functools.partial(end_process, tmp_path)
-    outcomes = pool.run_tasks(tasks, jobs=2)
-    assert list(outcomes) == list(tasks)
-    problems = {name: outcomes.pop(name) for name in "bc"}
+    ends = pool.run_tasks(tasks, jobs=2)
+    assert list(ends) == list(tasks)
+    problems = {name: ends.pop(name).problem for name in "bc"}
     assert problems == {"b": "no weights; no data", "c": "the process ended with status -9"}
-    assert set(outcomes.values()) == {True}
-    assert sorted(os.listdir(tmp_path)) == sorted(outcomes)
+    assert {*ends.values()} == {pool.TaskEnd(was_measured=True)}
+    assert sorted(os.listdir(tmp_path)) == sorted(ends)
     assert "evaluate: c: the process ended" in capsys.readouterr().err
 
 

@@ -125,7 +125,7 @@ def evaluate_sweep_on_suite_command(arguments: argparse.Namespace) -> int:
     files.require_output(arguments.output)
     groups = collection.gather([arguments.path]).groups
     options = SweepOptions(arguments.device, original=arguments.original, **_get_loading(arguments))
-    outcomes = measure_sweep_on_suite(groups, arguments.suite, options, arguments.jobs)
+    ends = measure_sweep_on_suite(groups, arguments.suite, options, arguments.jobs)
 
     suite_tables = [
         table for group in groups for table in suites.build(group) if table.suite == arguments.suite
@@ -134,12 +134,12 @@ def evaluate_sweep_on_suite_command(arguments: argparse.Namespace) -> int:
     text = formats.as_text([table.grid() for table in suite_tables], captions)
     document = {"caption": captions, "suites": [table.as_dict() for table in suite_tables]}
     _print_result(arguments, formats.as_json(document), text.splitlines())
-    measured = list(outcomes.values()).count(True)
+    measured = sum(end.was_measured for end in ends.values())
     log(f"evaluate: {quantity(measured, 'run')} measured on {arguments.suite}")
-    is_problem = [isinstance(outcome, str) for outcome in outcomes.values()]
-    if not any(is_problem):
+    has_problem = [bool(end.problem) for end in ends.values()]
+    if not any(has_problem):
         return 0
-    return 1 if all(is_problem) else SOME_SKIPPED
+    return 1 if all(has_problem) else SOME_SKIPPED
 
 
 def _get_loading(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from domainbed_carft.results.columns import load_run_metrics
 from domainbed_carft.results.metrics import ImageSetMetrics
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.suites import selected_runs
-from domainbed_carft.runs.pool import Outcome, Task, run_tasks
+from domainbed_carft.runs.pool import Task, TaskEnd, run_tasks
 from domainbed_carft.runs.suite_files import measure_recorded_run_on_suite
 from domainbed_carft.runs.sweep_run import SweepOptions, measure_recorded_run
 from domainbed_carft.suites import catalogue
@@ -89,11 +89,11 @@ def measure_sweep(
                 tasks[names[-1]] = partial(measure_recorded_run, chosen.run, step, options)
                 selected.append((group, method, chosen))
 
-    outcomes = run_tasks(tasks, jobs)
+    ends = run_tasks(tasks, jobs)
     return SweepScores(
-        measured=list(outcomes.values()).count(True),
-        current=list(outcomes.values()).count(False),
-        runs=[_read_scores(*parts, outcomes[name]) for parts, name in zip(selected, names)],
+        measured=sum(end.was_measured for end in ends.values()),
+        current=sum(not (end.was_measured or end.problem) for end in ends.values()),
+        runs=[_read_scores(*parts, ends[name]) for parts, name in zip(selected, names)],
     )
 
 
@@ -106,9 +106,7 @@ def _require_original(name: str | None) -> None:
         )
 
 
-def _read_scores(
-    group: Group, method: str, chosen: SelectedRun, outcome: Outcome
-) -> SelectedScores:
+def _read_scores(group: Group, method: str, chosen: SelectedRun, end: TaskEnd) -> SelectedScores:
     """Return a selected run with the metrics that are saved in its folder."""
     scores = SelectedScores(
         setting=group.title,
@@ -121,8 +119,8 @@ def _read_scores(
         folder=chosen.run.folder,
         step=int(chosen.outcome.step),
     )
-    if isinstance(outcome, str):
-        return replace(scores, problem=outcome)
+    if end.problem:
+        return replace(scores, problem=end.problem)
     try:
         metrics = load_run_metrics(chosen)
     except CarftError as error:
@@ -135,15 +133,14 @@ def _read_scores(
 
 def measure_sweep_on_suite(
     groups: Sequence[Group], suite: str, options: SweepOptions, jobs: int | None = None
-) -> dict[str, Outcome]:
+) -> dict[str, TaskEnd]:
     """Evaluate each run that validation chose on the sets of a suite that it was not trained on.
 
     The evaluations are saved in the jobs' folders. Runs with a current one are skipped. Problems of
     one run do not affect the others.
 
     Returns:
-        By folder of the run, True if it was evaluated, False if its evaluation was current, or the
-        problem.
+        By folder of the run, the end of its evaluation.
 
     Raises:
         CarftError: if the suite is unknown, or the original CLIP model does not exist.
