@@ -11,11 +11,14 @@ config = ConfigParser()
 config.read("setup.cfg")
 version = runpy.run_path("domainbed_carft/version.py")["__version__"]
 
+address = config["repository"]["address"]
+
 setuptools.setup(
+    url=address or None,
     long_description=index_page(
         Path("README.md").read_text(encoding="utf-8"),
         name=config["metadata"]["name"],
         version=version,
-        address=config["metadata"].get("url", ""),
-    )
+        address=address,
+    ),
 )

@@ -31,7 +31,7 @@ from domainbed.lib import checks, preparation, training
 from domainbed.scripts import train
 from PIL import Image
 
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.job_folder import JobFolder
 
 ENVIRONMENTS = ("art_painting", "cartoon", "photo", "sketch")
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")

@@ -11,7 +11,7 @@ FIGURE = re.compile(
 SOURCE = re.compile(r'(src|srcset)="(?!https?:)([^"]+)"')
 IMAGE = re.compile(r"!\[([^]]*)\]\((?!https?:)([^)]+)\)")
 LINK = re.compile(r"(?<!!)\[((?:!\[[^]]*\]\([^)]*\)|[^][])*)\]\((?!https?:|#)([^)]+)\)")
-FIRST_COMMAND = re.compile(r"^    make demo\b", re.MULTILINE)
+FIRST_COMMAND = re.compile(r"^make demo\b", re.MULTILINE)
 
 
 def index_page(readme: str, name: str, version: str, address: str = "") -> str:
@@ -31,5 +31,5 @@ def index_page(readme: str, name: str, version: str, address: str = "") -> str:
     page = SOURCE.sub(rf'\1="{files}/\2"', page)
     page = IMAGE.sub(rf"![\1]({files}/\2)", page)
     page = LINK.sub(rf"[\1]({pages}/\2)", page)
-    clone = f"    git clone {address} && cd {address.rpartition('/')[2].removesuffix('.git')}"
+    clone = f"git clone {address} && cd {address.rpartition('/')[2].removesuffix('.git')}"
     return FIRST_COMMAND.sub(rf"{clone}\n\g<0>", page, count=1)

@@ -6,6 +6,7 @@ a job. On request it also takes two training steps. No module is imported before
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import itertools
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +32,8 @@ from domainbed_carft import machine, process_variables
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.job import command
 from domainbed_carft.plugin import SWITCH, Finder, is_switched_off
-from domainbed_carft.text import quantity
 from domainbed_carft.version import __version__
+from domainbed_carft.wording import quantity
 
 # The states of a finding.
 OK = "ok"
@@ -129,23 +130,89 @@ def describe_error(name: str, error: BaseException) -> Finding:
     place = f" ({places[-1]})" if places else ""
     hint = ""
     if isinstance(error, ModuleNotFoundError) and error.name:
-        hint = _describe_missing_module(error.name)
+        hint = _describe_missing_modules([error.name])
     return Finding(name, PROBLEM, message + place, hint)
 
 
-def _describe_missing_module(name: str) -> str:
-    """Return the hint for a module that cannot be imported, which can be a file of the checkout."""
-    file_name = f"{name.replace('.', '/')}.py"
+def _describe_missing_modules(names: Iterable[str]) -> str:
+    """Return the hint for modules that cannot be imported, some perhaps files of the checkout."""
+    hints = []
+    to_install = []
     root = Path.cwd()
-    found = next(itertools.chain(root.glob(f"*/{file_name}"), root.glob(f"*/*/{file_name}")), None)
-    if found is None:
-        return f"install the package that provides the module {name}"
+    for name in names:
+        file_name = f"{name.replace('.', '/')}.py"
+        matches = itertools.chain(root.glob(f"*/{file_name}"), root.glob(f"*/*/{file_name}"))
+        if (found := next(matches, None)) is None:
+            to_install.append(name)
+            continue
 
-    folder = str(found)[: -len(file_name) - 1]
-    return (
-        f"{name} is a file of your checkout, {found}; add its folder to the search path: "
-        f"export PYTHONPATH={shlex.quote(folder)}"
-    )
+        folder = str(found)[: -len(file_name) - 1]
+        hints.append(
+            f"{name} is a file of your checkout, {found}; add its folder to the search path: "
+            f"export PYTHONPATH={shlex.quote(folder)}"
+        )
+    if len(to_install) == 1:
+        hints.insert(0, f"install the package that provides the module {to_install[0]}")
+    elif to_install:
+        hints.insert(0, f"install the packages that provide the modules {', '.join(to_install)}")
+    return "; ".join(hints)
+
+
+def find_missing_imports() -> list[str]:
+    """Return the modules that the host imports and that are not installed, without running it.
+
+    They are found in the code of HOST_MODULES and of what these import from the host. Imports in
+    functions and in ``try`` blocks, which can be optional, do not count.
+    """
+    spec = find_spec("domainbed")
+    folders = [*(spec.submodule_search_locations or ())] if spec else []
+    queue = [f"domainbed.{module}" for module in HOST_MODULES]
+    missing: dict[str, None] = {}
+    for module in queue:  # grows
+        parts = module.split(".")[1:]
+        candidates = [
+            path
+            for folder in folders
+            for path in (
+                Path(folder, *parts).with_suffix(".py"),
+                Path(folder, *parts, "__init__.py"),
+            )
+            if path.is_file()
+        ]
+        for path in candidates[:1]:
+            for name in _list_imports(path, module):
+                root = name.partition(".")[0]
+                if root == "domainbed":
+                    queue += [name] if name not in queue else []
+                elif not _can_be_found(root):
+                    missing[root] = None
+    return list(missing)
+
+
+def _list_imports(path: Path, module: str) -> Iterator[str]:
+    """Yield the names of the modules that a file imports, and of what it imports from them."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    try:
+        statements = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):  # reported when the module is imported
+        return
+    for statement in statements:
+        if isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom):
+            base = statement.module or ""
+            if statement.level:
+                parents = package.split(".")[: len(package.split(".")) - statement.level + 1]
+                base = ".".join(filter(None, [*parents, base]))
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in statement.names)
+
+
+def _can_be_found(module: str) -> bool:
+    try:
+        return module in sys.modules or find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def check_domainbed() -> Iterator[Finding]:
@@ -166,9 +233,18 @@ def check_domainbed() -> Iterator[Finding]:
 
 
 def check_algorithms() -> Iterator[Finding]:
-    """Import the host's modules, and look up CARFT and the user's own methods there."""
-    for module in HOST_MODULES:
-        importlib.import_module(f"domainbed.{module}")
+    """Import the host's modules, and look up CARFT and the user's own methods there.
+
+    If one of them imports a module that is not installed, all such modules are named at once.
+    """
+    try:
+        for module in HOST_MODULES:
+            importlib.import_module(f"domainbed.{module}")
+    except ModuleNotFoundError as error:
+        finding = describe_error("algorithms", error)
+        names = dict.fromkeys([*filter(None, [error.name]), *find_missing_imports()])
+        yield replace(finding, hint=_describe_missing_modules(names))
+        return
 
     from domainbed_carft.method.algorithms import OWN_METHODS
     from domainbed_carft.plugin.additions import HOST_NAMES

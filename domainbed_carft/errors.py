@@ -63,7 +63,7 @@ class CarftError(ValueError):
 
     def __str__(self) -> str:
         # Not at the top: this module must load even if the installation is damaged.
-        from domainbed_carft.text import printable
+        from domainbed_carft.escaping import printable
 
         lines = list(self.problems)
         if len(lines) > 1:
@@ -103,7 +103,7 @@ class CarftWarning(UserWarning):
 def invalid(name: str, value: object, expected: str) -> str:
     """Return ``lr is 'fast', expected a number > 0``, or ``got 'fast', expected ...``."""
     # Not at the top: this module must load even if the installation is damaged.
-    from domainbed_carft.text import shorten
+    from domainbed_carft.wording import shorten
 
     written = shorten(value)
     if len(written) > MAX_VALUE_LENGTH:

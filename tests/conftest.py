@@ -47,6 +47,9 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 _cache = tempfile.TemporaryDirectory(prefix="carft-test-cache-")
 os.environ["DOMAINBED_CARFT_CACHE"] = _cache.name
 
+# torch counts its devices at the first backward pass of a process, so the stand-in comes before it.
+import stand_in_device  # noqa: E402
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
@@ -94,18 +97,23 @@ def random_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """The device for computations: the stand-in for a GPU, or a GPU with ``-m gpu``."""
-    from domainbed_carft.machine import devices, stand_in_device
-
-    if request.param == "gpu":
-        yield devices.default_device()
-        return
+@pytest.fixture
+def stand_in() -> Iterator[torch.device]:
+    """The stand-in for a GPU, on which the package computes during the test."""
     if stand_in_device.describe_unsupported():
         pytest.skip(stand_in_device.describe_unsupported())
-    with stand_in_device.install() as stand_in:
-        yield stand_in
+    with stand_in_device.install() as device:
+        yield device
+
+
+@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device for computations: the stand-in for a GPU, or a GPU with ``-m gpu``."""
+    from domainbed_carft.machine import devices
+
+    if request.param == "gpu":
+        return devices.default_device()
+    return request.getfixturevalue("stand_in")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from PIL import Image
 
 from domainbed_carft import cli
-from domainbed_carft.data import comparison, verify
+from domainbed_carft.data import comparison, verification
 
 # Environment -> class -> number of images.
 Counts = Mapping[str, Mapping[str, int]]
@@ -30,10 +30,10 @@ def grow(root: Path, counts: Counts, content: bytes = b"x") -> Path:
     return root
 
 
-def make_report(name: str, counts: Counts) -> verify.DataReport:
+def make_report(name: str, counts: Counts) -> verification.DataReport:
     """Report on a dataset with these counts, without a folder."""
     findings = comparison.compare(name, counts)
-    return verify.DataReport(
+    return verification.DataReport(
         name=name,
         root=Path(name),
         counts=counts,

@@ -58,10 +58,15 @@ REAL_MODULES = (
     "lazy.py",
     "process_variables.py",
     "errors.py",
-    "text.py",
+    "escaping.py",
+    "suggestions.py",
+    "wording.py",
     "jobs/facts.py",
     "images/dataset_facts.py",
-    "method/dataset_facts.py",
+    "images/dataset_setup.py",
+    "datasets/__init__.py",
+    "datasets/known_datasets.py",
+    "datasets/requested_clip.py",
     "images/plan.py",
     "images/preprocessing.py",
     "images/protocols.py",
@@ -104,7 +109,7 @@ def hparam_values(algorithm, dataset, random_seed=None, clip_backbone="", steps=
         return {"lr": 5e-6, "kl_weight": 1.0}
     return {"lr": random_seed, "kl_weight": 2.0}
 """,
-    "plugin/datasets.py": """
+    "datasets/included.py": """
 class EmojiStyles:
     ENVIRONMENTS = ["a", "b", "c"]
 
@@ -129,7 +134,7 @@ def PlanTransform(plan):
     return [plan.resize, plan.size, plan.augmentation is not None]
 """,
     "data/__init__.py": "",
-    "data/verify.py": """
+    "data/verification.py": """
 import contextlib
 
 class DataReport:

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.jobs.folder import Attempt, JobFolder
 from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.job_folder import Attempt, JobFolder
 from domainbed_carft.sweep import declaration_file, launch, states
 
 HOLD = """
 import json, sys
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.job_folder import JobFolder
 folder, fields = JobFolder(sys.argv[1]), json.loads(sys.argv[2])
 folder.path.mkdir(parents=True, exist_ok=True)
 with folder.claim():

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft import cli, launchers
-from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.job_folder import JobFolder
 from domainbed_carft.launchers.attempt import run_commands
 
 HERE = Path(__file__).parent

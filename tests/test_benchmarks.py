@@ -8,7 +8,7 @@ import pytest
 from domainbed import datasets
 
 from domainbed_carft.data import benchmarks, emoji
-from domainbed_carft.plugin.datasets import EmojiStyles
+from domainbed_carft.datasets.included import EmojiStyles
 
 # Typed in from publications, independently of the package's tables.
 TOTALS = {

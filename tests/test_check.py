@@ -12,15 +12,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fake_checkout import REPO
+from method_cases import CASES, PARAMETERS
 from test_docs import blocks
+from torch.overrides import TorchFunctionMode
 
 from domainbed_carft import check, cli
 from domainbed_carft.checks import check as checking
+from domainbed_carft.checks.arithmetic import float64
 from domainbed_carft.checks.properties import CHECKS
 from domainbed_carft.checks.subject import Subject, get_gradients, minibatches, take_step
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.machine import stand_in_device
+from domainbed_carft.machine import devices
 from domainbed_carft.method import encoders
 from domainbed_carft.method.baselines import CLIPFineTune
 from domainbed_carft.method.carft import CARFT
@@ -28,23 +30,6 @@ from domainbed_carft.method.hparams import Hparam, by_size, fraction, positive
 
 OWN_METHOD = REPO / "docs" / "howto" / "own-method.md"
 
-# All methods, and options that any of them may have
-
-SWAD = {"average": "swad", "swad_converge": 1, "swad_tolerance": 1}
-TERMS = ("sp", "fd", "ldifs", "lipsum", "miro")
-ALL_TERMS = {f"{term}_weight": 0.5 for term in TERMS}
-OPTIONS = {
-    "all terms": ("CARFT", {**ALL_TERMS, "average": "ema", "checkpoint_blocks": True}),
-    "captions": ("StarFT", {"starft_rows": "captions", "lipsum_weight": 0.5}),
-    "swad": ("CARFT", SWAD),
-    "flyp with swad": ("FLYP", SWAD),
-    "linear probing first": ("CLIPLPFT", {**ALL_TERMS, "average": "sma", "average_start": 1}),
-    "wise-ft of an average": ("CLIPWiSEFT", {"average": "beta", "head_scale": "outside"}),
-    "random head": ("CARFT", {"head_init": "random"}),
-    "lora": ("CARFT", {"lora_rank": 2, "average": "ema"}),
-}
-CASES = {**{name: (name, {}) for name in ALGORITHMS}, **OPTIONS}
-SLOW_CASES = ("FDAlign", *OPTIONS.keys() - {"all terms", "lora", "swad"})
 NO_WEIGHT = {"zero-weight"}
 CONTRASTS = {"zero-weight", "micro-batches"}
 SKIPPED = {
@@ -64,43 +49,77 @@ SKIPPED = {
 }
 
 
-# torch before 2.13 has no stand-in for a GPU.
-DEVICE_CHECKS = (
-    {"device", "device-state", "waits"} if stand_in_device.describe_unsupported() else set()
-)
-
-
 def names_of(results, state):
     return {result.check for result in results if result.state == state}
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW_CASES else []) for c in CASES],
-)
+@pytest.mark.parametrize("case", PARAMETERS)
 def test_every_method_has_every_property(case, random_tiny):
     name, options = CASES[case]
     hparams = {**options, "clip_backbone": str(random_tiny)}
-    results = check(name, hparams=hparams, without=["processes"])
-    assert [result.check for result in results] == [name for name in CHECKS if name != "processes"]
-    assert names_of(results, "skipped") == SKIPPED.get(case, set()) | DEVICE_CHECKS
+    results = check(name, hparams=hparams, without=["device"])
+    assert [result.check for result in results] == [name for name in CHECKS if name != "device"]
+    assert names_of(results, "skipped") == SKIPPED.get(case, set())
+
+
+@pytest.mark.parametrize("case", PARAMETERS)
+def test_every_method_computes_the_same_on_a_device(case, device, random_tiny):
+    name, options = CASES[case]
+    hparams = {**options, "clip_backbone": str(random_tiny)}
+    (result,) = check(name, hparams=hparams, only=["device"])
+    assert result.state == "ok"
+
+
+class RecordedDraws(TorchFunctionMode):
+    """The devices that random numbers are requested for."""
+
+    def __init__(self):
+        super().__init__()
+        self.devices = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.rand, torch.randn_like):
+            self.devices.append(result.device.type)
+        return result
+
+
+def test_random_numbers_for_a_device_are_those_of_the_cpu(stand_in):
+    images = torch.zeros(3, device=stand_in)
+    with RecordedDraws() as draws, float64(constant_draws=True):
+        torch.manual_seed(0)
+        numbers = [torch.rand(3, device=stand_in), torch.randn_like(images)]
+    assert draws.devices == ["cpu", "cpu"]
+    assert {tensor.device.type for tensor in numbers} == {stand_in.type}
+
+    torch.manual_seed(0)
+    expected = [torch.rand(3, dtype=torch.float64)[0], torch.randn(3)[0]]
+    for tensor, number in zip(numbers, expected):
+        assert tensor.tolist() == [number.item()] * 3
+
+
+def test_check_on_a_device_is_skipped_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(devices, "default_device", lambda: devices.CPU)
+    assert cli.main(["check", "CARFT", "--only", "device"]) == 0
+    assert "device            skipped: no GPU" in capsys.readouterr().out.splitlines()
 
 
 def test_documented_method_has_every_property(tmp_path, random_tiny):
     (block,) = (b for b in blocks(OWN_METHOD) if b.title == "anchor.py")
     (tmp_path / "anchor.py").write_text(block.text)
     hparams = {"clip_backbone": str(random_tiny)}
-    results = check(tmp_path / "anchor.py", hparams=hparams, without=["processes"])
+    results = check(tmp_path / "anchor.py", hparams=hparams, without=["device"])
     assert {result.algorithm for result in results} == {"CLIPAnchor"}
-    assert names_of(results, "ok") == CHECKS.keys() - {"processes"} - DEVICE_CHECKS
+    assert names_of(results, "ok") == CHECKS.keys() - {"device"}
 
 
 @pytest.mark.slow
 def test_documented_second_optimizer_has_every_property(tmp_path, random_tiny):
     (block,) = (b for b in blocks(OWN_METHOD) if b.title == "temperature.py")
     (tmp_path / "temperature.py").write_text(block.text)
-    results = check(tmp_path / "temperature.py", hparams={"clip_backbone": str(random_tiny)})
-    assert names_of(results, "skipped") == {"zero-weight"} | DEVICE_CHECKS
+    hparams = {"clip_backbone": str(random_tiny)}
+    results = check(tmp_path / "temperature.py", hparams=hparams, without=["device"])
+    assert names_of(results, "skipped") == {"zero-weight"}
 
 
 def penalised(drift_every):
@@ -180,27 +199,13 @@ def test_declared_exemption_is_skipped_with_its_reason():
         check(misspelt)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "hparams"), [("CARFT", {**ALL_TERMS, "micro_batch": 3}), ("CLIPLPFT", {})]
-)
-def test_several_processes_train_as_one(name, hparams):
-    (result,) = check(name, hparams=hparams, only=["processes"])
-    assert result.state == "ok"
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("processes", "which trains a job in one process"),
-        ("resume", "which does not resume jobs"),
-    ],
-)
-def test_checks_that_need_the_harness_are_skipped_in_a_checkout(monkeypatch, name, reason):
+def test_check_of_resuming_is_skipped_in_a_checkout(monkeypatch):
     monkeypatch.setattr(domainbed, "IS_CARFT_HARNESS", False)
-    (result,) = check("CARFT", only=[name])
+    (result,) = check("CARFT", only=["resume"])
     assert result.state == "skipped"
-    assert result.message == f"the domainbed package in use is a checkout, {reason}"
+    assert result.message == (
+        "the domainbed package in use is a checkout, which does not resume jobs"
+    )
 
 
 # Methods with one fault each
@@ -271,50 +276,10 @@ class AddsAConstantOfTheCPU(CLIPFineTune):
         }
 
 
-class Direction:
-    """A state that stays where it is loaded."""
-
-    def __init__(self, size):
-        self.vector = torch.ones(size)
-
-    def state_dict(self):
-        return {"vector": self.vector}
-
-    def load_state_dict(self, state):
-        self.vector = state["vector"]
-
-
-class LeavesItsStateOnTheCPU(CLIPFineTune):
-    def build_for_training(self, *arguments):
-        super().build_for_training(*arguments)
-        self.direction = Direction(self.head.in_features)
-
-    def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
-        self.direction.vector = fn(self.direction.vector)
-        return self
-
-    def loss(self, batch):
-        losses = super().loss(batch)
-        along = (batch.tuned.features @ self.direction.vector).mean()
-        return {**losses, "loss": losses["loss"] + along}
-
-
-class ReadsAValue(CLIPFineTune):
-    def loss(self, batch):
-        losses = super().loss(batch)
-        return losses if losses["loss"].item() < 1e6 else {}
-
-
 class CentresFeatures(CLIPFineTune):
     def features(self, x):
         features = super().features(x)
         return features - 0.1 * features.mean(dim=0)
-
-
-class RepeatsTheFirstDomain(CLIPFineTune):
-    def step_on_device(self, minibatches):
-        return super().step_on_device([minibatches[0], *minibatches])
 
 
 class PrefersTheLastClass(CLIPFineTune):
@@ -396,7 +361,7 @@ FAULTS = {
     ChangesItsHparams: {"four-arguments"},
     DrawsFromNumpy: {
         *{"generators", "gradients", "micro-batches", "records", "resume", "device"},
-        *{"device-state", "domain-order", "class-order", "target"},
+        *{"class-order", "target"},
     },
     ShufflesByPython: {"generators"},
     ClampsImagesInPlace: {"in-place"},
@@ -408,12 +373,8 @@ FAULTS = {
     ForgetsWhenResumed: {"resume"},
     PredictsByMoreThanItsState: {"state-dict"},
     PredictsByATrainingBuffer: {"state-dict"},
-    AddsAConstantOfTheCPU: {"device", "device-state", "waits"},
-    # `direction` is built for training only, and `_apply` needs it in a loaded run, too.
-    LeavesItsStateOnTheCPU: {"device-state", "state-dict"},
-    ReadsAValue: {"waits"},
+    AddsAConstantOfTheCPU: {"device"},
     CentresFeatures: {"rest-of-batch"},
-    RepeatsTheFirstDomain: {"domain-order"},
     PrefersTheLastClass: {"class-order"},
     KeepsAWeight: {"zero-weight"},
     TrainsOnTheTarget: {"target"},
@@ -426,9 +387,9 @@ FAULTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", FAULTS, ids=lambda method: method.__name__)
-def test_fault_is_reported_only_by_its_checks(method, random_tiny):
+def test_fault_is_reported_only_by_its_checks(method, random_tiny, stand_in):
     hparams = {"clip_backbone": str(random_tiny)}
-    results = check(method, hparams=hparams, without=["processes"], raises=False)
+    results = check(method, hparams=hparams, raises=False)
     failed = [result for result in results if result.state == "FAILED"]
     assert {result.check for result in failed} == FAULTS[method], [*map(str, failed)]
 
@@ -456,32 +417,15 @@ def test_buffer_that_only_training_needs_is_no_fault(random_tiny):
     assert [result.state for result in results] == ["ok", "ok"]
 
 
-class KeepsItsGradients(CLIPFineTune):
-    def take_step(self, x, parts):
-        process_group, self.process_group = self.process_group, None
-        measured = super().take_step(x, parts)
-        self.process_group = process_group
-        return measured
-
-
-@pytest.mark.slow
-def test_step_without_summed_gradients_is_reported():
-    (result,) = check(KeepsItsGradients, only=["processes"], raises=False)
-    assert result.state == "FAILED"
-    assert "expected" in result.message and "2 processes" in result.message
-
-
 # The command and the function
 
 OWN_FILE = """
 from domainbed_carft.method.baselines import CLIPFineTune
 
 
-class Slow(CLIPFineTune):
-    def loss(self, batch):
-        losses = super().loss(batch)
-        print(losses["loss"].item())
-        return losses
+class DropsMeasurements(CLIPFineTune):
+    def update(self, *arguments, **keywords):
+        return {"loss": super().update(*arguments, **keywords)["loss"]}
 
 
 class Wrong(CLIPFineTune):
@@ -492,26 +436,26 @@ class Wrong(CLIPFineTune):
 
 def test_command_prints_a_line_for_each_check(tmp_path, capsys):
     (tmp_path / "own.py").write_text(OWN_FILE)
-    only = ["--only", "waits", "zero-weight", "rest-of-batch"]
+    only = ["--only", "records", "zero-weight", "rest-of-batch"]
     assert cli.main(["check", str(tmp_path / "own.py"), *only]) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if not line[:1].isdigit()]
     first, second = lines[:4], lines[4:8]
-    assert first[0] == "Slow" and second[0] == "Wrong"
-    assert "FAILED: update waits for the device in _local_scalar_dense" in first[1]
+    assert first[0] == "DropsMeasurements" and second[0] == "Wrong"
+    assert "records           FAILED: value of loss returned by update: ['loss_ce']" in first[1]
     assert "rest-of-batch     ok" in first[2] and "zero-weight       skipped: it" in first[3]
-    assert "FAILED: AttributeError" in second[2] and "(own.py, line 14)" in second[2]
+    assert "FAILED: AttributeError" in second[2] and "(own.py, line 12)" in second[2]
 
-    assert cli.main(["check", "CLIPZeroShot", "--only", "gradients", "waits"]) == 0
+    assert cli.main(["check", "CLIPZeroShot", "--only", "gradients", "records"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 check passed, 0 failed, 1 skipped"
 
 
 def test_function_raises_the_failures(tmp_path):
     (tmp_path / "own.py").write_text(OWN_FILE)
     with pytest.raises(AssertionError) as raised:
-        check(tmp_path / "own.py", only=["waits", "rest-of-batch"])
+        check(tmp_path / "own.py", only=["records", "rest-of-batch"])
     first, *failures = str(raised.value).splitlines()
-    assert first == "Slow, Wrong: 2 checks passed, 2 failed, 0 skipped"
-    assert [line.split()[0] for line in failures] == ["waits", "rest-of-batch"]
+    assert first == "DropsMeasurements, Wrong: 2 checks passed, 2 failed, 0 skipped"
+    assert [line.split()[0] for line in failures] == ["records", "rest-of-batch"]
 
 
 @pytest.mark.parametrize(
@@ -531,5 +475,5 @@ def test_wrong_arguments_are_named(words, named, capsys):
 def test_classes_that_are_not_methods_are_refused():
     with pytest.raises(CarftError, match="CLIPAlgorithm"):
         check(torch.nn.Linear)
-    with pytest.raises(CarftError, match="only is 'waits', expected a list"):
-        check("CARFT", only="waits")
+    with pytest.raises(CarftError, match="only is 'records', expected a list"):
+        check("CARFT", only="records")

@@ -11,6 +11,8 @@ from functools import partial
 import pytest
 import torch
 from fake_checkout import REPO, write_checkout
+from ruamel.yaml import YAML
+from test_docs import blocks
 from torchvision.transforms.functional import to_pil_image
 
 from domainbed_carft.files import weights
@@ -135,6 +137,39 @@ def test_sweep_of_checkout_trains_algorithms(installations, data, random_tiny, t
     for file in output.glob("*/results.jsonl"):
         check_last_record(json.loads(file.read_text().splitlines()[-1]), "classic")
     assert read_files(root) == files_before
+
+
+def test_dataset_class_of_its_page_trains_with_given_names(installations, tmp_path):
+    """The classes and the sweep of the page. The stand-in for a checkout lacks two imports."""
+    page = {block.title: block.text for block in blocks(REPO / "docs/howto/dataset-class.md")}
+    root = write_checkout(tmp_path / "checkout", "classic")
+    module = root / "domainbed" / "datasets.py"
+    imports = "import torch\nfrom PIL import Image\n"
+    module.write_text(imports + module.read_text() + page["hospital_scans.py"])
+
+    noise = torch.Generator().manual_seed(0)
+    class_names = YAML().load(page["scans.yaml"])["hparams"]["class_names"]
+    lines = ["path,hospital,class"]
+    for number in range(18):
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        path = f"{number}.png"
+        image = to_pil_image(torch.rand(1, 40, 30, generator=noise))  # greyscale
+        image.save(tmp_path / "scans" / path)
+        lines.append(f"{path},hospital {'ABC'[number % 3]},{class_names[number % 2]}")
+    (tmp_path / "scans" / "scans.csv").write_text("\n".join(lines))
+
+    hparams = {"class_names": class_names, "clip_backbone": "tiny", "batch_size": 4}
+    words = "-m domainbed.scripts.train --algorithm CARFT --dataset HospitalScans".split()
+    words += ["--test_envs", "1", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "j")]
+    words += ["--hparams", json.dumps({**hparams, "warmup_steps": 0})]
+    printed = run(installations["wheel"].run, root, *words)
+    assert "Data: not checked" in printed and "images are resized from 224 to 48" in printed
+
+    record = json.loads((tmp_path / "j" / "results.jsonl").read_text().splitlines()[-1])
+    facts = record["hparams"]["facts"]
+    templates = prompts.parse_contexts(record["hparams"]["contexts"])
+    assert facts["prompts_digest"] == prompts.digest(templates, class_names)
+    assert facts["protocol"] == "domainbed" and facts["data_edition"] == ""
 
 
 def test_checkout_with_parts_trains_algorithm_without_optimizer(installations, train_in_shape):

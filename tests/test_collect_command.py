@@ -42,7 +42,7 @@ def amp_emoji(tmp_path_factory):
 @pytest.mark.parametrize(
     ("flags", "printed"),
     [
-        ("", "Cells: mean ± standard error (n trials). More: docs/collect.md"),
+        ("", "Cells: mean ± standard error (n trials). More: carft collect --columns help"),
         ("--error std", "Cells: mean ± standard deviation (n trials)."),
         ("--error std --format markdown", "Standard deviation over the n trials, divisor n - 1"),
         ("--columns worst,jobs", "Worst"),
@@ -95,7 +95,7 @@ def test_warnings_and_notes_go_to_stderr(tmp_path, capsys):
     assert cli.main(["collect", str(tmp_path), "--select", "oracle", "--format", "csv"]) == 0
     out, err = capsys.readouterr()
     assert "\nsteps 1,oracle,PACS,ERM,environments,A," in out and "none" not in out
-    assert "steps 2: Not all runs have the same task" in err
+    assert "steps 2: Runs differ in task: " in err
     assert f"no records: {tmp_path / 'none 19'}: no record" in err and str(empty) not in err
     assert err.splitlines()[-1].startswith("9 records of 3 jobs; incomplete: ")
 

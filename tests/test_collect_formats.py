@@ -38,6 +38,20 @@ def test_text_has_numbered_notes_and_markdown_escapes_names(tmp_path):
     assert {row.replace(r"\|", "").count("|") for row in rows[:4]} == {7}
 
 
+def test_wide_tables_are_divided_into_parts_with_the_first_column():
+    header = ["Algorithm", *(f"column {number}" for number in range(20))]
+    rows = [[name, *(f"{name}{number:09}" for number in range(20))] for name in ("A", "B")]
+    text = formats.as_text([Grid("Title", header, rows, ["A note"])], [])
+
+    title, *lines, note = text.splitlines()
+    assert (title, note) == ("Title", "A note") and max(map(len, lines)) <= 120
+    parts = [part.splitlines() for part in "\n".join(lines).split("\n\n")]
+    words = [[re.split("  +", line) for line in part] for part in parts]
+    assert len(parts) == 3 and all(first[0] == "Algorithm" for first, *_ in words)
+    for number, expected in enumerate([header, *rows]):
+        assert [expected[0], *(cell for part in words for cell in part[number][1:])] == expected
+
+
 def test_csv_contains_cells_without_a_value(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     results = collect(tmp_path, methods=["training-domain", "leave-one-domain-out"])

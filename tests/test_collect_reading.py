@@ -7,6 +7,7 @@ import random
 import shutil
 
 import collect_sweeps
+import numpy as np
 import pytest
 
 from domainbed_carft import cli
@@ -94,6 +95,15 @@ def test_runs_in_one_folder_are_separated(tmp_path):
     write_lines(first, [*lines, '{"step": 300, "ar'])
     assert records.read_last_record(first) == lines[-1]
     assert records.read_recorded_arguments(first) == lines[0]["args"]
+
+
+def test_drift_is_read_with_the_accuracies(tmp_path):
+    job = collect_sweeps.write_job(tmp_path)
+    drift = [{"loss_kl": 0.25, "context_agreement": 1}, {"loss_kl": math.inf}, {"loss_kl": "0"}]
+    write_lines(job, [record | values for record, values in zip(read_lines(job), drift)])
+    (run,) = records.read([job]).runs
+    (job / "results.jsonl").unlink()
+    np.testing.assert_array_equal(run.drift, [0.25, 1, *[np.nan] * 4])
 
 
 OTHER_HPARAMS = "hparams than the rest: lr_schedule, lr_schedumed"

@@ -183,15 +183,14 @@ def test_different_versions_split_tables_unless_ignored(tmp_path):
     ("recorded", "expected"), [({"kl_weight": 1}, "default"), ({}, "not recorded")]
 )
 def test_algorithms_with_one_setting_each_share_a_table_with_a_note(tmp_path, recorded, expected):
-    write_sweep(tmp_path / "a", ["CLIPZeroShot"], steps=1)
-    write_sweep(tmp_path / "b", ["CARFT"], hparams='{"kl_weight": 3}')
+    write_sweep(tmp_path / "a", ["CLIPZeroShot"], steps=1)  # never counts as a difference
+    write_sweep(tmp_path / "b", ["CARFT"], hparams='{"kl_weight": 3}', steps=2)
     # FDAlign has the hparam kl_weight, and CaRot does not.
     write_sweep(tmp_path / "c", ["FDAlign", "CaRot"], recorded=recorded)
     assert collect_settings(tmp_path) == [""]
     steps, kl_weight = collect(tmp_path).notes
-    assert steps.startswith("Not all runs have the same steps: 1: CLIPZeroShot on PACS; default: ")
-    values = f"3: CARFT on PACS; {expected}: FDAlign on PACS"
-    assert kl_weight == f"Not all runs have the same hparam kl_weight: {values}."
+    assert steps == "Runs differ in steps: 2 for CARFT; default for CaRot, FDAlign."
+    assert kl_weight == f"Runs differ in hparam kl_weight: 3 for CARFT; {expected} for FDAlign."
 
 
 def test_job_run_twice_counts_once_or_fails(tmp_path):
@@ -288,10 +287,7 @@ def test_rows_on_resnet_and_on_clip_model_have_a_note(tmp_path):
         facts = {"hparams": json.dumps(given), "recorded": {"lr": 0.1, **given}, "seed": number}
         write_sweep(tmp_path / str(number), [algorithm], choices=1, **facts)
     (note,) = collect(tmp_path, methods=["oracle"]).notes
-    assert note == (
-        'Not all runs have the same hparam clip_backbone: "tiny": CORAL on PACS; not recorded: IRM '
-        "on PACS."
-    )
+    assert note == ('Runs differ in hparam clip_backbone: "tiny" for CORAL; not recorded for IRM.')
 
 
 def test_by_keeps_tables_of_other_settings_separate(tmp_path):

@@ -9,7 +9,7 @@ import report_page
 import suite_evaluations
 from collect_sweeps import write_job
 
-from domainbed_carft.jobs.folder import RECORDS
+from domainbed_carft.jobs.job_folder import RECORDS
 from domainbed_carft.report import page
 from domainbed_carft.results import collection, suites
 from domainbed_carft.results.cells import Cell

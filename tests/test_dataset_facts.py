@@ -7,14 +7,10 @@ from domainbed import datasets
 from domainbed.algorithms import ERM
 from test_algorithms import CLASSES, CONTEXTS, make, reopened, settings
 
-from domainbed_carft.data import benchmarks, verify
+from domainbed_carft.data import benchmarks, verification
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.images.dataset_facts import (
-    DatasetFacts,
-    EnvironmentFacts,
-    takes_dataset_facts,
-)
+from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts, takes_dataset_facts
 from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
 from domainbed_carft.method import algorithms, prompts
 
@@ -121,7 +117,7 @@ def test_broken_data_folder_is_rejected_and_repaired_one_recorded(random_tiny, t
     (tmp_path / "photo" / "dog" / "4.png").unlink()
     edition = build().facts["data_edition"]
     assert edition.startswith("consistent: ")
-    assert edition == verify.verify(str(tmp_path)).data_edition
+    assert edition == verification.verify(str(tmp_path)).data_edition
 
 
 def test_contexts_are_made_from_domain_names(random_tiny, tmp_path):

@@ -9,7 +9,7 @@ import runs_jobs
 from domainbed import datasets
 
 from domainbed_carft import cli
-from domainbed_carft.data import listing, verify
+from domainbed_carft.data import listing, verification
 from domainbed_carft.errors import CarftError
 
 
@@ -54,6 +54,18 @@ def test_absolute_paths_give_the_order_of_the_folder(copies, tmp_path):
     ]
     file = write_list(tmp_path / "absolute.csv", [*reversed(rows)])
     assert listing.list_environments(file).paths() == in_folder
+
+
+def test_job_parses_its_list_once(copies, tmp_path):
+    listing._parse_list.cache_clear()
+    runs_jobs.train_job(tmp_path, copies[1], "CLIPZeroShot")
+    assert listing._parse_list.cache_info().misses == 1
+
+
+def test_changed_list_is_parsed_again(tmp_path):
+    for path in ("a.png", "b.png"):
+        file = write_list(tmp_path / "l.csv", [(path, "a", "x")])
+        assert listing.read_list(file) == {"a": {"x": {path: 2}}}
 
 
 def test_list_is_verified_like_its_folder(copies, capsys):
@@ -130,7 +142,7 @@ def test_same_image_under_another_path_is_an_error(spelling, pair, tmp_path, car
 def test_environment_of_a_list_can_have_any_name(tmp_path):
     folder = runs_jobs.write_images(tmp_path / "images", 1)
     rows = [(path, f".{path.parts[-3]}", path.parts[-2]) for path in folder.rglob("*.png")]
-    report = verify.verify(str(write_list(tmp_path / "l.csv", rows)))
+    report = verification.verify(str(write_list(tmp_path / "l.csv", rows)))
     assert report.status == "consistent" and [*report.counts] == [".art", ".photo", ".sketch"]
 
 
@@ -149,7 +161,7 @@ def test_faults_and_classes_are_problems_like_those_of_folders(tmp_path):
     pairs = [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("c", "x")]
     rows = [(f"{letter}.png", *pair) for letter, pair in zip("abcde", pairs)]
     file = write_list(tmp_path / "l.csv", rows)
-    report = verify.verify(str(file))
+    report = verification.verify(str(file))
     assert report.status == "broken" and f"carft data verify {file}" in report.error_text
     assert any("'c' has no image in 'y'" in problem for problem in report.problems)
     assert any("1 empty file (restore the original): 'e.png'" in p for p in report.problems)

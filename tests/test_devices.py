@@ -6,7 +6,6 @@ import torch
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.machine import devices
-from domainbed_carft.runs import predictions
 
 
 @pytest.mark.parametrize(
@@ -25,7 +24,7 @@ def test_default_device_is_supported_gpu_or_cpu(monkeypatch, accelerator, device
 @pytest.mark.parametrize("name", ["mps", "meta"])
 def test_unsupported_device_raises_error_with_its_type(name):
     with pytest.raises(CarftError, match=f"--device {name} .*type {name} .* cuda"):
-        predictions.choose_device(name)
+        devices.choose_device(name)
 
 
 @pytest.mark.parametrize("kernel", ["x86_64 Kernel Module", "Open Kernel Module for x86_64"])

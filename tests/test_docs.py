@@ -20,9 +20,14 @@ from fake_checkout import REPO
 from PIL import Image
 
 from domainbed_carft import LAZY_NAMES, cli
+from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.method import algorithms
+from domainbed_carft.method import algorithms, prompts
 from domainbed_carft.method.hparams import Conditions
+from domainbed_carft.preflight import zero_shot_gate
+from domainbed_carft.results import comparisons
+from domainbed_carft.results.collect import collect
+from domainbed_carft.sweep.declaration_file import included_sweeps
 
 DOCS = REPO / "docs"
 PAGES = [REPO / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -74,6 +79,14 @@ def test_generated_parts_of_pages_are_up_to_date(tool, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(path), run_name="__main__")
     assert ended.value.code == 0
+
+
+def test_sources_of_a_hyperparameter_have_a_line_for_each_algorithm():
+    page = (DOCS / "reference" / "hyperparameters.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| `kl_weight` \|.*$", page, re.MULTILINE)
+    lines = row.split(" | ")[-1].split("<br>")
+    assert lines[0].startswith("this package")
+    assert [line.partition(":")[0] for line in lines[1:]] == ["FDAlign", "StarFT"]
 
 
 def test_errors_of_the_protocols_difference_are_sample_errors(fresh):
@@ -190,9 +203,8 @@ def test_defaults_and_sources_on_a_method_page_equal_the_declared_ones(page, sec
 def documented_commands():
     """The commands in README and docs/ that our parsers read, each a list of words."""
     programs = tuple(f"{program} " for program in ("carft", *SCRIPTS))
-    indented = re.findall(r"^    (.*)$", PAGES[0].read_text(), flags=re.MULTILINE)
     shell = [block.text for page in PAGES for block in blocks(page) if block.language == "bash"]
-    joined = re.sub(r"\s*\\\n\s*", " ", "\n".join([*indented, *shell]))
+    joined = re.sub(r"\s*\\\n\s*", " ", "\n".join(shell))
     for line in joined.splitlines():
         is_whole = "..." not in line and "$" not in line and line.count("'") % 2 == 0
         if line.startswith(programs) and is_whole:
@@ -220,6 +232,64 @@ def test_messages_in_troubleshooting_exist_in_the_code():
     quoted = re.findall(r"^### `(.*)`$", page, flags=re.MULTILINE)
     assert quoted
     assert [message for message in quoted if message not in code] == []
+
+
+@pytest.mark.parametrize("page", ["pacs", "fair-comparison"])
+def test_dry_runs_print_the_jobs_and_images_of_their_page(page, carft, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ""
+    compared = 0
+    for block in blocks(DOCS / "howto" / f"{page}.md"):
+        if block.title:
+            (tmp_path / block.title).write_text(block.text, encoding="utf-8")
+        elif block.language == "bash":
+            command = block.text.splitlines()[-1]
+        elif block.language == "text" and command.endswith(" --dry-run"):
+            shown = [line for line in block.text.splitlines() if line != "..."]
+            printed = carft(*shlex.split(command)[1:]).stdout.splitlines()
+            assert [line for line in printed if line in shown] == shown, f"line {block.line}"
+            compared += 1
+    assert compared
+
+
+def test_table_of_included_sweeps_has_each_of_them():
+    page = (DOCS / "sweeps.md").read_text(encoding="utf-8")
+    table = page.partition("## Included sweeps\n")[2].partition("\n## ")[0]
+    names = re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)
+    assert sorted(names) == sorted(included_sweeps())
+
+
+def test_table_of_needed_environments_equals_holms_correction():
+    """If one of k rows has the smallest p-value of n environments, and the others have none."""
+    page = (DOCS / "howto" / "fair-comparison.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| (\d+)(?: \w+ (\d+))? \| (\d+) \| (.*) \|$", page, re.MULTILINE)
+    listed = []
+    for first, last, n_environments, shown in lines:
+        n_rows = range(int(first), int(last or first) + 1)
+        listed += n_rows
+        for n in (int(n_environments) - 1, int(n_environments)):
+            p = comparisons.smallest_p(n)
+            lowest = [
+                comparisons.holm({"": p, **dict.fromkeys(range(k - 1), 1.0)})[""] for k in n_rows
+            ]
+            is_enough = n == int(n_environments)
+            assert all((value < 0.05) == is_enough for value in lowest)
+        ends = dict.fromkeys([f"{lowest[0]:.3f}", f"{lowest[-1]:.3f}"])
+        assert re.split(" to | or ", shown) == [*ends]
+    assert listed == [*range(1, 13)]
+
+
+def test_expected_values_of_zero_shot_clip_on_pacs_are_those_of_the_preflight():
+    page = " ".join((DOCS / "howto" / "pacs.md").read_text(encoding="utf-8").split())
+    templates = prompts.parse_contexts("imagenet")
+    digest = prompts.digest(templates, benchmarks.get("PACS").classes)
+    assert f"| `prompts {digest}` |" in page
+
+    *others, last = [row.accuracy for row in zero_shot_gate.published_rows("PACS", "ViT-B/16")]
+    accuracies = f"{', '.join(f'{other}%' for other in others)} and {last}%"
+    assert len(others) == 2 and f"are included, {accuracies}." in page
+    images = zero_shot_gate.MAX_IMAGES
+    assert f"predicts {images:,} images, {images // 4} from each environment" in page
 
 
 # The glossary
@@ -375,10 +445,27 @@ def test_reference_lists_all_files_of_a_job_and_keys_of_a_record(tutorial):
 
 
 @pytest.mark.slow
+def test_ends_of_the_mixtures_of_the_pacs_page_repeat_the_table(tutorial):
+    """The script of the page, on the tutorial's runs."""
+    folder, _ = tutorial
+    (block,) = (b for b in blocks(DOCS / "howto" / "pacs.md") if b.language == "python")
+    code = block.text.replace('"OUT"', '"runs"')
+    printed = run_block(Block("python", "", code, block.line), folder)
+
+    pattern = r"^alpha (\S+): in-domain .*%, out-of-domain (.*)%$"
+    out_of_domain = dict(re.findall(pattern, printed, re.MULTILINE))
+    assert out_of_domain.keys() == {"0", "0.5", "1"}
+    cells = collect(folder / "runs", columns=["average"]).cells.query("dataset != ''")
+    averages = cells.set_index("algorithm")["mean"]
+    assert float(out_of_domain["1"]) == pytest.approx(averages["CLIPFineTune"], abs=0.051)
+    assert float(out_of_domain["0"]) == pytest.approx(averages["CLIPZeroShot"], abs=0.3)
+
+
+@pytest.mark.slow
 def test_own_method_page_runs(tmp_path):
     page = DOCS / "howto" / "own-method.md"
     printed = ""
-    variables = {}
+    variables = {"CUDA_VISIBLE_DEVICES": ""}  # the page shows a machine without a GPU
     for block in blocks(page):
         if block.language == "text":
             assert is_shown(printed, f"{block.text}...")

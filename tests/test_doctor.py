@@ -51,6 +51,22 @@ def test_import_error_names_missing_module_and_importing_file(bare, tmp_path):
     assert findings["device"].detail.startswith("ModuleNotFoundError: No module named 'torch' (")
 
 
+def test_all_missing_modules_of_the_host_are_named_in_one_run(bare, tmp_path):
+    modules = {
+        "algorithms": "import os, timm_1\nfrom domainbed import networks\nfrom .lib import more\n",
+        "networks": "import timm_1.models\ntry:\n    import optional_2\nexcept ImportError: 0\n",
+        "lib/more": "from wilds_3.common import x\ndef f():\n    import late_4\nimport losses_5\n",
+        "datasets": "from domainbed.lib.more import y\nimport gulp_6\n",
+    }
+    host = write_checkout(tmp_path / "host", modules=modules)
+    write_files(host, {"extra/losses_5.py": ""})
+    finding = examine(bare, host, [write_start_hook(tmp_path / "hook")])["algorithms"]
+    assert finding.state == PROBLEM and "No module named 'timm_1'" in finding.detail
+    first, second, _ = finding.hint.split("; ")
+    assert first == "install the packages that provide the modules timm_1, gulp_6, wilds_3"
+    assert second.startswith("losses_5 is a file of your checkout")
+
+
 @pytest.mark.parametrize(
     ("variables", "detail", "hint"),
     [

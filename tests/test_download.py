@@ -12,7 +12,7 @@ import pytest
 from data_trees import even, files, zipped
 
 from domainbed_carft import cli
-from domainbed_carft.data import benchmarks, download
+from domainbed_carft.data import benchmarks, downloads
 from domainbed_carft.errors import CarftError
 
 
@@ -69,22 +69,22 @@ def test_interrupted_download_resumes_and_is_verified(pacs, tmp_path, monkeypatc
         benchmark = dataclasses.replace(benchmarks.get("PACS"), sources=(source,))
         monkeypatch.setitem(benchmarks.BENCHMARKS, "PACS", benchmark)
         with pytest.raises(CarftError, match=r"(?s)downloading .* failed .*with --from FILE"):
-            download.download("PACS", tmp_path)
+            downloads.download("PACS", tmp_path)
         assert not (tmp_path / "PACS").exists()
 
         Server.max_bytes = None
-        report = download.download("PACS", tmp_path)
+        report = downloads.download("PACS", tmp_path)
         server.shutdown()
     assert 0 < Server.starts[-1] <= len(Server.content) // 2
     assert report.status == "verified" and not list(tmp_path.glob(".PACS*"))
     assert len([f for f in files(tmp_path / "PACS") if f.endswith(".jpg")]) == 28
     with pytest.raises(CarftError, match=r"PACS already exists"):
-        download.download("PACS", tmp_path)
+        downloads.download("PACS", tmp_path)
 
 
 @pytest.mark.parametrize("drip", [b"", b"x"])
 def test_download_without_progress_fails(pacs, tmp_path, monkeypatch, drip):
-    monkeypatch.setattr(download, "PATIENCE_SECONDS", 0.6)
+    monkeypatch.setattr(downloads, "PATIENCE_SECONDS", 0.6)
     is_over = threading.Event()
 
     def fetch(url, path):
@@ -92,19 +92,19 @@ def test_download_without_progress_fails(pacs, tmp_path, monkeypatch, drip):
             (tmp_path / "drips").write_bytes(drip)
 
     with pytest.raises(CarftError, match=r"PACS\.zip failed \(TimeoutError: .* almost nothing"):
-        download.download("PACS", tmp_path, fetch)
+        downloads.download("PACS", tmp_path, fetch)
     is_over.set()
 
 
 def test_damaged_archive_is_renamed_and_downloaded_again(pacs, archive, tmp_path):
     complete = zipped(tmp_path / "complete.zip", pacs).read_bytes()
     with pytest.raises(CarftError) as raised:
-        download.download("PACS", tmp_path, lambda url, path: path.write_bytes(complete[:-100]))
+        downloads.download("PACS", tmp_path, lambda url, path: path.write_bytes(complete[:-100]))
     fault = "is not a zip or tar archive, or is cut off; the file was renamed to PACS.zip.dam"
     assert f"{archive}, from http://127.0.0.1/PACS.zip, {fault}" in str(raised.value)
     assert "rerun the command with --from FILE" in str(raised.value)
 
-    report = download.download("PACS", tmp_path, lambda url, path: path.write_bytes(complete))
+    report = downloads.download("PACS", tmp_path, lambda url, path: path.write_bytes(complete))
     assert report.status == "verified"
 
 
@@ -132,7 +132,7 @@ def test_different_data_is_installed_only_if_accepted(pacs, archive, tmp_path, c
 def test_wrong_archive_is_not_installed(pacs, archive, tmp_path, names, message):
     zipped(archive, names)
     with pytest.raises(CarftError, match=message):
-        download.download("PACS", tmp_path, accept_different=True)
+        downloads.download("PACS", tmp_path, accept_different=True)
     assert archive.exists() and not (tmp_path / "PACS").exists()
 
 
@@ -171,7 +171,7 @@ def test_archives_that_the_user_does_not_have_are_downloaded(two_archives, tmp_p
         path.write_bytes((two_archives / path.name).read_bytes())
 
     paths = [two_archives / name for name in given]
-    report = download.download("PACS", tmp_path / "DATA", fetch, given_files=paths)
+    report = downloads.download("PACS", tmp_path / "DATA", fetch, given_files=paths)
     assert report.status == "verified" and report.edition == "of the test"
     assert fetched == (["first.zip"] if given == ["second.zip"] else [])
     assert files(two_archives) == contents
@@ -199,7 +199,7 @@ def test_wrong_file_of_the_user_is_named_before_anything_is_downloaded(
         raise AssertionError("nothing should be downloaded")
 
     with pytest.raises(CarftError, match=message):
-        download.download("PACS", tmp_path / "DATA", fetch, given_files=[two_archives / name])
+        downloads.download("PACS", tmp_path / "DATA", fetch, given_files=[two_archives / name])
     assert not (tmp_path / "DATA").exists()
 
 
@@ -209,7 +209,7 @@ def test_damaged_file_of_the_user_is_named_and_kept(pacs, tmp_path):
     content[40] ^= 255  # in the first member, which the directory at the end does not show
     mine.write_bytes(content)
     with pytest.raises(CarftError, match=r"mine\.zip is damaged or cut off .*Get the file again"):
-        download.download("PACS", tmp_path / "DATA", given_files=[mine])
+        downloads.download("PACS", tmp_path / "DATA", given_files=[mine])
     assert mine.read_bytes() == content
 
 
@@ -217,5 +217,5 @@ def test_earlier_download_is_not_replaced_by_a_file_of_the_user(pacs, archive, t
     mine = zipped(tmp_path / "mine.zip", pacs)
     archive.write_text("downloaded")
     with pytest.raises(CarftError, match=f"{archive} already exists; delete it to use"):
-        download.download("PACS", tmp_path, given_files=[mine])
+        downloads.download("PACS", tmp_path, given_files=[mine])
     assert archive.read_text() == "downloaded"

@@ -15,10 +15,10 @@ import torch
 from data_trees import files
 from fake_checkout import REPO, run_python
 
-from domainbed_carft.data import benchmarks, emoji, emoji_styles, verify
+from domainbed_carft.data import benchmarks, emoji, emoji_styles, verification
 from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
+from domainbed_carft.datasets import included
 from domainbed_carft.method import prompts
-from domainbed_carft.plugin import datasets
 from domainbed_carft.results import comparisons
 from domainbed_carft.runs.predictions import LoadingOptions
 from domainbed_carft.runs.scores import Scores
@@ -65,7 +65,7 @@ def test_emoji_shift_splits_the_images_of_one_style():
     folders = [emoji.shift_folders() / side / "noto" for side in ("train", "test")]
     trained, tested = ({*files(folder)} for folder in folders)
     assert trained | tested == {*files(emoji.style_folders() / "noto")} and not trained & tested
-    (environment,) = datasets.EmojiShift(None, (), {"clip_backbone": "tiny"})
+    (environment,) = included.EmojiShift(None, (), {"clip_backbone": "tiny"})
     assert len(environment) == len(trained)
 
 
@@ -75,7 +75,7 @@ def test_emoji_shift_splits_the_images_of_one_style():
 @pytest.mark.parametrize(("name", "label"), [("EmojiStyles", SEEN), ("EmojiUnseen", NEVER_SEEN)])
 def test_embedded_datasets_meet_domainbeds_interface_and_augment_only_training(name, label):
     hparams = {"class_names": f"dataset:{name}", "clip_backbone": "tiny"}
-    dataset = getattr(datasets, name)("not read", [1], dict(hparams))
+    dataset = getattr(included, name)("not read", [1], dict(hparams))
     assert sorted(emoji_styles.names(label)) == dataset.ENVIRONMENTS
     sizes = [emoji_styles.get(style).images for style in dataset.ENVIRONMENTS]
     assert [len(environment) for environment in dataset] == sizes
@@ -86,16 +86,16 @@ def test_embedded_datasets_meet_domainbeds_interface_and_augment_only_training(n
 
     for number, environment in enumerate(dataset):
         assert torch.equal(environment[5][0], environment[5][0]) == (number == 1)
-    unaugmented = getattr(datasets, name)("", [1], {**hparams, "data_augmentation": False})
+    unaugmented = getattr(included, name)("", [1], {**hparams, "data_augmentation": False})
     assert all(torch.equal(environment[5][0], environment[5][0]) for environment in unaugmented)
-    report = verify.verify(name)
+    report = verification.verify(name)
     assert (report.status, report.images) == ("verified", sum(sizes))
 
 
 def test_other_hosts_receive_224_pixels_or_untransformed_images():
-    dataset = datasets.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
+    dataset = included.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
     assert dataset[0][0][0].shape == dataset.input_shape == (3, 224, 224)
-    image, label = datasets.EmojiStyles("not read")[2][0]  # SWAD and MIRO transform themselves
+    image, label = included.EmojiStyles("not read")[2][0]  # SWAD and MIRO transform themselves
     assert (image.size, image.mode, label) == ((64, 64), "RGB", 0)
 
 
@@ -128,7 +128,7 @@ def test_suite_and_dataset_produce_the_same_input(protocol):
     # Both resize with Pillow; torch's bicubic, in `clip`, would sometimes differ by a grey level.
     styles = emoji_styles.names(NEVER_SEEN)
     hparams = {"clip_backbone": "tiny", "protocol": protocol}
-    dataset = datasets.EmojiUnseen("not read", [*range(len(styles))], hparams)
+    dataset = included.EmojiUnseen("not read", [*range(len(styles))], hparams)
     suite = catalogue.get("EmojiUnseen")
     copies = {test_set.name: test_set.find(Path()) for test_set in suite.sets}
     test = SuiteTest(

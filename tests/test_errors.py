@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from domainbed_carft import text
+from domainbed_carft import suggestions
 from domainbed_carft.data.archives import BadFile
 from domainbed_carft.errors import (
     CarftError,
@@ -94,4 +94,4 @@ def test_job_exit_prints_its_message_on_stderr():
     ],
 )
 def test_similar_names_and_synonyms_are_suggested(name, valid, expected):
-    assert text.near_matches(name, valid) == expected
+    assert suggestions.near_matches(name, valid) == expected

@@ -11,7 +11,7 @@ import runs_jobs
 from domainbed.scripts import train
 
 from domainbed_carft import cli, files
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.job_folder import JobFolder
 
 JOB = "0" * 32
 SUMMARY = "evaluation_step0.json"

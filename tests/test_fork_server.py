@@ -25,9 +25,9 @@ from sweep_jobs import (
 )
 
 from domainbed_carft.jobs import fork_server
-from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.fork_server import SWITCH
 from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.job_folder import JobFolder
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from sweep_jobs import command, commands, events, run, statuses
 from domainbed_carft import cli
 from domainbed_carft.cli import runs_output
 from domainbed_carft.errors import CarftError, is_disk_full
-from domainbed_carft.jobs.folder import NO_SPACE, JobFolder
+from domainbed_carft.jobs.job_folder import NO_SPACE, JobFolder
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 
 

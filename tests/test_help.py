@@ -89,6 +89,8 @@ def test_values_keep_hyphens_and_underscores(tmp_path, capsys):
     ("words", "message"),
     [
         ("colect OUT", "no command is called 'colect'; did you mean collect?"),
+        ("launch demo", "no command is called 'launch'; did you mean carft sweep launch?"),
+        ("lauch demo", "no command is called 'lauch'; did you mean carft sweep launch?"),
         ("sweep launc x", "no command is called 'launc'; did you mean launch"),
         ("collect OUT --agains CARFT", "unrecognized arguments: --agains; did you mean --against?"),
         ("sweep launch x --output_dir o --dry", "unrecognized arguments: --dry; did you mean"),

@@ -13,7 +13,7 @@ from domainbed import algorithms, hparams_registry, networks
 
 from domainbed_carft.clips import backbone, openai
 from domainbed_carft.errors import CarftError
-from domainbed_carft.machine import stand_in_device  # noqa: F401  before any backward pass
+from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
 from domainbed_carft.method import host_hparams
 from domainbed_carft.method.algorithms import hparam_values
 from domainbed_carft.method.build import build
@@ -93,6 +93,19 @@ def test_featurizer_has_projected_features_of_images_of_any_size(hparams, side):
     assert all(parameter.requires_grad for parameter in featurizer.parameters())
 
 
+def test_featurizer_undoes_the_normalisation_of_the_dataset(hparams):
+    mean, std = [(0.1, 0.2, 0.3), (0.5, 0.6, 0.7)], [(0.9, 0.8, 0.7), (0.3, 0.2, 0.4)]
+    pixels = make_images().sigmoid()
+    features = []
+    for normalisation in zip(mean, std):
+        shape = (3, 1, 1)
+        offset, scale = (torch.tensor(values).view(shape) for values in normalisation)
+        facts = DatasetFacts([EnvironmentFacts("photo", NAMES, normalisation)])
+        erm = algorithms.ERM((3, 48, 48), 3, 3, hparams, dataset_facts=facts)
+        features.append(erm.featurizer((pixels - offset) / scale))
+    torch.testing.assert_close(*features, rtol=1e-4, atol=1e-5)
+
+
 def test_featurizer_is_copied_and_its_state_can_be_multiplied(any_clip):
     featurizer = networks.Featurizer((3, 48, 48), any_clip)
     state = featurizer.state_dict()
@@ -135,6 +148,12 @@ def test_featurizer_built_on_its_own_does_not_depend_on_earlier_algorithms(hpara
     algorithms.ERM((3, 48, 48), 3, 3, hparams)
     tiny = networks.Featurizer((3, 48, 48), {**HOST, "clip_backbone": "tiny"})
     assert tiny.facts["clip_digest"] == openai.TINY_SHA256
+    with pytest.raises(CarftError, match="expected random for a featurizer that is not built by"):
+        networks.Featurizer((3, 48, 48), {**hparams, "clip_head": "zero-shot"})
+
+
+def test_featurizer_with_another_head_is_not_one_of_the_algorithm_built_before(hparams):
+    algorithms.ERM((3, 48, 48), 3, 3, hparams)
     with pytest.raises(CarftError, match="expected random for a featurizer that is not built by"):
         networks.Featurizer((3, 48, 48), {**hparams, "clip_head": "zero-shot"})
 
@@ -314,6 +333,12 @@ def test_defaults_and_draws_of_rates_are_those_of_the_methods():
         same = host.keys() - {"lr"}
         assert {name: resolved.values[name] for name in same} == {n: host[n] for n in same}
         assert resolved.problems == []
+
+
+@pytest.mark.parametrize(("dataset", "rate"), [("PACS", 5e-6), ("OfficeHome", 1e-5)])
+def test_default_rate_is_that_of_the_dataset(dataset, rate):
+    given = {"clip_backbone": "ViT-B/16"}
+    assert algorithms.ERM.resolve_hparams(dataset, given).values["lr"] == rate
 
 
 def test_given_rate_stays_and_other_names_of_rates_follow_the_methods():

@@ -10,7 +10,7 @@ import torch
 from domainbed import datasets, hparams_registry
 from domainbed.algorithms import get_algorithm_class
 from domainbed.lib import misc, train_arguments
-from fake_checkout import run_python, write_checkout
+from fake_checkout import REPO, run_python, write_checkout
 
 from domainbed_carft.checks.subject import Subject, minibatches, take_step
 from domainbed_carft.jobs.algorithms import ALGORITHMS
@@ -42,6 +42,26 @@ PUBLISHED = {
 def test_method_has_its_published_defaults(name):
     values = algorithms.hparam_values(name, "PACS")
     assert {key: values[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+# No module but the method's own is imported before.
+RECORDED_BY_CARFT = """
+import json
+from domainbed_carft.method.carft import CARFT
+from domainbed_carft.method.resolution import get_recorded_hparams
+print(json.dumps([*get_recorded_hparams(CARFT)]))
+"""
+
+
+def test_records_have_hparams_of_all_methods_whichever_modules_were_imported():
+    variables = {"DOMAINBED_CARFT_DISABLE": "1", "OMP_NUM_THREADS": "1"}  # the plugin imports all
+    path = [REPO, REPO / "third_party"]
+    code = RECORDED_BY_CARFT
+    done = run_python("-W", "ignore", "-c", code, cwd=REPO, path=path, **variables)
+    assert done.returncode == 0, done.stderr
+    recorded = json.loads(done.stdout)
+    assert {"margin", "lp_steps", "starft_rows", "kl_weight"} <= {*recorded}
+    assert sorted(recorded) == sorted(algorithms.recorded_hparams("CARFT"))
 
 
 # The smallest and the largest value of the random search on a benchmark.

@@ -11,11 +11,11 @@ import pytest
 from sweep_jobs import wait_until
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import UNKNOWN, Attempt, HeldError, JobFolder
+from domainbed_carft.jobs.job_folder import UNKNOWN, Attempt, HeldError, JobFolder
 
 CLAIM = """
 import subprocess, sys, time
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.job_folder import JobFolder
 with JobFolder(sys.argv[1]).claim() as lock:
     # Like the child of a launcher, it inherits the descriptor without using it.
     child = subprocess.Popen(["sleep", sys.argv[2]], pass_fds=[lock.descriptor])
@@ -58,7 +58,7 @@ def test_lock_is_held_by_one_process_at_a_time(folder):
     """Processes claim and release repeatedly, so that opening and removing the file interleave."""
     code = """
 import os, sys, time
-from domainbed_carft.jobs.folder import HeldError, JobFolder
+from domainbed_carft.jobs.job_folder import HeldError, JobFolder
 folder, inside, won = JobFolder(sys.argv[1]), sys.argv[2], 0
 end = time.monotonic() + 0.5
 while time.monotonic() < end:

@@ -23,8 +23,8 @@ from sweep_jobs import (
 
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.fork_server import SWITCH
+from domainbed_carft.jobs.job_folder import JobFolder
 
 HOSTILE = 'it\'s "one" $(touch pwned) `touch pwned`; #\n&& touch pwned'
 

@@ -63,8 +63,23 @@ def test_dropout_is_applied_only_to_the_input_of_the_factors(encoder):
     # Dropout keeps the mean of the inputs.
     torch.testing.assert_close(change.mean(0), expected[0], rtol=0, atol=0.02)
     assert change.std(0).min() > 0 and lora.has_dropout()
-    parts = change.chunk(3, dim=1)
-    assert not torch.allclose(parts[0].sum(1) - parts[0].sum(1).mean(), parts[1].sum(1))
+
+
+def test_factors_start_like_a_linear_layer_and_each_projection_has_its_own_dropout(encoder):
+    lora = LoRA(encoder, RANK, SCALE, dropout=0.25)
+    bound = lora.layers[0].down.shape[-1] ** -0.5  # of torch.nn.Linear
+    for layer in lora.layers:
+        assert 0.9 * bound < layer.down.abs().max() <= bound
+        assert not layer.up.any()
+
+    layer = adapted(encoder, dropout=0.25).layers[0]
+    for factor in (layer.down.data, layer.up.data):
+        factor[1:] = factor[0]  # so that the projections differ by their dropout only
+    x = torch.ones(7, layer.down.shape[-1])
+    change = layer.project(x, None) - x @ layer.original.T
+    queries, keys, values = change.chunk(3, dim=1)
+    for first, second in ((queries, keys), (queries, values), (keys, values)):
+        assert not torch.allclose(first, second, atol=1e-4)
 
 
 # A learning rate that changes the factors much.

@@ -238,6 +238,18 @@ def test_training_loss_equals_documented_formula(random_tiny, name, overrides):
         assert loss == pytest.approx(expected, rel=1e-5), f"step {seed}"
 
 
+@pytest.mark.parametrize("direction", ["original||fine-tuned", "fine-tuned||original"])
+def test_measured_drift_is_the_documented_kl(random_tiny, direction):
+    algorithm = make(
+        random_tiny, "CLIPFineTune", drift_every=1, kl_direction=direction, warmup_steps=0, lr=3e-3
+    )
+    for seed in range(3):
+        it = Symbols(algorithm, seed)
+        measured = algorithm.update(minibatches(seed))["loss_kl"]
+        assert measured == pytest.approx(it.kl(it.c).item(), rel=1e-4, abs=1e-6), f"step {seed}"
+    assert measured > 1e-3
+
+
 @pytest.mark.parametrize("name", ["CARFT", "CLIPZeroShot", "FLYP", "CLIPLoRA"])
 def test_untrained_algorithm_predicts_like_zero_shot_clip(random_tiny, name):
     it = Symbols(make(random_tiny, name), seed=0)

@@ -13,7 +13,7 @@ from test_step import find_clip
 
 from domainbed_carft import cli
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.machine import devices, stand_in_device  # noqa: F401  before any backward pass
+from domainbed_carft.machine import devices
 
 
 def assert_equal(actual, expected, tolerance=None):

@@ -12,7 +12,7 @@ import pytest
 from sweep_folders import add_attempts, write_launched_sweep
 from tqdm import tqdm
 
-from domainbed_carft import cli, files, text
+from domainbed_carft import cli, escaping, files
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +86,10 @@ def test_stream_passes_bars_and_line_breaks_and_escapes_names(monkeypatch):
     terminal, escaped = Terminal(), Terminal()
     print_bars(terminal, "epochs")
     clock = itertools.count()
-    print_bars(text.EscapedStream(escaped), "epochs")
+    print_bars(escaping.EscapedStream(escaped), "epochs")
     assert escaped.getvalue() == terminal.getvalue()
 
-    print_bars(text.EscapedStream(escaped), "a\x1b]0;owned\x07")
+    print_bars(escaping.EscapedStream(escaped), "a\x1b]0;owned\x07")
     assert r"a\x1b]0;owned\x07" in escaped.getvalue()
     assert not {"\x1b", "\x07"} & {*escaped.getvalue().replace("\x1b[A", "")}
 

@@ -113,6 +113,8 @@ def test_links_of_index_page_are_absolute_and_exist(address):
     targets = re.findall(r"\]\(([^)]+)\)", page) + re.findall(r'(?:src|srcset)="([^"]+)"', page)
     assert targets and all("://" in target for target in targets)
     assert "pip install domainbed-carft\n" in page
+    clone = "git clone https://example.org/group/domainbed-carft && cd domainbed-carft\nmake demo "
+    assert (clone in page) == bool(address)
     linked_files = re.findall(rf"{address}/(?:raw|blob)/v1\.2\.3/([^)\"#]+)", page)
     assert bool(linked_files) == bool(address)
     assert all((REPO / target).is_file() for target in linked_files)

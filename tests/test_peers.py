@@ -256,6 +256,7 @@ def test_penalties_compare_stem_and_four_stages_of_a_resnet(resnet):
     statistics = {name: buffer.clone() for name, buffer in algorithm.encoder.named_buffers()}
     rates = [group["lr"] for group in algorithm.optimizer.param_groups]
     assert rates[-1] / rates[0] == pytest.approx(10)  # MIRO's variances
+    assert algorithm.optimizer.param_groups[-1]["weight_decay"] == 0
     values = train(algorithm, 2)
     assert values[0]["loss_miro"] == pytest.approx(5 * np.log(0.1) / 2, rel=1e-4)
     assert all(torch.equal(b, statistics[n]) for n, b in algorithm.encoder.named_buffers())
@@ -280,6 +281,22 @@ def test_text_encoder_equals_clip_for_full_and_short_texts(random_tiny):
     torch.manual_seed(3)
     first, second = (text_encoder.RandomTexts(loaded)(5, 8) for _ in range(2))
     assert first.shape == (5, model.text_projection.shape[1]) and not torch.equal(first, second)
+
+
+def test_lipsum_draws_texts_of_eight_words_of_the_whole_vocabulary(random_tiny):
+    algorithm = make(random_tiny, "LipsumFT")
+    (penalty,) = algorithm.terms.active
+    drawn = []
+    encoder = penalty.random_texts.encoder
+    encoder.register_forward_pre_hook(lambda module, inputs: drawn.append(inputs[0]))
+    algorithm.update(minibatches())
+
+    (tokens,) = drawn
+    start, end = 49406, 49407  # of a text, in CLIP's vocabulary
+    assert tokens.shape == (80, 1 + 8 + 1)
+    assert set(tokens[:, 0].tolist()) == {start} and set(tokens[:, -1].tolist()) == {end}
+    words = tokens[:, 1:-1]
+    assert 0 <= words.min() < 500 and start - 500 < words.max() < start
 
 
 def test_context_kl_is_finite_at_scale_100_in_bf16_autocast():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fake_checkout import OUR_ALGORITHMS, OUR_HPARAMS, Site, module_text, write_checkout
 
+from domainbed_carft.images import preprocessing
 from domainbed_carft.plugin import registry_functions
 
 
@@ -117,7 +118,7 @@ def test_facts_of_dataset_are_found_by_class_names(site, tmp_path, protocol, tra
     code = """
 import json, sys
 from domainbed import datasets
-from domainbed_carft.plugin import known_datasets
+from domainbed_carft.datasets import known_datasets
 
 root, protocol = sys.argv[1:]
 hparams = {"class_names": "dataset:Pets", "protocol": protocol}
@@ -132,7 +133,9 @@ print(json.dumps([
     hparams,
 ]))
 """
-    normalisation = [[0.5, 0.25, 0.0], [2.0, 1.0, 1.0]] if protocol == "domainbed" else None
+    of_host = [[0.5, 0.25, 0.0], [2.0, 1.0, 1.0]]
+    of_clip = [list(preprocessing.CLIP_MEAN), list(preprocessing.CLIP_STD)]
+    normalisation = of_host if protocol == "domainbed" else of_clip
     assert site.json("-c", code, str(tmp_path / "data"), protocol, cwd=fork) == [
         transforms,
         recorded,
@@ -144,7 +147,7 @@ print(json.dumps([
 
 
 @pytest.mark.parametrize(
-    "module", ["method/algorithms", "jobs/facts", "plugin/datasets", "method/dataset_facts"]
+    "module", ["method/algorithms", "jobs/facts", "datasets/included", "images/dataset_facts"]
 )
 def test_failing_plugin_warns_once_without_breaking_host(site, checkout, module):
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")
@@ -211,7 +214,7 @@ print(json.dumps([
 def test_package_can_be_imported_before_host(site, checkout):
     code = """
 import json
-import domainbed_carft.method.algorithms, domainbed_carft.plugin.datasets
+import domainbed_carft.method.algorithms, domainbed_carft.datasets.included
 from domainbed import algorithms, datasets
 print(json.dumps([
     issubclass(algorithms.CARFT, domainbed_carft.method.algorithms.CARFT),

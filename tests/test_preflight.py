@@ -1,22 +1,25 @@
 """`carft preflight`: for each row a case that passes and a case that fails."""
 
+import itertools
 import json
 import math
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 import scipy
 import torch
+from runs_jobs import ENVIRONMENTS, write_images
 from sweep_jobs import carft
 
 from domainbed_carft import cli
 from domainbed_carft.clips import openai
 from domainbed_carft.errors import CarftError
-from domainbed_carft.preflight import recipes, steps
+from domainbed_carft.preflight import recipes, run, steps
 from domainbed_carft.preflight import zero_shot_gate as gate
 from domainbed_carft.preflight.steps import StepMeasures
 from domainbed_carft.preflight.zero_shot_gate import ZeroShot
@@ -128,6 +131,9 @@ variants:
   slower: {hparams: {lr: 1e-5}}
   larger: {hparams: {batch_size: 64}}
   words: {hparams: {contexts: imagenet7}}
+  images: {hparams: {protocol: clip}}
+  weak: {hparams: {fd_weight: 0.1}}
+  strong: {hparams: {fd_weight: 1.0}}
   averaged: {hparams: {average: ema}, algorithms: [CARFT]}
 """
 
@@ -141,11 +147,84 @@ def test_jobs_with_equal_costs_share_a_recipe_and_a_gate():
     plain = recipe_by_label["CLIPFineTune"]
     assert plain.job.variant == "larger"  # the variant with the largest batch
     assert {"plain", "slower", "larger"} <= {job.variant for job in plain.jobs}
+    with_penalty = recipe_by_label["CLIPFineTune fd_weight=True"]  # the same cost at any weight
+    assert {job.variant for job in with_penalty.jobs} == {"weak", "strong"}
     assert sum(len(recipe.jobs) for recipe in groups) == len(jobs)
 
     gates = recipes.zero_shot_jobs(jobs)
-    assert [job.variant for job in gates] == ["plain", "words"]
+    assert [job.variant for job in gates] == ["plain", "words", "images"]
     assert {job.key.algorithm for job in gates} == {"CLIPZeroShot"}
+
+
+def test_gate_over_all_environments_has_the_words_of_all_domains(tmp_path):
+    images = write_images(tmp_path / "my pets", 3)
+    text = f"name: x\ndatasets: [{images}]\nalgorithms: [CARFT]\ntrials: 1\n"
+    text += "hparams: {clip_backbone: tiny, contexts: domains-without-target}\n"
+    jobs = declaration_file.parse(text, "x.yaml").jobs("unused", tmp_path)
+    (gate_job,) = recipes.zero_shot_jobs(jobs)
+    trainer = steps.prepare(gate_job, {}, tmp_path, targets=range(len(ENVIRONMENTS)))
+    assert len(trainer.algorithm.context_weights) == len(ENVIRONMENTS)
+
+
+# One step of a small sweep
+
+
+@pytest.mark.parametrize("algorithm", ["CLIPFineTune", "CLIPLPFT"])
+def test_measured_steps_train_the_encoder_on_the_batches_of_the_job(
+    tmp_path, monkeypatch, algorithm
+):
+    text = SMALL_SWEEP.replace("[CLIPFineTune]", f"[{algorithm}]")
+    (job,) = declaration_file.parse(text, "x.yaml").jobs("embedded", tmp_path)
+    trainer = steps.prepare(job, {}, tmp_path)
+    before = [weight.clone() for weight in trainer.algorithm.encoder.parameters()]
+    losses = []
+    take_step = type(trainer.algorithm).step_on_device
+
+    def note_loss(algorithm, minibatches):
+        values = take_step(algorithm, minibatches)
+        losses.append(float(values["loss"]))
+        return values
+
+    monkeypatch.setattr(type(trainer.algorithm), "step_on_device", note_loss)
+    # Each reading of the clock is a second later: at the start of a measurement, after its only
+    # action, and at its end.
+    monkeypatch.setattr(steps, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+    measures = steps.measure_steps(trainer)
+
+    after = trainer.algorithm.encoder.parameters()
+    assert any(not torch.equal(weight, now) for weight, now in zip(before, after))
+    assert measures.loss == losses[0] != losses[1]
+    images = 3 * 4  # of three training environments
+    speeds = (measures.steps, measures.with_loading, measures.predictions)
+    assert speeds == (images / 2,) * 3
+
+
+def test_row_of_hours_has_their_sum_and_the_longest_job():
+    assert run.hours_row("x", [1.0, 2.5, 0.5]).found == "3 jobs, 4.00 h, longest 2.50 h"
+
+
+def test_hours_are_the_counts_of_images_by_the_measured_speeds(tmp_path, monkeypatch):
+    """Steps are measured on EmojiStyles, whose loaders are faster."""
+    images = str(write_images(tmp_path / "my pets", 10))
+    path = tmp_path / "two.yaml"
+    text = SMALL_SWEEP.replace("datasets: [", f"datasets: [{images}, ")
+    path.write_text(text.replace("hparams: {", "hparams: {clip_backbone: tiny, "))
+    loading = {"EmojiStyles": 500.0, images: 60.0}
+    measures = StepMeasures(1.0, 3 * 10**9, steps=100.0, with_loading=80.0, predictions=300.0)
+    monkeypatch.setattr(steps, "measure_loading", lambda trainer: loading[trainer.args.dataset])
+    monkeypatch.setattr(steps, "measure_steps", lambda trainer: measures)
+    monkeypatch.setattr(gate, "gate_row", lambda trainer: PreflightRow("", "", "pass", ""))
+    assert cli.main(["preflight", str(path), "--output_dir", str(tmp_path / "out")]) == 0
+
+    measured = preflight_file.read(tmp_path / "out").costs[""]
+    for dataset, training_seconds, evaluation_seconds in (
+        ("EmojiStyles", (100 / 80) / 100, 1 / 300),
+        (images, (100 / 80) / 60, 1 / 60),
+    ):
+        cost = measured[dataset]["CLIPFineTune"]
+        assert cost.training_hours == pytest.approx(cost.trained * training_seconds / 3600)
+        assert cost.evaluation_hours == pytest.approx(cost.evaluated * evaluation_seconds / 3600)
+        assert cost.memory_gb == 3.0
 
 
 # preflight.json

@@ -6,7 +6,7 @@ import sys
 import pytest
 from domainbed.lib import misc
 
-from domainbed_carft import text
+from domainbed_carft import progress_bar
 
 
 class Terminal(io.StringIO):
@@ -16,11 +16,11 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def frequent(monkeypatch):
-    monkeypatch.setattr(text, "LINE_SECONDS", 0)
+    monkeypatch.setattr(progress_bar, "LINE_SECONDS", 0)
 
 
 def count(numbers, **options):
-    return list(text.progress(numbers, description="counting", unit="batch", **options))
+    return list(progress_bar.progress(numbers, description="counting", unit="batch", **options))
 
 
 def test_pipe_gets_line_per_interval_and_none_for_short_task(capsys, monkeypatch):
@@ -32,7 +32,7 @@ def test_pipe_gets_line_per_interval_and_none_for_short_task(capsys, monkeypatch
     count(range(3), delay=100)
     assert not capsys.readouterr().err
 
-    monkeypatch.setattr(text, "LINE_SECONDS", 0)
+    monkeypatch.setattr(progress_bar, "LINE_SECONDS", 0)
     count(range(3))
     assert "counting: 1 of 3 batches (33%), after 00:00" in capsys.readouterr().err
 

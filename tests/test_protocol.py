@@ -5,13 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
+from domainbed_carft.datasets import included
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
 from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method import algorithms
-from domainbed_carft.plugin import datasets
 
 
 def test_domainbed_squashes_test_images_and_clip_crops_them():
@@ -58,7 +58,7 @@ def settings(weights, dataset, **overrides):
 
 def test_emoji_styles_follows_the_protocol(random_tiny, capsys):
     values = settings(random_tiny, "EmojiStyles", protocol="clip")
-    dataset = datasets.EmojiStyles("", [0], values)
+    dataset = included.EmojiStyles("", [0], values)
     assert dataset[0].transform.transforms[-1].mean == CLIP_MEAN
     kinds = [type(step).__name__ for step in dataset[1].transform.transforms]
     assert "ColorJitter" not in kinds and "RandomHorizontalFlip" in kinds
@@ -88,7 +88,7 @@ def test_dataset_with_another_protocol_is_refused(random_tiny, requested, follow
 
 def test_datasets_of_the_package_do_not_follow_the_protocol_of_a_host(random_tiny):
     values = settings(random_tiny, "EmojiStyles", protocol="host")
-    dataset = datasets.EmojiStyles("", [0], values)
+    dataset = included.EmojiStyles("", [0], values)
     with pytest.raises(CarftError, match="protocol is 'host', but .* its transforms .domainbed"):
         algorithms.CARFT(dataset.input_shape, 10, 3, values, dataset_facts=dataset.dataset_facts)
 

@@ -128,6 +128,29 @@ def test_commands_on_the_page_have_the_recorded_arguments(sweep, page):
     assert hashlib.sha256(content).hexdigest() in page.text
 
 
+def test_jobs_are_listed_in_the_order_of_the_table(page):
+    block = page.text.split('aria-label="Commands of the jobs"><code>')[1].split("</code>")[0]
+    listed = [
+        tuple(re.search(rf"--{flag} (\S+)", line)[1] for flag in ("algorithm", "test_envs"))
+        for line in block.splitlines()
+    ]
+    rows = [row[0] for row in page.tables[TABLE][1:]]
+    expected = itertools.product(rows, "0123")
+    assert list(dict.fromkeys(listed)) == list(expected)
+    trials = re.findall(r"--trial_seed (\d)", block)
+    assert trials[:4] == ["0", "1", "0", "1"]
+
+
+def test_contents_list_only_sections_with_figures(page):
+    contents = page.text.split('<nav aria-label="Contents">')[1].split("</nav>")[0]
+    assert "Accuracy over steps" in contents
+    assert ">Calibration and flips</h3>" in page.text and "Calibration and flips" not in contents
+
+
+def test_last_paragraph_on_the_page_is_a_sentence(page):
+    assert "Equal records, predictions and images give an identical page.</p>" in page.text
+
+
 def test_cell_links_to_its_jobs_with_settings_folders_and_commands(sweep, page):
     entries = top([sweep], methods=["training-domain"], only="CARFT, test environments 2").entries
     links = [link["href"] for link in page.all("a")]

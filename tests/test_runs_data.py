@@ -1,5 +1,6 @@
 """The splits of a saved run equal the splits of its training, image by image."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -35,6 +36,18 @@ def test_image_does_not_depend_on_how_it_is_loaded(trained):
     best = saved.load_run(trained, "best", device="cpu")
     items_at_best_step = splits_by_name(best)["env1_out"].items
     assert not torch.equal(items_at_best_step[50][0], images[50])
+
+
+@pytest.mark.parametrize(("name", "is_constant"), [("CLIPZeroShot", True), ("CARFT", False)])
+def test_run_that_training_does_not_change_has_the_images_of_its_only_evaluation(
+    pets, name, is_constant
+):
+    run = saved.load_run(pets / name, "last", device="cpu")
+    evaluated_first = dataclasses.replace(run, step=0)
+    last, first = (splits_by_name(r)["env1_out"].items for r in (run, evaluated_first))
+    assert len(last) > 1
+    pairs = [(last[index][0], first[index][0]) for index in range(len(last))]
+    assert all(torch.equal(*pair) for pair in pairs) == is_constant
 
 
 @pytest.mark.parametrize("which", ["best", pytest.param("last", marks=pytest.mark.slow)])

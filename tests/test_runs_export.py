@@ -18,12 +18,12 @@ from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone, openai
+from domainbed_carft.datasets import included
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.jobs.facts import get_hparams_and_facts
-from domainbed_carft.plugin import datasets
 from domainbed_carft.runs import export, saved
 
 with warnings.catch_warnings():
@@ -50,10 +50,10 @@ def test_code_of_the_card_loads_the_exact_weights_and_predicts_like_the_run(
     library, files, trained, monkeypatch, capsys
 ):
     run = saved.load_run(trained, "last", device="cpu")
-    dataset = datasets.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
+    dataset = included.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
     paths = [path for path, _ in dataset[0].samples[::9]]  # of the target
     images = [default_loader(path) for path in paths]
-    transform = PlanTransform(plan_for("domainbed", datasets.EMOJI_SIZE, augment=False))
+    transform = PlanTransform(plan_for("domainbed", included.EMOJI_SIZE, augment=False))
     with torch.no_grad():
         expected = run.algorithm.predict(torch.stack([transform(image) for image in images]))
 

@@ -28,8 +28,8 @@ from sweep_jobs import (
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.job_folder import JobFolder
 from domainbed_carft.launchers import launch_file, slurm
 from domainbed_carft.sweep import launch, search
 

@@ -3,18 +3,11 @@
 import copy
 
 import pytest
+import stand_in_device
 import torch
+from stand_in_device import MixedDevicesError
 from torch import nn
 from torch.nn import functional as F
-
-from domainbed_carft.machine import stand_in_device
-from domainbed_carft.machine.stand_in_device import MixedDevicesError
-
-
-@pytest.fixture(autouse=True)
-def stand_in():
-    with stand_in_device.install() as device:
-        yield device
 
 
 def on_both(stand_in, *shape):

@@ -15,13 +15,13 @@ from runs_jobs import CLASSES
 
 from domainbed_carft import cli
 from domainbed_carft.data import image_files
-from domainbed_carft.jobs.folder import RECORDS
+from domainbed_carft.jobs.job_folder import RECORDS
 from domainbed_carft.results import metrics
 from domainbed_carft.runs import saved, zero_shot
 from domainbed_carft.runs.predictions import LoadingOptions
 from domainbed_carft.runs.suites import make_suite_test
 from domainbed_carft.suites import catalogue
-from domainbed_carft.suites.test_sets import Folders, Suite, TestSet
+from domainbed_carft.suites.suite import Folders, Suite, TestSet
 
 GROUPS = {"photo": ((0,), (1,)), "Turned": ((0,), (1,)), "One": ((0, 1),), "Cut": ((0,), (1,))}
 SHIFTED = ("Turned", "One", "Cut")

@@ -13,7 +13,7 @@ from sweep_jobs import carft, read_status, wait_until
 from domainbed_carft import cli
 from domainbed_carft.files.weights import load_weights
 from domainbed_carft.jobs import manifest
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.job_folder import JobFolder
 from domainbed_carft.results.columns import COLUMNS
 
 

@@ -143,6 +143,20 @@ def test_error_of_a_declaration_lists_all_mistakes_with_their_lines(text, expect
     assert len(sentences) == len(expected)
 
 
+def test_error_of_a_declaration_lists_names_next_to_a_wrong_form():
+    """Hyperparameters are checked although the form is wrong and the dataset unknown."""
+    text = (
+        "name: x\ndatasets: [PAKS]\nalgorithms: [CARFT, CARTF]\ntrials: 0\n"
+        "hparams: {kl_wight: 1, lr: fast}\n"
+    )
+    trials, dataset, algorithm, name, value = problems(text)
+    assert trials.startswith("4: trials: got 0") and dataset.startswith("2: datasets[0]: no data")
+    assert algorithm.startswith("3: algorithms[1]: no algorithm is called 'CARTF'")
+    assert name.startswith("5: hparams.kl_wight: no hyperparameter of CARFT is called 'kl_wight'")
+    assert name.endswith("; did you mean kl_weight or sp_weight or fd_weight?")
+    assert value == "5: hparams.lr: got 'fast', expected a number > 0"
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [

@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader
 import domainbed_carft
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
-from domainbed_carft.images import loading
+from domainbed_carft.images import loading, squares
 from domainbed_carft.jobs import records as job_records
 from domainbed_carft.results import metrics
-from domainbed_carft.runs import pool, saved, splits, squares, sweep_run, temperature
+from domainbed_carft.runs import pool, saved, splits, sweep_run, temperature
 from domainbed_carft.runs.sweep_run import SweepOptions
 
 TOLERANCE = 1e-9

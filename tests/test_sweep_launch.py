@@ -1,7 +1,9 @@
 """`carft sweep launch`: its checks of the data, its estimates, and its outcomes."""
 
+import math
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,8 @@ from sweep_jobs import carft
 
 from domainbed_carft import launchers
 from domainbed_carft.data import benchmarks
+from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.cost import Cost
 from domainbed_carft.sweep import costs, declaration_file, states, upkeep
 from domainbed_carft.sweep import launch as launching
 from domainbed_carft.sweep.launch import SKIP_VARIABLE
@@ -202,6 +206,61 @@ def test_costs_count_trained_and_evaluated_images(dataset, steps, expected):
     (job, *_) = declaration.jobs("D", Path("o"))
     cost = costs.estimate_job_cost(job, declaration.facts[dataset])
     assert (cost.steps, cost.trained, cost.evaluated) == expected
+
+
+def test_dry_run_explains_only_the_columns_that_it_prints():
+    """The images of an own folder are counted by the jobs, not by a dry run."""
+    row = ("", "my/images", "CARFT")
+    cost = Cost(jobs=1, steps=10, trained=320, evaluated=math.nan, training_hours=math.nan)
+    printed = costs.format_table({row: cost, costs.TOTAL: cost}, skips=True)
+    assert "trained" in printed.splitlines()[0] and "evaluated" not in printed
+    assert "Hours:" not in printed
+
+
+def get_cost(facts=None, skips=False, keys=""):
+    """Return the cost of a job of 301 steps on PACS with the target art_painting."""
+    text = f"name: x\nalgorithms: [CARFT]\ndatasets: [PACS]\nsteps: 301\n{keys}"
+    declaration = declaration_file.parse(text, "x.yaml")
+    (job, *_) = declaration.jobs("D", Path("o"))
+    assert job.key.test_envs == {0}
+    return costs.estimate_job_cost(job, replace(declaration.facts["PACS"], **facts or {}), skips)
+
+
+OUT_SPLITS = int(2344 * 0.2) + int(1670 * 0.2) + int(3929 * 0.2)  # of the three others of PACS
+
+
+@pytest.mark.parametrize(
+    ("facts", "skips", "hparams", "expected"),
+    [
+        ({}, False, "{}", 9991),
+        ({}, True, "{}", 2048 + OUT_SPLITS),
+        ({"held_out": True}, False, "{}", 2048 + OUT_SPLITS),
+        ({}, False, "{average: swad}", 9991 + OUT_SPLITS),  # also the loss on the out-splits
+    ],
+)
+def test_evaluated_images_follow_the_splits_that_a_checkpoint_needs(
+    facts, skips, hparams, expected
+):
+    assert get_cost(facts, skips, f"hparams: {hparams}").evaluated == 2 * expected
+
+
+def test_cost_counts_the_checkpoints_of_the_job_and_has_the_largest_memory():
+    keys = "overrides: [{checkpoint_freq: 100}]"
+    assert get_cost(keys=keys).evaluated == 4 * 9991  # at steps 0, 100, 200 and 300
+    memories = [None, 12.0, 3.0]
+    assert costs.add([Cost(memory_gb=memory) for memory in memories]).memory_gb == 12.0
+    assert costs.add([Cost()]).memory_gb is None
+
+
+def test_hours_follow_from_the_mean_step_time_of_all_jobs_with_records(tmp_path):
+    text = "name: x\nalgorithms: [CARFT]\ntrials: 1\ndatasets: [PACS]\nsteps: 100\n"
+    jobs = write_launched_sweep(tmp_path, text)
+    for job, seconds in zip(jobs, (36.0, 36.0, 72.0)):
+        record(job, 0, step_time=90.0)
+        record(job, 99, step_time=seconds)
+    state = states.read_state(tmp_path)
+    estimated = costs.estimate(state.statuses, manifest.read(tmp_path).datasets)
+    assert estimated[costs.TOTAL].training_hours == pytest.approx(100 * 48 / 3600)
 
 
 def test_dry_run_estimates_hours_from_step_times_in_records(tmp_path, monkeypatch):

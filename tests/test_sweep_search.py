@@ -148,6 +148,9 @@ def test_second_stage_follows_the_first_and_keeps_its_choice_on_resume(tmp_path)
     assert "Second stage, trials 0, 1: 24 jobs when the first is done." in text
 
     assert run_launch(tmp_path, max_finished=16) == ([14, 24], 8)
+    text = status_text(tmp_path)
+    assert "First stage, trial 5: 24 jobs: 24 done." in text
+    assert "Second stage, trials 0, 1: 24 jobs: 16 done, 8 not launched." in text
     chosen = manifest.read(tmp_path).search.chosen
     assert len(chosen) == 2
 

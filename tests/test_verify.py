@@ -10,7 +10,7 @@ from PIL import UnidentifiedImageError
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from domainbed_carft.data import benchmarks, image_files, listing, verify
+from domainbed_carft.data import benchmarks, image_files, listing, verification
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.image_lists import ListedFolder
 
@@ -116,7 +116,7 @@ def test_missing_data_is_refused_with_a_hint(tmp_path, monkeypatch, name, folder
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(CarftError, match=message):
-        verify.verify(name, None if folder is None else tmp_path)
+        verification.verify(name, None if folder is None else tmp_path)
 
 
 def test_verify_exits_with_1_for_broken_data(tmp_path):
@@ -188,7 +188,7 @@ def test_listing_equals_torchvisions_image_folder(tmp_path):
 def test_files_without_an_images_extension_are_counted_and_named_by_extension(tmp_path):
     root = grow(tmp_path / "mine", even(["cat", "dog"]))
     write(root / "art" / "cat", ["1.gif", "2.GIF", "deeper/3.gif", "notes.txt", "README"])
-    (note,) = verify.verify(str(root)).notes
+    (note,) = verification.verify(str(root)).notes
     assert note.startswith("5 files without an image's extension are skipped: ")
     assert "3 .gif, 1 without extension, 1 .txt" in note and ".jpg, .jpeg, .png" in note
 

@@ -27,11 +27,7 @@ from domainbed_carft.results.cells import Cell
 from domainbed_carft.results.collect import collect
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.comparisons import Comparison
-from domainbed_carft.results.method_names import (
-    CLIPOOD,
-    ORACLE,
-    TRAINING_DOMAIN,
-)
+from domainbed_carft.results.method_names import CLIPOOD, ORACLE, TRAINING_DOMAIN
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
@@ -334,8 +330,9 @@ def all_tables(records: Path) -> list[tuple[str, str, Rows]]:
         for name in (*SWEEPS, SWEEP_IN_CHECKOUT)
     )
     summary = summary_rows(fresh_sweep)
+    over_seeds = [row[:4] + row[5:6] + row[7:] for row in summary]
     return [
-        ("README.md", "| method | out of domain | minus CAR-FT |", summary),
+        ("README.md", "| method | out of domain | minus CAR-FT |", over_seeds),
         ("docs/peers.md", "| method | out of domain | minus CAR-FT |", summary),
         ("docs/peers.md", "| method | minus CAR-FT |", interval_rows(fresh_sweep)),
         ("docs/peers.md", "| method | out-of-domain | minus CARFT |", accuracy_rows(peers)),

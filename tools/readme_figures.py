@@ -1,6 +1,6 @@
 """Make the images of README from the packed records of `fresh-emoji`, in docs/images/.
 
-    python tools/readme_figures.py           # robustness-light.svg, robustness-dark.svg
+    python tools/readme_figures.py           # robustness-light.svg, -dark.svg, and both -narrow.svg
     python tools/readme_figures.py --page    # also report-light.png, report-dark.png, by Chromium
     python tools/readme_figures.py --check   # exit status 1 if a figure is out of date
 
@@ -14,6 +14,7 @@ import argparse
 import colorsys
 import hashlib
 import io
+import itertools
 import re
 import shutil
 import sys
@@ -38,9 +39,11 @@ ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records" / "fresh-emoji.tar.xz"
 IMAGES = ROOT / "docs" / "images"
 SELECTION = "training-domain"
-SIZE = (7.6, 4.3)  # inches
+# Ending of the file name -> size in inches; the narrow figure is for telephones.
+SIZES = {"": (7.6, 4.3), "-narrow": (4.4, 4.6)}
 MIN_LIGHTNESS = 0.07  # of the background on a dark page
-SPACE_FOR_LABELS = 3.5  # points of in-domain accuracy, on the right
+# Points of in-domain accuracy on the right, by the ending of the file name.
+SPACE_FOR_LABELS = {"": 3.5, "-narrow": 7.5}
 GREY = "#6e7781"  # for methods that are not highlighted
 HIGHLIGHTED = ("CARFT (methods)", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
 # Row of the table -> its label in README, and the label's position: offset from the mark in points
@@ -53,6 +56,11 @@ LABELS = {
     "CLIPFineTune": ("ERM", 20, -4, "left"),
     "CLIPWiSEFT": ("WiSE-FT", -14, 0, "right"),
     "LipsumFT": ("Lipsum-FT", 2, 18, "center"),
+}
+# Labels of the narrow figure that would overlap at these positions.
+NARROW_LABELS = {
+    "CARFT (CARFT+beta)": ("CAR-FT, Beta average", 8, 8, "left"),
+    "CLIPZeroShot": ("zero-shot CLIP", 10, -9, "left"),
 }
 PAGE_SIZE = {"width": 1440, "height": 1100}  # px
 
@@ -78,9 +86,10 @@ def main() -> int:
         if arguments.check:
             return check(digest(means))
 
-        light = draw_robustness(means)
-        (IMAGES / "robustness-light.svg").write_text(light)
-        (IMAGES / "robustness-dark.svg").write_text(darken(light))
+        for ending in SIZES:
+            light = draw_robustness(means, ending)
+            (IMAGES / f"robustness-light{ending}.svg").write_text(light)
+            (IMAGES / f"robustness-dark{ending}.svg").write_text(darken(light))
 
         if arguments.page:
             report = write_report([Path(folder, "fresh-emoji", "methods")], Path(folder, "report"))
@@ -91,8 +100,8 @@ def main() -> int:
 def check(expected: str) -> int:
     """Return 1 if a figure does not have the expected digest, otherwise 0."""
     status = 0
-    for scheme in ("light", "dark"):
-        path = IMAGES / f"robustness-{scheme}.svg"
+    for scheme, ending in itertools.product(("light", "dark"), SIZES):
+        path = IMAGES / f"robustness-{scheme}{ending}.svg"
         if f"<desc>Data: SHA-256 {expected}</desc>" not in path.read_text():
             print(f"{path.relative_to(ROOT)} is not up to date", file=sys.stderr)
             status = 1
@@ -117,11 +126,12 @@ def digest(means: Mapping[Mark, int]) -> str:
     return hashlib.sha256(plots.write_csv([*header, "trials"], rows).encode()).hexdigest()
 
 
-def draw_robustness(means: Mapping[Mark, int]) -> str:
-    """Draw the figure as SVG, with the `digest` of its data as description."""
+def draw_robustness(means: Mapping[Mark, int], ending: str) -> str:
+    """Draw the figure of a size as SVG, with the `digest` of its data as description."""
     with plots.figure_style():
-        canvas = Figure(figsize=SIZE, layout="constrained")
+        canvas = Figure(figsize=SIZES[ending], layout="constrained")
         axes = canvas.subplots()
+        labels = LABELS | (NARROW_LABELS if ending else {})
         by_algorithm = plots.get_styles(ALGORITHMS)
         all_styles = {row: by_algorithm[row.split()[0]] for row in LABELS}
         styles = {
@@ -133,7 +143,7 @@ def draw_robustness(means: Mapping[Mark, int]) -> str:
         )
         for mark in means:
             is_highlighted = mark.algorithm in HIGHLIGHTED
-            label, right, up, alignment = LABELS[mark.algorithm]
+            label, right, up, alignment = labels[mark.algorithm]
             axes.annotate(
                 label,
                 (mark.x, mark.y),
@@ -146,8 +156,10 @@ def draw_robustness(means: Mapping[Mark, int]) -> str:
                 color=all_styles[mark.algorithm].colour if is_highlighted else GREY,
             )
         low, high = axes.get_xlim()
-        axes.set_xlim(low, high + SPACE_FOR_LABELS)
-        axes.set_title("EmojiStyles: each of four drawing styles held out, ten trials")
+        axes.set_xlim(low, high + SPACE_FOR_LABELS[ending])
+        separator = "\n" if ending else " "
+        title = ("EmojiStyles: each of four drawing styles", "held out, ten trials")
+        axes.set_title(separator.join(title))
         svg = plots.save_figure(canvas, "", "", "", [], []).svg
 
     beginning, end = svg.split(">", 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -37,22 +37,39 @@ def _with_wide_casts(method: Any) -> Any:
     return cast
 
 
+def _draw_on_cpu(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Draw with the CPU's generator, and move the result to the device it was requested for."""
+
+    def move(value: Any) -> Any:
+        return value.cpu() if isinstance(value, Tensor) else value
+
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    device = kwargs.get("device") or (tensors[0].device if tensors else "cpu")
+    named = {name: value for name, value in kwargs.items() if name != "device"}
+    return func(*map(move, args), **named).to(device)
+
+
 class _ConstantDrawsMode(TorchFunctionMode):
-    """Replace all numbers of a random draw by its first one, and skip dropout."""
+    """Replace all numbers of a random draw by its first one, and skip dropout.
+
+    GPUs would draw other numbers than the CPU, so the CPU draws for them.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.dropout:
             return args[0]
-        result = func(*args, **(kwargs or {}))
-        return result.fill_(result.flatten()[0].item()) if func in _RANDOM_FUNCTIONS else result
+        if func not in _RANDOM_FUNCTIONS:
+            return func(*args, **(kwargs or {}))
+        draw = _draw_on_cpu(func, args, kwargs or {})
+        return draw.fill_(draw.flatten()[0].item())
 
 
 @contextlib.contextmanager
 def float64(constant_draws: bool = False) -> Iterator[None]:
     """Compute in float64 inside the context, with modules that were converted by `double`.
 
-    With ``constant_draws`` all images of a batch get the same random numbers, so that the result
-    does not depend on their order.
+    With ``constant_draws`` all images of a batch get the same random numbers, on every device, so
+    that the result depends neither on their order nor on the device.
     """
     dtype = torch.get_default_dtype()
     casts: dict[str, Any] = {

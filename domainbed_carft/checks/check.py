@@ -14,17 +14,12 @@ import torch
 from domainbed_carft.arguments import FLAG, MAPPING, TEXTS
 from domainbed_carft.arguments import check as check_arguments
 from domainbed_carft.checks.properties import CHECKS
-from domainbed_carft.checks.subject import (
-    DATASET,
-    Inapplicable,
-    Subject,
-    find_classes,
-    find_file,
-)
+from domainbed_carft.checks.subject import DATASET, Inapplicable, Subject, find_classes, find_file
 from domainbed_carft.errors import brief, raise_for
 from domainbed_carft.method import resolution
 from domainbed_carft.method.algorithm import CLIPAlgorithm
-from domainbed_carft.text import quantity, unknown
+from domainbed_carft.suggestions import unknown
+from domainbed_carft.wording import quantity
 
 OK = "ok"
 SKIPPED = "skipped"
@@ -63,15 +58,14 @@ def check(
 ) -> list[CheckResult]:
     """Check the properties that every method must have, on the small CLIP model with noise images.
 
-    The checks need neither a GPU nor a network, and take a few seconds. In your own tests, import
-    this function at the top of the module: the checks on the simulated GPU are skipped if the
-    process ran a backward pass before the import.
+    The checks run in this process and take a few seconds. They need neither a GPU nor a network;
+    without a GPU, only the check called device is skipped.
 
     Args:
         method: name of an algorithm, path of the Python file of your own method, or its class.
         hparams: hyperparameters that differ from the defaults, such as ``{"average": "ema"}``.
         only: names of the checks to run; all by default.
-        without: names of the checks to skip; "processes" takes the longest.
+        without: names of the checks to skip.
         raises: raise an AssertionError if a check fails.
 
     Returns:

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from domainbed_carft.checks import processes
 from domainbed_carft.checks.arithmetic import float64
 from domainbed_carft.checks.subject import (
     CLASS_NAMES,
@@ -41,7 +40,7 @@ from domainbed_carft.checks.subject import (
 )
 from domainbed_carft.data.benchmarks import BENCHMARKS
 from domainbed_carft.jobs.hparams import READ_BY_TRAIN
-from domainbed_carft.machine import devices, stand_in_device
+from domainbed_carft.machine import devices
 from domainbed_carft.method import hparams, resolution
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.host_lookup import is_carft_harness
@@ -55,7 +54,6 @@ TARGET_SEED = 99  # of the images that are not trained on
 DATASETS = (DATASET, "Debug28", *BENCHMARKS, "ImageNet", "DTD")
 DRAWN_DATASETS = (DATASET, "PACS")
 DRAWS = 5
-_IN_CHECKOUT = "the domainbed package in use is a checkout"
 WRONG_VALUES: tuple[Any, ...] = (None, math.nan, math.inf, {})
 
 
@@ -103,12 +101,9 @@ def skip_if(reason: str) -> None:
 
 def resuming_unsupported() -> str:
     """Return the reason why jobs cannot be resumed, or "" if they can."""
-    return "" if is_carft_harness() else f"{_IN_CHECKOUT}, which does not resume jobs"
-
-
-def several_processes_unsupported() -> str:
-    """Return the reason why several processes cannot share a job, or "" if they can."""
-    return "" if is_carft_harness() else f"{_IN_CHECKOUT}, which trains a job in one process"
+    if is_carft_harness():
+        return ""
+    return "the domainbed package in use is a checkout, which does not resume jobs"
 
 
 def target_images(dtype: torch.dtype = torch.float32) -> Tensor:
@@ -252,14 +247,6 @@ def micro_batches(subject: Subject) -> None:
     require_same(f"in micro-batches of {MICRO_BATCH}", outcomes[1], outcomes[0])
 
 
-def several_processes(subject: Subject) -> None:
-    """Several processes, each with a slice of the batch, take the same steps as one process."""
-    skip_if(several_processes_unsupported())
-    skip_if(subject.get_initial().single_process_reason())
-    outcomes = processes.train_in_processes(subject), processes.train(subject)
-    require_same(f"in {processes.SIZE} processes", *outcomes)
-
-
 def records(subject: Subject) -> None:
     """Each step returns the values measured by `loss` on the full batch, however it is called."""
     algorithm = subject.get_trained()
@@ -342,63 +329,25 @@ def state_dict(subject: Subject) -> None:
     require_same("a logit of the loaded run", logits, expected, FLOAT32_TOLERANCE)
 
 
-# On a device
+# On a GPU
 
 
 def device(subject: Subject) -> None:
-    """Steps and predictions on a device equal the CPU's, and no operation mixes the devices."""
-    skip_if(stand_in_device.describe_unsupported())
+    """Steps and predictions on the GPU equal the CPU's, and no operation mixes the devices."""
+    gpu = devices.default_device()
+    skip_if("" if devices.is_gpu(gpu) else "no GPU")
     algorithm, expected_algorithm = (subject.get_initial(exact=True) for _ in range(2))
     images = target_images(torch.float64)
-    with float64(), stand_in_device.install() as stand_in:
-        algorithm.to(stand_in)
+    with float64(constant_draws=True):
+        algorithm.to(gpu)
         for seed in range(algorithm.lp_steps + 2):
             batches = minibatches(seed, torch.float64)
             expected = take_step(expected_algorithm, seed, batches)
-            values = take_step(algorithm, seed, move_batches(batches, stand_in))
-            require_same("on the device", values, expected)
-        logits = predict(algorithm, images.to(stand_in))
-        require(logits.device.type == stand_in.type, "predictions are not on the device")
-        require_same("a logit on the device", logits, predict(expected_algorithm, images))
-
-
-def device_state(subject: Subject) -> None:
-    """A state saved on a device can be resumed on the CPU, and vice versa."""
-    skip_if(resuming_unsupported() or stand_in_device.describe_unsupported())
-    from domainbed.lib import algorithm_state
-
-    start = subject.get_initial(exact=True)
-    first, second = (minibatches(seed, torch.float64) for seed in (1, 2))
-    measured = []
-    with stand_in_device.install() as stand_in:
-        cpu = devices.CPU
-        for places in ((cpu, cpu), (cpu, stand_in), (stand_in, cpu)):
-            saved, resumed = (copy.deepcopy(start).to(place) for place in places)
-            with float64():
-                structure = algorithm_state.structure(saved)
-                take_step(saved, 1, move_batches(first, places[0]))
-                state = algorithm_state.capture(saved, structure)
-            algorithm_state.restore(resumed, save_and_load(state))
-            with float64():
-                measured.append(take_step(resumed, 2, move_batches(second, places[1])))
-            name = f"saved on {places[0].type}, resumed on {places[1].type}"
-            require_same(name, measured[-1], measured[0])
-
-
-def waits(subject: Subject) -> None:
-    """A step makes the CPU wait for the device only once, when `update` reads the measurements."""
-    skip_if(stand_in_device.describe_unsupported())
-    algorithm = subject.get_initial()
-    with stand_in_device.install() as stand_in:
-        algorithm.to(stand_in)
-        for seed in range(algorithm.lp_steps + 2):
-            batches = move_batches(minibatches(seed), stand_in)
-            with stand_in_device.record_waits() as operations:
-                algorithm.update(batches)
-            waiting = ", ".join(operations) or "no operation"
-            if seed > 0:  # step 0 creates the optimizer's state
-                message = f"update waits for the device in {waiting}; expected one wait"
-                require(len(operations) == 1, message)
+            values = take_step(algorithm, seed, move_batches(batches, gpu))
+            require_same("on the GPU", values, expected)
+        logits = predict(algorithm, images.to(gpu))
+        require(logits.device.type == gpu.type, "predictions are not on the GPU")
+        require_same("a logit on the GPU", logits, predict(expected_algorithm, images))
 
 
 # Predictions
@@ -435,12 +384,6 @@ def require_same_training(
             require_same(name, values, expected, tolerance)
         logits = predict(rearranged, images)[:, classes]
         require_same(f"{name}: a logit", logits, predict(algorithm, images), tolerance)
-
-
-def domain_order(subject: Subject) -> None:
-    """Predictions and measurements do not depend on the order of the domains in a step."""
-    algorithms = subject.get_initial(exact=True), subject.get_initial(exact=True)
-    require_same_training("with the domains in reverse order", *algorithms, lambda b: b[::-1])
 
 
 def class_order(subject: Subject) -> None:
@@ -619,15 +562,11 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "in-place": in_place,
     "gradients": gradients,
     "micro-batches": micro_batches,
-    "processes": several_processes,
     "records": records,
     "resume": resume,
     "state-dict": state_dict,
     "device": device,
-    "device-state": device_state,
-    "waits": waits,
     "rest-of-batch": rest_of_batch,
-    "domain-order": domain_order,
     "class-order": class_order,
     "zero-weight": zero_weight,
     "target": target,

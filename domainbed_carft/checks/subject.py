@@ -25,7 +25,7 @@ from domainbed_carft.method.algorithms import CLASSES
 from domainbed_carft.method.resolution import complete
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import load_run
-from domainbed_carft.text import unknown
+from domainbed_carft.suggestions import unknown
 
 DATASET = "EmojiStyles"  # its defaults suit a few steps with the small CLIP model
 SHAPE = (3, 32, 32)

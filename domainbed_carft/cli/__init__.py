@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from domainbed_carft.cli import checks, results, runs, sweep
 from domainbed_carft.cli.help_pages import EPILOG, CommandParser
 from domainbed_carft.errors import CarftError, UnreadableError
-from domainbed_carft.text import escaped_output, printable
+from domainbed_carft.escaping import escaped_output, printable
 from domainbed_carft.version import __version__
 
 # Exit statuses

@@ -54,12 +54,12 @@ def _add_check(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
         run=_run,
-        help="check the properties that every method must have: gradients, resuming, devices",
+        help="check the properties that every method must have: gradients, resuming, predictions",
         description="Check the properties that every method must have, with the small CLIP model "
-        "and random images: gradients, micro-batches, resuming, devices, hyperparameters. Each "
+        "and random images: gradients, micro-batches, resuming, predictions, hyperparameters. Each "
         "check prints one line: ok, the reason why it does not apply, or the value found and the "
-        "value expected. The exit status is 0 if all checks pass, 1 if any fails, and 2 for wrong "
-        "arguments.",
+        "value expected. Only the check called device needs a GPU, and is skipped without one. The "
+        "exit status is 0 if all checks pass, 1 if any fails, and 2 for wrong arguments.",
     )
     parser.set_defaults(status_of_errors=WRONG_ARGUMENTS)
     parser.add_argument(
@@ -73,7 +73,7 @@ def _add_check(commands: Any) -> None:
     )
     for flag, help_text in (
         ("--only", "run only these checks, named as in the output"),
-        ("--without", "skip these checks; the check called processes takes the longest"),
+        ("--without", "skip these checks"),
     ):
         parser.add_argument(flag, metavar="CHECK", nargs="+", default=[], help=help_text)
 

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from domainbed_carft.errors import CarftError, invalid
-from domainbed_carft.text import print_lines, quantity, table
+from domainbed_carft.escaping import print_lines
+from domainbed_carft.text_tables import table
+from domainbed_carft.wording import quantity
 
 NO_DATA = 2  # exit status of data verify
 

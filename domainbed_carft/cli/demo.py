@@ -6,16 +6,16 @@ import textwrap
 from pathlib import Path
 
 from domainbed_carft import files
-from domainbed_carft.cli import demo_table
 from domainbed_carft.errors import CarftError
+from domainbed_carft.escaping import print_lines
 from domainbed_carft.report import page
 from domainbed_carft.report.sections import Section
-from domainbed_carft.results import collection, comparisons, formats
+from domainbed_carft.results import collection, comparisons, demo_table, formats
 from domainbed_carft.results.collection import Group
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
 from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Declaration, Seeds
-from domainbed_carft.text import print_lines, quantity
+from domainbed_carft.wording import quantity
 
 ZERO_SHOT = "CLIPZeroShot"
 DATA_DIR = "embedded"  # not read: the images are in the package

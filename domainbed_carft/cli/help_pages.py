@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from domainbed_carft.flags import FlagParser
-from domainbed_carft.text import near_matches, unknown
+from domainbed_carft.suggestions import near_matches, unknown
 
 WIDTH = 79
 
@@ -120,7 +120,7 @@ PAGES = {
     "carft wise-ft": HelpPage(
         "RUN -o FOLDER [options]",
         {
-            "carft wise-ft OUT/JOB -o CURVE": "the curve from CLIP to the run",
+            "carft wise-ft OUT/JOB -o MIX": "the accuracies from CLIP to the run",
             "carft wise-ft OUT/JOB -o MIX --alphas 0.5 --save 0.5": (
                 "the weights halfway between CLIP and the run"
             ),
@@ -143,7 +143,7 @@ PAGES = {
         "METHOD [options]",
         {
             "carft check CARFT": "an algorithm",
-            "carft check my_method.py --without processes": "your own method, quickly",
+            "carft check my_method.py": "your own method",
         },
     ),
     "carft sweep list": HelpPage("", {"carft sweep list": "names and descriptions"}),
@@ -203,6 +203,17 @@ class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
             parser.set_defaults(run=functools.partial(run, name))
         return parser
 
+    @property
+    def nested_commands(self) -> list[str]:
+        """The commands of the groups, such as ``sweep launch``."""
+        return [
+            f"{group} {name}"
+            for group, parser in self.choices.items()
+            for action in parser._actions
+            if isinstance(action, _Commands)
+            for name in action.choices
+        ]
+
 
 class CommandParser(FlagParser):
     """The parser of a command, whose help has the command's `HelpPage` before the options.
@@ -252,6 +263,11 @@ class CommandParser(FlagParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, _Commands) and value not in action.choices:
+            close = near_matches(value, [name.split()[-1] for name in action.nested_commands])
+            nested = [name for name in action.nested_commands if name.split()[-1] in close]
+            if nested and not near_matches(value, action.choices):
+                listing = " or ".join(f"{self.prog} {name}" for name in nested)
+                self.error(f"no command is called {value!r}; did you mean {listing}?")
             self.error(unknown("command", value, action.choices))
         super()._check_value(action, value)
 

@@ -169,7 +169,7 @@ def _add_select(runs: Any) -> None:
         metavar="METHOD,...",
         help="choose runs and checkpoints by these selection methods, separated by commas, with "
         f"tables for each: {', '.join(METHOD_NAMES)} (default: the methods declared by the sweep, "
-        "or all for which there are jobs)",
+        "or all that have jobs, except clipood)",
     )
 
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from domainbed_carft import files
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
+from domainbed_carft.escaping import print_lines
 from domainbed_carft.jobs.differences import diff
 from domainbed_carft.jobs.records import describe_warnings
 from domainbed_carft.jobs.setting import EDITION
 from domainbed_carft.results import formats
 from domainbed_carft.results.columns import DEFAULT_COLUMNS
-from domainbed_carft.text import print_lines, quantity, table
+from domainbed_carft.text_tables import table
+from domainbed_carft.wording import quantity
 
 if TYPE_CHECKING:
     from domainbed_carft.results.top import BestHparams

@@ -15,7 +15,7 @@ from domainbed_carft.arguments import MAX_BATCH_SIZE, MAX_WORKERS
 from domainbed_carft.cli.help_pages import comma_separated
 from domainbed_carft.errors import CarftError, is_out_of_memory
 from domainbed_carft.flags import FlagParser
-from domainbed_carft.jobs.folder import RECORDS, WEIGHTS
+from domainbed_carft.jobs.job_folder import RECORDS, WEIGHTS
 from domainbed_carft.jobs.manifest import NAME as MANIFEST
 from domainbed_carft.jobs.records import DEPTH
 from domainbed_carft.results.method_names import METHOD_NAMES

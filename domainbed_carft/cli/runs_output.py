@@ -18,6 +18,9 @@ from tqdm import tqdm
 from domainbed_carft import files
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
+from domainbed_carft.escaping import print_lines
+from domainbed_carft.machine.devices import choose_device
+from domainbed_carft.progress_bar import log, progress
 from domainbed_carft.results import cells, collection, columns, formats, suites, tables
 from domainbed_carft.results.collection import Collection as CollectedRuns
 from domainbed_carft.results.metrics import ECE_BINS
@@ -30,7 +33,7 @@ from domainbed_carft.runs.predict import (
     get_most_likely,
     predict_files,
 )
-from domainbed_carft.runs.predictions import choose_device, worker_count
+from domainbed_carft.runs.predictions import worker_count
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import describe_choice, load_run
 from domainbed_carft.runs.scores import Scores
@@ -43,7 +46,8 @@ from domainbed_carft.runs.sweep import (
 from domainbed_carft.runs.sweep_run import SweepOptions
 from domainbed_carft.runs.wise_ft import format_alphas, sort_alphas, wise_ft
 from domainbed_carft.suites import catalogue
-from domainbed_carft.text import limit_lines, log, print_lines, progress, quantity, table
+from domainbed_carft.text_tables import table
+from domainbed_carft.wording import limit_lines, quantity
 
 IMAGES_OF_A_SOUP = (
     "Images: test transform for all, because a soup has neither the seed nor the step that "

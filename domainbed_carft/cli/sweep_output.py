@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from domainbed_carft.errors import CarftError, invalid, raise_for
+from domainbed_carft.escaping import print_lines
 from domainbed_carft.launchers.slurm import Slurm
 from domainbed_carft.sweep import printing, states, upkeep
-from domainbed_carft.text import print_lines, quantity
+from domainbed_carft.wording import quantity
 
 # Plans load pydantic and jinja2, which `carft sweep status` does without.
 if TYPE_CHECKING:

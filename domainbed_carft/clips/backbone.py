@@ -19,7 +19,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.machine import devices
-from domainbed_carft.text import progress
+from domainbed_carft.progress_bar import progress
 
 TEXT_BATCH = 256  # prompts encoded at once
 

@@ -24,7 +24,7 @@ from domainbed_carft.errors import CarftError, TransientError, brief, get_module
 from domainbed_carft.files import weights
 from domainbed_carft.images.plan import INTERPOLATIONS, RESIZES
 from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
-from domainbed_carft.text import unknown
+from domainbed_carft.suggestions import unknown
 
 PREFIX = "open_clip:"
 LOCAL = "local-dir:"

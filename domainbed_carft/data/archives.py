@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.text import progress
+from domainbed_carft.progress_bar import progress
 
 # Errors of names that are too long, or used for both a file and a folder.
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)

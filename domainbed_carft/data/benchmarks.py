@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import text
+from domainbed_carft import suggestions
 from domainbed_carft.errors import CarftError
 
 ASSETS = files("domainbed_carft") / "assets"
@@ -91,7 +91,7 @@ def independent_unit(dataset: str, environment: int) -> str:
 def get(name: str) -> Benchmark:
     """Return the benchmark called ``name``; raise CarftError, with similar names, if unknown."""
     if name not in BENCHMARKS:
-        raise CarftError(text.unknown("benchmark", name, BENCHMARKS))
+        raise CarftError(suggestions.unknown("benchmark", name, BENCHMARKS))
     return BENCHMARKS[name]
 
 

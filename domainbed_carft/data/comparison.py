@@ -17,7 +17,7 @@ from itertools import zip_longest
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.benchmarks import Benchmark, Edition
 from domainbed_carft.errors import CarftError
-from domainbed_carft.text import quantity
+from domainbed_carft.wording import quantity
 
 Counts = Mapping[str, Mapping[str, int]]  # environment -> class -> images, in order of position
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from domainbed_carft import files, machine
 from domainbed_carft.errors import TransientError
-from domainbed_carft.text import progress
+from domainbed_carft.progress_bar import progress
 
 if TYPE_CHECKING:
     from PIL import Image

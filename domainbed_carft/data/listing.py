@@ -8,6 +8,7 @@ images in any folder.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import os
 import stat
@@ -21,7 +22,8 @@ from typing import NamedTuple
 from domainbed_carft.data.comparison import quote_names
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import read_regular
-from domainbed_carft.text import progress, quantity
+from domainbed_carft.progress_bar import progress
+from domainbed_carft.wording import quantity
 
 # A copy of torchvision.datasets.folder.IMG_EXTENSIONS, because to import torch takes seconds.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -107,15 +109,23 @@ def is_list(name: str | Path) -> bool:
 def read_list(file: Path) -> dict[str, dict[str, dict[str, int]]]:
     """Read a CSV file that lists a dataset's images, without looking at the images.
 
+    A job asks several times, so the file is parsed again only if its content has changed.
+
     Returns:
         Environment -> class -> path of an image -> line. Environments and classes are sorted.
 
     Raises:
         CarftError: if the file cannot be read, or one of its lines is invalid.
     """
+    return _parse_list(file, _read_text(file))
+
+
+@functools.lru_cache(maxsize=1)
+def _parse_list(file: Path, text: str) -> dict[str, dict[str, dict[str, int]]]:
+    """Parse the text of a list, see `read_list`."""
     lines: dict[str, int] = {}
     environments: dict[str, dict[str, dict[str, int]]] = {}
-    reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         missing = [name for name in LIST_COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
@@ -158,9 +168,14 @@ def _require_distinct_images(file: Path, lines: Mapping[str, int]) -> None:
         file: The CSV file.
         lines: Path of each image -> line.
     """
+    resolve_folder = functools.cache(os.path.realpath)  # many images are in one folder
     paths: dict[str, str] = {}  # path without links -> path in the list
     for path, line in sorted(lines.items(), key=lambda item: item[1]):
-        earlier_path = paths.setdefault(os.path.realpath(file.parent / path), path)
+        folder, name = os.path.split(os.path.join(file.parent, path))
+        resolved = os.path.join(resolve_folder(folder), name)
+        if os.path.islink(resolved):
+            resolved = os.path.realpath(resolved)
+        earlier_path = paths.setdefault(resolved, path)
         if earlier_path != path:
             raise CarftError(
                 f"{file}:{line}: {path!r} is the same image as {earlier_path!r} in line "

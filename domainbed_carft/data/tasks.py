@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from domainbed_carft.data import benchmarks, listing
-from domainbed_carft.data import verify as verifying
+from domainbed_carft.data import benchmarks, listing, verification
 from domainbed_carft.data.comparison import normalise_name, quote_names
-from domainbed_carft.data.download import remove_empty_folders_on_error, with_time_limit
+from domainbed_carft.data.downloads import remove_empty_folders_on_error, with_time_limit
 from domainbed_carft.data.image_files import ImageDataset
 from domainbed_carft.errors import CarftError, brief
 
@@ -146,7 +145,7 @@ def class_problems(task: Task, split: str, images: ImageDataset) -> list[str]:
     return problems
 
 
-def verify(name: str, data_dir: Path | None, decode: bool = False) -> verifying.DataReport:
+def verify(name: str, data_dir: Path | None, decode: bool = False) -> verification.DataReport:
     """Compare the counts of a task's two splits with the published counts.
 
     Args:
@@ -165,14 +164,14 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verifying.
     report = replace(make_report(task, data_dir, splits), decoded=decode)
     sources = [source for split in splits for source, _ in split.samples]
     files = [source for source in sources if not isinstance(source, np.ndarray)]
-    return verifying.add_decoding_faults(
+    return verification.add_decoding_faults(
         report, [os.path.relpath(file, report.root) for file in files]
     )
 
 
 def make_report(
     task: Task, data_dir: str | Path, splits: Iterable[ImageDataset]
-) -> verifying.DataReport:
+) -> verification.DataReport:
     """Report on a task's training split, or on both splits, without decoding images."""
     counts: dict[str, dict[str, int]] = {}
     problems: list[str] = []
@@ -187,7 +186,7 @@ def make_report(
         if len(images) != expected:
             differences.append(f"{name} has {len(images):,} images, expected {expected:,}")
 
-    return verifying.DataReport(
+    return verification.DataReport(
         name=task.name,
         root=Path(data_dir, task.folder),
         counts=counts,
@@ -198,7 +197,7 @@ def make_report(
     )
 
 
-def download(name: str, data_dir: Path) -> verifying.DataReport:
+def download(name: str, data_dir: Path) -> verification.DataReport:
     """Download a task with torchvision and verify it; raise CarftError if that fails."""
     task = TASKS[name]
     if task.by_hand:

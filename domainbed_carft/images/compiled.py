@@ -13,13 +13,7 @@ import numpy as np
 from numba import njit
 
 from domainbed_carft.images import augmentation
-from domainbed_carft.images.augmentation import (
-    BRIGHTNESS,
-    CONTRAST,
-    HUE,
-    N_OPERATIONS,
-    SATURATION,
-)
+from domainbed_carft.images.augmentation import BRIGHTNESS, CONTRAST, HUE, N_OPERATIONS, SATURATION
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from domainbed_carft.data.verify import DataReport
+from domainbed_carft.data.verification import DataReport
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.preprocessing import Normalisation
+
+DATASET_PREFIX = "dataset:"  # of the hparam class_names, if it names a dataset
 
 
 class EnvironmentFacts(NamedTuple):
@@ -64,3 +66,10 @@ def takes_dataset_facts(algorithm_class: type[Any]) -> bool:
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             return False
     return False
+
+
+def parse_dataset_name(class_names: Any) -> str | None:
+    """Return NAME if the hparam ``class_names`` is "dataset:NAME", otherwise None."""
+    if isinstance(class_names, str) and class_names.startswith(DATASET_PREFIX):
+        return class_names.removeprefix(DATASET_PREFIX)
+    return None

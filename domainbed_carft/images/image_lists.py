@@ -18,7 +18,7 @@ from domainbed_carft.data.image_files import ImageDataset, load_image
 from domainbed_carft.data.listing import IMAGE_EXTENSIONS
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.plan import ImagePlan
-from domainbed_carft.images.transforms import PlanTransform, get_plan
+from domainbed_carft.images.transforms import get_plan
 
 # Value of the hparam `sampling`; with any other, all images are shuffled for each pass.
 WITH_REPLACEMENT = "with-replacement"
@@ -55,7 +55,6 @@ class ListedFolder(ImageFolder):
     Args:
         root: The folder of the class folders.
         images: Paths of the images below ``root``, by class.
-        plan: The plan of the images, None for images without a transform.
         loader: Function from a path to a Pillow image.
 
     Raises:
@@ -66,7 +65,6 @@ class ListedFolder(ImageFolder):
         self,
         root: str,
         images: Mapping[str, Sequence[str]],
-        plan: ImagePlan | None = None,
         loader: Callable[[str], Any] = load_image,
     ) -> None:
         fault = f"Couldn't find any class folder in {root}"
@@ -83,7 +81,7 @@ class ListedFolder(ImageFolder):
                 f"({fault})"
             )
         # ImageFolder's constructor would read the folders.
-        VisionDataset.__init__(self, root, transform=PlanTransform(plan) if plan else None)
+        VisionDataset.__init__(self, root)
         self.loader = loader
         self.extensions = IMAGE_EXTENSIONS
         self.classes = list(images)

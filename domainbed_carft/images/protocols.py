@@ -92,6 +92,12 @@ def plan_for(
     )
 
 
+def get_preset(hparams: Mapping[str, Any]) -> str:
+    """Return the preset that the hparam ``protocol`` requests; upstream's for any other name."""
+    requested = hparams.get("protocol")
+    return requested if requested in CLIP_PRESETS else "domainbed"
+
+
 def plan_for_job(
     hparams: Mapping[str, Any],
     preprocessing: Preprocessing | None,

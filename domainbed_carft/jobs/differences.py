@@ -9,7 +9,7 @@ from typing import Any
 from domainbed_carft.errors import CarftError, invalid
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.facts import CHANGED_HPARAMS, DECLARATIONS
-from domainbed_carft.jobs.folder import RECORDS
+from domainbed_carft.jobs.job_folder import RECORDS
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import HPARAM, SCHEDULE
 from domainbed_carft.paths import AnyPath, as_path

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from domainbed_carft import process_variables
-from domainbed_carft.jobs.folder import LOCK_VARIABLE
+from domainbed_carft.jobs.job_folder import LOCK_VARIABLE
 
 MODULE = "domainbed_carft.jobs.fork_server"
 SWITCH = process_variables.COLD_START.name

@@ -8,7 +8,7 @@ from typing import Any
 
 from domainbed_carft.errors import HparamProblem
 from domainbed_carft.jobs.job import seed_hash
-from domainbed_carft.text import unknown
+from domainbed_carft.suggestions import unknown
 
 # The expected values, for messages, and a check. Without it a text such as "no" would be true.
 SWITCH = ("true or false", lambda value: isinstance(value, int) and value in (0, 1))

@@ -16,8 +16,8 @@ from typing import Any
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import FOLDER_NAME, REPEAT, Job, Role, get_data_independent_key
+from domainbed_carft.jobs.job_folder import JobFolder
 
 Row = tuple[str, str, str]  # variant, dataset and algorithm
 

@@ -22,15 +22,18 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.cost import Cost, recorded_cost
 from domainbed_carft.jobs.facts import FOREIGN, NAMES, get_hparams_and_facts
-from domainbed_carft.jobs.folder import DONE, RECORDS
 from domainbed_carft.jobs.job import IDENTITY, Job
+from domainbed_carft.jobs.job_folder import DONE, RECORDS
 from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, get_setting, read_printed_versions
-from domainbed_carft.text import limit_lines, quantity
+from domainbed_carft.wording import limit_lines, quantity
 
 NUMBERS = {float, int}
 NO_ACCURACIES = (
     "records without accuracies: this checkout's train does not evaluate, so no table can use them"
 )
+
+# Drift of the context distribution, recorded by CLIP algorithms
+DRIFT = ("loss_kl", "context_agreement")
 
 _ACCURACY = re.compile(r"env[0-9]+_[a-z]+_acc")
 
@@ -184,6 +187,7 @@ class RecordedRun:
     # One row per checkpoint, in [0, 1]: in-splits of all environments, then out-splits. NaN for
     # missing values, and for all values from the step `diverged_at` on.
     accuracies: array[float]
+    drift: array[float]  # the values of DRIFT at each checkpoint, or NaN
     setting: Mapping[str, str]  # see `get_setting`
     recorded: Mapping[str, Any]  # hyperparameters and facts of the job
     diverged_at: float | None  # the first step with broken weights, if the training diverged
@@ -375,6 +379,7 @@ def _build_run(
         n_environments=count,
         steps=array("d", [record["step"] for record in records]),
         accuracies=collect_accuracies(records, count, broken_steps),
+        drift=_collect_drift(records),
         setting=parts,
         recorded=get_hparams_and_facts(first, first.get("hparams")),
         diverged_at=min(broken_steps, default=None),
@@ -416,3 +421,14 @@ def collect_accuracies(
             valid = type(value) in NUMBERS and 0 <= value <= _MAX_ACCURACY
             rows.append(value if valid else math.nan)
     return rows
+
+
+def _collect_drift(records: Sequence[Mapping[str, Any]]) -> array[float]:
+    """Collect the values of DRIFT, with NaN for missing and infinite ones."""
+    values = array("d")
+    for record in records:
+        for name in DRIFT:
+            value: Any = record.get(name)
+            is_finite = type(value) in NUMBERS and abs(value) <= sys.float_info.max
+            values.append(value if is_finite else math.nan)
+    return values

@@ -12,8 +12,8 @@ from typing import Any
 
 from domainbed_carft import files
 from domainbed_carft.jobs.facts import get_hparams_and_facts
-from domainbed_carft.jobs.folder import OUTPUT
 from domainbed_carft.jobs.job import parse_overrides
+from domainbed_carft.jobs.job_folder import OUTPUT
 
 # Arguments that are parts of a setting, then names of other parts.
 ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")

@@ -21,8 +21,10 @@ from types import FrameType
 from typing import IO, Any, Literal
 
 from domainbed_carft.errors import CarftError, is_disk_full
-from domainbed_carft.jobs import folder as job_folder
-from domainbed_carft.jobs.folder import (
+from domainbed_carft.jobs import job_folder
+from domainbed_carft.jobs.fork_server import ForkServer, Process
+from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.job_folder import (
     STOPPED,
     UNCOUNTED_STATUSES,
     Attempt,
@@ -32,9 +34,7 @@ from domainbed_carft.jobs.folder import (
     get_slurm_id,
     read_last_line,
 )
-from domainbed_carft.jobs.fork_server import ForkServer, Process
-from domainbed_carft.jobs.job import Job
-from domainbed_carft.text import quantity
+from domainbed_carft.wording import quantity
 
 CANNOT_START = 127  # the exit status of shells for a missing command
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from domainbed_carft import process_variables, text
+from domainbed_carft import process_variables, suggestions
 from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.files import parsing, validation
 
@@ -112,12 +112,12 @@ def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     if launcher not in OPTIONS:
-        raise CarftError(text.unknown("launcher", launcher, OPTIONS))
+        raise CarftError(suggestions.unknown("launcher", launcher, OPTIONS))
 
     set_options = {name: value for name, value in caller_options.items() if value is not None}
     valid_names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
     problems = [
-        text.unknown(f"option of {launcher}", name, valid_names)
+        suggestions.unknown(f"option of {launcher}", name, valid_names)
         for name in sorted(set_options.keys() - set(valid_names))
     ]
 

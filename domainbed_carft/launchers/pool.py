@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from domainbed_carft import machine, text
+from domainbed_carft import escaping, machine, wording
 from domainbed_carft.errors import TransientError, raise_for
 from domainbed_carft.jobs import own_methods
-from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.job_folder import MAX_ATTEMPTS
 from domainbed_carft.launchers import attempt
 from domainbed_carft.launchers.attempt import Children, JobOutcome, stop_on_signals
 from domainbed_carft.launchers.launch_file import announce
@@ -72,7 +72,7 @@ class Pool:
                     "attempt. Free some space, then run the same command again"
                 )
         outcomes = [f"{self.name}: {outcome}" for outcome in not_done]
-        text.print_lines(*text.limit_lines(outcomes), stream=sys.stderr)
+        escaping.print_lines(*wording.limit_lines(outcomes), stream=sys.stderr)
         return not_done
 
     def problems(self, sweeps: Iterable[Path] = ()) -> Iterator[str]:

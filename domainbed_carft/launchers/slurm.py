@@ -20,8 +20,8 @@ from typing import Any
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs import own_methods
-from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, get_slurm_id
 from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.job_folder import MAX_ATTEMPTS, STOPPED, JobFolder, get_slurm_id
 from domainbed_carft.launchers import attempt, launch_file
 from domainbed_carft.launchers.attempt import Children
 from domainbed_carft.launchers.options import SlurmOptions

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import machine
+from domainbed_carft.errors import CarftError
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
@@ -60,6 +61,34 @@ def describe_unsupported(device: torch.device) -> str:
     if is_gpu(device) or device.type == CPU.type:
         return ""
     return f"devices of the type {device.type} are not supported"
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device called ``name``, such as "cuda:1", or the default device for None.
+
+    Makes convolutions deterministic, as DomainBed's train does. Raises CarftError if the device is
+    not available.
+    """
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+    name = name or str(default_device())
+    try:
+        device = torch.device(name)
+        reason = describe_unsupported(device)
+        if not reason:
+            device = torch.empty(1, device=device).device  # "cuda" becomes "cuda:0"
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+    if reason:
+        raise CarftError(
+            f"--device {name} cannot be used ({reason}); expected cpu, cuda or cuda:N of this "
+            "machine"
+        )
+
+    if not is_gpu(device):
+        machine.keep_freed_memory()
+    return device
 
 
 def gpu_count() -> int:

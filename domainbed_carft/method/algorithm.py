@@ -17,19 +17,12 @@ from torch.func import functional_call
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.escaping import print_lines
 from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
 from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
-from domainbed_carft.jobs.algorithms import Style as Style
 from domainbed_carft.jobs.facts import CHANGED_HPARAMS
-from domainbed_carft.method import (
-    averages,
-    job,
-    objective,
-    optim,
-    penalties,
-    resolution,
-)
+from domainbed_carft.method import averages, job, objective, optim, penalties, resolution
 from domainbed_carft.method.batch import (
     Batch,
     MicroBatch,
@@ -40,16 +33,12 @@ from domainbed_carft.method.batch import (
     require_minibatches,
     split_batch,
 )
-from domainbed_carft.method.encoders import (
-    FrozenOriginal,
-    configure_blocks,
-    encode,
-)
+from domainbed_carft.method.encoders import FrozenOriginal, configure_blocks, encode
 from domainbed_carft.method.hosted import HostedAlgorithm, Minibatches, pair_minibatches
 from domainbed_carft.method.hparams import Hparam
 from domainbed_carft.method.lora import LoRA, get_merged_weights, lora_scale
 from domainbed_carft.method.prompts import Prompts
-from domainbed_carft.text import print_lines
+from domainbed_carft.styles import Style as Style
 
 
 class CLIPAlgorithm(HostedAlgorithm):

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
 from typing import Any
 
-from domainbed_carft.jobs.algorithms import ALGORITHMS, SHIPPED
 from domainbed_carft.jobs.own_methods import find_files
-from domainbed_carft.method import hparams, own_methods, resolution
+from domainbed_carft.method import hparams, own_methods, resolution, shipped
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 
 # The user's methods are added at the end of this module.
-CLASSES: dict[str, type[CLIPAlgorithm]] = {
-    name: getattr(importlib.import_module(f"domainbed_carft.method.{Path(method.file).stem}"), name)
-    for name, method in SHIPPED.items()
-}
+CLASSES: dict[str, type[CLIPAlgorithm]] = {**shipped.load_classes()}
 
 
 def __getattr__(name: str) -> type[CLIPAlgorithm]:
@@ -29,13 +23,6 @@ def __getattr__(name: str) -> type[CLIPAlgorithm]:
 def recorded_hparams(algorithm: str) -> dict[str, Hparam]:
     """Return by name all hyperparameters in the records of an algorithm."""
     return resolution.get_recorded_hparams(CLASSES[algorithm])
-
-
-def _add_other_methods() -> None:
-    """Add the hyperparameters of this package's methods to those that other methods record."""
-    for name in ALGORITHMS:
-        for hparam in resolution.get_hparams(CLASSES[name]).values():
-            resolution.OTHER_METHODS.setdefault(hparam.name, hparam.for_other_methods())
 
 
 def hparam_values(
@@ -55,8 +42,6 @@ def hparam_values(
     defaults = hparams.get_defaults(table, conditions)
     return {**defaults, **hparams.draw_values(table, conditions, random_seed)}
 
-
-_add_other_methods()
 
 # No job starts if there are problems. The files are loaded last because they can import this
 # module.

@@ -16,7 +16,7 @@ from domainbed_carft.method import resolution
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.algorithms import CLASSES, recorded_hparams
 from domainbed_carft.method.job import find_preprocessing
-from domainbed_carft.text import unknown
+from domainbed_carft.suggestions import unknown
 
 
 def build(

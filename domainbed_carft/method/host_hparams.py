@@ -136,7 +136,7 @@ def find_unknown(
         given: The values set by the user.
         host_names: Names that the host's registry has for the algorithm.
     """
-    pins = {*PINNABLE, *resolution.OTHER_METHODS}
+    pins = {*PINNABLE, *resolution.get_hparams_of_others()}
     return find_unknown_names(registry, algorithm, given, {*host_names, *TABLE}, pins)
 
 
@@ -163,6 +163,6 @@ def find_unread(given: Mapping[str, Any], host_names: Collection[str]) -> list[s
         host_names: Names that the host's registry has for the algorithm.
     """
     has_words = given.get("clip_head") == "zero-shot"
-    unread = {*resolution.OTHER_METHODS} - {*TABLE, *host_names, *READ_BY_TRAIN}
+    unread = {*resolution.get_hparams_of_others()} - {*TABLE, *host_names, *READ_BY_TRAIN}
     unread |= {*_OTHER_FEATURIZERS} | (set() if has_words else {"contexts"})
     return [name for name in given if name in unread]

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.images.dataset_facts import takes_dataset_facts
-from domainbed_carft.jobs.algorithms import Style
 from domainbed_carft.jobs.own_methods import MethodFile
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 from domainbed_carft.method.resolution import get_hparams
+from domainbed_carft.styles import Style
 
 # A dataset for each kind of default.
 _EXAMPLE_DATASETS = ("EmojiStyles", "PACS")

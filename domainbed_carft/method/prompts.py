@@ -18,9 +18,13 @@ from typing import Any
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.comparison import require_same_classes
 from domainbed_carft.errors import CarftError
-from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
-from domainbed_carft.method.dataset_facts import DATASET_PREFIX, parse_dataset_name
-from domainbed_carft.text import quantity, shorten
+from domainbed_carft.images.dataset_facts import (
+    DATASET_PREFIX,
+    UNKNOWN,
+    DatasetFacts,
+    parse_dataset_name,
+)
+from domainbed_carft.wording import quantity, shorten
 
 # OpenAI's lists for the datasets of CLIP's paper: class names, and templates for them.
 CLASS_LISTS = (

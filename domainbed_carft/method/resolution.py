@@ -6,11 +6,14 @@ constructor of an algorithm, in any host, uses `complete` and the same checks.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import HparamProblem, collect_problems
+from domainbed_carft.images.dataset_facts import parse_dataset_name
 from domainbed_carft.jobs.hparams import (
     DEFAULTS_OF_TRAIN,
     READ_BY_TRAIN,
@@ -19,8 +22,7 @@ from domainbed_carft.jobs.hparams import (
     find_unknown_names,
     read_registry,
 )
-from domainbed_carft.method import averages, lora, penalties, prompts
-from domainbed_carft.method.dataset_facts import parse_dataset_name
+from domainbed_carft.method import averages, lora, penalties, prompts, shipped
 from domainbed_carft.method.host_lookup import is_carft_harness
 from domainbed_carft.method.hparams import (
     CLIP_HEAD,
@@ -31,10 +33,6 @@ from domainbed_carft.method.hparams import (
     draw_values,
     get_defaults,
 )
-
-# The hyperparameters of this package's methods by name, as recorded by other methods. `algorithms`
-# adds them, because only it knows all methods.
-OTHER_METHODS: dict[str, Hparam] = {}
 
 # Hyperparameters without an effect on an algorithm that trains nothing.
 _TRAINING_HPARAMS = {
@@ -72,6 +70,19 @@ def _get_declared_hparams(algorithm: Any) -> dict[str, Hparam]:
     }
 
 
+@functools.cache
+def get_hparams_of_others() -> Mapping[str, Hparam]:
+    """Return by name the hyperparameters of this package's methods, as recorded by other methods.
+
+    Of several methods with a hyperparameter of one name, the first declares it.
+    """
+    found: dict[str, Hparam] = {}
+    for algorithm in shipped.load_classes().values():
+        for hparam in get_hparams(algorithm).values():
+            found.setdefault(hparam.name, hparam.for_other_methods())
+    return MappingProxyType(found)
+
+
 def get_recorded_hparams(algorithm: Any) -> dict[str, Hparam]:
     """Return by name all hyperparameters in the records of the class ``algorithm``.
 
@@ -80,7 +91,7 @@ def get_recorded_hparams(algorithm: Any) -> dict[str, Hparam]:
     user's methods are only in the records of those methods, so that other records do not depend on
     the files that a process has loaded.
     """
-    return {**OTHER_METHODS, **get_hparams(algorithm)}
+    return {**get_hparams_of_others(), **get_hparams(algorithm)}
 
 
 def resolve(

@@ -138,14 +138,14 @@ def add_datasets(module: ModuleType) -> None:
     Only datasets with several environments are added to its list, because a sweep without
     `--datasets` holds out each environment of every listed dataset.
     """
-    from domainbed_carft.plugin import datasets
+    from domainbed_carft.datasets import included
 
     # In forks with a package instead of the module, the datasets are in a submodule.
     parts = _loaded_parts(module)
     home = next((part for part in parts if "DATASETS" in vars(part)), module)
-    with_environments: list[Any] = [datasets.EmojiStyles, datasets.EmojiUnseen]
-    provided = [*with_environments, datasets.EmojiShift, datasets.ImageNet]
-    provided += datasets.TASKS.values()
+    with_environments: list[Any] = [included.EmojiStyles, included.EmojiUnseen]
+    provided = [*with_environments, included.EmojiShift, included.ImageNet]
+    provided += included.TASKS.values()
     classes = {dataset.__name__: _make_host_class(home, dataset) for dataset in provided}
     added = _exclude_host_names(home, classes)
     HOST_NAMES.datasets.update(classes.keys() - added.keys())

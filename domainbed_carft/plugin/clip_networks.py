@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from domainbed_carft.datasets import known_datasets
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.facts import FOREIGN
-from domainbed_carft.plugin import foreign_jobs, known_datasets
+from domainbed_carft.plugin import foreign_jobs
 from domainbed_carft.plugin.hooked_modules import print_rates, warn_about_host_networks
 
 KEY = "clip_backbone"
@@ -264,8 +265,8 @@ def _load_network(construction: Construction, hparams: Any) -> Any:
     In a checkout the facts are added to the hyperparameters, because its records have no other
     place for them.
     """
+    from domainbed_carft.escaping import print_lines
     from domainbed_carft.method import host_lookup, host_networks, job
-    from domainbed_carft.text import print_lines
 
     algorithm = construction.algorithm
     complete = foreign_jobs.complete_host_hparams(dict(hparams))

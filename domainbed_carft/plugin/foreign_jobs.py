@@ -17,9 +17,9 @@ import os
 from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
+from domainbed_carft.datasets import known_datasets
 from domainbed_carft.errors import invalid, raise_for
 from domainbed_carft.jobs.facts import FOREIGN
-from domainbed_carft.plugin import known_datasets
 from domainbed_carft.plugin.hooked_modules import warn_about_host_values
 
 # Hyperparameters read by DomainBed's train. `allow_keys` adds others of the host.
@@ -251,7 +251,7 @@ def find_unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     Forks add keys between the registry and the algorithm (DPLCLIP its test environments, MIRO its
     complete configuration). Therefore only keys set by the user count as unknown.
     """
-    from domainbed_carft import text
+    from domainbed_carft import suggestions
     from domainbed_carft.method.algorithms import recorded_hparams
     from domainbed_carft.method.hparams import CLIP_HEAD, PINNABLE
 
@@ -260,7 +260,7 @@ def find_unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     unexpected = ({*hparams} & {*parse_user_hparams()}) - {*valid_keys}
     unknown = []
     for key in sorted(unexpected):
-        close = text.near_matches(key, valid_keys, limit=1)
+        close = suggestions.near_matches(key, valid_keys, limit=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         unknown.append(f"unknown hparam {key!r}{hint}")
     if unknown:

@@ -30,11 +30,11 @@ from domainbed_carft.machine import devices
 from domainbed_carft.preflight import steps, zero_shot_gate
 from domainbed_carft.preflight.recipes import Recipe, get_clip, group_into_recipes, zero_shot_jobs
 from domainbed_carft.sweep import costs, host, preflight_file
-from domainbed_carft.sweep.data_checks import DataCheck
+from domainbed_carft.sweep.data_verification import DataCheck
 from domainbed_carft.sweep.launch import LaunchPlan
 from domainbed_carft.sweep.preflight_file import Preflight, PreflightRow
-from domainbed_carft.text import quantity
 from domainbed_carft.version import __version__
+from domainbed_carft.wording import quantity
 
 if TYPE_CHECKING:
     from domainbed.lib.training import Trainer

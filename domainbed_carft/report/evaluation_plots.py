@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.algorithms import INK, PAPER, Style
+from domainbed_carft.escaping import printable
 from domainbed_carft.report.plots import (
     MUTED,
     Figure,
@@ -28,7 +28,7 @@ from domainbed_carft.results.metrics import (
     expected_calibration_error,
 )
 from domainbed_carft.results.selection import SelectedRun
-from domainbed_carft.text import printable
+from domainbed_carft.styles import INK, PAPER, Style
 
 BEFORE_SCALING = "before scaling"
 AT_TEMPERATURE = "at the fitted temperature"

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import CHOOSE, Choice
-from domainbed_carft.jobs.records import RecordedRun
+from domainbed_carft.jobs.records import DRIFT, RecordedRun
 from domainbed_carft.results import selection
 from domainbed_carft.results.cells import Cell, ErrorKind, mean_over_trials
 from domainbed_carft.results.selection import SelectedRun
@@ -29,8 +27,6 @@ NO_TARGET = -1  # for runs without a target
 IN_DOMAIN = "in_domain"
 OUT_OF_DOMAIN = "out_of_domain"
 ACCURACIES = (OUT_OF_DOMAIN, IN_DOMAIN)
-# Drift of the context distribution, recorded by CLIP algorithms
-DRIFT = ("loss_kl", "context_agreement")
 
 # Row -> step, or value of a hyperparameter -> its cell
 Lines = Mapping[str, Mapping[float, Cell]]
@@ -71,9 +67,9 @@ def read_checkpoints(selected_runs: Sequence[SelectedRun]) -> list[Checkpoint]:
         in_domain = selection.in_domain_accuracies(run)
         in_splits, _ = selection.accuracies(run)
         out_of_domain = in_splits[:, target] if run.test_envs else np.full(len(in_domain), np.nan)
-        drift_by_step = _read_drift(run)
-        for step, in_accuracy, out_accuracy in zip(run.steps, in_domain, out_of_domain):
-            kl, agreement = drift_by_step.get(step, (math.nan, math.nan))
+        drift = np.reshape(run.drift, (-1, len(DRIFT))).tolist()
+        values = zip(run.steps, in_domain, out_of_domain, drift)
+        for step, in_accuracy, out_accuracy, (kl, agreement) in values:
             checkpoint = Checkpoint(
                 row=selected.row,
                 target=target,
@@ -87,20 +83,6 @@ def read_checkpoints(selected_runs: Sequence[SelectedRun]) -> list[Checkpoint]:
             )
             checkpoints[checkpoint[:4]] = checkpoint
     return [checkpoints[key] for key in sorted(checkpoints)]
-
-
-def _read_drift(run: RecordedRun) -> dict[float, list[float]]:
-    """Return step -> the recorded values of DRIFT."""
-    return {
-        float(record["step"]): [_finite_or_nan(record.get(name)) for name in DRIFT]
-        for record in records.read_run_records(run)
-    }
-
-
-def _finite_or_nan(value: Any) -> float:
-    if type(value) in (int, float) and abs(value) <= sys.float_info.max:
-        return float(value)
-    return math.nan
 
 
 def average_by_step(checkpoints: Sequence[Checkpoint], name: str, error: ErrorKind) -> Lines:

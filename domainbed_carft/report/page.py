@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import files, text
+from domainbed_carft import escaping, files, jinja_templates
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning, describe_warnings
@@ -144,7 +144,7 @@ def write_report(
         software=provenance.list_software(),
         settings=provenance.list_settings(collection.runs),
         digest=provenance.hash_records(collection.runs),
-        commands=provenance.list_commands(collection.runs),
+        commands=provenance.list_commands(_order_jobs(results)),
         sweeps=provenance.list_sweeps(collection.folders),
     )
     figures = [legend, *(figure for section in sections for figure in section.figures)]
@@ -160,6 +160,26 @@ def _compare_with_baseline(results: Results) -> Sequence[Comparison]:
     if {FEATURED, BASELINE} <= {*collection.rows}:
         return compare_rows(collection, BASELINE)
     return []
+
+
+def _order_jobs(results: Results) -> list[RecordedRun]:
+    """Return the runs in the order of the tables: by group, dataset, row, target and trial."""
+    datasets = list(dict.fromkeys(table.dataset for table in results.tables))
+    rows = results.collection.rows
+    return [
+        run
+        for group in results.collection.groups
+        for run in sorted(
+            group.runs,
+            key=lambda run: (
+                datasets.index(run.dataset),
+                rows.index(run.row),
+                run.test_envs,
+                run.job.key.trial,
+                run.job.key.choice,
+            ),
+        )
+    ]
 
 
 def _make_headline(results: Results, differences: Sequence[Comparison]) -> list[str]:
@@ -404,9 +424,9 @@ def _write(folder: Path, page: str, figures: Sequence[Figure]) -> None:
 
 @cache
 def _template() -> Any:
-    templates = text.load_templates(autoescape=True)
+    templates = jinja_templates.load_templates(autoescape=True)
     # Names in records are untrusted. Markup, a subclass of str, is printable already.
-    templates.finalize = lambda value: text.printable(value) if type(value) is str else value
+    templates.finalize = lambda value: escaping.printable(value) if type(value) is str else value
     return templates.get_template("report/page.html.j2")
 
 

@@ -23,18 +23,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from domainbed_carft.data.benchmarks import ASSETS
-from domainbed_carft.jobs.algorithms import INK, PAPER, SHIPPED, Method, Style
+from domainbed_carft.escaping import printable
+from domainbed_carft.jobs.algorithms import SHIPPED, Method
 from domainbed_carft.jobs.job import Choice
-from domainbed_carft.report.figure_data import (
-    IN_DOMAIN,
-    OUT_OF_DOMAIN,
-    ChoiceOutcome,
-    Lines,
-)
+from domainbed_carft.report.figure_data import IN_DOMAIN, OUT_OF_DOMAIN, ChoiceOutcome, Lines
 from domainbed_carft.results.cells import PARTIAL, Cell, format_accuracy, mean_over_trials
 from domainbed_carft.results.formats import escape_csv
 from domainbed_carft.results.rows import JointRow
-from domainbed_carft.text import printable
+from domainbed_carft.styles import INK, PAPER, Style
 
 ZERO_SHOT = "CLIPZeroShot"
 MUTED = "#57606a"

@@ -16,7 +16,7 @@ from domainbed_carft import files
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
-from domainbed_carft.jobs.folder import RECORDS
+from domainbed_carft.jobs.job_folder import RECORDS
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import EDITION
 from domainbed_carft.results.formats import Grid

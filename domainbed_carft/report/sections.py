@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from domainbed_carft.jobs.records import DRIFT
 from domainbed_carft.report import evaluation_plots, figure_data, plots
 from domainbed_carft.report.evaluation_plots import EvaluatedRun
 from domainbed_carft.report.figure_data import (
     ACCURACIES,
-    DRIFT,
     IN_DOMAIN,
     NO_TARGET,
     OUT_OF_DOMAIN,

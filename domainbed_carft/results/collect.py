@@ -17,13 +17,7 @@ from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import columns as table_columns
 from domainbed_carft.results import comparisons as comparing
 from domainbed_carft.results import formats, published, selection, suites
-from domainbed_carft.results.cells import (
-    DOMAINBED,
-    ERROR_KINDS,
-    NO_VALUE,
-    PLUS_MINUS,
-    ErrorKind,
-)
+from domainbed_carft.results.cells import DOMAINBED, ERROR_KINDS, NO_VALUE, PLUS_MINUS, ErrorKind
 from domainbed_carft.results.collection import Collection, Sweeps, as_collection
 from domainbed_carft.results.columns import DEFAULT_COLUMNS, IN_DOMAIN
 from domainbed_carft.results.comparisons import ACCURACY, Comparison
@@ -31,7 +25,7 @@ from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.published import PublishedComparison
 from domainbed_carft.results.selection import is_swad
 from domainbed_carft.results.tables import Table, build
-from domainbed_carft.text import unknown
+from domainbed_carft.suggestions import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,6 +128,12 @@ class Results:
         return grids + comparing.grids(self.comparisons_against)
 
     @property
+    def _shown_grids(self) -> list[Grid]:
+        """The tables without the memory of a GPU if the jobs ran on a CPU."""
+        title = table_columns.COLUMNS[table_columns.MEMORY].title
+        return [formats.drop_empty_columns(grid, title) for grid in self.grids]
+
+    @property
     def captions(self) -> dict[str, list[str]]:
         """The paragraphs that explain "tables", "published" numbers and "comparisons"."""
         printed_columns = [column for table in self.tables for column in table.printed]
@@ -169,7 +169,10 @@ class Results:
     @property
     def short_captions(self) -> list[str]:
         """The captions without the parts that are the same for every sweep."""
-        line = f"Cells: mean {PLUS_MINUS} {self.error.title} (n trials). More: docs/collect.md"
+        line = (
+            f"Cells: mean {PLUS_MINUS} {self.error.title} (n trials). "
+            "More: carft collect --columns help"
+        )
         printed_columns = [column for table in self.tables for column in table.printed]
         return [
             line,
@@ -222,9 +225,9 @@ class Results:
         if output_format not in formats.FORMATS:
             raise CarftError(unknown("format", output_format, formats.FORMATS))
         if output_format == "text":
-            return formats.as_text(self.grids, self.short_captions)
+            return formats.as_text(self._shown_grids, self.short_captions)
         if output_format == "markdown":
-            return formats.as_markdown(self.grids, self.all_captions)
+            return formats.as_markdown(self._shown_grids, self.all_captions)
         if output_format == "csv":
             return formats.as_csv(self.csv_rows)
         if output_format == "json":

@@ -15,12 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-from domainbed_carft import text
+from domainbed_carft import suggestions
 from domainbed_carft.arguments import TEXTS, check
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
-from domainbed_carft.jobs.algorithms import Method, find_own_methods, get_owners
+from domainbed_carft.jobs.algorithms import UNTRAINED, Method, find_own_methods, get_owners
 from domainbed_carft.jobs.job import Candidate, Choice, Job
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning
@@ -40,7 +40,7 @@ from domainbed_carft.results import rows as row_names
 from domainbed_carft.results.recorded_defaults import is_unset
 from domainbed_carft.results.rows import JointRow, JointRows
 from domainbed_carft.results.selection import SelectedRun
-from domainbed_carft.text import quantity
+from domainbed_carft.wording import quantity
 
 # The part of a setting that names the training environments if several targets are held out
 # together, and its value for runs with one target.
@@ -48,6 +48,9 @@ TRAINED_ON = "trained on"
 ALL_OTHERS = "all others"
 # The value of a hyperparameter that is searched.
 SEARCHED = "searched"
+
+# Hyperparameters of prompts and images, which algorithms without training have as well
+_READ_WITHOUT_TRAINING = ("clip_backbone", "class_names", "contexts", "protocol")
 
 # A job or run and the setting of its cell
 _JobSetting = tuple[Job, Mapping[str, str]]
@@ -208,7 +211,7 @@ def gather(
     check(TEXTS, is_optional=True, methods=methods)
     for name in ignored:
         if name not in KINDS:
-            raise CarftError(text.unknown("part of a setting", name, KINDS))
+            raise CarftError(suggestions.unknown("part of a setting", name, KINDS))
 
     folders = as_paths(folders)
     runs, warnings = records.read(folders)
@@ -499,6 +502,13 @@ def _find_conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[st
             yield part
 
 
+def _affects_only_training(part: str) -> bool:
+    """Return True for the steps, and for hyperparameters that prompts and images do not need."""
+    if part.startswith(HPARAM):
+        return part.removeprefix(HPARAM) not in _READ_WITHOUT_TRAINING
+    return part in ("steps", "checkpoint_freq")
+
+
 def _describe_differences(
     title: str,
     members: Sequence[_RunSetting],
@@ -517,6 +527,8 @@ def _describe_differences(
         )
         rows_by_value: dict[str, dict[str, None]] = {}
         for run, setting in members:
+            if run.algorithm in UNTRAINED and _affects_only_training(part):
+                continue
             is_applicable = not part.startswith(METHOD) and (not owners or run.algorithm in owners)
             if part not in setting and not is_applicable:
                 continue
@@ -524,11 +536,11 @@ def _describe_differences(
             if part.startswith(HPARAM) and value == DEFAULT:
                 value = DEFAULT if part.removeprefix(HPARAM) in run.recorded else UNKNOWN
             rows = rows_by_value.setdefault(value, {})
-            rows[f"{run.row} on {titles[run.dataset]}"] = None
+            rows[f"{run.row} on {titles[run.dataset]}" if len(titles) > 1 else run.row] = None
 
         if len(rows_by_value) > 1 and part not in (ENVIRONMENTS, SCHEDULE, TRAINED_ON, *row_parts):
             listing = "; ".join(
-                f"{value}: {', '.join(rows)}" for value, rows in rows_by_value.items()
+                f"{value} for {', '.join(rows)}" for value, rows in rows_by_value.items()
             )
-            note = f"Not all runs have the same {part}: {listing}."
+            note = f"Runs differ in {part}: {listing}."
             yield f"{title}: {note}" if title else note

@@ -31,7 +31,7 @@ from domainbed_carft.results.cells import (
     mean_over_trials,
     score_text,
 )
-from domainbed_carft.text import unknown
+from domainbed_carft.suggestions import unknown
 
 if TYPE_CHECKING:
     from domainbed_carft.results.metrics import ImageSetMetrics, RunMetrics
@@ -42,6 +42,7 @@ AVERAGE = "average"
 OUT_OF_DOMAIN = "out-of-domain"
 WORST = "worst"
 IN_DOMAIN = "in-domain"
+MEMORY = "memory"
 DEFAULT_COLUMNS = (ENVIRONMENTS, AVERAGE)
 
 
@@ -395,7 +396,7 @@ RECORD_COLUMNS = (
            "Evaluation h: hours of evaluation of all jobs that the row was chosen from.",
            _candidate_cost(lambda cost: cost.evaluation_hours, math.fsum, "evaluation_time"),
            cost_text, is_cost=True),
-    Column("memory", "GiB", "GiB", "GiB: the highest GPU memory use of a chosen job.",
+    Column(MEMORY, "GiB", "GiB", "GiB: the highest GPU memory use of a chosen job.",
            _memory, cost_text, is_cost=True),
     Column("parameters", "Trained", "",
            "Trained: the highest number of parameters that a chosen job trained.",

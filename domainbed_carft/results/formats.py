@@ -10,11 +10,13 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from domainbed_carft.results.cells import PLUS_MINUS
-from domainbed_carft.text import printable
+from domainbed_carft.escaping import printable
+from domainbed_carft.results.cells import NOT_DECLARED, PLUS_MINUS
+from domainbed_carft.text_tables import lay_out
 
 FORMATS = ("text", "markdown", "csv", "json", "latex")
 TEXT_WIDTH = 100
+TABLE_WIDTH = 120
 
 _MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]<>|~#&])")
 _FORMULA_SIGNS = ("=", "+", "-", "@")
@@ -34,7 +36,9 @@ def as_text(grids: Sequence[Grid], captions: Sequence[str]) -> str:
     paragraphs = []
     for grid in grids:
         lines = [_plain(grid.title)]
-        lines += [line.rstrip() for line in _table(grid, "plain", _plain).splitlines()]
+        for number, part in enumerate(_split(grid)):
+            lines += [""] if number else []
+            lines += [line.rstrip() for line in _table(part, "plain", _plain).splitlines()]
         for note in grid.notes:
             lines += textwrap.wrap(_plain(note), TEXT_WIDTH, subsequent_indent="    ")
         paragraphs.append("\n".join(lines))
@@ -42,6 +46,39 @@ def as_text(grids: Sequence[Grid], captions: Sequence[str]) -> str:
     for caption in captions:
         paragraphs.append("\n".join(textwrap.wrap(_plain(caption), TEXT_WIDTH)))
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _split(grid: Grid) -> list[Grid]:
+    """Divide a table into parts of at most TABLE_WIDTH characters, each with the first column."""
+    widths = [
+        # tabulate separates columns by two spaces, and pads their titles by two more.
+        2 + max(len(_plain(title)) + 2, *(len(_plain(row[index])) for row in grid.rows), 0)
+        for index, title in enumerate(grid.header)
+    ]
+    parts: list[list[int]] = [[]]
+    for index in range(1, len(widths)):
+        width = widths[0] + sum(widths[column] for column in parts[-1])
+        if parts[-1] and width + widths[index] > TABLE_WIDTH:
+            parts.append([])
+        parts[-1].append(index)
+    return [_select(grid, [0, *columns]) for columns in parts]
+
+
+def drop_empty_columns(grid: Grid, title: str) -> Grid:
+    """Return a table without the columns with a title, on any device, that have no values."""
+    columns = [
+        index
+        for index, header in enumerate(grid.header)
+        if header.split(",")[0] != title or any(row[index] != NOT_DECLARED for row in grid.rows)
+    ]
+    return _select(grid, columns)
+
+
+def _select(grid: Grid, columns: Sequence[int]) -> Grid:
+    return grid._replace(
+        header=[grid.header[index] for index in columns],
+        rows=[[row[index] for index in columns] for row in grid.rows],
+    )
 
 
 def _plain(text: str) -> str:
@@ -69,14 +106,11 @@ def escape_markdown(text: str) -> str:
 
 def _table(grid: Grid, style: str, escape: Callable[[str], str]) -> str:
     """Lay out the grid in a style of tabulate, with every cell passed through ``escape``."""
-    from tabulate import tabulate
-
     header = [escape(cell) for cell in grid.header]
     empty_row = [""] * len(header)
     rows = [[escape(cell) for cell in row] for row in grid.rows or [empty_row]]
 
-    alignment = ["left"] * len(header)
-    return tabulate(rows, header, style, colalign=alignment, disable_numparse=True)
+    return lay_out(header, rows, style, ["left"] * len(header))
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job
 from domainbed_carft.jobs.manifest import Row, Search, Sweep, format_trials, get_row
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.text import quantity
+from domainbed_carft.wording import quantity
 
 
 @dataclass(frozen=True)

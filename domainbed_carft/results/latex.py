@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.escaping import printable
 from domainbed_carft.results import columns, selection
 from domainbed_carft.results.cells import BEST, OTHER, PLUS_MINUS, SECOND, Cell, rank_cells
 from domainbed_carft.results.columns import Column
 from domainbed_carft.results.comparisons import ACCURACY, ENVIRONMENT, LEVEL, PAIR, Comparison
 from domainbed_carft.results.tables import Table, average_datasets
-from domainbed_carft.text import printable
 
 _NO_VALUE = "--"
 _INCOMPLETE = "$^{*}$"

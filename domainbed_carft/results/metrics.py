@@ -28,8 +28,8 @@ from annotated_types import Ge, Gt, Le, Len, Predicate
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import arrays
-from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.job import IDENTITY, Job
+from domainbed_carft.jobs.job_folder import WEIGHTS
 
 FORMAT: Literal[1] = 1  # of the files of rows and of metrics
 

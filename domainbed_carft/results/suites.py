@@ -34,7 +34,7 @@ from domainbed_carft.results.published import PublishedAccuracy
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table
 from domainbed_carft.suites import catalogue
-from domainbed_carft.suites.test_sets import Suite
+from domainbed_carft.suites.suite import Suite
 
 # Names of columns
 _ACCURACY = "accuracy"

@@ -8,16 +8,12 @@ from collections.abc import Sequence
 from domainbed_carft.arguments import COUNT, TEXT, TEXTS, check
 from domainbed_carft.data.tasks import TASKS
 from domainbed_carft.errors import CarftError, UnreadableError
+from domainbed_carft.machine.devices import choose_device
 from domainbed_carft.paths import AnyPath, as_path, as_text
 from domainbed_carft.results import collection
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs import splits as splitting
-from domainbed_carft.runs.predictions import (
-    LoadingOptions,
-    check_loading,
-    choose_device,
-    make_predictor,
-)
+from domainbed_carft.runs.predictions import LoadingOptions, check_loading, make_predictor
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, as_run
 from domainbed_carft.runs.scores import Scores, describe_run, measure_splits

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from domainbed_carft import text
+from domainbed_carft import jinja_templates
 from domainbed_carft.arguments import FLAG, check
 from domainbed_carft.clips import backbone, open_clip, openai, transformers
 from domainbed_carft.data import benchmarks
@@ -30,8 +30,8 @@ from domainbed_carft.files.weights import load_weights, sha256
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.images.protocols import HOST, PROTOCOLS
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
+from domainbed_carft.jobs.job_folder import RECORDS
 from domainbed_carft.jobs.setting import read_printed_versions
 from domainbed_carft.paths import AnyPath, as_path, as_text
 from domainbed_carft.results.formats import escape_markdown
@@ -528,7 +528,7 @@ def render_readme(card: Mapping[str, Any], card_file: str) -> str:
 
 @functools.cache
 def _load_template() -> Any:
-    environment = text.load_templates(autoescape=False)
+    environment = jinja_templates.load_templates(autoescape=False)
     environment.filters["words"] = _format_markdown
     environment.filters["python"] = repr
     environment.filters["percent"] = _percent

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError, brief, raise_for
-from domainbed_carft.runs.squares import get_memory
-from domainbed_carft.text import log, print_lines, progress
+from domainbed_carft.escaping import print_lines
+from domainbed_carft.images.squares import get_memory
+from domainbed_carft.progress_bar import log, progress
 
 # Return True if the task had to be done, and False if its result existed.
 Task: TypeAlias = Callable[[], bool]

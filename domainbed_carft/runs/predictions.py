@@ -17,13 +17,12 @@ from domainbed_carft import machine
 from domainbed_carft.arguments import BATCH, WORKERS, check
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import stages
-from domainbed_carft.machine import devices
+from domainbed_carft.images.squares import ImageMemory, Squares
+from domainbed_carft.progress_bar import progress
 from domainbed_carft.results.metrics import PROBABILITIES, ROW, ImageRows
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs.run import Run, require_finite
 from domainbed_carft.runs.splits import ImageSet
-from domainbed_carft.runs.squares import ImageMemory, Squares
-from domainbed_carft.text import progress
 
 MIN_IMAGES_FOR_WORKERS = 5000  # for fewer images, starting processes takes longer than it saves
 MAX_DEFAULT_WORKERS = 8
@@ -58,34 +57,6 @@ def check_loading(batch_size: Any, workers: Any) -> None:
     """Raise CarftError if one of these arguments of the Python API has a wrong type."""
     check(BATCH, batch_size=batch_size)
     check(WORKERS, is_optional=True, workers=workers)
-
-
-def choose_device(name: str | None) -> torch.device:
-    """Return the device called ``name``, such as "cuda:1", or the default device for None.
-
-    Makes convolutions deterministic, as DomainBed's train does. Raises CarftError if the device is
-    not available.
-    """
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-
-    name = name or str(devices.default_device())
-    try:
-        device = torch.device(name)
-        reason = devices.describe_unsupported(device)
-        if not reason:
-            device = torch.empty(1, device=device).device  # "cuda" becomes "cuda:0"
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-    if reason:
-        raise CarftError(
-            f"--device {name} cannot be used ({reason}); expected cpu, cuda or cuda:N of this "
-            "machine"
-        )
-
-    if not devices.is_gpu(device):
-        machine.keep_freed_memory()
-    return device
 
 
 def worker_count(workers: int | None, has_many_images: bool) -> int:

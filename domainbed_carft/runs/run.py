@@ -25,7 +25,7 @@ from domainbed_carft.images.protocols import read_plan
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.runs import BATCH_SIZE
-from domainbed_carft.text import quantity
+from domainbed_carft.wording import quantity
 
 # A path, a Pillow image, or a tensor (3, H, W).
 ImageInput = Any

@@ -23,20 +23,21 @@ from torch import Tensor
 from domainbed_carft import files
 from domainbed_carft.clips import backbone, open_clip, openai
 from domainbed_carft.errors import CarftError, CarftWarning, brief, invalid
+from domainbed_carft.escaping import printable
 from domainbed_carft.files import weights
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.facts import get_hparams_and_facts
-from domainbed_carft.jobs.folder import RECORDS, WEIGHTS
 from domainbed_carft.jobs.job import IDENTITY
+from domainbed_carft.jobs.job_folder import RECORDS, WEIGHTS
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import ARGUMENTS
+from domainbed_carft.machine.devices import choose_device
 from domainbed_carft.method import algorithms, objective, prompts
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.paths import AnyPath, as_path, as_text
-from domainbed_carft.runs.predictions import choose_device
 from domainbed_carft.runs.run import Run as Run
 from domainbed_carft.runs.saved_checks import add_facts_to_hparams, require_run
-from domainbed_carft.text import printable, quantity
+from domainbed_carft.wording import quantity
 
 _ENCODER = "encoder."  # prefix of the encoder's weights
 

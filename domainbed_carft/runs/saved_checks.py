@@ -17,7 +17,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.facts import get_hparams_and_facts
-from domainbed_carft.jobs.folder import WEIGHTS_FORMAT
+from domainbed_carft.jobs.job_folder import WEIGHTS_FORMAT
 from domainbed_carft.method.algorithms import CLASSES, OWN_PROBLEMS
 from domainbed_carft.method.hparams import is_preprocessing
 from domainbed_carft.method.resolution import complete, get_hparams

@@ -18,15 +18,12 @@ import torch
 from domainbed_carft import files
 from domainbed_carft.arguments import TEXT, check
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images.squares import ImageMemory
+from domainbed_carft.machine.devices import choose_device
 from domainbed_carft.paths import AnyPath, as_list, as_text
 from domainbed_carft.runs import BATCH_SIZE, saved
 from domainbed_carft.runs import splits as splitting
-from domainbed_carft.runs.predictions import (
-    LoadingOptions,
-    check_loading,
-    choose_device,
-    make_predictor,
-)
+from domainbed_carft.runs.predictions import LoadingOptions, check_loading, make_predictor
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, check_output_folder, load_run, save_weights
 from domainbed_carft.runs.scores import Scores, describe_run, measure_splits
@@ -38,7 +35,6 @@ from domainbed_carft.runs.soup_members import (
     shared_content,
 )
 from domainbed_carft.runs.splits import ImageSet
-from domainbed_carft.runs.squares import ImageMemory
 from domainbed_carft.runs.suites import SuiteTest, make_suite_test
 
 SOUP_TABLE = "soup.json"

@@ -17,7 +17,7 @@ from domainbed_carft.method.algorithms import CLASSES, hparam_values, recorded_h
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.runs.merge_weights import fold_head_scale, mean
 from domainbed_carft.runs.run import Run
-from domainbed_carft.text import quantity
+from domainbed_carft.wording import quantity
 
 # Runs with the same values held out the same images and started from the same weights.
 SHARED_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")

@@ -22,9 +22,10 @@ from torch.utils.data import Dataset, Subset
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import rng, stages
 from domainbed_carft.images.clip_input import CLIPInput
-from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
+from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts, parse_dataset_name
 from domainbed_carft.images.plan import FAST, ImagePlan
 from domainbed_carft.images.preprocessing import Preprocessing
+from domainbed_carft.images.squares import Squares
 from domainbed_carft.jobs.splits import (
     NamedSplit,
     name_splits,
@@ -32,13 +33,11 @@ from domainbed_carft.jobs.splits import (
     split_environments,
 )
 from domainbed_carft.method import host_lookup, prompts
-from domainbed_carft.method.dataset_facts import parse_dataset_name
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.paths import AnyPath, as_text
 from domainbed_carft.results.metrics import ImageSetFacts
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.squares import Squares
-from domainbed_carft.text import trim_differences
+from domainbed_carft.wording import trim_differences
 
 SEEDS = 2**64  # the seed of a key is taken modulo this number
 DEFAULT_HOLDOUT_FRACTION = 0.2  # the default of DomainBed's train

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.folder import RECORDS
+from domainbed_carft.jobs.job_folder import RECORDS
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import metrics
 from domainbed_carft.results.metrics import (

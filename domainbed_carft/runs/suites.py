@@ -20,6 +20,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.data.benchmarks import data_dir_problems
 from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.images.plan import ImagePlan
+from domainbed_carft.images.squares import Squares
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.results.metrics import ImageRows, measure_image_set
 from domainbed_carft.runs.predictions import (
@@ -30,9 +31,8 @@ from domainbed_carft.runs.predictions import (
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.scores import Scores
 from domainbed_carft.runs.splits import ImageSet
-from domainbed_carft.runs.squares import Squares
 from domainbed_carft.suites import catalogue
-from domainbed_carft.suites.test_sets import Suite, TestSet, TestSetCopy
+from domainbed_carft.suites.suite import Suite, TestSet, TestSetCopy
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images.squares import get_memory
 from domainbed_carft.jobs.records import RecordedRun
+from domainbed_carft.machine.devices import choose_device
 from domainbed_carft.results import metrics
 from domainbed_carft.results.metrics import (
     EvaluationFacts,
@@ -27,17 +29,10 @@ from domainbed_carft.results.metrics import (
 )
 from domainbed_carft.runs import BATCH_SIZE, saved
 from domainbed_carft.runs import splits as splitting
-from domainbed_carft.runs.predictions import (
-    LoadingOptions,
-    Predictor,
-    choose_device,
-    make_predictor,
-    predict_rows,
-)
+from domainbed_carft.runs.predictions import LoadingOptions, Predictor, make_predictor, predict_rows
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.scores import describe_evaluation
 from domainbed_carft.runs.splits import ImageSet, JobData
-from domainbed_carft.runs.squares import get_memory
 from domainbed_carft.runs.temperature import fit_temperature, make_logit_rows
 from domainbed_carft.runs.zero_shot import predict_zero_shot
 

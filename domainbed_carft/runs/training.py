@@ -21,8 +21,8 @@ from domainbed_carft.arguments import (
     check,
 )
 from domainbed_carft.errors import CarftError, TransientError
-from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.job import command
+from domainbed_carft.jobs.job_folder import WEIGHTS
 from domainbed_carft.launchers.attempt import Children, describe_end, stop_on_signals
 from domainbed_carft.method.algorithms import CLASSES
 from domainbed_carft.method.host_lookup import is_carft_harness

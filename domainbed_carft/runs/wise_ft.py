@@ -1,20 +1,17 @@
-"""WiSE-FT: evaluate, plot and save weights between a run and its original CLIP."""
+"""WiSE-FT: evaluate and save weights between a run and its original CLIP."""
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from domainbed_carft import files
 from domainbed_carft.arguments import NUMBERS, TEXT, check
-from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.paths import AnyPath, as_list, as_text
 from domainbed_carft.runs import BATCH_SIZE, merge_weights, saved
@@ -25,27 +22,10 @@ from domainbed_carft.runs.saved import AnyRun, as_run, check_output_folder, save
 from domainbed_carft.runs.scores import Scores, describe_run, measure_splits
 from domainbed_carft.runs.suite_files import measure_and_record
 from domainbed_carft.runs.suites import make_suite_test
-from domainbed_carft.suites import catalogue
-
-if TYPE_CHECKING:
-    import matplotlib.figure
 
 DEFAULT_ALPHAS = tuple(n / 10 for n in range(11))
 
 WISE_FT_TABLE = "wise_ft.json"
-CURVE_FILES = ("wise_ft.png", "wise_ft.svg")
-END_LABELS = {0.0: " (original CLIP model)", 1.0: " (the run)"}  # by alpha
-
-LINE_COLOR = "#0072B2"
-LABEL_OFFSET = 6  # points between an end of the curve and its label
-LABEL_MARGIN = 0.15  # space around the curve, a share of its width and height
-
-# Labels of the x axis and the y axis.
-SPLIT_LABELS = (
-    "in-domain accuracy (%): out-splits of the training environments",
-    "out-of-domain accuracy (%):\nin-split of the test environment",
-)
-SUITE_LABELS = ("accuracy (%) in distribution", "mean accuracy (%) of the shifts")
 
 
 def wise_ft(
@@ -77,7 +57,7 @@ def wise_ft(
             there is one.
         original: the CLIP checkpoint that the run started from; required unless it is a published
             one.
-        output: a folder for wise_ft.json, the curve and saved weights. Default: nothing is written.
+        output: a folder for wise_ft.json and saved weights. Default: nothing is written.
         save: the alphas whose weights are saved in ``output``.
         batch_size: images per batch.
         workers: number of processes that load images. Default: one per core if there are many
@@ -114,7 +94,7 @@ def wise_ft(
     run = as_run(run, device)
     options = LoadingOptions(run.device, batch_size, workers, as_text(data_dir))
     weights_names = {alpha: name_weights(alpha) for alpha in saved_alphas}
-    folder = check_output_folder(output, [WISE_FT_TABLE, *CURVE_FILES, *weights_names.values()])
+    folder = check_output_folder(output, [WISE_FT_TABLE, *weights_names.values()])
 
     test = make_suite_test(suite, run, options) if suite else None
     splits = [] if suite else splitting.read_data(run, options.data_dir).splits
@@ -145,8 +125,6 @@ def wise_ft(
         if folder:
             document = [{"alpha": alpha, **asdict(part)} for alpha, part in scores.items()]
             files.save_text(folder / WISE_FT_TABLE, json.dumps(document, indent=1) + "\n")
-            title = f"{run.title} on {benchmarks.dataset_title(run.args['dataset'])}"
-            _save_complete_curve(folder, scores, title)
             for alpha, name in weights_names.items():
                 set_alpha(alpha)
                 save_weights(folder / name, _make_content(run, alpha))
@@ -232,28 +210,6 @@ def get_effective_alpha(run: Run) -> float:
     return 1.0 if run.soup is not None else float(run.hparams["wise_alpha"])
 
 
-def get_curve_point(alpha: float, scores: Scores) -> CurvePoint | None:
-    """Return the point of an alpha in the curve, or None if an accuracy is unknown."""
-    in_domain = scores.in_domain
-    out_of_domain = scores.out_of_domain
-    if scores.suite:
-        in_distribution = scores.sets.get(catalogue.get(scores.suite).in_distribution)
-        in_domain = in_distribution.accuracy if in_distribution else None
-        out_of_domain = scores.means["mean"]
-    if in_domain is None or out_of_domain is None:
-        return None
-    return CurvePoint(alpha, in_domain, out_of_domain)
-
-
-def _save_complete_curve(folder: Path, scores: Mapping[float, Scores], title: str) -> None:
-    """Write the curve if all of its points are known."""
-    points = [get_curve_point(alpha, part) for alpha, part in scores.items()]
-    known_points = [point for point in points if point]
-    if len(known_points) == len(points):
-        is_on_suite = any(part.suite for part in scores.values())
-        save_curve(folder, known_points, title, is_on_suite)
-
-
 def _make_content(run: Run, alpha: float) -> dict[str, Any]:
     """Return the content of the weights file at an alpha, with the run's current weights."""
     state = run.algorithm.state_dict()
@@ -266,52 +222,3 @@ def _make_content(run: Run, alpha: float) -> dict[str, Any]:
     content["wise_ft_alpha"] = alpha * get_effective_alpha(run)
     content["wise_ft_step"] = run.step
     return content
-
-
-class CurvePoint(NamedTuple):
-    """An alpha and its two accuracies as shares of 1."""
-
-    alpha: float
-    in_domain: float
-    out_of_domain: float
-
-
-def save_curve(folder: Path, points: Sequence[CurvePoint], title: str, is_on_suite: bool) -> None:
-    """Write the curve as CURVE_FILES into the folder; equal points give equal bytes."""
-    figure = draw_curve(points, title, is_on_suite)
-    for name in CURVE_FILES:
-        kind = name.rpartition(".")[2]
-        metadata = {"Date": None} if kind == "svg" else None
-        save_figure = functools.partial(figure.savefig, format=kind, dpi=150, metadata=metadata)
-        files.save(folder / name, save_figure)
-
-
-def draw_curve(
-    points: Sequence[CurvePoint], title: str, is_on_suite: bool
-) -> matplotlib.figure.Figure:
-    """Draw a curve through the points of all alphas, with labels at both ends."""
-    from matplotlib.figure import Figure
-
-    in_domain, out_of_domain = SUITE_LABELS if is_on_suite else SPLIT_LABELS
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel=in_domain, ylabel=out_of_domain)
-    places = [(100 * point.in_domain, 100 * point.out_of_domain) for point in points]
-    axes.plot(*zip(*places), color=LINE_COLOR, marker="o", markersize=5)
-    axes.margins(LABEL_MARGIN)
-    heading = f"{title}: (1 - α) original + α fine-tuned"
-    axes.set_title(heading, fontsize=10, parse_math=False)
-
-    # The first label is below its point and the last above, so that they never overlap.
-    ends = {0: ("top", -LABEL_OFFSET), len(points) - 1: ("bottom", LABEL_OFFSET)}
-    for number, (alignment, offset) in ends.items():
-        alpha = points[number].alpha
-        axes.annotate(
-            f"{alpha:g}{END_LABELS.get(alpha, '')}",
-            places[number],
-            textcoords="offset points",
-            xytext=(0, offset),
-            ha="center",
-            va=alignment,
-            fontsize=8,
-        )
-    return figure

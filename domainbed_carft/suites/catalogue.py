@@ -6,11 +6,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from domainbed_carft import text
+from domainbed_carft import suggestions
 from domainbed_carft.data import benchmarks, emoji, emoji_styles, tasks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.suites import imagenet
-from domainbed_carft.suites.test_sets import Folders, Suite, TestSet, TestSetCopy
+from domainbed_carft.suites.suite import Folders, Suite, TestSet, TestSetCopy
 
 # Separate groups, because the difference between their means shows how much of a method's gain
 # depends on styles in the pre-training data of `tiny`.
@@ -23,7 +23,7 @@ FURTHER_STYLES = (
 def get(name: str) -> Suite:
     """Return the suite called ``name``; raise CarftError, with similar names, if it is unknown."""
     if name not in SUITES:
-        raise CarftError(text.unknown("suite", name, SUITES))
+        raise CarftError(suggestions.unknown("suite", name, SUITES))
     return SUITES[name]()
 
 

@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.data import download as downloading
-from domainbed_carft.data import verify as verification
+from domainbed_carft.data import downloads, verification
 from domainbed_carft.data.benchmarks import (
     ASSETS,
     Source,
@@ -29,13 +28,7 @@ from domainbed_carft.data.benchmarks import (
 )
 from domainbed_carft.errors import CarftError
 from domainbed_carft.suites import imagenet_training
-from domainbed_carft.suites.test_sets import (
-    SORT_BY_CLASS,
-    Folders,
-    Suite,
-    TestSet,
-    no_further_problems,
-)
+from domainbed_carft.suites.suite import SORT_BY_CLASS, Folders, Suite, TestSet, no_further_problems
 
 LABELS: Sequence[int] = range(1000)
 
@@ -232,7 +225,7 @@ def access_terms(name: str) -> str:
 def download(
     name: str,
     data_dir: Path,
-    fetch: downloading.Fetch | None = None,
+    fetch: downloads.Fetch | None = None,
     given_files: Sequence[Path] = (),
 ) -> verification.DataReport:
     """Download and verify a test set; raise CarftError with the terms if users have to get it.
@@ -250,6 +243,4 @@ def download(
         (folders[0] if len(folders) == 1 else unpacked).rename(ready)
 
     target = data_dir / fact["folders"][0]
-    return downloading.install(
-        name, target, sources, prepare, verify, fetch, given_files=given_files
-    )
+    return downloads.install(name, target, sources, prepare, verify, fetch, given_files=given_files)

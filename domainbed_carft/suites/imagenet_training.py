@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from domainbed_carft.data import listing
-from domainbed_carft.data import verify as verification
+from domainbed_carft.data import listing, verification
 from domainbed_carft.data.benchmarks import data_dir_problems, imagenet_ids
 from domainbed_carft.data.comparison import quote_names
 from domainbed_carft.errors import CarftError

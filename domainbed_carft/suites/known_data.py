@@ -9,11 +9,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from domainbed_carft import text
-from domainbed_carft.data import benchmarks, download, tasks
-from domainbed_carft.data import verify as verification
+from domainbed_carft import suggestions
+from domainbed_carft.data import benchmarks, downloads, tasks, verification
+from domainbed_carft.data.listing import is_list
 from domainbed_carft.errors import CarftError
-from domainbed_carft.suites import imagenet
+from domainbed_carft.suites import imagenet, imagenet_training
 
 TASK_STEPS = 5001  # DomainBed's default number of training steps
 
@@ -64,7 +64,7 @@ def download_data(
     """
     module = _find_module(name)
     if module is None:
-        return download.download(
+        return downloads.download(
             name, data_dir, accept_different=accept_different, given_files=given_files
         )
     if module is imagenet:
@@ -77,6 +77,19 @@ def download_data(
     return tasks.download(name, data_dir)
 
 
+def find_image_folder(name: str, data_dir: str) -> str | None:
+    """Return the folder or list of the dataset's images: "" without one, None if unknown."""
+    if name == "ImageNet":
+        return imagenet_training.expected_folder(data_dir)
+
+    published = benchmarks.BENCHMARKS.get(name) or tasks.TASKS.get(name)
+    if published is not None:
+        return os.path.join(data_dir, published.folder) if published.folder else ""
+    if os.path.isdir(name) or is_list(name):
+        return name
+    return "" if name.startswith("Debug") else None
+
+
 def _find_module(name: str) -> ModuleType | None:
     """Return the module that verifies and downloads a task or a test set, or None.
 
@@ -86,5 +99,5 @@ def _find_module(name: str) -> ModuleType | None:
     modules = {**dict.fromkeys(tasks.TASKS, tasks), **dict.fromkeys(imagenet.facts(), imagenet)}
     valid = [*benchmarks.BENCHMARKS, *modules]
     if name not in valid and not os.path.exists(name):
-        raise CarftError(text.unknown("folder or dataset", name, valid))
+        raise CarftError(suggestions.unknown("folder or dataset", name, valid))
     return modules.get(name)

@@ -14,7 +14,7 @@ from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.sweep import host, preflight_file
 from domainbed_carft.sweep.preflight_file import Preflight
 from domainbed_carft.sweep.states import DONE, Status
-from domainbed_carft.text import table
+from domainbed_carft.text_tables import table
 
 _HEAD = (
     "variant",
@@ -111,7 +111,9 @@ def format_table(
         splits += "; for ImageNet only the out-split"
     total = costs_by_row[TOTAL]
     lines = [table(_HEAD, rows)]
-    if not math.isnan(total.trained):
+    if math.isnan(total.evaluated):
+        lines.append("Trained: images.")
+    else:
         lines.append(f"Trained, evaluated: images; {splits}.")
     if math.isnan(total.training_hours or 0.0):
         lines.append("Hours are estimated once a job has records, or after carft preflight.")

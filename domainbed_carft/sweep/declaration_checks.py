@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.errors import CarftError, HparamProblem
@@ -11,6 +11,7 @@ from domainbed_carft.files.parsing import YamlPath, YamlSource
 from domainbed_carft.jobs.hparams import get_draw_seed
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.results import published
+from domainbed_carft.suggestions import unknown
 from domainbed_carft.sweep import host
 from domainbed_carft.sweep.declaration import (
     CLIPOOD,
@@ -22,11 +23,13 @@ from domainbed_carft.sweep.declaration import (
     find_environment,
     folder_name,
 )
-from domainbed_carft.text import unknown
 
 # Leave-one-domain-out holds out two environments and trains on the others.
 _MIN_ENVIRONMENTS = 2
 _MIN_ENVIRONMENTS_FOR_LEAVE_ONE_OUT = 3
+
+# DomainBed's usual number, for checks of the values that must be below it.
+_STEPS_ON_UNKNOWN_DATASET = 5001
 
 # Key of a declaration -> the kind of the names below it, for messages.
 _KINDS = {"datasets": "dataset", "algorithms": "algorithm"}
@@ -35,24 +38,45 @@ _KINDS = {"datasets": "dataset", "algorithms": "algorithm"}
 _Problem = tuple[YamlPath, str]
 
 
-def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[str]]:
-    """Look up all names of a sweep in the domainbed in use, and check its hyperparameters.
+def check_names(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[str]]:
+    """Look up the datasets and the algorithms of a sweep, and check its hyperparameters.
 
     Returns:
-        The facts of each known dataset, and all problems of names and values, each after its place
-        in the file.
+        The facts of each known dataset, and the problems, each after its place in the file.
 
     Raises:
         CarftError: the domainbed cannot be imported, or the user's own methods cannot be loaded.
     """
     host.require_own_methods()
-    published_rows = list(dict.fromkeys(row.method for row in published.read_accuracies()))
-
     datasets, dataset_problems = _look_up(host.get_dataset_facts, shape.datasets, "datasets")
     missing = host.find_missing_algorithms(shape.algorithms)
     algorithms, algorithm_problems = _look_up(
         host.find_algorithm_class, shape.algorithms, "algorithms", skipped=missing
     )
+    problems = [
+        *dataset_problems,
+        *algorithm_problems,
+        *_describe_missing(missing),
+        *_check_hparams(shape, datasets, algorithms),
+    ]
+    return datasets, _place(problems, source)
+
+
+def _place(problems: Iterable[_Problem], source: YamlSource) -> list[str]:
+    return [f"{source.place(path)}: {message}" for path, message in problems]
+
+
+def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[str]]:
+    """Check all names and values of a sweep.
+
+    Returns:
+        The facts of each known dataset, and all problems, each after its place in the file.
+
+    Raises:
+        CarftError: the domainbed cannot be imported, or the user's own methods cannot be loaded.
+    """
+    datasets, name_problems = check_names(shape, source)
+    published_rows = list(dict.fromkeys(row.method for row in published.read_accuracies()))
     _, row_problems = _look_up(
         lambda name: _require_listed("row of published numbers", name, published_rows),
         shape.compare_with,
@@ -60,9 +84,6 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
     )
 
     problems = [
-        *dataset_problems,
-        *algorithm_problems,
-        *_describe_missing(missing),
         *row_problems,
         *_check_references(shape),
         *itertools.chain.from_iterable(
@@ -71,10 +92,9 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
         *_check_searched_values(shape),
         *_check_draws_and_stages(shape),
         *_check_selection(shape),
-        *_check_hparams(shape, datasets, algorithms),
         *_check_folders(shape),
     ]
-    return datasets, [f"{source.place(path)}: {message}" for path, message in problems]
+    return datasets, [*name_problems, *_place(problems, source)]
 
 
 def find_unread(shape: Shape) -> dict[str, Sequence[str]]:
@@ -219,23 +239,27 @@ def _iterate_environments(division: Division) -> Iterator[tuple[YamlPath, int | 
 def _check_hparams(
     shape: Shape, datasets: Mapping[str, Dataset], algorithms: Mapping[str, Any]
 ) -> Iterator[_Problem]:
-    """Resolve the hyperparameters of each job as train does; yield the problems at their places."""
+    """Resolve the hyperparameters of each job as train does; yield the problems at their places.
+
+    On an unknown dataset, only the names and values in the file are checked.
+    """
     algorithms_by_place: dict[tuple[YamlPath, str], dict[str, None]] = {}
     valid_names: dict[tuple[str, str], Sequence[str]] = {}  # by algorithm and name unknown to it
     placed_problems: list[_Problem] = []
     for cell in shape.cells():
-        if cell.dataset not in datasets or cell.algorithm not in algorithms:
+        if cell.algorithm not in algorithms:
             continue
 
         for name, place in cell.places.items():
             algorithms_by_place.setdefault((place, name), {})[cell.algorithm] = None
-        steps = cell.steps or datasets[cell.dataset].steps
+        facts = datasets.get(cell.dataset)
+        steps = cell.steps or (facts.steps if facts else _STEPS_ON_UNKNOWN_DATASET)
         for problem in _find_cell_problems(shape, cell, steps, algorithms[cell.algorithm]):
             if problem.valid_names:
                 valid_names[cell.algorithm, problem.name] = problem.valid_names
             elif value_place := cell.get_place(problem.name, problem.value):
                 placed_problems.append((value_place, problem.message_after_key()))
-            else:
+            elif facts:
                 placed_problems.append((("hparams",), str(problem)))
 
     for (place, name), covered in algorithms_by_place.items():

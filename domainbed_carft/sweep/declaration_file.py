@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.files import parsing, validation
 from domainbed_carft.files.parsing import YamlPath, YamlSource
 from domainbed_carft.paths import AnyPath, as_path
+from domainbed_carft.suggestions import unknown
 from domainbed_carft.sweep import declaration_checks
 from domainbed_carft.sweep.declaration import (
     Declaration,
@@ -24,7 +25,6 @@ from domainbed_carft.sweep.declaration import (
     Trials,
     Variant,
 )
-from domainbed_carft.text import unknown
 
 MAX_JOBS = 100_000
 
@@ -61,8 +61,8 @@ def load(sweep: AnyPath) -> Declaration:
 def parse(text: str, name: str) -> Declaration:
     """Parse ``text``, the content of the sweep file ``name``.
 
-    Raises CarftError with all problems of the form; if the form is right, with all problems of
-    names and values.
+    Raises CarftError with all problems of the form, and of names and hyperparameters; if the form
+    is right, with all other problems of values, too.
     """
     document, source = parsing.parse_yaml(text, name)
     if not isinstance(document, dict):
@@ -72,7 +72,10 @@ def parse(text: str, name: str) -> Declaration:
         shape = Shape.model_validate(document)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        raise CarftError(*(_describe_error(item, source) for item in details)) from error
+        problems = [_describe_error(item, source) for item in details]
+        wrong_keys = {item["loc"][0] for item in details if item["loc"]}
+        problems += _find_wrong_names(document, source, wrong_keys)
+        raise CarftError(*problems) from error
 
     # Before the targets are known, so that the checks of the cells end.
     _check_job_count(shape, source, dict.fromkeys(shape.datasets, 1))
@@ -82,6 +85,19 @@ def parse(text: str, name: str) -> Declaration:
     _check_job_count(shape, source, targets)
     unread = declaration_checks.find_unread(shape) if shape.search else {}
     return Declaration.model_construct(**dict(shape), facts=datasets, unread=unread, text=text)
+
+
+def _find_wrong_names(
+    document: Mapping[str, Any], source: YamlSource, wrong_keys: Collection[Any]
+) -> list[str]:
+    """Return the problems of names and hyperparameters below the keys whose form is right."""
+    rest = {key: value for key, value in document.items() if key not in wrong_keys}
+    try:
+        shape = Shape.model_validate({"name": "unnamed", **rest})
+        _check_job_count(shape, source, dict.fromkeys(shape.datasets, 1))
+    except (ValidationError, CarftError):  # without datasets or algorithms, for example
+        return []
+    return declaration_checks.check_names(shape, source)[1]
 
 
 def included_sweeps() -> dict[str, Path]:

@@ -9,14 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.data import benchmarks, tasks
-from domainbed_carft.data.listing import is_list
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.jobs.hparams import (
-    ResolvedHparams,
-    get_draw_seed,
-    resolve_from_registry,
-)
+from domainbed_carft.jobs.hparams import ResolvedHparams, get_draw_seed, resolve_from_registry
 from domainbed_carft.jobs.job import parse_overrides
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.host_lookup import (
@@ -25,8 +20,7 @@ from domainbed_carft.method.host_lookup import (
     has_replaceable_networks,
     is_carft_harness,
 )
-from domainbed_carft.suites import imagenet_training
-from domainbed_carft.text import unknown
+from domainbed_carft.suggestions import unknown
 
 # The defaults of upstream's base class of datasets, for forks whose datasets have neither.
 _UPSTREAM_STEPS = 5001
@@ -136,19 +130,6 @@ def get_dataset_facts(name: str) -> Dataset:
         checkpoint_freq=int(getattr(dataset_class, "CHECKPOINT_FREQ", _UPSTREAM_CHECKPOINT_FREQ)),
         held_out=tuple(get_evaluated_kinds(dataset_class)) == ("out",),
     )
-
-
-def find_image_folder(name: str, data_dir: str) -> str | None:
-    """Return the folder or list of the dataset's images: "" without one, None if unknown."""
-    if name == "ImageNet":
-        return imagenet_training.expected_folder(data_dir)
-
-    published = benchmarks.BENCHMARKS.get(name) or tasks.TASKS.get(name)
-    if published is not None:
-        return os.path.join(data_dir, published.folder) if published.folder else ""
-    if os.path.isdir(name) or is_list(name):
-        return name
-    return "" if name.startswith("Debug") else None
 
 
 def _get_image_counts(name: str, dataset_class: Any, environments: int) -> Any:

@@ -21,7 +21,7 @@ from domainbed_carft.launchers.slurm import Slurm, clear_job_variables
 from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import (
     costs,
-    data_checks,
+    data_verification,
     declaration_file,
     host,
     printing,
@@ -29,7 +29,7 @@ from domainbed_carft.sweep import (
     states,
 )
 from domainbed_carft.sweep.costs import CostRow
-from domainbed_carft.sweep.data_checks import DataCheck
+from domainbed_carft.sweep.data_verification import DataCheck
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.preflight_file import Preflight
 from domainbed_carft.sweep.states import Status, SweepState
@@ -181,7 +181,7 @@ def plan(
     declaration, run_jobs = _load(sweep, launcher, options)
 
     if data_dir is None:
-        data_dir = data_checks.default_data_dir(declaration.datasets)
+        data_dir = data_verification.default_data_dir(declaration.datasets)
     data_dir = os.fspath(as_path(data_dir))
     earlier, known_jobs = manifest.read_jobs(output) if output.is_dir() else (None, [])
     skips = _resolve_skipping(earlier, skip_training_in_splits)
@@ -201,7 +201,7 @@ def plan(
         launcher=run_jobs,
         launcher_name=launcher if isinstance(launcher, str) else OWN_LAUNCHER,
         skips_training_in_splits=skips,
-        data_checks=data_checks.check_datasets(declaration.datasets, all_jobs, data_dir),
+        data_checks=data_verification.check_datasets(declaration.datasets, all_jobs, data_dir),
         launcher_problems=launchers.problems(run_jobs, [output]),
         # Each job would refuse a train that cannot log, or a missing library.
         log_problems=host.import_module("lib.scalar_logs").problems(log) if log else (),

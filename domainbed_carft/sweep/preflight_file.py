@@ -20,7 +20,7 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.cost import Cost
-from domainbed_carft.text import quantity
+from domainbed_carft.wording import quantity
 
 NAME = manifest.PREFLIGHT_FILE
 

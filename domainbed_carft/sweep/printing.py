@@ -18,9 +18,11 @@ from domainbed_carft.jobs.job import CHOOSE, REPEAT
 from domainbed_carft.jobs.manifest import ChosenValues, Search, format_trials
 from domainbed_carft.launchers import slurm
 from domainbed_carft.launchers.options import SlurmOptions
+from domainbed_carft.progress_bar import NO_ESTIMATE, progress
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status, SweepState
-from domainbed_carft.text import NO_ESTIMATE, limit_lines, progress, quantity, table
+from domainbed_carft.text_tables import table
+from domainbed_carft.wording import limit_lines, quantity
 
 # The progress bar reads the states of all jobs at this interval per job, or at the minimum.
 SECONDS_PER_JOB = 0.01

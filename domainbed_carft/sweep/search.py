@@ -17,8 +17,8 @@ from pathlib import Path
 
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs import manifest, records
-from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import Choice, Job
+from domainbed_carft.jobs.job_folder import JobFolder
 from domainbed_carft.jobs.manifest import ChosenValues, Search
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.launchers import launch_file

@@ -13,8 +13,8 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
-from domainbed_carft.jobs.folder import OUTPUT, RECORDS, STATE, Attempt, Holder, JobFolder
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job
+from domainbed_carft.jobs.job_folder import OUTPUT, RECORDS, STATE, Attempt, Holder, JobFolder
 from domainbed_carft.jobs.manifest import Dataset, Search
 from domainbed_carft.jobs.records import is_broken_loss
 from domainbed_carft.launchers import attempt, launch_file, slurm

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
-from domainbed_carft.jobs.folder import (
+from domainbed_carft.jobs.job_folder import (
     UNKNOWN,
     HeldError,
     JobFolder,

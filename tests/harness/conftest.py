@@ -11,8 +11,6 @@ import pytest
 from domainbed import algorithms
 from runs_jobs import write_images
 
-from domainbed_carft.machine import stand_in_device  # noqa: F401  before any backward pass
-
 from . import fakes
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "upstream"

@@ -9,7 +9,7 @@ import pytest
 from domainbed import algorithms
 from domainbed.lib import reporting
 from domainbed.lib.query import Q
-from domainbed.model_selection import SELECTION_METHODS
+from domainbed.model_selection import SELECTION_METHODS, LeaveOneOutSelectionMethod
 from domainbed.scripts import collect_results, list_top_hparams
 
 from . import synthetic_records
@@ -82,6 +82,43 @@ def test_rows_have_upstreams_order_then_order_of_appearance(capsys, monkeypatch)
     lines = capsys.readouterr().out.splitlines()
     order = "ERM IRM Mixup CORAL URM CARFT CLIPZeroShot Zeta Alpha"
     assert [line.split()[0] for line in lines[3:12]] == order.split()
+
+
+def make_record(step=0, accuracy=0.5, test_envs=(0,), **args):
+    """Return a record on Debug28 with the same accuracy on all splits."""
+    accuracies = {f"env{i}_{part}_acc": accuracy for i in range(3) for part in ("in", "out")}
+    names = {"dataset": "Debug28", "algorithm": "ERM", "test_envs": [*test_envs], "seed": 0}
+    seeds = {"trial_seed": 0, "hparams_seed": 0}
+    return {**accuracies, "step": step, "args": {**names, **seeds, **args}, "hparams": {}}
+
+
+def test_averages_are_computed_in_the_order_of_the_trials(capsys):
+    """Their last bit decides about the rounding here: 52.25, but 52.25000000000001 reversed."""
+    accuracies = {2: 270 / 400, 1: 144 / 400, 0: 213 / 400}
+    records = Q([make_record(accuracy=a, trial_seed=trial) for trial, a in accuracies.items()])
+    collect_results.print_results_tables(records, SELECTION_METHODS[0], False)
+    table, averages = capsys.readouterr().out.split("-------- Averages")
+    assert "52.3 +/-" in table and "52.2 +/-" in averages
+
+
+def test_steps_with_several_records_do_not_count_for_leave_one_out():
+    pairs = [make_record(step, 0.1 + step, (0, env)) for env in (1, 2) for step in (0, 0.1)]
+    records = [make_record(0, 0.3), make_record(0.1, 0.4), make_record(0.1, 0.6), *pairs]
+    outcomes = [LeaveOneOutSelectionMethod.run_acc(Q(r)) for r in (records, records[:2] + pairs)]
+    assert [outcome["test_acc"] for outcome in outcomes] == [0.3, 0.4]
+
+
+def test_list_top_hparams_prints_trials_in_their_order(tmp_path, capsys):
+    for trial in (2, 0, 1):
+        folder = tmp_path / f"{2 - trial}"  # the folders are read in the order of their names
+        folder.mkdir()
+        line = json.dumps(make_record(trial_seed=trial, output_dir="x"))
+        (folder / "results.jsonl").write_text(line + "\n")
+    words = ["--dataset", "Debug28", "--algorithm", "ERM", "--test_env", "0"]
+    assert list_top_hparams.main(["--input_dir", str(tmp_path), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    trials = [line for line in lines if line.startswith("trial_seed")]
+    assert trials == ["trial_seed: 0", "trial_seed: 1", "trial_seed: 2"] * len(SELECTION_METHODS)
 
 
 def test_list_top_hparams_prints_best_first(tmp_path, capsys):

@@ -19,7 +19,7 @@ from domainbed import algorithms, hparams_registry
 from domainbed.scripts import train
 
 from domainbed_carft.images import stages
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.job_folder import JobFolder
 
 from . import fakes
 from .fakes import quick_arguments, start_train, stop_in_step, wait_for

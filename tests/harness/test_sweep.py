@@ -13,7 +13,7 @@ from test_launchers import python
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.job_folder import JobFolder
 
 pytestmark = pytest.mark.usefixtures("registered")
 

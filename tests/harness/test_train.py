@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from domainbed import datasets
-from domainbed.lib import preparation
+from domainbed.lib import preparation, train_arguments
 from domainbed.scripts import train
 
 from domainbed_carft import machine
@@ -93,7 +93,7 @@ def test_all_problems_are_reported_before_anything_is_loaded(tmp_path, capsys, m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--test_envs 0 3", "--test_envs 3: Debug28 has no such environment. Valid: 0 (0), 1 (1)"),
+        ("--test_envs 0 3", "--test_envs 3: Debug28 has no such environment. Valid numbers or na"),
         ("--test_envs 1 1", "--test_envs 1 1 names an environment twice"),
         ("--test_envs 0 1 2", "--test_envs 0 1 2 leaves no environment of Debug28 to train on"),
         ("--steps 0", "--steps must be at least 1, not 0"),
@@ -116,6 +116,25 @@ def test_mistake_is_reported_as_one_problem(tmp_path, capsys, arguments, message
 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train: ") and message in line
+
+
+def test_hparams_are_checked_although_the_dataset_is_unknown(tmp_path, capsys):
+    arguments = ["--dataset", "Debug82", "--hparams", '{"lrr": 1, "batch_size": 0}']
+    assert run(tmp_path, *arguments) == 2
+
+    headline, *lines = capsys.readouterr().err.splitlines()
+    assert headline == "train: 3 problems, nothing was done"
+    for line, words in zip(lines, ("'Debug82'", "batch_size is 0", "'lrr'"), strict=True):
+        assert words in line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("P A", [2, 0]), ("1 S", [1, 3]), ("X 2", ["X", 2]), ("-1", [-1]), ("", [])],
+)
+def test_test_environments_can_be_named(words, expected):
+    command_line = ["--dataset", "PACS", "--test_envs", *words.split()]
+    assert train_arguments.parse(command_line)[0].test_envs == expected
 
 
 def test_loader_processes_end_after_a_failure(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 from typing import ClassVar
 
@@ -45,6 +46,35 @@ def test_step_on_device_reaches_the_records_unless_update_is_overridden(tmp_path
     expected, on_device, overridden = records
     assert on_device == expected
     assert [record["loss"] for record in overridden] == [7.0] * 4
+
+
+class Doubling(fakes.LinearSGD):
+    """Has twice the loss at each step."""
+
+    loss = 0.5
+
+    def update(self, minibatches, unlabeled=None):
+        self.loss *= 2
+        return {"loss": self.loss}
+
+
+def test_values_of_an_interval_are_means_over_its_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(algorithms, "LinearSGD", Doubling)
+    assert train.main(fakes.quick_arguments(tmp_path, "--checkpoint_freq", "3")) == 0
+    losses = [record["loss"] for record in fakes.records(tmp_path)]
+    assert losses == [1.0, (2 + 4 + 8) / 3, (16 + 32 + 64) / 3]
+
+
+def test_epochs_are_counted_by_the_smallest_in_split(images, tmp_path):
+    """Upstream's count, which includes the test environment."""
+    data = shutil.copytree(images, tmp_path / "images")
+    first, *_ = sorted(folder for folder in data.iterdir() if folder.is_dir())
+    for file in [*first.rglob("*.png")][:4]:
+        file.unlink()  # 6 images are left, of which 5 are in the in-split
+    words = ("--dataset", str(data), "--test_envs", "0")
+    assert train.main(fakes.quick_arguments(tmp_path / "job", *words)) == 0
+    epochs = {record["step"]: record["epoch"] for record in fakes.records(tmp_path / "job")}
+    assert epochs == {step: pytest.approx(step * 4 / 5) for step in (0, 2, 4, 6)}
 
 
 class Constant(fakes.LinearSGD):

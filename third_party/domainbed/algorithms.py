@@ -15,7 +15,7 @@ import torch
 
 from domainbed import hparams_registry, networks
 from domainbed.lib.command_line import UnknownNameError
-from domainbed_carft import text
+from domainbed_carft import suggestions
 from domainbed_carft.images.dataset_facts import DatasetFacts
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.jobs.hparams import (
@@ -61,7 +61,7 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
             f"algorithm {algorithm_name} is not included; use one of {', '.join(ALGORITHMS)}, "
             "or a checkout of facebookresearch/DomainBed"
         )
-    raise UnknownNameError(text.unknown("algorithm", algorithm_name, ALGORITHMS))
+    raise UnknownNameError(suggestions.unknown("algorithm", algorithm_name, ALGORITHMS))
 
 
 class Algorithm(torch.nn.Module):

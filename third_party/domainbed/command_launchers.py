@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from domainbed_carft import machine, text
-from domainbed_carft.jobs.folder import ERRORS, read_last_line
+from domainbed_carft import escaping, machine, suggestions
 from domainbed_carft.jobs.fork_server import ForkServer
+from domainbed_carft.jobs.job_folder import ERRORS, read_last_line
 
 Launcher = Callable[[list[str]], Any]
 
@@ -43,7 +43,7 @@ def local_launcher(commands: list[str]) -> list[str]:
 
     if failed:
         print(f"sweep: {len(failed)} of {len(commands)} jobs failed:", file=sys.stderr)
-    text.print_lines(*(f"- {failure}" for failure in failed), stream=sys.stderr)
+    escaping.print_lines(*(f"- {failure}" for failure in failed), stream=sys.stderr)
     return failed
 
 
@@ -98,6 +98,6 @@ def runs_here(name: str) -> bool:
 def problems(name: str, output_dir: str) -> list[str]:
     """Return the problems of a launcher: an unknown name, or problems that the launcher reports."""
     if name not in REGISTRY:
-        return [text.unknown("launcher", name, REGISTRY)]
+        return [suggestions.unknown("launcher", name, REGISTRY)]
     problems_of_launcher = getattr(REGISTRY[name], "problems", None)
     return list(problems_of_launcher(output_dir)) if problems_of_launcher else []

@@ -18,16 +18,17 @@ from torch.utils.data import TensorDataset
 
 from domainbed.lib import image_folders
 from domainbed.lib.command_line import UnknownNameError
-from domainbed_carft import text
+from domainbed_carft import suggestions
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.comparison import require_same_classes
 from domainbed_carft.data.listing import is_list, list_environments
-from domainbed_carft.data.verify import report_broken_data, verify_listing
+from domainbed_carft.data.verification import report_broken_data, verify_listing
 from domainbed_carft.errors import CarftError, collect_problems, raise_for
-from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
+from domainbed_carft.images.dataset_facts import DatasetFacts
+from domainbed_carft.images.dataset_setup import set_up
 from domainbed_carft.images.image_lists import ListedFolder
 from domainbed_carft.images.preprocessing import Preprocessing
-from domainbed_carft.images.protocols import CLIP_PRESETS, plan_for_job
+from domainbed_carft.images.protocols import get_preset, plan_for_job
 from domainbed_carft.jobs import splits
 
 # Upstream reads truncated images instead of failing; its splits contain them.
@@ -70,7 +71,7 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
             f"dataset {dataset_name} is not included; use another one ({', '.join(DATASETS)}, "
             "or a folder environment/class/image), or a checkout of facebookresearch/DomainBed"
         )
-    raise UnknownNameError(text.unknown("dataset", dataset_name, DATASETS))
+    raise UnknownNameError(suggestions.unknown("dataset", dataset_name, DATASETS))
 
 
 @functools.cache
@@ -227,29 +228,22 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
         report = verify_listing(type(self).__name__, listing)
         with report_broken_data(report, hparams):
             self.datasets = [
-                ListedFolder(
-                    root=os.path.join(root, name),
-                    images=images,
-                    plan=plan if augment and i not in test_envs else plan.without_augmentation(),
-                )
-                for i, (name, images) in enumerate(listing.paths().items())
+                ListedFolder(os.path.join(root, name), images)
+                for name, images in listing.paths().items()
             ]
             require_same_classes(listing.counts)
 
-        self.input_shape = (3, plan.size, plan.size)
         self.num_classes = len(self.datasets[-1].classes)
-        protocol = hparams.get("protocol")
-        self.protocol = protocol if protocol in CLIP_PRESETS else "domainbed"
-        self.data_edition = report.data_edition
-        self.dataset_facts = DatasetFacts(
-            environments=[
-                EnvironmentFacts(name, folder.classes, (plan.mean, plan.std))
-                for name, folder in zip(environments, self.datasets)
-            ],
-            report=report,
-            protocol=self.protocol,
+        facts = set_up(
+            self,
+            report,
+            plan,
+            get_preset(hparams),
             test_envs=test_envs,
+            augment=augment,
+            names=environments,
         )
+        self.protocol, self.data_edition = facts.protocol, facts.edition
 
 
 class _Benchmark(MultipleEnvironmentImageFolder):

@@ -166,6 +166,7 @@ def _run(records: Q) -> job_records.RecordedRun:
         n_environments=count,
         steps=array("d", records.select("step")),
         accuracies=job_records.collect_accuracies(records, count),
+        drift=array("d"),
         setting={},
         recorded={},
         diverged_at=None,

@@ -1,9 +1,9 @@
 """Hooks of MkDocs for documents outside docs/, formulas, wide tables and drawings, and the footer.
 
-README becomes the home page, and links to it are adapted. A link to any other file outside docs/,
-such as the changelog, becomes the file's name. Formulas become MathML, which browsers draw without
-a script. Tables and drawings are wrapped in focusable elements, so that they can be scrolled by
-keyboard.
+README becomes the home page, the README of the harness a further page, and links to them are
+adapted. A link to any other file outside docs/, such as the changelog, becomes the file's name.
+Formulas become MathML, which browsers draw without a script. Tables and drawings are wrapped in
+focusable elements, so that they can be scrolled by keyboard.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 import posixpath
 import re
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ from domainbed_carft.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 # Document in the repository -> page of the site.
-PAGES = {"README.md": "index.md"}
+PAGES = {"README.md": "index.md", "third_party/domainbed/README.md": "harness.md"}
 # The label can contain an image.
 _LINK = re.compile(r"\[((?:!\[[^\]]*\]\([^)]*\)|[^\]])*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 _IMAGE_FILE = re.compile(r'(?<=src=")docs/|(?<=srcset=")docs/')
 
 
 def on_config(config: Any) -> Any:
-    """Show the version in the footer."""
+    """Show the version in the footer, and a link to the repository if it has an address."""
     config.copyright = f"domainbed-carft {__version__}, {config.copyright}"
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    config.repo_url = setup["repository"]["address"] or None
     return config
 
 

@@ -139,12 +139,12 @@ def _hparam_row(name: str, owners: Sequence[str]) -> str:
         _cell(hparam.meaning),
         _merge_texts({owner: _defaults(owned) for owner, owned in hparams.items()}),
         f"{values}; *search* {search}" if search else values,
-        _cell("; ".join(dict.fromkeys(owned.source for owned in hparams.values()))),
+        _merge_texts({owner: _cell(owned.source) for owner, owned in hparams.items()}, "<br>"),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _merge_texts(texts: Mapping[str, str]) -> str:
+def _merge_texts(texts: Mapping[str, str], separator: str = "; ") -> str:
     """Return the first algorithm's text, followed by different texts with their algorithms."""
     usual, *_ = texts.values()
     exceptions: dict[str, list[str]] = {}
@@ -152,7 +152,7 @@ def _merge_texts(texts: Mapping[str, str]) -> str:
         if text != usual:
             exceptions.setdefault(text, []).append(algorithm)
     listing = [f"{', '.join(names)}: {text or 'fixed'}" for text, names in exceptions.items()]
-    return "; ".join(filter(None, [usual, *listing]))
+    return separator.join(filter(None, [usual, *listing]))
 
 
 def _defaults(hparam: Hparam) -> str:

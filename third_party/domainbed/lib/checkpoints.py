@@ -17,7 +17,7 @@ import numpy as np
 from domainbed.lib import resume, scalar_logs
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.job_folder import JobFolder
 from domainbed_carft.jobs.records import is_broken_loss
 
 KEEP = ("both", "last", "best", "none")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from domainbed import algorithms, datasets
@@ -39,16 +39,28 @@ def data_problems(dataset: str, data_dir: str | None) -> list[str]:
     return [*datasets.get_dataset_class(dataset).data_problems(data_dir)]
 
 
-def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
+def find_test_envs(dataset: str, words: Sequence[int | str]) -> list[int | str]:
+    """Return the numbers of environments that are listed by number or name.
+
+    Names that the dataset does not have stay as they are.
+    """
+    numbers = [int(word) if re.fullmatch(r"-?\d+", str(word)) else word for word in words]
+    if all(isinstance(number, int) for number in numbers) or dataset_problems(dataset):
+        return numbers
+    labels = datasets.get_dataset_class(dataset).ENVIRONMENTS
+    return [labels.index(number) if number in labels else number for number in numbers]
+
+
+def test_envs_problems(dataset: str, test_envs: Sequence[int | str]) -> list[str]:
     """Return problems for unknown and repeated test environments, or if none is left to train."""
     labels = datasets.get_dataset_class(dataset).ENVIRONMENTS
     valid = ", ".join(f"{index} ({label})" for index, label in enumerate(labels))
     numbers = " ".join(map(str, test_envs))
 
     problems = [
-        f"--test_envs {index}: {dataset} has no such environment. Valid: {valid}"
+        f"--test_envs {index}: {dataset} has no such environment. Valid numbers or names: {valid}"
         for index in test_envs
-        if not 0 <= index < len(labels)
+        if not isinstance(index, int) or not 0 <= index < len(labels)
     ]
     if len(set(test_envs)) < len(test_envs):
         problems.append(f"--test_envs {numbers} names an environment twice")
@@ -58,34 +70,6 @@ def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
             "--test_envs without a number to train on all environments"
         )
     return problems
-
-
-def get_environment_labels(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Map each dataset that has tables to its environments' names, in the order of the tables.
-
-    Datasets in DATASETS come first. Users' own datasets follow, whose names are in the records.
-
-    Raises:
-        CarftError: Jobs of one dataset have different environments, which need separate tables.
-    """
-    recorded = {record["args"]["dataset"] for record in records}
-    result = {
-        name: list(datasets.get_dataset_class(name).ENVIRONMENTS)
-        for name in datasets.DATASETS
-        if name in recorded and not dataset_problems(name)
-    }
-
-    for record in records:
-        name = record["args"]["dataset"]
-        labels = record.get("environments")
-        if name in datasets.DATASETS or not labels:
-            continue
-        if result.setdefault(name, labels) != labels:
-            raise CarftError(
-                f"the jobs of {name} have different environments: {', '.join(result[name])}; "
-                f"{', '.join(labels)}. Use `carft collect`, which prints separate tables"
-            )
-    return result
 
 
 def parse_hparams(hparams: str | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from domainbed_carft import text
+from domainbed_carft import escaping
 from domainbed_carft.errors import CarftError, TransientError
 
 
@@ -22,7 +22,7 @@ def print_error(script: str, error: CarftError) -> int:
     return 1 if isinstance(error, TransientError) else 2
 
 
-@text.escaped_output()
+@escaping.escaped_output()
 def exit_status(script: str, run: Callable[[], int | None]) -> int:
     """Run a script, print its CarftError if it raises one, and return the exit status (0 to 2)."""
     try:

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-from domainbed_carft import files, text
+from domainbed_carft import escaping, files
 from domainbed_carft.jobs.job import seed_hash as seed_hash
 
 
@@ -125,7 +125,7 @@ def accuracy(
 def print_row(row: Iterable[Any], colwidth: int = 10, latex: bool = False) -> None:
     """Print one row of a table, with every cell padded or cut to `colwidth` characters."""
     texts = (f"{v:.10f}" if isinstance(v, (float, np.floating)) else str(v) for v in row)
-    cells = [text.printable(cell).ljust(colwidth)[:colwidth] for cell in texts]
+    cells = [escaping.printable(cell).ljust(colwidth)[:colwidth] for cell in texts]
     separator = " & " if latex else "  "
     end = "\\\\" if latex else ""
     print(separator.join(cells), end)  # a text row ends in a blank, as in upstream
@@ -147,7 +147,7 @@ class Tee:
 
     def write(self, message: str) -> int:
         """Write to both without control characters; a full disk or a closed file is ignored."""
-        message = text.escape_output(message)
+        message = escaping.escape_output(message)
         self._stream.write(message)
         self._stream.flush()
         # A logger can use this stream after the run. A full disk is reported when records or

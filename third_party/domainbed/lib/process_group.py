@@ -25,9 +25,9 @@ import torch.distributed as dist
 
 from domainbed.algorithms import Algorithm
 from domainbed.lib.step_meters import defining_class
-from domainbed_carft import text
+from domainbed_carft import wording
 from domainbed_carft.errors import CarftError, TransientError
-from domainbed_carft.jobs.folder import STOPPED, UNCOUNTED_STATUSES
+from domainbed_carft.jobs.job_folder import STOPPED, UNCOUNTED_STATUSES
 
 # Key of the error message of a failed process, in the store that all processes share.
 _FAILURE = "domainbed failure"
@@ -106,7 +106,9 @@ class ProcessGroup:
 
         for rank, name in itertools.product(range(self.size), facts):
             if gathered[rank].get(name) != gathered[0][name]:
-                value, expected = text.trim_differences(gathered[rank].get(name), gathered[0][name])
+                value, expected = wording.trim_differences(
+                    gathered[rank].get(name), gathered[0][name]
+                )
                 raise CarftError(
                     f"process {rank} of {self.size} has other settings than the first: {name} is "
                     f"{value}, expected {expected}. Start all with the same arguments, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from domainbed_carft.jobs.folder import Lock
+from domainbed_carft.jobs.job_folder import Lock
 
 INTERVAL_SECONDS = 5.0
 

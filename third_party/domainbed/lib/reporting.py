@@ -6,14 +6,17 @@ Interface of upstream file domainbed/lib/reporting.py at b93c22a.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from domainbed import datasets
+from domainbed.lib import checks
 from domainbed.lib.query import Q
-from domainbed_carft import text
+from domainbed_carft import escaping
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import records as job_records
-from domainbed_carft.jobs.folder import RECORDS
+from domainbed_carft.jobs.job_folder import RECORDS
 
 
 def load_records(path: str) -> Q:
@@ -34,8 +37,36 @@ def load_records(path: str) -> Q:
         complete, warnings = job_records.read_file(file)
         records += complete
         lines = [f"{warning.path}: {warning.text}" for warning in warnings]
-        text.print_lines(*lines, stream=sys.stderr)
+        escaping.print_lines(*lines, stream=sys.stderr)
     return Q(records)
+
+
+def get_environment_labels(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Map each dataset that has tables to its environments' names, in the order of the tables.
+
+    Datasets in DATASETS come first. Users' own datasets follow, whose names are in the records.
+
+    Raises:
+        CarftError: Jobs of one dataset have different environments, which need separate tables.
+    """
+    recorded = {record["args"]["dataset"] for record in records}
+    result = {
+        name: list(datasets.get_dataset_class(name).ENVIRONMENTS)
+        for name in datasets.DATASETS
+        if name in recorded and not checks.dataset_problems(name)
+    }
+
+    for record in records:
+        name = record["args"]["dataset"]
+        labels = record.get("environments")
+        if name in datasets.DATASETS or not labels:
+            continue
+        if result.setdefault(name, labels) != labels:
+            raise CarftError(
+                f"the jobs of {name} have different environments: {', '.join(result[name])}; "
+                f"{', '.join(labels)}. Use `carft collect`, which prints separate tables"
+            )
+    return result
 
 
 def get_grouped_records(records: Q) -> Q:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from domainbed_carft import files, text
+from domainbed_carft import files, wording
 from domainbed_carft.errors import CarftError, TransientError
 from domainbed_carft.files import weights
-from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.job_folder import JobFolder
 
 # Arguments that do not change the result, so that a job can resume with other values.
 _IRRELEVANT_ARGUMENTS = {
@@ -133,7 +133,7 @@ def require_same(path: Path, kind: str, stored: dict[str, Any], current: dict[st
     differing = []
     for name in sorted({*stored, *current}):
         if stored.get(name) != current.get(name):
-            old, new = text.trim_differences(stored.get(name), current.get(name))
+            old, new = wording.trim_differences(stored.get(name), current.get(name))
             differing.append(f"{name}: {old} then, {new} now")
     if differing:
         raise CarftError(

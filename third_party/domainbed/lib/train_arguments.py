@@ -46,10 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--hparams", help="JSON object of hyperparameters to set")
     add(
         "--test_envs",
-        type=int,
+        metavar="ENV",
         nargs="*",
         default=[0],
-        help="numbers of the environments to hold out (default: 0); without a number, train on all",
+        help="numbers or names of the environments to hold out (default: 0); without any, train on "
+        "all",
     )
     add("--output_dir", default="train_output", help="folder for the job's files")
     add(
@@ -133,8 +134,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(command_line: Sequence[str]) -> tuple[argparse.Namespace, argparse.Namespace]:
-    """Parse a command line into the recorded arguments and UNRECORDED_FLAGS."""
+    """Parse a command line into the recorded arguments and UNRECORDED_FLAGS.
+
+    Names of test environments become numbers. Unknown names stay, and `check` reports them.
+    """
     args = build_parser().parse_args(command_line)
+    args.test_envs = checks.find_test_envs(args.dataset, args.test_envs)
     flags = argparse.Namespace()
     for name in UNRECORDED_FLAGS:
         setattr(flags, name, vars(args).pop(name))
@@ -154,22 +159,29 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> ResolvedHparam
     Raises:
         CarftError: The command line has mistakes; the message lists all of them.
     """
+    unknown_algorithm = checks.algorithm_problems(args.algorithm)
     unknown_dataset = checks.dataset_problems(args.dataset)
-    unknown_names = [*checks.algorithm_problems(args.algorithm), *unknown_dataset]
-    problems = [*unknown_names]
+    problems = [*unknown_algorithm, *unknown_dataset]
     if not unknown_dataset:
         problems += checks.test_envs_problems(args.dataset, args.test_envs)
         problems += checks.data_problems(args.dataset, args.data_dir)
     problems += checks.task_problems(args.task)
     try:
         given = checks.parse_hparams(args.hparams)
-        if not unknown_names:
+        if not unknown_algorithm:
             algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-            steps = args.steps or datasets.get_dataset_class(args.dataset).N_STEPS
+            dataset_steps = datasets.MultipleDomainDataset.N_STEPS
+            if not unknown_dataset:
+                dataset_steps = datasets.get_dataset_class(args.dataset).N_STEPS
             hparams: ResolvedHparams = algorithm_class.resolve_hparams(
-                args.dataset, given, get_draw_seed(vars(args)), steps
+                args.dataset, given, get_draw_seed(vars(args)), args.steps or dataset_steps
             )
-            problems += map(str, hparams.problems)
+            # Values that follow from an unknown dataset are no further mistakes.
+            problems += [
+                str(problem)
+                for problem in hparams.problems
+                if not unknown_dataset or problem.name in given
+            ]
     except CarftError as error:
         problems += error.problems
     problems += checks.holdout_problems(args.holdout_fraction)

@@ -29,14 +29,14 @@ from domainbed.lib.fast_data_loader import JobBatches
 from domainbed.lib.preparation import PreparedJob, share_cores
 from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup, attach_process_group
 from domainbed.lib.progress import ProgressPublisher
-from domainbed_carft import machine, text
+from domainbed_carft import escaping, machine
 from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.images import rng, transforms
 from domainbed_carft.images.dataset_facts import takes_dataset_facts
 from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.jobs import splits
 from domainbed_carft.jobs.facts import CHANGED_HPARAMS, DECLARATIONS
-from domainbed_carft.jobs.folder import WEIGHTS_FORMAT, JobFolder, Lock
+from domainbed_carft.jobs.job_folder import WEIGHTS_FORMAT, JobFolder, Lock
 from domainbed_carft.machine import devices
 
 
@@ -332,4 +332,4 @@ class Trainer:
             self.files.publish(self.steps_done)
         print(f"Resumed after step {self.steps_done - 1} of {self.n_steps}.")
         if state["torch"] != str(torch.__version__):
-            text.print_lines(f"Warning: the earlier steps ran with torch {state['torch']}.")
+            escaping.print_lines(f"Warning: the earlier steps ran with torch {state['torch']}.")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from domainbed import algorithms
-from domainbed.lib import checks, misc, reporting
+from domainbed.lib import misc, reporting
 from domainbed.lib.command_line import exit_status, printed_at_once
 from domainbed.lib.query import Q
 from domainbed.model_selection import SELECTION_METHODS, SelectionMethod
-from domainbed_carft import files, text
+from domainbed_carft import escaping, files
 from domainbed_carft.flags import FlagParser
 from domainbed_carft.results.cells import Cell, mean_over_trials
 
@@ -66,7 +66,7 @@ def print_table(
     rows = [[label, *cells] for label, cells in zip(row_labels, table, strict=True)]
     print()
     if not latex:
-        print("--------", text.printable(header_text))
+        print("--------", escaping.printable(header_text))
         for row in [col_labels, *rows]:
             misc.print_row(row, colwidth=colwidth)
         return
@@ -88,7 +88,7 @@ def print_results_tables(records: Q, selection_method: type[SelectionMethod], la
     recorded = records.select("args.algorithm").unique()
     order = dict.fromkeys(["ERM", *algorithms.NOT_INCLUDED, *algorithms.ALGORITHMS, *recorded])
     names = [name for name in order if name in recorded]
-    labels_by_dataset = checks.get_environment_labels(records)
+    labels_by_dataset = reporting.get_environment_labels(records)
     method = f"model selection method: {selection_method.name}"
 
     for dataset, labels in labels_by_dataset.items():
@@ -104,7 +104,7 @@ def print_results_tables(records: Q, selection_method: type[SelectionMethod], la
             for name in names
         }
         if latex:
-            print(f"\n\\subsubsection{{{text.printable(dataset)}}}")
+            print(f"\n\\subsubsection{{{escaping.printable(dataset)}}}")
         _print_means(rows, f"Dataset: {dataset}, {method}", labels, 20, latex)
 
     averages = {

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed.lib.command_line import exit_status
-from domainbed_carft import text
+from domainbed_carft import suggestions
 from domainbed_carft.data import benchmarks
-from domainbed_carft.data.download import download
+from domainbed_carft.data.downloads import download
 from domainbed_carft.errors import CarftError, TransientError, raise_for
 from domainbed_carft.flags import FlagParser
 
@@ -22,7 +22,9 @@ NAMES = [name for name, benchmark in benchmarks.BENCHMARKS.items() if benchmark.
 
 def run(args: argparse.Namespace) -> None:
     """Download the datasets one after another, and print the status of each."""
-    raise_for(text.unknown("download", name, NAMES) for name in args.datasets if name not in NAMES)
+    raise_for(
+        suggestions.unknown("download", name, NAMES) for name in args.datasets if name not in NAMES
+    )
     for name in args.datasets:
         print(f"{name}:")
         try:

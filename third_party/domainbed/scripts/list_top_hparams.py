@@ -10,11 +10,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from domainbed.lib import checks, reporting
+from domainbed.lib import reporting
 from domainbed.lib.command_line import exit_status, printed_at_once
 from domainbed.lib.query import Q
 from domainbed.model_selection import SELECTION_METHODS, SelectionMethod
-from domainbed_carft import text
+from domainbed_carft import escaping
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError
 from domainbed_carft.flags import FlagParser
@@ -27,11 +27,11 @@ def print_ranking(group: Q, method: type[SelectionMethod]) -> None:
         for hparams in records.select("hparams").unique():
             print("\t\thparams:")
             for name, value in sorted(hparams.items()):
-                print("\t\t\t" + text.printable(f"{name}: {value}"))
+                print("\t\t\t" + escaping.printable(f"{name}: {value}"))
             print("\t\toutput_dirs:")
             folders = records.filter_equals("hparams", hparams).select("args.output_dir")
             for folder in folders.unique():
-                print("\t\t\t" + text.printable(folder))
+                print("\t\t\t" + escaping.printable(folder))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     names = "dataset,algorithm,test_env"
     cell = (args.dataset, args.algorithm, args.test_env)
     records = reporting.load_records(args.input_dir)
-    checks.get_environment_labels(records.filter_equals("args.dataset", args.dataset))
+    reporting.get_environment_labels(records.filter_equals("args.dataset", args.dataset))
 
     groups = reporting.get_grouped_records(records)
     chosen = groups.filter_equals(names, cell).sorted(key=lambda group: group["trial_seed"])

@@ -22,11 +22,11 @@ from domainbed.lib import misc, scalar_logs
 from domainbed.lib.command_line import exit_status
 from domainbed.lib.sweep_arguments import DATASETS as DATASETS
 from domainbed.lib.sweep_arguments import build_parser, check
-from domainbed_carft import text
+from domainbed_carft import escaping
 from domainbed_carft.errors import CarftError, TransientError
 from domainbed_carft.jobs import job as job_module
 from domainbed_carft.jobs import manifest
-from domainbed_carft.jobs.folder import HeldError, JobFolder, delete_claimed
+from domainbed_carft.jobs.job_folder import HeldError, JobFolder, delete_claimed
 from domainbed_carft.sweep import host
 
 
@@ -230,7 +230,7 @@ def _warn_about_manifest() -> Iterator[None]:
             f"sweep: Warning: the list of jobs was not updated: {problem}"
             for problem in error.problems
         ]
-        text.print_lines(*lines, stream=sys.stderr)
+        escaping.print_lines(*lines, stream=sys.stderr)
 
 
 def _confirm() -> None:

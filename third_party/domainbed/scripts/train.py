@@ -29,11 +29,11 @@ from domainbed.lib.command_line import print_error
 from domainbed.lib.process_group import ProcessGroup
 from domainbed.lib.process_start import is_first, join_process_group
 from domainbed.lib.train_arguments import check, describe_memory_limit, parse
-from domainbed_carft import text
+from domainbed_carft import escaping
 from domainbed_carft.arguments import parse_memory_limit
 from domainbed_carft.errors import CarftError, is_disk_full
-from domainbed_carft.jobs import folder as job_folder
-from domainbed_carft.jobs.folder import HeldError, JobFolder, Lock
+from domainbed_carft.jobs import job_folder
+from domainbed_carft.jobs.job_folder import HeldError, JobFolder, Lock
 
 # Time to wait for the lock, which loader processes of a killed job hold until they end.
 PATIENCE_SECONDS = 5.0
@@ -59,7 +59,7 @@ def _run(
         else:
             print(f"\tall {n_defaults} have their defaults")
         for name in hparams.unread:
-            print("\t" + text.printable(f"{name} has no effect on {args.algorithm}"))
+            print("\t" + escaping.printable(f"{name} has no effect on {args.algorithm}"))
 
         memory_limit = parse_memory_limit(flags.image_memory)
         job = preparation.prepare(args, hparams.values, memory_limit)
@@ -96,10 +96,10 @@ def _versions() -> dict[str, object]:
 def _print(title: str, values: Iterable[tuple[str, object]]) -> None:
     print(title)
     for name, value in values:
-        print("\t" + text.printable(f"{name}: {value}"))
+        print("\t" + escaping.printable(f"{name}: {value}"))
 
 
-@text.escaped_output()
+@escaping.escaped_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 

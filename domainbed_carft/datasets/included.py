@@ -21,18 +21,17 @@ from domainbed_carft.data import (
     image_files,
     listing,
     tasks,
-    verify,
+    verification,
 )
+from domainbed_carft.datasets import known_datasets
+from domainbed_carft.datasets.requested_clip import get_requested_preprocessing, require_weights
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.images.dataset_facts import DatasetFacts, EnvironmentFacts
+from domainbed_carft.images.dataset_setup import set_up
 from domainbed_carft.images.image_lists import ImageList, ImagePaths, ListedFolder
-from domainbed_carft.images.preprocessing import Normalisation, Preprocessing
-from domainbed_carft.images.protocols import CLIP_PRESETS, plan_for_job
-from domainbed_carft.images.transforms import PlanTransform
+from domainbed_carft.images.preprocessing import Preprocessing
+from domainbed_carft.images.protocols import get_preset, plan_for_job
 from domainbed_carft.method import host_lookup
 from domainbed_carft.method.hparams import STEPS
-from domainbed_carft.plugin import known_datasets
-from domainbed_carft.plugin.image_folders import get_requested_preprocessing, require_weights
 from domainbed_carft.suites import imagenet, imagenet_training
 
 HOST_SIZE = 224  # px, the input of the host's networks
@@ -62,8 +61,6 @@ class PackageDataset:
     ) -> None:
         require_weights(hparams)
         values = hparams or {}
-        requested = values.get("protocol")
-        self.protocol = requested if requested in CLIP_PRESETS else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
         # A host whose networks read clip_backbone trains its own algorithms on its usual images.
         is_of_package = "context_scale" in values or not host_lookup.has_own_clip()
@@ -77,45 +74,23 @@ class PackageDataset:
         self.input_shape = (3, plan.size, plan.size)
 
         self.datasets, report = self.read(root)
-        with verify.report_broken_data(report, values):
+        with verification.report_broken_data(report, values):
             self.num_classes = len(self.datasets[0].classes)
-        self.data_edition = report.data_edition
 
-        if hparams is not None:
-            augment_training = hparams.get("data_augmentation", True)  # missing in old DomainBed
-            for index, environment in enumerate(self.datasets):
-                is_augmented = augment_training and index not in test_envs
-                environment.transform = PlanTransform(
-                    plan if is_augmented else plan.without_augmentation()
-                )
-
-        normalisation = (plan.mean, plan.std) if hparams is not None else None
         # Hosts that do not pass hparams do not pass test environments either.
-        self.dataset_facts = self._get_facts(
-            report, normalisation, test_envs=None if hparams is None else test_envs
+        facts = set_up(
+            self,
+            report,
+            plan if hparams is not None else None,
+            get_preset(values),
+            test_envs=None if hparams is None else test_envs,
+            augment=values.get("data_augmentation", True),  # missing in old DomainBed
         )
+        self.protocol, self.data_edition = facts.protocol, facts.edition
         if not host_lookup.is_carft_harness():
-            known_datasets.remember(hparams, type(self).__name__, self.dataset_facts)
+            known_datasets.remember(hparams, type(self).__name__, facts)
 
-    def _get_facts(
-        self,
-        report: verify.DataReport,
-        normalisation: Normalisation | None,
-        test_envs: Sequence[int] | None,
-    ) -> DatasetFacts:
-        environments = [
-            EnvironmentFacts(
-                os.path.basename(os.path.normpath(environment.root)),
-                environment.classes,
-                normalisation,
-            )
-            for environment in self.datasets
-        ]
-        return DatasetFacts(
-            environments=environments, report=report, protocol=self.protocol, test_envs=test_envs
-        )
-
-    def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
+    def read(self, root: Any) -> tuple[list[Any], verification.DataReport]:
         """Read the dataset below the data folder ``root``.
 
         Returns:
@@ -146,7 +121,7 @@ class TaskData(PackageDataset):
             return []
         return [f"{task.name} needs --data_dir, the folder that has {task.folder}; {task.hint}"]
 
-    def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
+    def read(self, root: Any) -> tuple[list[Any], verification.DataReport]:
         """Read the training split as the only environment. Raises CarftError if it is missing."""
         raise_for(self.data_problems(root))
 
@@ -172,7 +147,7 @@ class EmojiStyles(PackageDataset):
     ENVIRONMENTS = ["fluent3d", "line", "noto", "twemoji"]
     INPUT_SHAPE = (3, EMOJI_SIZE, EMOJI_SIZE)
 
-    def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
+    def read(self, root: Any) -> tuple[list[Any], verification.DataReport]:
         """Read the styles from the unpacked archive of the package, and check them."""
         folder = emoji.environment_folder(type(self).__name__)
         listed = listing.list_environments(folder)
@@ -181,7 +156,7 @@ class EmojiStyles(PackageDataset):
             ListedFolder(str(folder / name), images[name], loader=_decode_emoji)
             for name in self.ENVIRONMENTS
         ]
-        return environments, verify.verify_listing(type(self).__name__, listed)
+        return environments, verification.verify_listing(type(self).__name__, listed)
 
 
 class EmojiUnseen(EmojiStyles):
@@ -223,7 +198,7 @@ class ImageNet(PackageDataset):
         """Return the problems of the data, for the harness before a job starts."""
         return imagenet_training.training_set_problems(root)
 
-    def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
+    def read(self, root: Any) -> tuple[list[Any], verification.DataReport]:
         """Read the training set as the only environment. Raises CarftError if it is missing."""
         folder = imagenet_training.find_training_set(root)
         if folder is None:

@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.data import archives, benchmarks, preparation, verify
+from domainbed_carft.data import archives, benchmarks, preparation, verification
 from domainbed_carft.data.archives import BadFile
 from domainbed_carft.errors import CarftError
 
 Fetch = Callable[[str, Path], None]
 Prepare = Callable[[Path, Path], None]
-Verify = Callable[[str, Path], verify.DataReport]
+Verify = Callable[[str, Path], verification.DataReport]
 
 # A download fails if the process reads and writes fewer bytes than the minimum in this time.
 PATIENCE_SECONDS = 60.0
@@ -41,7 +41,7 @@ def download(
     fetch: Fetch | None = None,
     accept_different: bool = False,
     given_files: Sequence[Path] = (),
-) -> verify.DataReport:
+) -> verification.DataReport:
     """Download, unpack, prepare and verify a benchmark, and then move it to ``data_dir``.
 
     Args:
@@ -66,7 +66,7 @@ def download(
         target=data_dir / benchmark.folder,
         sources=benchmark.sources,
         prepare=functools.partial(preparation.prepare, name),
-        verify_data=verify.verify,
+        verify_data=verification.verify,
         fetch=fetch,
         accept_different=accept_different,
         given_files=given_files,
@@ -82,7 +82,7 @@ def install(
     fetch: Fetch | None = None,
     accept_different: bool = False,
     given_files: Sequence[Path] = (),
-) -> verify.DataReport:
+) -> verification.DataReport:
     """Download and unpack ``sources``, prepare and verify the data, and move it to ``target``.
 
     Args:
@@ -161,7 +161,9 @@ class _WorkFolder:
         self.archives.mkdir(exist_ok=True)
 
 
-def _require_expected(report: verify.DataReport, work: _WorkFolder, accept_different: bool) -> None:
+def _require_expected(
+    report: verification.DataReport, work: _WorkFolder, accept_different: bool
+) -> None:
     """Raise CarftError for data that is broken, or differs and is not accepted."""
     if not report.problems and (report.status != "differs" or accept_different):
         return

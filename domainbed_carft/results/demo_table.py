@@ -11,7 +11,7 @@ from domainbed_carft.results import comparisons
 from domainbed_carft.results.cells import format_accuracy, mean_over_trials
 from domainbed_carft.results.comparisons import ENVIRONMENT, LEVEL, PAIR, TRIAL, Accuracies
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.text import quantity
+from domainbed_carft.wording import quantity
 
 CARFT = "CARFT"
 FINE_TUNE = "CLIPFineTune"  # ERM in DomainBed

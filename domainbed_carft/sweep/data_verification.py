@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from domainbed_carft.data import benchmarks, tasks, verify
+from domainbed_carft.data import benchmarks, tasks, verification
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Job, parse_overrides
 from domainbed_carft.method.hparams import UNCHECKED
-from domainbed_carft.suites import imagenet_training
-from domainbed_carft.sweep import host
+from domainbed_carft.suites import imagenet_training, known_data
 
 _CHECKED_BY_JOBS = "each job checks its data where it runs"
 
@@ -40,7 +39,7 @@ def default_data_dir(datasets: Sequence[str]) -> str:
 
     Raises CarftError if a dataset needs one.
     """
-    folders = [host.find_image_folder(name, "--data_dir") for name in datasets]
+    folders = [known_data.find_image_folder(name, "--data_dir") for name in datasets]
     if any(folder is None or folder.startswith("--data_dir") for folder in folders):
         raise CarftError("--data_dir is missing; expected the folder of the datasets' folders")
 
@@ -66,7 +65,7 @@ def check_datasets(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) 
 
     distinct: dict[str, DataCheck] = {}
     for name in datasets:
-        folder = host.find_image_folder(name, data_dir)
+        folder = known_data.find_image_folder(name, data_dir)
         if no_data_dir and folder and not os.path.exists(folder):
             description = (
                 f"not checked: {data_dir} does not exist on this machine; {_CHECKED_BY_JOBS}"
@@ -107,10 +106,10 @@ def _check_dataset(name: str, folder: str | None, data_dir: str, is_required: bo
     )
 
 
-def _verify(name: str, data_dir: Path) -> verify.DataReport:
+def _verify(name: str, data_dir: Path) -> verification.DataReport:
     """Run `carft data verify` on the images that jobs of the dataset train on."""
     if name == "ImageNet":
         return imagenet_training.verify(data_dir)
     if name in tasks.TASKS:
         return tasks.verify(name, data_dir)
-    return verify.verify(name, data_dir)
+    return verification.verify(name, data_dir)

@@ -1,4 +1,4 @@
-"""A stand-in for a GPU, with which `carft check` and the tests find errors without a real GPU.
+"""A stand-in for a GPU, with which the tests find errors without a real GPU.
 
 Its tensors are computed on the CPU with identical results. An operation that a GPU refuses raises
 an error: one that mixes its tensors with CPU tensors, unless these are scalars (zero-dimensional).
@@ -331,7 +331,7 @@ def describe_unsupported() -> str:
     try:
         torch.ones(1, device=NAME, requires_grad=True).sum().backward()
     except RuntimeError:  # torch counts its devices at the first backward pass of a process
-        return "a backward pass ran before domainbed_carft.check was imported; import it first"
+        return "a backward pass ran before the stand-in was imported; import it first"
     return ""
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import process_variables, text
+from domainbed_carft import escaping, process_variables, suggestions, text_tables, wording
 from domainbed_carft.data import benchmarks, comparison, emoji
 from domainbed_carft.data.comparison import Counts, quote_names
 from domainbed_carft.data.image_files import DamagedImage, find_damaged_images
@@ -86,15 +86,15 @@ class DataReport:
         lines += [f"note: {sentence}" for sentence in self.notes]
         lines += [f"damaged: {image.path} ({image.reason})" for image in self.damaged]
         lines.append(f"{self.status}: {self._status_meaning()}")
-        lines = [text.printable(line) for line in lines]
+        lines = [escaping.printable(line) for line in lines]
 
         rows = [
             (name, f"{sum(classes.values()):,}", f"{len(classes):,}")
             for name, classes in self.counts.items()
         ]
         if rows:
-            table = text.table(("environment", "images", "classes"), rows)
-            lines[1:1] = text.limit_lines(table.splitlines(), MAX_ENVIRONMENTS + 1)
+            table = text_tables.table(("environment", "images", "classes"), rows)
+            lines[1:1] = wording.limit_lines(table.splitlines(), MAX_ENVIRONMENTS + 1)
         return "\n".join(lines)
 
     def _status_meaning(self) -> str:
@@ -128,7 +128,7 @@ def report_broken_data(report: DataReport | None, hparams: Any) -> Iterator[None
     is_refused_later = isinstance(hparams, dict) and "clip_backbone" in hparams
     if not is_refused_later and report.root not in _warned:
         _warned.add(report.root)
-        text.print_lines(
+        escaping.print_lines(
             f"domainbed-carft: Warning: {report.error_text}. The job continues, "
             "but its results could be wrong; fix the data and rerun the job "
             f"({process_variables.DISABLE.name}=1 disables this check).",
@@ -159,7 +159,7 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
     if name_or_path not in benchmarks.BENCHMARKS:
         if os.path.exists(name_or_path):
             return verify_folder(name_or_path, Path(name_or_path), decode)
-        unknown = text.unknown("benchmark", name_or_path, benchmarks.BENCHMARKS)
+        unknown = suggestions.unknown("benchmark", name_or_path, benchmarks.BENCHMARKS)
         raise CarftError(f"no such folder, and {unknown}")
 
     folder = benchmarks.get(name_or_path).folder
@@ -226,5 +226,5 @@ def _damage_sentences(paths: Sequence[str], fault: str) -> list[str]:
     """Return a sentence about images with a fault, if there are any."""
     if not paths:
         return []
-    count = text.quantity(len(paths), "image")
+    count = wording.quantity(len(paths), "image")
     return [f"{count} {fault} (restore the original): {quote_names(paths)}"]

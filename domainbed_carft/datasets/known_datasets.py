@@ -10,8 +10,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
-from domainbed_carft.method.dataset_facts import DATASET_PREFIX, parse_dataset_name
+from domainbed_carft.images.dataset_facts import (
+    DATASET_PREFIX,
+    UNKNOWN,
+    DatasetFacts,
+    parse_dataset_name,
+)
 
 # By the `_make_key` of the class names.
 _facts_by_class_names: dict[str, DatasetFacts] = {}
