@@ -4,7 +4,7 @@
 
 Unless FOLDER exists, it is filled with the records of a synthetic sweep. Each round collects the
 sweep with ``carft collect``, the harness's ``collect_results``, and the ``collect_results`` of an
-upstream checkout, by all three selection methods. The exit status is 1 if a printed value differs.
+upstream checkout, by all three selection rules. The exit status is 1 if a printed value differs.
 """
 
 from __future__ import annotations

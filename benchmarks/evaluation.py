@@ -95,7 +95,7 @@ def main() -> None:
         write_images(Path(folder), arguments.images)
         shared = [
             *("--algorithm", "CARFT", "--dataset", "PACS", "--data_dir", folder),
-            *("--hparams", '{"clip_backbone": "tiny", "data_edition": "unchecked"}'),
+            *("--hparams", '{"clip_backbone": "tiny", "data_edition": "unverified"}'),
             *("--workers", str(arguments.workers), "--output_dir", f"{folder}/job"),
             *("--steps", "10", "--checkpoint_freq", "1"),
         ]

@@ -90,7 +90,7 @@ def command(data: Path, algorithm: str, steps: int) -> list[str]:
     steps = steps if algorithm == "CARFT" else 1
     hparams = {"clip_backbone": "tiny", "contexts": "emoji", "class_names": classes}
     hparams |= {"batch_size": 16, "lr": 3e-4, "warmup_steps": min(10, steps - 1)}
-    hparams |= {"total_steps": steps, "amp": "off", "data_edition": "unchecked"}
+    hparams |= {"total_steps": steps, "amp": "off", "data_edition": "unverified"}
     hparams |= {"data_augmentation": algorithm == "CARFT"}
     words = ["--algorithm", algorithm, "--dataset", "PACS", "--data_dir", str(data)]
     words += ["--test_envs", "0", "--hparams", json.dumps(hparams), "--skip_model_save"]

@@ -80,7 +80,7 @@ def train(folder: Path, images: int, trials: int) -> Path:
     """Train a sweep for one step on JPEGs in ``folder``, and return its output folder."""
     count, classes = write_jpegs(folder, images)
     hparams = {"clip_backbone": "tiny", "contexts": "emoji", "class_names": classes}
-    hparams |= {"batch_size": 8, "warmup_steps": 0, "total_steps": 2, "data_edition": "unchecked"}
+    hparams |= {"batch_size": 8, "warmup_steps": 0, "total_steps": 2, "data_edition": "unverified"}
     output = folder / "OUT"
     command = [sys.executable, "-m", "domainbed.scripts.sweep", "launch", "--skip_confirmation"]
     command += ["--data_dir", str(folder), "--output_dir", str(output), "--single_test_envs"]

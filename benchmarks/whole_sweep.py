@@ -73,7 +73,7 @@ def main() -> None:
         print(f"{options.steps} steps of 3 x 16")
         hparams = {"clip_backbone": "tiny", "contexts": "emoji", "class_names": classes}
         hparams |= {"batch_size": 16, "warmup_steps": min(5, options.steps - 1)}
-        hparams |= {"total_steps": options.steps, "data_edition": "unchecked"}
+        hparams |= {"total_steps": options.steps, "data_edition": "unverified"}
         arguments = ["--algorithms", "CARFT", "--datasets", "PACS", "--single_test_envs"]
         arguments += ["--n_hparams", "1", "--n_trials", "1", "--steps", str(options.steps)]
         arguments += ["--hparams", json.dumps(hparams), "--data_dir", name]

@@ -55,7 +55,7 @@ NUMBERS = Kind("a list of numbers", lambda values: _are_all(values, _is_number))
 MAPPING = Kind("a mapping, such as {'lr': 1e-5}", lambda value: isinstance(value, Mapping))
 
 
-def check(kind: Kind, *, is_optional: bool = False, **arguments: Any) -> None:
+def require_kind(kind: Kind, *, is_optional: bool = False, **arguments: Any) -> None:
     """Raise CarftError unless all arguments are of a kind; optional arguments can be None."""
     raise_for(
         invalid(name, value, kind.expected)

@@ -30,7 +30,7 @@ from unittest import mock
 
 from domainbed_carft import machine, process_variables
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.jobs.job import command
+from domainbed_carft.jobs.job import make_train_command
 from domainbed_carft.plugin import SWITCH, Finder, is_switched_off
 from domainbed_carft.version import __version__
 from domainbed_carft.wording import quantity
@@ -407,7 +407,8 @@ class _Steps:
         if self.status is None:
             limit = quantity(TIME_LIMIT, "second")
             outcome = f"stopped, because {_describe_job(self.job)} took longer than {limit}:"
-        hint = f"to see more, run {shlex.join(command({**self.job, 'output_dir': 'OUT'}))}"
+        words = make_train_command({**self.job, "output_dir": "OUT"})
+        hint = f"to see more, run {shlex.join(words)}"
         return Finding(name, state, "\n".join([outcome, *self.lines]), hint)
 
 
@@ -415,7 +416,7 @@ def _take_steps(job: Mapping[str, Any]) -> _Steps:
     """Run a job in a folder that is removed afterwards, for at most `TIME_LIMIT`."""
     with tempfile.TemporaryDirectory(prefix="carft-doctor-") as temporary:
         job_folder, output = Path(temporary) / "job", Path(temporary) / "output"
-        words = command({**job, "output_dir": str(job_folder)})
+        words = make_train_command({**job, "output_dir": str(job_folder)})
         with output.open("wb") as file:  # a grandchild that hangs would hold a pipe
             status = _run([sys.executable, *words[1:]], file)
         lines = output.read_text(encoding="utf-8", errors="replace").splitlines()[-_MAX_LINES:]

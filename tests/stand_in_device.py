@@ -25,8 +25,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as trees
-from torch.utils import backend_registration
+from torch.utils import _pytree, backend_registration
 
 from domainbed_carft.machine import devices
 
@@ -136,12 +135,12 @@ def _content(tensor: Tensor) -> Tensor:
 
 def find_tensors(values: Any) -> list[Tensor]:
     """Return the tensors in nested containers of values."""
-    return [value for value in trees.tree_leaves(values) if isinstance(value, Tensor)]
+    return [value for value in _pytree.tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], values: Any) -> Any:
     """Apply a function to the tensors in nested containers of values."""
-    return trees.tree_map_only(Tensor, function, values)
+    return _pytree.tree_map_only(Tensor, function, values)
 
 
 def refuse_mixture(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:

@@ -301,7 +301,7 @@ NUMBERS = '"test_envs": [0], "trial_seed": 0, "hparams_seed": '
 )
 def test_unreadable_manifest_is_reported_once(tmp_path, capsys, text):
     launch(tmp_path, run=lambda args: args["trial_seed"] == 0)
-    (tmp_path / manifest.NAME).write_text(text)
+    (tmp_path / manifest.SWEEP_FILE).write_text(text)
     assert collect_strictly(tmp_path) == 3
     error = capsys.readouterr().err
     assert error.count("unreadable: ") == 1

@@ -1,4 +1,4 @@
-"""The facts that an algorithm takes from its job: prompts, normalisation, data check."""
+"""The facts that an algorithm takes from its job: prompts, normalisation, edition of the data."""
 
 import pytest
 import torch

@@ -15,10 +15,10 @@ def write_run(folder, name="job", torch="2.6.0", **facts):
 
 
 def test_diff_lists_settings_versions_data_and_prompts(tmp_path, capsys):
-    recorded = {"lr": 1e-3, "momentum": 1, "prompts_digest": "1" * 64}
+    recorded = {"lr": 1e-3, "momentum": 1, "amp": "bf16", "prompts_digest": "1" * 64}
     facts = {"recorded": recorded, "data_edition": "as published", "data_dir": "/data"}
     first = write_run(tmp_path, "first", **facts)
-    recorded = {"lr": 3e-4, "momentum": 1.0, "prompts_digest": "2" * 64}
+    recorded = {"lr": 3e-4, "momentum": 1.0, "amp": "off", "prompts_digest": "2" * 64}
     facts = {"recorded": recorded, "data_edition": "0123456789abcdef", "data_dir": "/elsewhere"}
     second = write_run(tmp_path, "second", torch="2.7.1", trial_seed=1, steps=50, **facts)
 
@@ -29,7 +29,8 @@ def test_diff_lists_settings_versions_data_and_prompts(tmp_path, capsys):
         "trial_seed": [0, 1],
         "steps": ["default", "50"],
         "hparam lr": [1e-3, 3e-4],
-        "hparam prompts_digest": ["1" * 64, "2" * 64],
+        "hparam amp": ["bf16", "off"],
+        "fact prompts_digest": ["1" * 64, "2" * 64],
         "data edition": ["as published", "0123456789abcdef"],
         "version of PyTorch": ["2.6.0", "2.7.1"],
     }

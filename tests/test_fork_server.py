@@ -77,12 +77,9 @@ def test_crashes_of_forked_jobs_are_recorded_and_other_jobs_finish(tmp_path):
     }
     jobs = [command(tmp_path / name, code=code, words="last words") for name, code in codes.items()]
     jobs[1:1] = [command(tmp_path / "long", seconds=5)]
-    outcomes = {
-        outcome.folder.name: (outcome.status, outcome.last_words)
-        for outcome in run("pool", jobs, jobs=2)
-    }
+    ends = {end.folder.name: (end.status, end.last_words) for end in run("pool", jobs, jobs=2)}
 
-    assert outcomes == {
+    assert ends == {
         "signal": (-signal.SIGSEGV, "last words"),
         "exit": (7, "last words"),
         "error": (1, "ValueError: so"),

@@ -268,7 +268,7 @@ def problems(algorithm, hparams, steps=None):
 
 
 def test_facts_can_be_pinned_only_for_algorithms_of_this_package():
-    pinned = {"data_edition": "unchecked", "prompts_digest": "0123456789abcdef"}
+    pinned = {"data_edition": "unverified", "prompts_digest": "0123456789abcdef"}
     assert problems("CARFT", pinned) == []
     (problem, _) = problems("ERM", pinned)
     assert "no hyperparameter of ERM is called 'data_edition'" in problem

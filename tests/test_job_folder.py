@@ -11,7 +11,7 @@ import pytest
 from sweep_jobs import wait_until
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.job_folder import UNKNOWN, Attempt, HeldError, JobFolder
+from domainbed_carft.jobs.job_folder import UNKNOWN_HOLDER, Attempt, HeldError, JobFolder
 
 CLAIM = """
 import subprocess, sys, time
@@ -93,10 +93,10 @@ def test_inherited_lock_keeps_start_and_publishes_progress(folder):
 @pytest.mark.parametrize("content", ["", '{"host": "a", "pid": 1, "sl', "[]", "\xff"])
 def test_damaged_lock_file_has_unknown_holder(folder, content):
     folder.lock_path.write_text(content, encoding="latin-1")
-    assert folder.get_last_holder() == UNKNOWN
+    assert folder.get_last_holder() == UNKNOWN_HOLDER
     with open(folder.lock_path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert folder.get_holder() == UNKNOWN
+        assert folder.get_holder() == UNKNOWN_HOLDER
         with pytest.raises(HeldError, match="by an unknown process"), folder.claim():
             pass
 

@@ -82,7 +82,7 @@ def test_job_is_not_retried_after_three_failures(name, tmp_path, capfd):
     assert r"exit status 2: no \x1b]0;such flag" in capfd.readouterr().err
 
     (failed,) = run(name, jobs)
-    assert failed == launchers.JobOutcome(bad, "failed", 1, 3, "no such image")
+    assert failed == launchers.JobEnd(bad, "failed", 1, 3, "no such image")
     assert str(failed) == f"{bad}: failed 3 times, exit status 1: no such image"
     assert str(failed) in capfd.readouterr().err
     assert statuses(bad) == [1, 1, 1] and JobFolder(good).done
@@ -200,9 +200,9 @@ def test_job_held_elsewhere_is_not_a_failure(tmp_path, capfd):
     """With exit status 73 train found a lock that the launcher did not see, as on a network."""
     folder = JobFolder(tmp_path / "job")
     job = command(folder.path, code="sys.exit(73)", words="run by someone")
-    (outcome,) = run("local", [job])
+    (end,) = run("local", [job])
 
-    assert (outcome.result, outcome.last_words) == ("held", "run by someone")
+    assert (end.result, end.last_words) == ("held", "run by someone")
     assert statuses(folder.path) == [73] and "run by someone" in capfd.readouterr().err
     assert (
         launchers.RegisteredLauncher("pool", True)([job]) == []
@@ -212,8 +212,8 @@ def test_job_held_elsewhere_is_not_a_failure(tmp_path, capfd):
 def test_job_with_moved_folder_fails_without_retry(tmp_path):
     folder, moved = tmp_path / "job", tmp_path / "moved"
     job = command(folder, code=f"os.rename({str(folder)!r}, {str(moved)!r}); sys.exit(1)")
-    (outcome,) = run("pool", [job])
+    (end,) = run("pool", [job])
 
-    assert outcome.result == "failed"
-    assert outcome.last_words.startswith(f"{folder} was moved or removed while this job ran there")
+    assert end.result == "failed"
+    assert end.last_words.startswith(f"{folder} was moved or removed while this job ran there")
     assert not folder.exists() and not (moved / "attempts.jsonl").exists()

@@ -3,7 +3,7 @@
 import pytest
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts, EnvironmentFacts
+from domainbed_carft.images.dataset_facts import NO_FACTS, DatasetFacts, EnvironmentFacts
 from domainbed_carft.method import algorithms, prompts
 
 
@@ -150,7 +150,7 @@ def test_contexts_are_made_from_all_domains_or_without_the_target():
     with pytest.raises(CarftError, match="does not show which environments are held out"):
         find_contexts(hparams, folders)
     with pytest.raises(CarftError, match="does not show its environments"):
-        prompts.find_contexts(hparams, UNKNOWN)
+        prompts.find_contexts(hparams, NO_FACTS)
 
 
 @pytest.mark.parametrize(

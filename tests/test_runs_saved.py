@@ -140,20 +140,22 @@ def test_missing_weights_are_named(pets, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("part", "name", "value"),
+    ("changed", "label"),
     [
-        ("args", "test_envs", [2]),
-        ("args", "trial_seed", 1),
-        ("args", "seed", 1),
-        ("args", "holdout_fraction", 0.4),
-        ("model_hparams", "lr", 1e-4),  # another job of a search
+        ({"args": {"test_envs": [2]}}, "test_envs"),
+        ({"args": {"trial_seed": 1}}, "trial_seed"),
+        ({"args": {"seed": 1}}, "seed"),
+        ({"args": {"holdout_fraction": 0.4}}, "holdout_fraction"),
+        ({"model_hparams": {"lr": 1e-4}}, "hparam lr"),  # another job of a search
+        ({"amp": "bf16"}, "hparam amp"),
+        ({"data_edition": "0123456789abcdef"}, "fact data_edition"),
     ],
 )
-def test_weights_that_contradict_the_records_are_an_error(pets, tmp_path, part, name, value):
-    copy_changed(pets / "CARFT", tmp_path, **{part: {name: value}})
+def test_weights_that_contradict_the_records_are_an_error(pets, tmp_path, changed, label):
+    copy_changed(pets / "CARFT", tmp_path, **changed)
     assert saved.load_run(tmp_path, device="cpu").classes
 
     shutil.copy(pets / "CARFT" / "results.jsonl", tmp_path)
-    message = rf"model.pkl does not belong to the records in its folder: (hparam )?{name} is .* in"
+    message = rf"model.pkl does not belong to the records in its folder: {label} is .* in"
     with pytest.raises(CarftError, match=message):
         saved.load_run(tmp_path, "last", device="cpu")

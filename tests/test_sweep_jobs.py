@@ -1,12 +1,15 @@
 """The jobs of a sweep: identities equal to upstream's, folders, and jobs whose data has moved."""
 
+import functools
 import json
+import operator
 from pathlib import Path
 
 import pytest
 from fake_checkout import REPO
 from sweep_folders import record
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import Job, get_folder_name
 from domainbed_carft.sweep import declaration_file
@@ -104,3 +107,49 @@ def test_job_gets_another_folder_if_an_argument_changes_its_results(tmp_path, ch
     _, known_jobs = manifest.read_jobs(tmp_path)
     (after, *_) = manifest.reuse_folders(declaration.jobs("/elsewhere", tmp_path), known_jobs)
     assert after.folder != job.folder
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "problem"),
+    [
+        (["version"], 9, "version is 9, expected 1"),
+        (["jobs"], {}, "jobs is {}, expected a list"),
+        (["jobs", 1, "variant"], 7, "jobs.1.variant is 7, expected text"),
+        (["jobs", 1, "folder"], "../x", "jobs.1.folder is '../x', expected the folder of a job"),
+        (["jobs", 1, "args"], {}, "jobs.1.args: dataset is missing"),
+        (["jobs", 1, "role"], [], "jobs.1.role is [], expected a mapping"),
+        (["datasets", "PACS"], {}, "datasets.PACS.labels is missing"),
+        (["search", "repeats"], 0.5, "search.repeats is 0.5, expected a whole number"),
+        (
+            ["search", "chosen", 0, "validation"],
+            "x",
+            "search.chosen.0.validation is 'x', expected a number",
+        ),
+    ],
+)
+def test_damaged_manifest_is_an_error_that_names_its_keys(tmp_path, keys, value, problem):
+    chosen = manifest.ChosenValues("a", "PACS", "CARFT", None, {"lr": 0.1}, 2, 0.5)
+    search = manifest.Search("oracle", "dataset", (5,), (0, 1), 2, False, (chosen,))
+    facts = {"PACS": manifest.Dataset(("a", "b"), None, 11, 5)}
+    sweep = manifest.Sweep(tuple(parse("").jobs("D", tmp_path)), facts, search=search)
+    manifest.add(tmp_path, sweep)
+    assert manifest.read(tmp_path) == sweep
+
+    path = tmp_path / manifest.SWEEP_FILE
+    content = json.loads(path.read_text())
+    *parents, last = keys
+    functools.reduce(operator.getitem, parents, content)[last] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(CarftError) as raised:
+        manifest.read(tmp_path)
+    assert f"{path} is not a readable manifest ({problem}). Move the file away" in str(raised.value)
+
+
+def test_manifest_sets_nothing_of_a_job_but_arguments_and_role(tmp_path):
+    job = parse("").jobs("D", tmp_path)[0]
+    manifest.add(tmp_path, manifest.Sweep((job,)))
+    path = tmp_path / manifest.SWEEP_FILE
+    content = json.loads(path.read_text())
+    content["jobs"][0] |= {"row_name": "another", "variables": {"PYTHONPATH": "/tmp"}}
+    path.write_text(json.dumps(content))
+    assert manifest.read(tmp_path).jobs == (job,)

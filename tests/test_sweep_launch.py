@@ -1,4 +1,4 @@
-"""`carft sweep launch`: its checks of the data, its estimates, and its outcomes."""
+"""`carft sweep launch`: its findings on the data, its estimates, and how its jobs end."""
 
 import math
 import shutil
@@ -174,7 +174,7 @@ def test_launch_refuses_broken_data_before_the_first_job(data, launcher):
     assert refused.returncode == 1
     for name in ("VLCS", "PACS"):
         assert f"- the data of {name} in {data}/{name} is broken: " in refused.stderr
-    assert refused.stderr.count("or set the hparam data_edition to unchecked") == 2
+    assert refused.stderr.count("or set the hparam data_edition to unverified") == 2
 
     dry_run = launch_data(*words, "--dry-run")
     assert dry_run.returncode == 1 and "__MACOSX" in dry_run.stderr

@@ -364,7 +364,7 @@ def train_run() -> dict[str, Any]:
 
 
 def selections(folder: Path) -> list[dict[str, Any]]:
-    """Return the result of each selection method for each group of records of a sweep."""
+    """Return the result of each selection rule for each group of records of a sweep."""
     reporting, selection = import_upstream("lib.reporting"), import_upstream("model_selection")
     methods = [
         selection.IIDAccuracySelectionMethod,

@@ -275,7 +275,7 @@ def _find_split_error(sweep: Collection, n_trials: int) -> float:
 
 
 def _collect_out_of_domain(sweep: Collection, methods: Sequence[str]) -> list[dict[str, Cell]]:
-    """Return row -> out-of-domain accuracy for each selection method."""
+    """Return row -> out-of-domain accuracy for each selection rule."""
     tables = collect(replace(sweep, methods=methods), columns=["out-of-domain"]).tables
     return [table.get_column("out-of-domain") for table in tables if not table.averages]
 

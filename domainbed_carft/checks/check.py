@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from domainbed_carft.arguments import FLAG, MAPPING, TEXTS
-from domainbed_carft.arguments import check as check_arguments
+from domainbed_carft.arguments import FLAG, MAPPING, TEXTS, require_kind
 from domainbed_carft.checks.properties import CHECKS
 from domainbed_carft.checks.subject import DATASET, Inapplicable, Subject, find_classes, find_file
 from domainbed_carft.errors import brief, raise_for
@@ -79,9 +78,9 @@ def check(
     >>> [result.state for result in check("CARFT", only=["zero-weight"])]
     ['ok']
     """
-    check_arguments(MAPPING, hparams=hparams)
-    check_arguments(TEXTS, only=only, without=without)
-    check_arguments(FLAG, raises=raises)
+    require_kind(MAPPING, hparams=hparams)
+    require_kind(TEXTS, only=only, without=without)
+    require_kind(FLAG, raises=raises)
     results = [*run_checks(method, hparams, only, without)]
     failures = [result for result in results if result.state == FAILED]
     if failures and raises:

@@ -62,7 +62,7 @@ def _add_collect(commands: Any) -> None:
         choices=FORMATS,
         default="text",
         help="output format (default: text); latex writes one tabular for \\input, for the first "
-        "selection method only, with the differences if you pass --against",
+        "selection rule only, with the differences if you pass --against",
     )
     output.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write to this file instead of printing"
@@ -83,9 +83,9 @@ def _add_report(commands: Any) -> None:
     _add_runs(parser).add_argument(
         "--select",
         choices=METHOD_NAMES,
-        metavar="METHOD",
-        help="choose runs and checkpoints by this selection method: "
-        f"{', '.join(METHOD_NAMES)} (default: the first method declared by the sweep, or the first "
+        metavar="RULE",
+        help="choose runs and checkpoints by this selection rule: "
+        f"{', '.join(METHOD_NAMES)} (default: the first rule declared by the sweep, or the first "
         "for which there are jobs)",
     )
     _add_tables(parser)
@@ -166,9 +166,9 @@ def _add_select(runs: Any) -> None:
         "--select",
         type=comma_separated(METHOD_NAMES),
         action="extend",
-        metavar="METHOD,...",
-        help="choose runs and checkpoints by these selection methods, separated by commas, with "
-        f"tables for each: {', '.join(METHOD_NAMES)} (default: the methods declared by the sweep, "
+        metavar="RULE,...",
+        help="choose runs and checkpoints by these selection rules, separated by commas, with "
+        f"tables for each: {', '.join(METHOD_NAMES)} (default: the rules declared by the sweep, "
         "or all that have jobs, except clipood)",
     )
 

@@ -132,7 +132,7 @@ def report_command(arguments: argparse.Namespace) -> None:
 
 
 def top_command(arguments: argparse.Namespace) -> None:
-    """Print a table of each selection method and setting, or all as JSON."""
+    """Print a table of each selection rule and setting, or all as JSON."""
     from domainbed_carft.results.top import top
 
     best = top(

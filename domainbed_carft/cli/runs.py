@@ -16,7 +16,7 @@ from domainbed_carft.cli.help_pages import comma_separated
 from domainbed_carft.errors import CarftError, is_out_of_memory
 from domainbed_carft.flags import FlagParser
 from domainbed_carft.jobs.job_folder import RECORDS, WEIGHTS
-from domainbed_carft.jobs.manifest import NAME as MANIFEST
+from domainbed_carft.jobs.manifest import SWEEP_FILE
 from domainbed_carft.jobs.records import DEPTH
 from domainbed_carft.results.method_names import METHOD_NAMES
 from domainbed_carft.runs import BATCH_SIZE, EXPORT_FORMATS
@@ -95,7 +95,7 @@ def _is_sweep_folder(path: Path) -> bool:
     with contextlib.suppress(OSError):  # the command reports an unreadable folder
         if any((path / name).exists() for name in (RECORDS, *WEIGHTS.values())):
             return False
-        return (path / MANIFEST).exists() or any(any(path.glob(pattern)) for pattern in patterns)
+        return (path / SWEEP_FILE).exists() or any(any(path.glob(pattern)) for pattern in patterns)
     return False
 
 
@@ -105,9 +105,9 @@ def _add_sweep_flags(selection: argparse.ArgumentParser, jobs: argparse.Argument
         "--select",
         type=comma_separated(METHOD_NAMES),
         action="extend",
-        metavar="METHOD,...",
-        help="evaluate the runs that these selection methods choose, separated by commas: "
-        f"{', '.join(METHOD_NAMES)} (default: the methods that carft collect shows)",
+        metavar="RULE,...",
+        help="evaluate the runs that these selection rules choose, separated by commas: "
+        f"{', '.join(METHOD_NAMES)} (default: the rules that carft collect shows)",
     )
     jobs.add_argument_group(title).add_argument(
         "--jobs",

@@ -22,7 +22,7 @@ from domainbed_carft.escaping import print_lines
 from domainbed_carft.machine.devices import choose_device
 from domainbed_carft.progress_bar import log, progress
 from domainbed_carft.results import cells, collection, columns, formats, suites, tables
-from domainbed_carft.results.collection import Collection as CollectedRuns
+from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.metrics import ECE_BINS
 from domainbed_carft.runs import SOME_SKIPPED
 from domainbed_carft.runs.evaluate import evaluate, evaluate_on_suite
@@ -461,8 +461,8 @@ def prediction_line(prediction: ImagePrediction, top: int) -> str:
     return f"{prediction.path}: {' | '.join(parts)}"
 
 
-def sweep_lines(scores: SweepScores, collected: CollectedRuns, folder: str) -> list[str]:
-    """Return a table for each dataset and selection method, with explanations and problems."""
+def sweep_lines(scores: SweepScores, collected: Collection, folder: str) -> list[str]:
+    """Return a table for each dataset and selection rule, with explanations and problems."""
     measured = quantity(scores.measured, "run")
     heading = f"{folder}: {measured} evaluated, {scores.current:,} were evaluated before"
     shown_tables = tables.build_by_environment(collected, SWEEP_COLUMNS)

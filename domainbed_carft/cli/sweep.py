@@ -72,7 +72,7 @@ def _add_preflight(commands: Any) -> None:
         "preflight",
         run=_run,
         help="test a sweep in minutes: data, zero-shot accuracy, steps, memory, hours",
-        description="Test in minutes whether a sweep will run on this machine: check its data, "
+        description="Test in minutes whether a sweep will run on this machine: verify its data, "
         "compare zero-shot accuracies with published ones, and train a few steps of each kind of "
         "job. The exit status is 0 if all tests passed, also with warnings, 1 if one failed, and 2 "
         "for wrong arguments.",

@@ -146,7 +146,7 @@ def _print_plan(plan: LaunchPlan) -> Preflight | None:
     else:
         counts = printing.counts_phrase(plan.state.statuses)
         lines = [f"{plan.declaration.name}: {jobs}: {counts}."]
-    lines += [f"Data: {check.description}." for check in plan.data_checks]
+    lines += [f"Data: {finding.description}." for finding in plan.data_findings]
     if plan.skips_training_in_splits is not None:
         lines.append(printing.evaluation_line(plan.skips_training_in_splits))
     if isinstance(plan.launcher, Slurm):

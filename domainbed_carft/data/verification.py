@@ -118,7 +118,7 @@ def report_broken_data(report: DataReport | None, hparams: Any) -> Iterator[None
     of the block is explained by the problems. For all other algorithms, they are a warning.
 
     Args:
-        report: The data check, None if the data was not checked.
+        report: The report on the data, None if the data was not verified.
         hparams: The job's hyperparameters.
     """
     if report is None or not report.problems:

@@ -96,7 +96,7 @@ class PackageDataset:
         """Read the dataset below the data folder ``root``.
 
         Returns:
-            The environments without transforms, and the report of the data check.
+            The environments without transforms, and the report on the data.
         """
         raise NotImplementedError
 

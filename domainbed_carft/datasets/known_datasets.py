@@ -12,7 +12,7 @@ from typing import Any
 
 from domainbed_carft.images.dataset_facts import (
     DATASET_PREFIX,
-    UNKNOWN,
+    NO_FACTS,
     DatasetFacts,
     parse_dataset_name,
 )
@@ -38,8 +38,8 @@ def recall(hparams: Any) -> DatasetFacts:
     """Return the facts of the dataset named by the hparam ``class_names``, empty if unknown."""
     class_names = _get_class_names(hparams)
     if class_names is None:
-        return UNKNOWN
-    return _facts_by_class_names.get(_make_key(class_names), UNKNOWN)
+        return NO_FACTS
+    return _facts_by_class_names.get(_make_key(class_names), NO_FACTS)
 
 
 def _get_class_names(hparams: Any) -> Any:

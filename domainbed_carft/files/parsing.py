@@ -67,8 +67,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, YamlSource]:
             of which can expand to fill the memory).
     """
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError
-    from ruamel.yaml.error import YAMLError as RuamelError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     lines: dict[YamlPath, int] = {(): 1}
     try:
@@ -80,7 +79,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, YamlSource]:
         line = mark.line + 1 if mark else 1
         reason = " ".join(part for part in (error.context, error.problem) if part)
         message = f"this is not YAML: {reason}"
-    except RuamelError as error:  # a character that YAML does not allow
+    except YAMLError as error:  # a character that YAML does not allow
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
         message = f"this is not YAML: {' '.join(str(error).split())}"
     except _YamlError as error:

@@ -1,4 +1,4 @@
-"""Facts that an algorithm needs about its dataset: class names, normalisation, data check."""
+"""Facts that an algorithm needs about its dataset: class names, normalisation, data edition."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class EnvironmentFacts(NamedTuple):
 
 
 class DatasetFacts(NamedTuple):
-    """All environments of a dataset, and the report of its data check."""
+    """All environments of a dataset, and the report on its data."""
 
     environments: Sequence[EnvironmentFacts] = ()
-    report: DataReport | None = None  # None if the data was not checked
+    report: DataReport | None = None  # None if the data was not verified
     protocol: str = "domainbed"  # the preset of image transforms
     test_envs: Sequence[int] | None = None  # numbers of the test environments; None if unknown
 
     @property
     def edition(self) -> str:
-        """The status and edition of the data for the records, "" if the data was not checked."""
+        """The status and edition of the data for the records, "" if the data was not verified."""
         return self.report.data_edition if self.report else ""
 
     @property
@@ -52,7 +52,7 @@ class DatasetFacts(NamedTuple):
         return distinct[0] if distinct else None
 
 
-UNKNOWN = DatasetFacts()
+NO_FACTS = DatasetFacts()
 
 
 def takes_dataset_facts(algorithm_class: type[Any]) -> bool:

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
-from torchvision.transforms import functional as pil_functional
-from torchvision.transforms.v2 import functional as tensor_functional
+from torchvision.transforms import functional, v2
 
 from domainbed_carft.images import augmentation, batches
 from domainbed_carft.images.augmentation import BatchOperations
@@ -39,14 +38,14 @@ def crop(plan: ImagePlan, image: Tensor) -> Tensor:
     steps = plan.augmentation or Augmentation()
     if steps.crop_scale is None and plan.resize == "shortest":
         mode = transforms.InterpolationMode(plan.interpolation)
-        pixels = tensor_functional.resize(pixels, [plan.size], mode, antialias=True)
-        pixels = tensor_functional.center_crop(pixels, square)
+        pixels = v2.functional.resize(pixels, [plan.size], mode, antialias=True)
+        pixels = v2.functional.center_crop(pixels, square)
     else:
         if steps.crop_scale is not None:
             box = transforms.RandomResizedCrop.get_params(
                 pixels, steps.crop_scale, steps.crop_ratio
             )
-            pixels = tensor_functional.crop(pixels, *box)
+            pixels = v2.functional.crop(pixels, *box)
         pixels = F.interpolate(pixels, square, mode=plan.interpolation, antialias=True)
 
     return pixels[0].permute(1, 2, 0).contiguous()
@@ -90,10 +89,10 @@ def resize_by_pillow(plan: ImagePlan, image: Tensor) -> Tensor:
     mode = transforms.InterpolationMode(plan.interpolation)
     square = [plan.size, plan.size]
     if plan.resize == "squash":
-        resized = pil_functional.resize(original, square, mode)
+        resized = functional.resize(original, square, mode)
     else:
-        shortest = pil_functional.resize(original, [plan.size], mode)
-        resized = pil_functional.center_crop(shortest, square)
+        shortest = functional.resize(original, [plan.size], mode)
+        resized = functional.center_crop(shortest, square)
     return torch.from_numpy(np.array(resized))
 
 

@@ -11,12 +11,12 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.facts import CHANGED_HPARAMS, DECLARATIONS
 from domainbed_carft.jobs.job_folder import RECORDS
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.jobs.setting import HPARAM, SCHEDULE
+from domainbed_carft.jobs.setting import HPARAM, SCHEDULE, label_recorded
 from domainbed_carft.paths import AnyPath, as_path
 
 # Arguments of train that identify a job within its sweep.
 _FIRST_SETTINGS = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
-# Recorded facts that are settings of their own rather than hyperparameters.
+# Facts that are not compared as such: they are parts of the setting, or follow from the method.
 _SEPARATE_SETTINGS = (
     "protocol",
     "data_edition",
@@ -33,8 +33,8 @@ class RunDifferences:
     Attributes:
         first: Folder of the first job.
         second: Folder of the second job.
-        differences: Setting, such as ``hparam lr`` or ``version of PyTorch``, to its values in the
-            first and the second run.
+        differences: Setting or fact, such as ``hparam lr``, ``fact prompts_digest`` or ``version of
+            PyTorch``, to its values in the first and the second run.
         only_in_first: Settings recorded by the first run only. They do not count as differences.
         only_in_second: Settings recorded by the second run only.
     """
@@ -102,7 +102,7 @@ def _get_settings(run: RecordedRun) -> dict[str, Any]:
 
     for name, value in run.recorded.items():
         if value != "" and name not in _SEPARATE_SETTINGS:
-            settings[HPARAM + name] = value
+            settings[label_recorded(name)] = value
     return settings
 
 

@@ -1,7 +1,8 @@
 """Facts of a job: its CLIP model, prompts, data and precision.
 
-Records and files of weights have a key for each fact. The `train` of a checkout records only
-hyperparameters, so there all facts are in the hyperparameter ``facts``.
+A job finds its facts, while a user, a draw or a default decides its hyperparameters. Records and
+files of weights have a key for each fact. The `train` of a checkout records only hyperparameters,
+so there all facts are in the hyperparameter ``facts``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ NAMES = (
     "clip_digest",  # SHA-256 of the CLIP checkpoint
     "clip_revision",  # its revision on the hub
     "prompts_digest",
-    "data_edition",  # status of the data check
+    "data_edition",  # whether the data is verified, and its edition
     "preprocessing",  # of the images from the datasets
     "protocol",  # of the image transforms
     "amp",  # "bf16" or "off"
@@ -26,13 +27,21 @@ NAMES = (
     CHANGED_HPARAMS,  # names of the hparams that differ from the defaults and change the result
 )
 
+# Facts that a hyperparameter of the same name decides; the fact is the value that it led to.
+OF_HPARAMS = ("protocol", "amp")
+
 FOREIGN = "facts"  # the hyperparameter with the facts in records of checkouts
+
+
+def is_fact(name: str) -> bool:
+    """Return True for the name of a recorded value that is a fact and no hyperparameter."""
+    return name in NAMES and name not in OF_HPARAMS
 
 
 def get_hparams_and_facts(content: Mapping[str, Any], hparams: Any) -> dict[str, Any]:
     """Merge the hyperparameters and the facts of a job, wherever the facts are recorded.
 
-    A fact replaces the hyperparameter of the same name (``amp``, ``protocol``).
+    A fact replaces the hyperparameter of the same name (see OF_HPARAMS).
 
     Args:
         content: The content of a record or of a file of weights.

@@ -33,7 +33,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """Hyperparameters that a selection method can choose.
+    """Hyperparameters that a selection rule can choose.
 
     If several choices are equally good, the last one in sorted order is selected.
     """
@@ -136,7 +136,7 @@ class Job:
     @property
     def command(self) -> list[str]:
         """The words of the command line, beginning with ``python -m domainbed.scripts.train``."""
-        return command({**self.args, "output_dir": str(self.folder)})
+        return make_train_command({**self.args, "output_dir": str(self.folder)})
 
     @property
     def line(self) -> str:
@@ -158,6 +158,11 @@ def format_held_out(test_envs: Iterable[int]) -> str:
     return " ".join(map(str, sorted(test_envs)))
 
 
+def make_job(args: Mapping[str, Any], output: Path) -> Job:
+    """Return the job with these arguments in the output folder of a sweep of DomainBed."""
+    return Job(args, output / get_folder_name(args))
+
+
 def get_folder_name(args: Mapping[str, Any]) -> str:
     """Return the name of a job's folder: the MD5 of its arguments, in hexadecimal digits."""
     text = json.dumps(args, sort_keys=True)
@@ -170,7 +175,7 @@ def seed_hash(*args: Any) -> int:
     return int(digest, 16) % 2**31
 
 
-def command(args: Mapping[str, Any]) -> list[str]:
+def make_train_command(args: Mapping[str, Any]) -> list[str]:
     """Return the words of ``python -m domainbed.scripts.train`` with arguments sorted by name.
 
     True stands for a flag without a value, None and False for no flag. Mappings become JSON.

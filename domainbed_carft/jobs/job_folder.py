@@ -59,7 +59,7 @@ class Holder(NamedTuple):
         return f"{place}, process {self.pid}, since {since}"
 
 
-UNKNOWN = Holder("?", 0, None, 0.0)
+UNKNOWN_HOLDER = Holder("?", 0, None, 0.0)
 
 
 class Attempt(NamedTuple):
@@ -148,8 +148,8 @@ class JobFolder:
             os.close(descriptor)
 
     def get_holder(self) -> Holder | None:
-        """Return the process that runs this job, UNKNOWN for an unreadable lock, or None."""
-        return (self._read_holder() or UNKNOWN) if self.is_held() else None
+        """Return the process that runs this job, UNKNOWN_HOLDER for an unreadable lock, or None."""
+        return (self._read_holder() or UNKNOWN_HOLDER) if self.is_held() else None
 
     def get_last_step(self) -> int | None:
         """Return the step published in the lock file, or None if there is no file."""
@@ -160,7 +160,7 @@ class JobFolder:
         """Return the process that died while it ran this job, or None."""
         if not os.path.exists(self.lock_path) or self.is_held():
             return None
-        return self._read_holder() or UNKNOWN
+        return self._read_holder() or UNKNOWN_HOLDER
 
     @contextlib.contextmanager
     def claim(self, patience: float = 0.25, inherited: int | None = None) -> Iterator[Lock]:
@@ -221,7 +221,7 @@ class JobFolder:
                 descriptor = files.open_nofollow(self.lock_path, os.O_RDWR | os.O_CREAT)
             except PermissionError:
                 if os.path.exists(self.lock_path) and self.is_held():  # held by another user
-                    raise HeldError(self.path, self.get_holder() or UNKNOWN) from None
+                    raise HeldError(self.path, self.get_holder() or UNKNOWN_HOLDER) from None
                 raise
 
             locked = self._try_lock(descriptor)
@@ -231,7 +231,7 @@ class JobFolder:
 
             os.close(descriptor)
             if time.monotonic() > deadline and not locked:
-                raise HeldError(self.path, self.get_holder() or UNKNOWN)
+                raise HeldError(self.path, self.get_holder() or UNKNOWN_HOLDER)
             time.sleep(0 if locked else 0.02)
 
     def is_lock(self, descriptor: int) -> bool:

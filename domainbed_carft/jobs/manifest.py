@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, invalid
+from domainbed_carft.files import validation
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import FOLDER_NAME, REPEAT, Job, Role, get_data_independent_key
 from domainbed_carft.jobs.job_folder import JobFolder
@@ -49,7 +50,7 @@ class ChosenValues:
 class Search:
     """A search in two stages."""
 
-    method: str  # the selection method that chooses
+    rule: str  # the selection rule that chooses
     choose_by: str  # "dataset" or "target"
     choose_on: tuple[int, ...]  # trial seeds of the first stage, which trains every member
     repeat_on: tuple[int, ...]  # trial seeds of the second stage, which trains the chosen member
@@ -73,46 +74,7 @@ def format_trials(seeds: Sequence[int]) -> str:
     return f"{'trial' if len(seeds) == 1 else 'trials'} {', '.join(map(str, seeds))}"
 
 
-def parse_search(content: Any) -> Search:
-    """Parse the search in a manifest. Raises KeyError, TypeError or ValueError if it is invalid."""
-    return Search(
-        method=str(content["method"]),
-        choose_by=str(content["choose_by"]),
-        choose_on=tuple(map(int, content["choose_on"])),
-        repeat_on=tuple(map(int, content["repeat_on"])),
-        repeats=int(content["repeats"]),
-        # Manifests among the packed records are older than the key.
-        is_choosing=bool(content.get("is_choosing", not content["chosen"])),
-        chosen=tuple(map(_parse_chosen, content["chosen"])),
-    )
-
-
-def _parse_chosen(content: Any) -> ChosenValues:
-    test_envs = content["test_envs"]
-    return ChosenValues(
-        cell=str(content["cell"]),
-        dataset=str(content["dataset"]),
-        algorithm=str(content["algorithm"]),
-        test_envs=None if test_envs is None else tuple(map(int, test_envs)),
-        values=dict(content["values"]),
-        members=int(content["members"]),
-        validation=float(content["validation"]),
-    )
-
-
-def parse_role(content: Any) -> Role:
-    """Parse the role of a job. Raises KeyError, TypeError or ValueError if it is invalid."""
-    return Role(
-        cell=str(content["cell"]),
-        values=dict(content["values"]),
-        member=int(content["member"]),
-        stage=str(content["stage"]),
-        members=int(content["members"]),
-        holds_out_together=bool(content["holds_out_together"]),
-    )
-
-
-NAME = "sweep.json"
+SWEEP_FILE = "sweep.json"
 VERSION = 1
 
 # Files next to the manifest in the output folder.
@@ -134,11 +96,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All jobs launched into an output folder, and settings of the last launch."""
+    """All jobs launched into an output folder, and what the last launch declared."""
 
     jobs: tuple[Job, ...]
     datasets: Mapping[str, Dataset] = field(default_factory=dict)  # by name
-    selection: tuple[str, ...] = ()  # selection methods
+    selection: tuple[str, ...] = ()  # selection rules
     compare_with: tuple[str, ...] = ()  # algorithms
     algorithms: tuple[str, ...] = ()  # in declared order, beginning with the last launch
     skip_training_in_splits: bool | None = None  # None if domainbed's train always evaluates them
@@ -154,23 +116,23 @@ def read(output: Path) -> Sweep | None:
         fault = "is a file" if output.exists() else "does not exist"
         raise CarftError(f"{output} {fault}; expected the --output_dir of a sweep")
 
-    path = output / NAME
+    path = output / SWEEP_FILE
     try:
         return _parse_sweep(json.loads(files.read_regular(path)), output)
     except FileNotFoundError:
         return None
     except (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or validation.describe(error)
         raise CarftError(
             f"{path} is not a readable manifest ({reason}). Move the file away and launch the "
             "sweep again, which rewrites the manifest and keeps all finished jobs"
         ) from error
 
 
-def add(output: Path, sweep: Sweep, keeps_settings: bool = False) -> None:
-    """Add the jobs of a launch to the manifest, and replace its settings by the launch's.
+def add(output: Path, sweep: Sweep, keeps_declared: bool = False) -> None:
+    """Add the jobs of a launch to the manifest, and replace what the launch before declared.
 
-    With ``keeps_settings`` the manifest keeps its settings, as DomainBed's sweep has none. Values
+    With ``keeps_declared`` it is not replaced, because DomainBed's sweep declares nothing. Values
     that a search has chosen for a row are kept until a launch has jobs of the row's second stage.
     """
     with _locked(output) as earlier:
@@ -185,7 +147,7 @@ def add(output: Path, sweep: Sweep, keeps_settings: bool = False) -> None:
         datasets = {**before.datasets, **sweep.datasets}
         algorithms = dict.fromkeys((*sweep.algorithms, *before.algorithms))
         merged = replace(
-            before if keeps_settings else sweep,
+            before if keeps_declared else sweep,
             jobs=tuple(jobs.values()),
             datasets=datasets,
             algorithms=tuple(algorithms),
@@ -278,50 +240,39 @@ def _write(output: Path, sweep: Sweep) -> None:
     try:
         text = orjson.dumps(content, option=orjson.OPT_INDENT_2)
     except TypeError as error:  # for example, a name that is not UTF-8
-        raise CarftError(f"{output / NAME} could not be written: {error}") from error
-    files.save_bytes(output / NAME, text + b"\n")
+        raise CarftError(f"{output / SWEEP_FILE} could not be written: {error}") from error
+    files.save_bytes(output / SWEEP_FILE, text + b"\n")
 
 
 def _parse_sweep(content: Any, output: Path) -> Sweep:
+    """Parse the content of the file.
+
+    Raises KeyError, TypeError or ValueError, such as pydantic's ValidationError, if it is invalid.
+    """
+    from pydantic import TypeAdapter
+
     if content["version"] != VERSION:
-        raise ValueError(f"version is {content['version']!r}, expected {VERSION}")
-
-    skips = content["skip_training_in_splits"]
-    search = content["search"]
-    return Sweep(
-        jobs=tuple(_parse_job(job, output) for job in content["jobs"]),
-        datasets={name: _parse_dataset(facts) for name, facts in content["datasets"].items()},
-        selection=tuple(map(str, content["selection"])),
-        compare_with=tuple(map(str, content["compare_with"])),
-        algorithms=tuple(map(str, content["algorithms"])),
-        skip_training_in_splits=None if skips is None else bool(skips),
-        search=None if search is None else parse_search(search),
-    )
+        raise ValueError(invalid("version", content["version"], str(VERSION)))
+    sweep = TypeAdapter(Sweep).validate_python(content)
+    jobs = (_resolve_job(job, output, f"jobs.{n}") for n, job in enumerate(sweep.jobs))
+    return replace(sweep, jobs=tuple(jobs))
 
 
-def _parse_dataset(facts: Any) -> Dataset:
-    images = facts["images"]
-    return Dataset(
-        labels=tuple(map(str, facts["labels"])),
-        images=None if images is None else tuple(map(int, images)),
-        steps=int(facts["steps"]),
-        checkpoint_freq=int(facts["checkpoint_freq"]),
-        held_out=bool(facts["held_out"]),
-    )
+def _resolve_job(listed: Job, output: Path, keys: str) -> Job:
+    """Return a listed job, which ``keys`` lead to, with its whole path.
 
+    An untrusted manifest can name only job folders below the output folder, and it can set nothing
+    else of a job, such as process variables.
+    """
+    *parents, name = listed.folder.parts or ("",)
+    expected_parents = [listed.variant] if listed.variant else []
+    is_below = parents == expected_parents and listed.variant not in (".", "..")
+    if not is_below or not FOLDER_NAME.fullmatch(name) or "\0" in listed.variant:
+        raise ValueError(invalid(f"{keys}.folder", str(listed.folder), "the folder of a job"))
 
-def _parse_job(content: Any, output: Path) -> Job:
-    """Parse a job. An untrusted manifest can name only job folders below the output folder."""
-    folder = str(content["folder"])
-    variant = str(content["variant"])
-
-    *parents, name = folder.split("/")
-    expected_parents = [variant] if variant else []
-    is_below = parents == expected_parents and variant not in (".", "..")
-    if not is_below or not FOLDER_NAME.fullmatch(name) or "\0" in variant:
-        raise ValueError(f"{folder!r} is not the folder of a job")
-
-    role = parse_role(content["role"]) if "role" in content else Role()
-    job = Job(dict(content["args"]), output / folder, variant, role)
-    hash(job.candidate)  # raises an error for invalid arguments
+    job = Job(listed.args, output / listed.folder, listed.variant, listed.role)
+    try:
+        hash(job.candidate)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{keys}.args: {validation.describe(error)}") from error
     return job

@@ -25,7 +25,12 @@ from domainbed_carft.jobs.cost import Cost, recorded_cost
 from domainbed_carft.jobs.facts import FOREIGN, NAMES, get_hparams_and_facts
 from domainbed_carft.jobs.job import IDENTITY, Job
 from domainbed_carft.jobs.job_folder import DONE, RECORDS
-from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, get_setting, read_printed_versions
+from domainbed_carft.jobs.setting import (
+    ARGUMENTS,
+    ENVIRONMENTS,
+    get_recorded_setting,
+    read_printed_versions,
+)
 from domainbed_carft.wording import limit_lines, quantity
 
 NUMBERS = {float, int}
@@ -189,7 +194,7 @@ class RecordedRun:
     # missing values, and for all values from the step `diverged_at` on.
     accuracies: array[float]
     drift: array[float]  # the values of DRIFT at each checkpoint, or NaN
-    setting: Mapping[str, str]  # see `get_setting`
+    setting: Mapping[str, str]  # see `get_recorded_setting`
     recorded: Mapping[str, Any]  # hyperparameters and facts of the job
     diverged_at: float | None  # the first step with broken weights, if the training diverged
 
@@ -367,7 +372,7 @@ def _build_run(
     count = len(get_needed_accuracies(first)) - len(args["test_envs"])
     environments = _get_environment_names(first, count)
     parts = {ENVIRONMENTS: ", ".join(environments) or str(count)}
-    parts |= get_setting(args, first, read_printed_versions(folder))
+    parts |= get_recorded_setting(args, first, read_printed_versions(folder))
 
     broken_steps = _find_broken_steps(records)
     if broken_steps:

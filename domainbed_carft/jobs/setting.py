@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files
-from domainbed_carft.jobs.facts import get_hparams_and_facts
+from domainbed_carft.jobs.facts import get_hparams_and_facts, is_fact
 from domainbed_carft.jobs.job import parse_overrides
 from domainbed_carft.jobs.job_folder import OUTPUT
 
@@ -22,6 +22,7 @@ ENVIRONMENTS = "environments"
 SCHEDULE = "steps of the schedule"
 FOLLOWS_JOB = "the job's"  # of a schedule that ends at the last step
 HPARAM = "hparam "
+FACT = "fact "
 VERSION = "version of "
 METHOD = "file of "  # of a user's own method
 DEFAULT = "default"
@@ -40,7 +41,7 @@ _PRINTED_BYTES = 1 << 20  # the beginning of an output, which contains the versi
 _PRINTED_VERSION = r"^\t(PyTorch|Torchvision|CUDA|CUDNN|NumPy|PIL): (.*)$"
 
 
-def get_setting(
+def get_recorded_setting(
     args: Mapping[str, Any],
     record: Mapping[str, Any] | None = None,
     versions: Mapping[str, Any] | None = None,
@@ -85,6 +86,11 @@ def get_setting(
     for name, version in sorted((versions or {}).items()):
         parts[VERSION + name] = str(version)
     return parts
+
+
+def label_recorded(name: str) -> str:
+    """Return the name of a recorded value with its kind: ``hparam lr``, ``fact clip_digest``."""
+    return f"{FACT if is_fact(name) else HPARAM}{name}"
 
 
 def format_hparam(value: Any) -> str:

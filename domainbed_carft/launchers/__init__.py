@@ -8,10 +8,10 @@ from typing import Any
 
 from domainbed_carft.errors import collect_problems
 from domainbed_carft.launchers import options, pool, slurm
-from domainbed_carft.launchers.attempt import JobOutcome, Launcher, run_commands
+from domainbed_carft.launchers.attempt import JobEnd, Launcher, run_commands
 from domainbed_carft.launchers.options import OPTIONS, PoolOptions
 
-__all__ = ["LAUNCHERS", "OPTIONS", "JobOutcome", "Launcher", "make", "problems"]
+__all__ = ["LAUNCHERS", "OPTIONS", "JobEnd", "Launcher", "make", "problems"]
 
 _KINDS: dict[str, Callable[[Any], Launcher]] = {
     "dummy": lambda options: pool.dummy,
@@ -55,10 +55,10 @@ class RegisteredLauncher:
         self._name = name
         self.runs_here = runs_here
 
-    def __call__(self, commands: Sequence[str]) -> list[JobOutcome]:
+    def __call__(self, commands: Sequence[str]) -> list[JobEnd]:
         """Run the commands, and return the jobs that failed; empty if SLURM runs them."""
         not_done = run_commands(self._make(), commands) or []
-        return [outcome for outcome in not_done if outcome.result != "held"]
+        return [end for end in not_done if end.result != "held"]
 
     def problems(self, sweep: str) -> list[str]:
         """Return the reasons why the launcher cannot run jobs in the folder ``sweep``."""

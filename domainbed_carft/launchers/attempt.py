@@ -45,8 +45,8 @@ Result = Literal["done", "failed", "again", "interrupted", "held", "no space"]
 
 
 @dataclass(frozen=True)
-class JobOutcome:
-    """The outcome of a job in one call of a launcher."""
+class JobEnd:
+    """How a job ended in one call of a launcher."""
 
     folder: Path
     # "failed": must not be retried. "again": can be retried. "held": another process runs the job.
@@ -66,8 +66,8 @@ class JobOutcome:
         return f"{self.folder}: {result}, {describe_end(self.status, self.last_words)}"
 
 
-# Returns the outcomes of all jobs that are not done, or None if it does not wait for jobs.
-Launcher = Callable[[Sequence[Job]], list[JobOutcome] | None]
+# Returns the ends of all jobs that are not done, or None if it does not wait for jobs.
+Launcher = Callable[[Sequence[Job]], list[JobEnd] | None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Command(Job):
         return list(self.words)
 
 
-def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[JobOutcome] | None:
+def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[JobEnd] | None:
     """Run jobs given as command lines, as by the sweeps of DomainBed and its forks.
 
     T3A and DPLCLIP write ``NAME=value python -m ...`` for a shell. Here no shell is involved.
@@ -117,7 +117,7 @@ def run(
     variables: Mapping[str, str],
     children: Children,
     patience: float = 0.25,
-) -> JobOutcome:
+) -> JobEnd:
     """Make one attempt at a job, unless it is done, held, or must not be retried.
 
     Args:
@@ -133,21 +133,19 @@ def run(
             with folder.claim(patience) as lock:
                 if not folder.done and folder.get_final_failure() is None:
                     _attempt(folder, job.command, variables, lock, children)
-        return _get_outcome(folder)
+        return _get_end(folder)
     except HeldError as held:
-        return JobOutcome(job.folder, "held", last_words=str(held))
+        return JobEnd(job.folder, "held", last_words=str(held))
     except (OSError, CarftError) as error:  # the folder cannot be used
         if is_disk_full(error):
-            return JobOutcome(job.folder, "no space", job_folder.NO_SPACE, last_words=str(error))
-        return JobOutcome(
-            job.folder, "failed", status=CANNOT_START, attempts=1, last_words=str(error)
-        )
+            return JobEnd(job.folder, "no space", job_folder.NO_SPACE, last_words=str(error))
+        return JobEnd(job.folder, "failed", status=CANNOT_START, attempts=1, last_words=str(error))
 
 
-def _get_outcome(folder: JobFolder) -> JobOutcome:
-    """Return the outcome of a job whose last attempt has ended."""
+def _get_end(folder: JobFolder) -> JobEnd:
+    """Return the end of a job whose last attempt has ended."""
     if folder.done:
-        return JobOutcome(folder.path, "done")
+        return JobEnd(folder.path, "done")
 
     attempts = folder.read_attempts()
     last_attempt = attempts[-1]
@@ -161,7 +159,7 @@ def _get_outcome(folder: JobFolder) -> JobOutcome:
     elif last_attempt.status in UNCOUNTED_STATUSES:
         result = "interrupted"
 
-    return JobOutcome(
+    return JobEnd(
         folder=folder.path,
         result=result,
         status=last_attempt.status,

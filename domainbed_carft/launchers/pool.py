@@ -19,7 +19,7 @@ from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.job_folder import MAX_ATTEMPTS
 from domainbed_carft.launchers import attempt
-from domainbed_carft.launchers.attempt import Children, JobOutcome, stop_on_signals
+from domainbed_carft.launchers.attempt import Children, JobEnd, stop_on_signals
 from domainbed_carft.launchers.launch_file import announce
 from domainbed_carft.launchers.options import PoolOptions
 
@@ -41,21 +41,21 @@ class Pool:
     options: PoolOptions
     name: str = "pool"
 
-    def __call__(self, jobs: Sequence[Job]) -> list[JobOutcome]:
+    def __call__(self, jobs: Sequence[Job]) -> list[JobEnd]:
         """Run all jobs, one at a time in each slot, and retry failed ones after all others.
 
         Args:
             jobs: The jobs, whose variables replace variables of their slots.
 
         Returns:
-            The outcomes of jobs that are not done. They are also printed.
+            The ends of jobs that are not done. They are also printed.
 
         Raises:
             CarftError: If there are fewer GPUs than a job needs, or if the disk is full, in which
                 case no other job starts.
         """
         raise_for(self.problems())
-        not_done: list[JobOutcome] = []
+        not_done: list[JobEnd] = []
         fork_server = ForkServer(detached=True)
         children = Children(fork_server)
         slots = self.slots(len(jobs))
@@ -65,14 +65,14 @@ class Pool:
             for _ in workers.map(run_jobs, slots):
                 pass
 
-        for outcome in not_done:
-            if outcome.result == "no space":
+        for end in not_done:
+            if end.result == "no space":
                 raise TransientError(
-                    f"no space left on the disk of {outcome.folder}; this does not count as an "
+                    f"no space left on the disk of {end.folder}; this does not count as an "
                     "attempt. Free some space, then run the same command again"
                 )
-        outcomes = [f"{self.name}: {outcome}" for outcome in not_done]
-        escaping.print_lines(*wording.limit_lines(outcomes), stream=sys.stderr)
+        lines = [f"{self.name}: {end}" for end in not_done]
+        escaping.print_lines(*wording.limit_lines(lines), stream=sys.stderr)
         return not_done
 
     def problems(self, sweeps: Iterable[Path] = ()) -> Iterator[str]:
@@ -119,7 +119,7 @@ class Pool:
 def _run_jobs(
     waiting: deque[Job],
     interruptions: Counter[Path],
-    not_done: list[JobOutcome],
+    not_done: list[JobEnd],
     children: Children,
     slot: Mapping[str, str],
 ) -> None:
@@ -130,7 +130,7 @@ def _run_jobs(
     Args:
         waiting: The jobs that no slot has taken yet.
         interruptions: The number of interrupted attempts by job folder.
-        not_done: Gets the outcomes of jobs that are not done and are not tried again.
+        not_done: Gets the ends of jobs that are not done and are not tried again.
         children: The running processes of the launcher.
         slot: The variables of this slot.
     """
@@ -140,11 +140,11 @@ def _run_jobs(
         except IndexError:  # no job is waiting
             return
 
-        outcome = attempt.run(job, {**slot, **job.variables}, children)
+        end = attempt.run(job, {**slot, **job.variables}, children)
         # A restart can be intended, but a job must not be restarted forever.
-        interruptions[job.folder] += outcome.result == "interrupted"
-        may_retry = outcome.result in ("again", "interrupted")
+        interruptions[job.folder] += end.result == "interrupted"
+        may_retry = end.result in ("again", "interrupted")
         if may_retry and interruptions[job.folder] < MAX_ATTEMPTS:
             waiting.append(job)
-        elif outcome.result != "done":
-            not_done.append(outcome)
+        elif end.result != "done":
+            not_done.append(end)

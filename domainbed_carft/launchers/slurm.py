@@ -351,22 +351,22 @@ class _Element:
         signal.signal(signal.SIGTERM, lambda number, frame: children.stop(number))
 
         for _ in range(MAX_ATTEMPTS + 1):
-            outcome = attempt.run(self.job, self.environment, children, LOCK_PATIENCE)
-            if children.stopped_by is not None or outcome.result not in ("again", "interrupted"):
+            end = attempt.run(self.job, self.environment, children, LOCK_PATIENCE)
+            if children.stopped_by is not None or end.result not in ("again", "interrupted"):
                 break
-        if outcome.result == "done":
+        if end.result == "done":
             return
 
-        if children.stopped_by == signal.SIGUSR2 and outcome.result != "failed":
+        if children.stopped_by == signal.SIGUSR2 and end.result != "failed":
             _requeue()
         if children.stopped_by is not None:
             sys.exit(128 + children.stopped_by)
 
         n_restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        if outcome.result == "held" and n_restarts < _MAX_RESTARTS:  # wait for the holder
+        if end.result == "held" and n_restarts < _MAX_RESTARTS:  # wait for the holder
             _requeue()
             sys.exit(STOPPED)
-        raise CarftError(str(outcome))
+        raise CarftError(str(end))
 
 
 def clear_job_variables() -> None:

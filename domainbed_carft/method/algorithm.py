@@ -19,7 +19,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.escaping import print_lines
 from domainbed_carft.images.clip_input import CLIPInput
-from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts
+from domainbed_carft.images.dataset_facts import NO_FACTS, DatasetFacts
 from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
 from domainbed_carft.jobs.facts import CHANGED_HPARAMS
 from domainbed_carft.method import averages, job, objective, optim, penalties, resolution
@@ -143,7 +143,9 @@ class CLIPAlgorithm(HostedAlgorithm):
         complete = resolution.complete(type(self), hparams)
         problems = map(str, resolution.find_problems(type(self), complete))
         raise_for([*problems, *job.find_shape_problems(input_shape)])
-        facts = job.find_job_facts(type(self), complete, num_classes, data=dataset_facts or UNKNOWN)
+        facts = job.find_job_facts(
+            type(self), complete, num_classes, data=dataset_facts or NO_FACTS
+        )
         print_lines(*facts.describe())
 
         super().__init__(
@@ -179,7 +181,7 @@ class CLIPAlgorithm(HostedAlgorithm):
         self.register_text("words", prompts.as_json())
         if clip_model.architecture:
             self.register_text("architecture", clip_model.architecture)
-        text_features = backbone.encode_prompts(clip_model, prompts.rows)
+        text_features = backbone.encode_prompts(clip_model, prompts.by_context)
         weights = objective.zero_shot_weights(text_features)
         preprocessing = clip_model.preprocessing
         if pixels != preprocessing.resolution:

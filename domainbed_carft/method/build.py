@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from domainbed_carft.arguments import COUNT, MAPPING, TEXT, check
+from domainbed_carft.arguments import COUNT, MAPPING, TEXT, require_kind
 from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.images.dataset_facts import DatasetFacts
 from domainbed_carft.images.protocols import UPSTREAM_SIZE
@@ -63,10 +63,10 @@ def build(
     >>> algorithm.hparams["total_steps"]
     10
     """
-    check(TEXT, algorithm=algorithm)
-    check(MAPPING, hparams=hparams)
-    check(COUNT, is_optional=True, steps=steps)
-    check(COUNT, num_domains=num_domains)
+    require_kind(TEXT, algorithm=algorithm)
+    require_kind(MAPPING, hparams=hparams)
+    require_kind(COUNT, is_optional=True, steps=steps)
+    require_kind(COUNT, num_domains=num_domains)
     if algorithm not in CLASSES:
         raise CarftError(unknown("algorithm", algorithm, CLASSES))
     raise_for([*_class_name_problems(class_names), *_unknown_name_problems(algorithm, hparams)])

@@ -97,7 +97,7 @@ class FLYP(CLIPAlgorithm):
         self.text = text_encoder.build_text_encoder(clip_model).requires_grad_(True)
         self.log_scale = nn.Parameter(clip_model.model.logit_scale.detach().reshape(()).clone())
 
-        tokens = clip_model.tokenize([prompt for row in prompts.rows for prompt in row])
+        tokens = clip_model.tokenize([prompt for row in prompts.by_context for prompt in row])
         tokens = tokens.view(len(prompts.contexts), len(prompts.classes), -1)
         self.register_buffer("tokens", tokens, persistent=False)  # (M, K, L)
         super().build_for_training(clip_model, prompts, text_features)

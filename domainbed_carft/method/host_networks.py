@@ -197,7 +197,7 @@ def _load_encoder(name: str, digest: str, words: Prompts) -> LoadedEncoder:
         clip_model = backbone.load(name)
     head = None
     if words.classes:
-        text_features = backbone.encode_prompts(clip_model, words.rows)
+        text_features = backbone.encode_prompts(clip_model, words.by_context)
         head = objective.zero_shot_weights(text_features).classes * clip_model.logit_scale
 
     encoder = clip_model.model.visual.requires_grad_(True)

@@ -23,7 +23,7 @@ SMALL_DATASETS = (*EMBEDDED, "Debug28", "Debug224")  # served by the embedded "t
 DEFAULT_STEPS = 5001  # DomainBed's
 STEPS = dict.fromkeys(EMBEDDED, 101) | {"ImageNet": 25_030}  # other defaults
 KL_DIRECTIONS = ("original||fine-tuned", "fine-tuned||original")
-UNCHECKED = "unchecked"  # the value of data_edition that allows any data
+UNVERIFIED = "unverified"  # the value of data_edition that allows any data
 
 _PREPROCESSING = r"([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
 _SAME_DEFAULT = object()

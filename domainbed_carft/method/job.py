@@ -19,7 +19,7 @@ from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Prepro
 from domainbed_carft.images.protocols import PROTOCOLS
 from domainbed_carft.machine import devices
 from domainbed_carft.method import prompts, resolution
-from domainbed_carft.method.hparams import UNCHECKED
+from domainbed_carft.method.hparams import UNVERIFIED
 from domainbed_carft.method.prompts import Prompts
 
 BF16_CAPABILITY = (8, 0)  # the lowest compute capability whose tensor cores multiply bf16
@@ -65,7 +65,7 @@ class JobFacts:
         report = self.data.report
         mean, std = self.normalisation
         return [
-            f"Data: {benchmarks.edition_label(self.data.edition) or 'not checked'}",
+            f"Data: {benchmarks.edition_label(self.data.edition) or 'not verified'}",
             *(
                 f"Data differs: {difference}"
                 for difference in (report.differences if report else ())
@@ -234,9 +234,9 @@ def _load_user_file_facts(path: str, state: tuple[int, int] | None) -> ClipFacts
 def _require_fitting_data(hparams: Mapping[str, Any], facts: DatasetFacts) -> None:
     """Raise CarftError for broken data, and for data that does not follow ``hparams``."""
     report = facts.report
-    if report and report.problems and hparams.get("data_edition") != UNCHECKED:
+    if report and report.problems and hparams.get("data_edition") != UNVERIFIED:
         raise CarftError(
-            f"{report.error_text}. To train anyway, set the hparam data_edition to {UNCHECKED!r}"
+            f"{report.error_text}. To train anyway, set the hparam data_edition to {UNVERIFIED!r}"
         )
 
     sampling = hparams.get("sampling", "with-replacement")  # not in a host's algorithm
@@ -262,5 +262,5 @@ def _require_pinned(hparams: Mapping[str, Any], record: Mapping[str, str]) -> No
         f"the hparam {name} is {hparams[name]!r}, but this job has {record[name]!r}: "
         f"{difference}. Use the same as in the run with that value, or omit {name}"
         for name, difference in _PINNED.items()
-        if hparams.get(name, "") not in ("", UNCHECKED, record[name])
+        if hparams.get(name, "") not in ("", UNVERIFIED, record[name])
     )

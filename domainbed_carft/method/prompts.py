@@ -20,7 +20,7 @@ from domainbed_carft.data.comparison import require_same_classes
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.dataset_facts import (
     DATASET_PREFIX,
-    UNKNOWN,
+    NO_FACTS,
     DatasetFacts,
     parse_dataset_name,
 )
@@ -72,7 +72,7 @@ class Prompts:
         return digest(self.contexts, self.classes)
 
     @property
-    def rows(self) -> list[list[str]]:
+    def by_context(self) -> list[list[str]]:
         """Every context with every class: M lists of K prompts."""
         return fill_templates(self.contexts, self.classes)
 
@@ -202,7 +202,7 @@ def from_json(text: str) -> tuple[list[str], list[str]]:
 
 
 def find_class_names(
-    hparams: Mapping[str, Any], num_classes: int, facts: DatasetFacts = UNKNOWN
+    hparams: Mapping[str, Any], num_classes: int, facts: DatasetFacts = NO_FACTS
 ) -> list[str]:
     """Return the ``num_classes`` class names in label order.
 

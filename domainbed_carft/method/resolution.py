@@ -112,7 +112,7 @@ def resolve(
     Returns:
         The values of the host and of all methods, as recorded.
     """
-    from domainbed import hparams_registry as registry
+    from domainbed import hparams_registry
 
     table = get_recorded_hparams(algorithm)
     conditions = Conditions(dataset, str(given.get("clip_backbone", "")), steps)
@@ -120,7 +120,9 @@ def resolve(
     # The harness has the same for all algorithms. For those of this package, its registry would
     # compute their own values a second time.
     registered_name = algorithm.__name__ if algorithm.IS_OF_CHECKOUT else "ERM"
-    host_defaults, host_values = read_registry(registry, registered_name, dataset, random_seed)
+    host_defaults, host_values = read_registry(
+        hparams_registry, registered_name, dataset, random_seed
+    )
     defaults = {**host_defaults, **own_defaults}
     draws = draw_values(table, conditions, random_seed)
     values = {**host_values, **own_defaults, **draws, **given}
@@ -129,7 +131,7 @@ def resolve(
     pins = {*PINNABLE, CLIP_HEAD.name}  # one --hparams of a sweep can also be for the host's
     problems = [
         *find_invalid(given, READ_BY_TRAIN),
-        *find_unknown_names(registry, algorithm.__name__, given, defaults, pins),
+        *find_unknown_names(hparams_registry, algorithm.__name__, given, defaults, pins),
         *find_problems(algorithm, values, checked, conditions),
     ]
     return ResolvedHparams(values, defaults, problems, _find_unread(algorithm, given))

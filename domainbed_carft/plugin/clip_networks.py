@@ -162,31 +162,30 @@ def wrap_classifier(original: Callable[..., Any]) -> Callable[..., Any]:
     return Classifier
 
 
-def add_hparams(host_hparams: Any, dataset: str, random_seed: int | None) -> Any:
+def add_hparams(registry_values: Any, dataset: str, random_seed: int | None) -> Any:
     """Add the hyperparameters for a CLIP model to those of a host's algorithm in a checkout.
 
     ``train`` reads the registry before it merges ``--hparams``, so the CLIP model is read from the
     command line. Without one, the same object is returned.
 
     Args:
-        host_hparams: The defaults or draws of the host's registry.
+        registry_values: The defaults or draws of the host's registry.
         dataset: Name of the dataset.
         random_seed: Seed of random draws; None for the defaults.
     """
     given = foreign_jobs.parse_user_hparams()
     if not is_set(given):
-        return host_hparams
+        return registry_values
 
-    from domainbed_carft.method import host_hparams as of_clip
-    from domainbed_carft.method import host_lookup
+    from domainbed_carft.method import host_hparams, host_lookup
 
     if not host_lookup.has_replaceable_networks():
         warn_about_host_networks()
-        return host_hparams
+        return registry_values
 
-    plain = {name: foreign_jobs.to_python_number(value) for name, value in host_hparams.items()}
-    added = of_clip.get_added_values(plain, given, dataset, random_seed)
-    rates = {name: added[name] for name in of_clip.RATES if name in added}
+    plain = {name: foreign_jobs.to_python_number(value) for name, value in registry_values.items()}
+    added = host_hparams.get_added_values(plain, given, dataset, random_seed)
+    rates = {name: added[name] for name in host_hparams.RATES if name in added}
     print_rates(rates, plain, given[KEY])
     return {**plain, **added}
 

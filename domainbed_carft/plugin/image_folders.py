@@ -1,4 +1,4 @@
-"""A wrapper of a checkout's image folders that checks the data and can set a protocol's transforms.
+"""A wrapper of a checkout's image folders: verifies the data, can set a protocol's transforms.
 
 Broken data is an error for algorithms of this package. For all other algorithms it is a warning,
 once per job. Any other failure is a warning, and leaves the dataset as the host made it.
@@ -30,7 +30,7 @@ UPSTREAM_STEPS = (
 
 
 def wrap_constructor(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap the `__init__` of MultipleEnvironmentImageFolder, to check the data as well.
+    """Wrap the `__init__` of MultipleEnvironmentImageFolder, to verify the data as well.
 
     Afterwards the transforms follow the protocol of the hyperparameters, and algorithms of this
     package have access to the facts of the dataset. For broken data the wrapper raises CarftError

@@ -30,7 +30,7 @@ from domainbed_carft.machine import devices
 from domainbed_carft.preflight import steps, zero_shot_gate
 from domainbed_carft.preflight.recipes import Recipe, get_clip, group_into_recipes, zero_shot_jobs
 from domainbed_carft.sweep import costs, host, preflight_file
-from domainbed_carft.sweep.data_verification import DataCheck
+from domainbed_carft.sweep.data_verification import DataFinding
 from domainbed_carft.sweep.launch import LaunchPlan
 from domainbed_carft.sweep.preflight_file import Preflight, PreflightRow
 from domainbed_carft.version import __version__
@@ -121,8 +121,8 @@ class _Run:
 
     def add_all_rows(self) -> None:
         """Check and measure the sweep, and add the rows in the order in which they are printed."""
-        for check in self.plan.data_checks:
-            self.add(data_row(check))
+        for finding in self.plan.data_findings:
+            self.add(data_row(finding))
         if not host.can_skip_in_splits():
             reason = "a checkout trains with its own code; run carft preflight outside of it"
             self.add(PreflightRow(ONE_STEP, "all jobs", "skipped", reason))
@@ -135,7 +135,7 @@ class _Run:
             name: [*filter(None, map(get_clip, jobs))] for name, jobs in jobs_by_dataset.items()
         }
 
-        failed = {check.dataset for check in self.plan.data_checks if _get_problem(check)}
+        failed = {entry.dataset for entry in self.plan.data_findings if _get_problem(entry)}
         needed_clips = [clips[name] for name in clips if not failed & {"", name}]
         for clip in dict.fromkeys(itertools.chain(*needed_clips)):
             with self.guard(WEIGHTS_AND_DATA, f"CLIP {clip}"):
@@ -240,17 +240,17 @@ class _Run:
         return steps.prepare(job, job.variables, self.folder, targets)
 
 
-def _get_problem(check: DataCheck) -> str | None:
-    return check.broken or check.missing
+def _get_problem(finding: DataFinding) -> str | None:
+    return finding.broken or finding.missing
 
 
-def data_row(check: DataCheck) -> PreflightRow:
+def data_row(finding: DataFinding) -> PreflightRow:
     """Return the row of a dataset: its edition, or the reason why its jobs would fail."""
-    name = f"data {check.dataset}".rstrip()
-    problem = _get_problem(check)
+    name = f"data {finding.dataset}".rstrip()
+    problem = _get_problem(finding)
     if problem:
         return PreflightRow(WEIGHTS_AND_DATA, name, "failure", problem, _GET_DATA)
-    description = check.description.removeprefix(f"{check.dataset}: ")
+    description = finding.description.removeprefix(f"{finding.dataset}: ")
     return PreflightRow(WEIGHTS_AND_DATA, name, "pass", description)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from domainbed_carft.arguments import TEXT, TEXTS, check
+from domainbed_carft.arguments import TEXT, TEXTS, require_kind
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import columns as table_columns
@@ -320,9 +320,9 @@ def collect(
         CarftError: if `gather` raises it, if a column or a kind of error is unknown, or if no
             algorithm shares a trial with ``against``.
     """
-    check(TEXTS, columns=columns)
-    check(TEXT, error=error)
-    check(TEXT, is_optional=True, against=against)
+    require_kind(TEXTS, columns=columns)
+    require_kind(TEXT, error=error)
+    require_kind(TEXT, is_optional=True, against=against)
     columns = table_columns.expand(columns)
     if error not in ERROR_KINDS:
         raise CarftError(unknown("kind of error", error, ERROR_KINDS))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from domainbed_carft import suggestions
-from domainbed_carft.arguments import TEXTS, check
+from domainbed_carft.arguments import TEXTS, require_kind
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
@@ -32,7 +32,7 @@ from domainbed_carft.jobs.setting import (
     METHOD,
     SCHEDULE,
     UNKNOWN,
-    get_setting,
+    get_recorded_setting,
 )
 from domainbed_carft.paths import AnyPath, as_paths
 from domainbed_carft.results import job_roles, recorded_defaults, selection
@@ -115,8 +115,8 @@ def as_collection(
     if not isinstance(sweeps, Collection):
         return gather(sweeps, methods, ignored, by)
 
-    check(TEXTS, ignored=ignored, by=by)
-    check(TEXTS, is_optional=True, methods=methods)
+    require_kind(TEXTS, ignored=ignored, by=by)
+    require_kind(TEXTS, is_optional=True, methods=methods)
     for name, value in (("ignored", ignored), ("by", by)):
         if value:
             raise CarftError(
@@ -153,8 +153,8 @@ def gather(
             with different records, if a name of ``by`` does not vary, or if no job counts for
             tables according to the manifests.
     """
-    check(TEXTS, ignored=ignored, by=by)
-    check(TEXTS, is_optional=True, methods=methods)
+    require_kind(TEXTS, ignored=ignored, by=by)
+    require_kind(TEXTS, is_optional=True, methods=methods)
     for name in ignored:
         if name not in KINDS:
             raise CarftError(suggestions.unknown("part of a setting", name, KINDS))
@@ -284,7 +284,9 @@ def _get_complete_settings(group: Group) -> tuple[list[_RunSetting], list[_JobSe
     Parts that a job lacks have the value of `_get_absent_value`.
     """
     run_settings = [_get_cell_setting(run.job, run.setting, group) for run in group.runs]
-    job_settings = [_get_cell_setting(job, get_setting(job.args), group) for job in group.planned]
+    job_settings = [
+        _get_cell_setting(job, get_recorded_setting(job.args), group) for job in group.planned
+    ]
     absent_values = {
         part: _get_absent_value(part)
         for setting in (*run_settings, *job_settings)

@@ -99,7 +99,7 @@ def _note_on_stages(search: Search, jobs: Iterable[Job]) -> str:
     repeat_trials = format_trials(search.repeat_on)
     note = (
         f"Budget of the search: {quantity(n_first, 'job')} on {trials} to choose by "
-        f"{search.method} validation, one choice for {scope}; {quantity(search.repeats, 'job')} on "
+        f"{search.rule} validation, one choice for {scope}; {quantity(search.repeats, 'job')} on "
         f"{repeat_trials} to train the choices. The tables contain only the latter."
     )
     if search.is_choosing:

@@ -12,7 +12,7 @@ from typing import Any
 from domainbed_carft.errors import raise_for
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM, get_setting
+from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM, get_recorded_setting
 from domainbed_carft.results.groups import Group
 from domainbed_carft.results.labels import sort_rows
 from domainbed_carft.results.recorded_defaults import is_unset
@@ -38,7 +38,7 @@ def label_rows(plain: Group, by: Sequence[str], folders: Sequence[Path]) -> Grou
         by: the names.
         folders: the collected folders, in which each variant has a folder of its own.
     """
-    planned = [(job, get_setting(job.args)) for job in plain.planned]
+    planned = [(job, get_recorded_setting(job.args)) for job in plain.planned]
     ran = [(run.job, run.setting) for run in plain.runs]
     _require_varying(by, [*planned, *ran], folders)
 

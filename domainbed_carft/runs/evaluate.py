@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from domainbed_carft.arguments import COUNT, TEXT, TEXTS, check
+from domainbed_carft.arguments import COUNT, TEXT, TEXTS, require_kind
 from domainbed_carft.data.tasks import TASKS
 from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.machine.devices import choose_device
@@ -129,7 +129,7 @@ def evaluate_on_suite(
         CarftError: if the suite is unknown, no test set is found or can be read, the classes of
             the run differ from those of the suite, or not exactly one of run and CLIP is given.
     """
-    check(TEXT, suite=suite)
+    require_kind(TEXT, suite=suite)
     check_loading(batch_size, workers)
     if (run is None) == (clip is None):
         raise CarftError("pass either run or clip")
@@ -180,7 +180,7 @@ def evaluate_sweep(
             exist.
     """
     check_loading(batch_size, workers)
-    check(TEXTS, is_optional=True, methods=methods)
-    check(COUNT, is_optional=True, jobs=jobs)
+    require_kind(TEXTS, is_optional=True, methods=methods)
+    require_kind(COUNT, is_optional=True, jobs=jobs)
     options = SweepOptions(device, batch_size, workers, as_text(data_dir), as_text(original))
     return measure_sweep(collection.gather([as_path(folder)], methods), options, jobs)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import jinja_templates
-from domainbed_carft.arguments import FLAG, check
+from domainbed_carft.arguments import FLAG, require_kind
 from domainbed_carft.clips import backbone, open_clip, openai, transformers
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, invalid
@@ -30,7 +30,7 @@ from domainbed_carft.files.weights import load_weights, sha256
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.images.protocols import HOST, PROTOCOLS
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.job import command as train_command
+from domainbed_carft.jobs.job import make_train_command
 from domainbed_carft.jobs.job_folder import RECORDS
 from domainbed_carft.jobs.setting import read_printed_versions
 from domainbed_carft.paths import AnyPath, as_path, as_text
@@ -160,7 +160,7 @@ def export(
         >>> files.head.name, files.card.name
         ('clip.head.pt', 'clip.json')
     """
-    check(FLAG, half=half, force=force)
+    require_kind(FLAG, half=half, force=force)
     if format not in EXPORT_FORMATS:
         raise CarftError(invalid("format", format, f"one of {', '.join(EXPORT_FORMATS)}"))
     run = run if isinstance(run, Run) else load_run(run, device="cpu")
@@ -516,7 +516,7 @@ def _get_accuracies(
 
 def _make_command(run: Run, arguments: Mapping[str, Any]) -> str:
     """Return the command line that repeats the run, without the folders of data and output."""
-    return shlex.join(train_command({**arguments, "hparams": run.args.get("hparams")}))
+    return shlex.join(make_train_command({**arguments, "hparams": run.args.get("hparams")}))
 
 
 def render_readme(card: Mapping[str, Any], card_file: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from domainbed_carft import machine
-from domainbed_carft.arguments import BATCH, WORKERS, check
+from domainbed_carft.arguments import BATCH, WORKERS, require_kind
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import stages
 from domainbed_carft.images.squares import ImageMemory, Squares
@@ -55,8 +55,8 @@ class LoadingOptions:
 
 def check_loading(batch_size: Any, workers: Any) -> None:
     """Raise CarftError if one of these arguments of the Python API has a wrong type."""
-    check(BATCH, batch_size=batch_size)
-    check(WORKERS, is_optional=True, workers=workers)
+    require_kind(BATCH, batch_size=batch_size)
+    require_kind(WORKERS, is_optional=True, workers=workers)
 
 
 def worker_count(workers: int | None, has_many_images: bool) -> int:

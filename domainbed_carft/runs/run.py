@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from domainbed_carft.arguments import BATCH, WORKERS, check
+from domainbed_carft.arguments import BATCH, WORKERS, require_kind
 from domainbed_carft.data import image_files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.plan import ImagePlan
@@ -206,8 +206,8 @@ class Run:
             An iterator over batches. An image that cannot be read has an error instead of a
             prediction.
         """
-        check(BATCH, batch_size=batch_size)
-        check(WORKERS, workers=workers)
+        require_kind(BATCH, batch_size=batch_size)
+        require_kind(WORKERS, workers=workers)
         for batch in self._read_batches(images, batch_size, workers):
             inputs = [part.input for part in batch if part.input is not None]
             yield PredictedBatch(
@@ -220,7 +220,7 @@ class Run:
         self, images: ImageInput | Sequence[ImageInput], batch_size: int
     ) -> Iterator[list[Tensor]]:
         """Yield batches of transformed images; raises CarftError as `predict` does."""
-        check(BATCH, batch_size=batch_size)
+        require_kind(BATCH, batch_size=batch_size)
         items = [images]
         is_tensor_of_one = isinstance(images, Tensor) and images.ndim == 3
         if isinstance(images, Iterable) and not (isinstance(images, str) or is_tensor_of_one):

@@ -30,7 +30,7 @@ from domainbed_carft.jobs.facts import get_hparams_and_facts
 from domainbed_carft.jobs.job import IDENTITY
 from domainbed_carft.jobs.job_folder import RECORDS, WEIGHTS
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.jobs.setting import ARGUMENTS
+from domainbed_carft.jobs.setting import ARGUMENTS, label_recorded
 from domainbed_carft.machine.devices import choose_device
 from domainbed_carft.method import algorithms, objective, prompts
 from domainbed_carft.method.algorithm import CLIPAlgorithm
@@ -235,10 +235,10 @@ def _require_recorded(run: Run) -> None:
 
 
 def _find_difference(run: Run, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> str:
-    """Return the first setting that differs between weights and records, or ""."""
+    """Return the first setting or fact that differs between weights and records, or ""."""
     pairs = {name: (run.args.get(name), args.get(name)) for name in _SHARED_ARGUMENTS}
     for name in sorted(run.hparams.keys() & hparams.keys()):
-        pairs[f"hparam {name}"] = (run.hparams[name], hparams[name])
+        pairs[label_recorded(name)] = (run.hparams[name], hparams[name])
 
     for name, (in_weights, in_records) in pairs.items():
         if json.loads(json.dumps(in_weights)) != in_records:

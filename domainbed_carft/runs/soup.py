@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from domainbed_carft import files
-from domainbed_carft.arguments import TEXT, check
+from domainbed_carft.arguments import TEXT, require_kind
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.squares import ImageMemory
 from domainbed_carft.machine.devices import choose_device
@@ -100,7 +100,7 @@ def soup(
         >>> soups["greedy"].in_domain >= members[0]["validation"]
         True
     """
-    check(TEXT, is_optional=True, suite=suite)
+    require_kind(TEXT, is_optional=True, suite=suite)
     check_loading(batch_size, workers)
     loaded_runs, chosen_device = _load_runs(runs, device)
     require_compatible(loaded_runs)

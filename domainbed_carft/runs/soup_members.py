@@ -21,12 +21,12 @@ from domainbed_carft.wording import quantity
 
 # Runs with the same values held out the same images and started from the same weights.
 SHARED_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
-SHARED_HPARAMS = ("clip_digest", "prompts_digest", "protocol", "data_edition")
+SHARED_FACTS = ("clip_digest", "prompts_digest", "protocol", "data_edition")
 
 # The hparams that a soup needs to read images and to predict. Hparams of the training get the
 # defaults of SOUP_ALGORITHM, the simplest one.
 SOUP_HPARAMS = (
-    *SHARED_HPARAMS,
+    *SHARED_FACTS,
     "clip_backbone",
     "clip_revision",
     "contexts",
@@ -113,7 +113,7 @@ def _find_differences(run: Run, first: Run) -> list[str]:
     """Return the settings that members of a soup must share and that differ."""
     differences = [name for name in SHARED_ARGS if run.args.get(name) != first.args.get(name)]
     differences += [
-        name for name in SHARED_HPARAMS if run.hparams.get(name) != first.hparams.get(name)
+        name for name in SHARED_FACTS if run.hparams.get(name) != first.hparams.get(name)
     ]
 
     buffer_pairs = zip(run.algorithm.input.buffers(), first.algorithm.input.buffers())

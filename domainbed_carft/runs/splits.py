@@ -22,18 +22,18 @@ from torch.utils.data import Dataset, Subset
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import rng, stages
 from domainbed_carft.images.clip_input import CLIPInput
-from domainbed_carft.images.dataset_facts import UNKNOWN, DatasetFacts, parse_dataset_name
+from domainbed_carft.images.dataset_facts import NO_FACTS, DatasetFacts, parse_dataset_name
 from domainbed_carft.images.plan import FAST, ImagePlan
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.images.squares import Squares
 from domainbed_carft.jobs.splits import (
-    NamedSplit,
+    Split,
     name_splits,
     select_evaluated,
     split_environments,
 )
 from domainbed_carft.method import host_lookup, prompts
-from domainbed_carft.method.hparams import UNCHECKED
+from domainbed_carft.method.hparams import UNVERIFIED
 from domainbed_carft.paths import AnyPath, as_text
 from domainbed_carft.results.metrics import ImageSetFacts
 from domainbed_carft.runs.run import Run
@@ -150,7 +150,7 @@ def read_data(
         ) from error
 
     plan = run.image_plan if is_harness else None
-    facts = getattr(dataset, "dataset_facts", None) or UNKNOWN
+    facts = getattr(dataset, "dataset_facts", None) or NO_FACTS
     require_same_data(run, dataset, targets, facts)
     names = [environment.name for environment in facts.environments]
     if len(names) != len(dataset):  # the host's dataset has no names
@@ -192,7 +192,7 @@ def require_same_data(run: Run, dataset: Any, targets: Sequence[int], facts: Dat
                 comparisons.append(("classes", run.classes, names))
 
     edition = run.hparams.get("data_edition", "")
-    if facts.edition and edition not in ("", UNCHECKED):
+    if facts.edition and edition not in ("", UNVERIFIED):
         comparisons.append(("data_edition", edition, facts.edition))
 
     normalisation = facts.normalisation
@@ -218,7 +218,7 @@ def _round_input(model_input: CLIPInput) -> list[list[float]]:
     ]
 
 
-def _split_as_trained(run: Run, dataset: Any) -> list[NamedSplit]:
+def _split_as_trained(run: Run, dataset: Any) -> list[Split]:
     """Return all splits of the run's job; raises ValueError if a target does not exist."""
     targets = run.args["test_envs"]
     unknown_targets = set(targets) - set(range(len(dataset)))

@@ -18,10 +18,10 @@ from domainbed_carft.arguments import (
     TEXT,
     TEXTS,
     WORKERS,
-    check,
+    require_kind,
 )
 from domainbed_carft.errors import CarftError, TransientError
-from domainbed_carft.jobs.job import command
+from domainbed_carft.jobs.job import make_train_command
 from domainbed_carft.jobs.job_folder import WEIGHTS
 from domainbed_carft.launchers.attempt import Children, describe_end, stop_on_signals
 from domainbed_carft.method.algorithms import CLASSES
@@ -107,19 +107,23 @@ def train(
         )
 
     targets = as_list(test_envs)
-    check(TEXT, algorithm=algorithm)
-    check(NATURALS, test_envs=targets)
-    check(MAPPING, hparams=hparams)
-    check(COUNT, is_optional=True, steps=steps, checkpoint_freq=checkpoint_freq)
-    check(COUNT, is_optional=True, processes=processes)
-    check(WORKERS, is_optional=True, workers=workers)
-    check(INTEGER, hparams_seed=hparams_seed, trial_seed=trial_seed, seed=seed)
-    check(NUMBER, holdout_fraction=holdout_fraction, uda_holdout_fraction=uda_holdout_fraction)
-    check(TEXT, is_optional=True, task=task, image_memory=image_memory)
-    check(TEXT, is_optional=True, keep_weights=keep_weights)
-    check(TEXTS, is_optional=True, log=log)
-    check(FLAG, skip_training_in_splits=skip_training_in_splits, skip_model_save=skip_model_save)
-    check(FLAG, save_model_every_checkpoint=save_model_every_checkpoint)
+    require_kind(TEXT, algorithm=algorithm)
+    require_kind(NATURALS, test_envs=targets)
+    require_kind(MAPPING, hparams=hparams)
+    require_kind(COUNT, is_optional=True, steps=steps, checkpoint_freq=checkpoint_freq)
+    require_kind(COUNT, is_optional=True, processes=processes)
+    require_kind(WORKERS, is_optional=True, workers=workers)
+    require_kind(INTEGER, hparams_seed=hparams_seed, trial_seed=trial_seed, seed=seed)
+    require_kind(
+        NUMBER, holdout_fraction=holdout_fraction, uda_holdout_fraction=uda_holdout_fraction
+    )
+    require_kind(TEXT, is_optional=True, task=task, image_memory=image_memory)
+    require_kind(TEXT, is_optional=True, keep_weights=keep_weights)
+    require_kind(TEXTS, is_optional=True, log=log)
+    require_kind(
+        FLAG, skip_training_in_splits=skip_training_in_splits, skip_model_save=skip_model_save
+    )
+    require_kind(FLAG, save_model_every_checkpoint=save_model_every_checkpoint)
 
     _run(
         {
@@ -162,7 +166,7 @@ def _run(arguments: Mapping[str, Any]) -> None:
     Raises CarftError if the training fails, KeyboardInterrupt or SystemExit after signals.
     """
     try:
-        words = [sys.executable, *command(arguments)[1:]]
+        words = [sys.executable, *make_train_command(arguments)[1:]]
     except TypeError as error:
         raise CarftError(f"hparams has a value that JSON cannot hold: {error}") from error
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import files
-from domainbed_carft.arguments import NUMBERS, TEXT, check
+from domainbed_carft.arguments import NUMBERS, TEXT, require_kind
 from domainbed_carft.errors import CarftError
 from domainbed_carft.paths import AnyPath, as_list, as_text
 from domainbed_carft.runs import BATCH_SIZE, merge_weights, saved
@@ -81,8 +81,8 @@ def wise_ft(
         ['in_domain', 'out_of_domain']
     """
     alphas = as_list(alphas)
-    check(NUMBERS, alphas=alphas, save=save)
-    check(TEXT, is_optional=True, suite=suite)
+    require_kind(NUMBERS, alphas=alphas, save=save)
+    require_kind(TEXT, is_optional=True, suite=suite)
     check_loading(batch_size, workers)
     alphas = sort_alphas(alphas)
     saved_alphas = [alpha for alpha in alphas if alpha in save]

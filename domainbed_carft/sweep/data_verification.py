@@ -1,4 +1,4 @@
-"""Checks of a sweep's data before its jobs start, without decoding any image."""
+"""Verification of a sweep's data before its jobs start, without decoding any image."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from domainbed_carft.data import benchmarks, tasks, verification
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Job, parse_overrides
-from domainbed_carft.method.hparams import UNCHECKED
+from domainbed_carft.method.hparams import UNVERIFIED
 from domainbed_carft.suites import imagenet_training, known_data
 
-_CHECKED_BY_JOBS = "each job checks its data where it runs"
+_VERIFIED_BY_JOBS = "each job verifies its data where it runs"
 
 
 @dataclass(frozen=True)
-class DataCheck:
-    """The result of checking the data of one dataset.
+class DataFinding:
+    """What verifying the data of one dataset found.
 
     Attributes:
         description: the result in words, for people.
@@ -47,47 +47,50 @@ def default_data_dir(datasets: Sequence[str]) -> str:
     return "embedded" if are_embedded else "."
 
 
-def check_datasets(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) -> list[DataCheck]:
-    """Check each dataset's folder, if it is on this machine.
+def verify_datasets(
+    datasets: Sequence[str], jobs: Iterable[Job], data_dir: str
+) -> list[DataFinding]:
+    """Verify each dataset's folder, if it is on this machine.
 
     Broken data is a problem only if one of the package's algorithms would train on it, because its
     job would refuse the data. Jobs of other algorithms print a warning.
     """
     from domainbed_carft.method.algorithms import CLASSES  # takes the seconds of importing torch
 
-    checking_datasets = {
+    verifying_datasets = {
         job.key.dataset
         for job in jobs
         if job.key.algorithm in CLASSES
-        and parse_overrides(job.args).get("data_edition") != UNCHECKED
+        and parse_overrides(job.args).get("data_edition") != UNVERIFIED
     }
     no_data_dir = benchmarks.data_dir_problems(data_dir)
 
-    distinct: dict[str, DataCheck] = {}
+    distinct: dict[str, DataFinding] = {}
     for name in datasets:
         folder = known_data.find_image_folder(name, data_dir)
         if no_data_dir and folder and not os.path.exists(folder):
             description = (
-                f"not checked: {data_dir} does not exist on this machine; {_CHECKED_BY_JOBS}"
+                f"not verified: {data_dir} does not exist on this machine; {_VERIFIED_BY_JOBS}"
             )
-            check = DataCheck(description, missing=no_data_dir[0])
+            finding = DataFinding(description, missing=no_data_dir[0])
         else:
-            check = _check_dataset(name, folder, data_dir, is_required=name in checking_datasets)
-            check = replace(check, dataset=name)
-        distinct.setdefault(check.description, check)
+            is_required = name in verifying_datasets
+            finding = _verify_dataset(name, folder, data_dir, is_required)
+            finding = replace(finding, dataset=name)
+        distinct.setdefault(finding.description, finding)
     return list(distinct.values())
 
 
-def _check_dataset(name: str, folder: str | None, data_dir: str, is_required: bool) -> DataCheck:
-    """Check one dataset; ``is_required`` is True if one of its jobs refuses broken data."""
+def _verify_dataset(name: str, folder: str | None, data_dir: str, is_required: bool) -> DataFinding:
+    """Verify one dataset; ``is_required`` is True if one of its jobs refuses broken data."""
     if folder is None:
-        return DataCheck(f"{name}: not checked, its folder is unknown")
+        return DataFinding(f"{name}: not verified, its folder is unknown")
     if not folder:
-        return DataCheck(f"{name}: needs no folder")
+        return DataFinding(f"{name}: needs no folder")
     if not os.path.exists(folder):
-        return DataCheck(
-            f"{name}: not checked: {folder} does not exist on this machine; each job checks it "
-            "where it runs",
+        return DataFinding(
+            f"{name}: not verified: {folder} does not exist on this machine; each job verifies "
+            "it where it runs",
             missing=f"{name} is missing, expected its folder {folder}; "
             f"is --data_dir {data_dir} right?",
         )
@@ -95,13 +98,13 @@ def _check_dataset(name: str, folder: str | None, data_dir: str, is_required: bo
     try:
         report = _verify(name, Path(data_dir))
     except CarftError as error:  # the folder, or a list in it, cannot be read at all
-        return DataCheck(f"{name}: {error}", broken=str(error))
+        return DataFinding(f"{name}: {error}", broken=str(error))
 
     if not report.problems:
         edition = report.data_edition
-        return DataCheck(f"{name}: {edition}, {report.images:,} images in {report.root}")
-    problem = f"{report.error_text}; fix the data, or set the hparam data_edition to {UNCHECKED}"
-    return DataCheck(
+        return DataFinding(f"{name}: {edition}, {report.images:,} images in {report.root}")
+    problem = f"{report.error_text}; fix the data, or set the hparam data_edition to {UNVERIFIED}"
+    return DataFinding(
         f"{name}: broken: {'; '.join(report.problems)}", broken=problem if is_required else None
     )
 

@@ -33,15 +33,15 @@ from domainbed_carft.jobs.manifest import ChosenValues, Dataset
 TASK = "domain_generalization"
 LEAVE_ONE_OUT = "leave-one-domain-out"
 CLIPOOD = "clipood"
-# Selection methods by which a search must not choose: they look at the target, or choose nothing.
-_METHODS_WITHOUT_CHOICE = ("oracle", CLIPOOD)
+# Selection rules by which a search must not choose: they look at the target, or choose nothing.
+_RULES_WITHOUT_CHOICE = ("oracle", CLIPOOD)
 
 Values = Mapping[str, Any]
 
 # The text of a validator's ValueError completes "expected ...": see files/validation.py.
 
 
-def _require_setting(value: Any) -> Any:
+def _require_hparam_value(value: Any) -> Any:
     if isinstance(value, (str, int, float)):
         return value
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -70,9 +70,9 @@ Index = Annotated[int, Field(ge=0, le=10**9)]
 DatasetName = Annotated[str, StringConstraints(min_length=1), AfterValidator(shortest_path)]
 DatasetNames = Distinct[DatasetName]
 AlgorithmNames = Distinct[Annotated[str, Field(min_length=1)]]
-Setting = Annotated[
+HparamValue = Annotated[
     Any,
-    BeforeValidator(_require_setting),
+    BeforeValidator(_require_hparam_value),
     WithJsonSchema(
         {
             "anyOf": [
@@ -82,7 +82,7 @@ Setting = Annotated[
         }
     ),
 ]
-Hparams = dict[str, Setting]
+Hparams = dict[str, HparamValue]
 EnvironmentReference = Annotated[
     Annotated[Index, Tag("<index>")] | Annotated[str, Tag("<label>")],
     Discriminator(lambda value: "<index>" if isinstance(value, int) else "<label>"),
@@ -107,7 +107,7 @@ Division = Annotated[
     | Annotated[Annotated[list[EnvironmentReferences], Field(min_length=1)], Tag("<lists>")],
     Discriminator(_get_division_tag),
 ]
-MethodName = Literal["training-domain", "leave-one-domain-out", "oracle", "clipood"]
+RuleName = Literal["training-domain", "leave-one-domain-out", "oracle", "clipood"]
 SweepName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")]
 
@@ -153,7 +153,7 @@ class DeclaredSearch(Keys):
     ``choose_on``, and the second trains the chosen member on the trials of ``repeat_on``.
     """
 
-    values: dict[str, Distinct[Setting]] = {}
+    values: dict[str, Distinct[HparamValue]] = {}
     draws: Count | None = None
     choose_on: Trials | None = None
     repeat_on: Trials | None = None
@@ -163,7 +163,7 @@ class DeclaredSearch(Keys):
 class SearchOverride(Keys):
     """Searched values for some algorithms or datasets; an empty list disables the search there."""
 
-    values: dict[str, Annotated[list[Setting], AfterValidator(_require_distinct)]]
+    values: dict[str, Annotated[list[HparamValue], AfterValidator(_require_distinct)]]
 
 
 class Variant(Keys):
@@ -232,10 +232,10 @@ class Shape(Keys):
     hparams: Hparams = {}
     overrides: list[Override] = []
     variants: dict[FolderName, Variant] = {}
-    grid: dict[str, Distinct[Setting]] = {}
+    grid: dict[str, Distinct[HparamValue]] = {}
     search: DeclaredSearch | None = None
     test_environments: OneOrEach[Division, dict[DatasetName, Division]] = {}
-    selection: Distinct[MethodName] = ["training-domain", "oracle"]
+    selection: Distinct[RuleName] = ["training-domain", "oracle"]
     # None and "domainbed" train alike, but give jobs different identities.
     protocol: Literal["domainbed", "clip", "wise-ft", "lipsum-ft"] | None = None
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -266,9 +266,9 @@ class Shape(Keys):
         return seed_range(self.trials)
 
     @property
-    def choosing_method(self) -> str | None:
-        """The first selection method by which a search can choose, or None."""
-        return next((name for name in self.selection if name not in _METHODS_WITHOUT_CHOICE), None)
+    def choosing_rule(self) -> str | None:
+        """The first selection rule by which a search can choose, or None."""
+        return next((name for name in self.selection if name not in _RULES_WITHOUT_CHOICE), None)
 
     def cells(self) -> Iterator[SweepCell]:
         """Iterate over all cells, variant by variant; each variant is repeated at each grid point.

@@ -167,7 +167,7 @@ def _check_references(shape: Shape) -> Iterator[_Problem]:
 
 
 def _check_selection(shape: Shape) -> Iterator[_Problem]:
-    """Check that jobs have no choice of hyperparameters if a selection method chooses none."""
+    """Check that jobs have no choice of hyperparameters if a selection rule chooses none."""
     if CLIPOOD not in shape.selection:
         return
     n_choices = len(shape.choices)
@@ -375,7 +375,7 @@ def _check_draws_and_stages(shape: Shape) -> Iterator[_Problem]:
     if len(shape.choices) > 1 or min(shape.choices) > 0:
         message = "draws differ from trial to trial, so a draw cannot be repeated on other trials"
         yield ("search", "choose_on"), f"{message}; list values instead"
-    if shape.choosing_method is None:
+    if shape.choosing_rule is None:
         message = (
             f"the search cannot choose by {', '.join(shape.selection)}, which looks at the target"
         )

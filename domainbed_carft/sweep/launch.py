@@ -29,7 +29,7 @@ from domainbed_carft.sweep import (
     states,
 )
 from domainbed_carft.sweep.costs import CostRow
-from domainbed_carft.sweep.data_verification import DataCheck
+from domainbed_carft.sweep.data_verification import DataFinding
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.preflight_file import Preflight
 from domainbed_carft.sweep.states import Status, SweepState
@@ -79,7 +79,7 @@ class LaunchPlan:
         launcher_name: name of the launcher, such as ``pool``.
         skips_training_in_splits: True if the jobs do not evaluate the training environments'
             in-splits; None if the train of the domainbed in use cannot skip them.
-        data_checks: results of checking the datasets.
+        data_findings: the findings of verifying the datasets.
         launcher_problems: reasons why the launcher cannot run.
         log_problems: reasons why the jobs cannot log.
         plan_again: plans the next launch of the same sweep, such as the second stage's.
@@ -91,7 +91,7 @@ class LaunchPlan:
     launcher: Launcher
     launcher_name: str
     skips_training_in_splits: bool | None
-    data_checks: Sequence[DataCheck]
+    data_findings: Sequence[DataFinding]
     launcher_problems: Sequence[str]
     log_problems: Sequence[str]
     plan_again: Callable[[], LaunchPlan]
@@ -120,17 +120,17 @@ class LaunchPlan:
     @property
     def data_problems(self) -> list[str]:
         """Broken data, which jobs refuse on every machine."""
-        return [check.broken for check in self.data_checks if check.broken]
+        return [finding.broken for finding in self.data_findings if finding.broken]
 
     @property
     def problems(self) -> list[str]:
         """All problems for which the launch would be refused."""
         problems = [*self.launcher_problems, *self.log_problems]
-        for check in self.data_checks:
-            if check.broken:
-                problems.append(check.broken)
-            if check.missing and self.launcher_name not in RUN_ELSEWHERE:
-                problems.append(check.missing)
+        for finding in self.data_findings:
+            if finding.broken:
+                problems.append(finding.broken)
+            if finding.missing and self.launcher_name not in RUN_ELSEWHERE:
+                problems.append(finding.missing)
         return problems
 
     def estimate_costs(self, preflight: Preflight | None = None) -> dict[CostRow, Cost]:
@@ -201,7 +201,7 @@ def plan(
         launcher=run_jobs,
         launcher_name=launcher if isinstance(launcher, str) else OWN_LAUNCHER,
         skips_training_in_splits=skips,
-        data_checks=data_verification.check_datasets(declaration.datasets, all_jobs, data_dir),
+        data_findings=data_verification.verify_datasets(declaration.datasets, all_jobs, data_dir),
         launcher_problems=launchers.problems(run_jobs, [output]),
         # Each job would refuse a train that cannot log, or a missing library.
         log_problems=host.import_module("lib.scalar_logs").problems(log) if log else (),
@@ -321,13 +321,13 @@ def _run_here(launch_plan: LaunchPlan) -> list[Status]:
     last_words: dict[Path, str] = {}
     if jobs or state.in_state(states.RUNNING):
         with printing.show_progress(state.statuses, facts):
-            outcomes = launch_plan.launcher(jobs) if jobs else None
+            ends = launch_plan.launcher(jobs) if jobs else None
             state = states.get_state(launch_plan.output, launch_plan.jobs, facts)
             while state.queue.live_launches and state.in_state(states.RUNNING):
                 time.sleep(OTHER_LAUNCH_POLL_SECONDS)
                 state = states.get_state(launch_plan.output, launch_plan.jobs, facts)
         # If no attempt could be noted, such as on a full disk, only the launcher has the reason.
-        last_words = {Path(outcome.folder): outcome.last_words for outcome in outcomes or ()}
+        last_words = {Path(end.folder): end.last_words for end in ends or ()}
 
     return [
         replace(status, detail=status.detail or last_words.get(status.job.folder, ""))

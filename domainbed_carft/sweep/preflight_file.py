@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.files import validation
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.cost import Cost
 from domainbed_carft.wording import quantity
@@ -106,11 +107,8 @@ def read(output: Path) -> Preflight | None:
         return Preflight.model_validate(json.loads(files.read_regular(path)))
     except FileNotFoundError:
         return None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or validation.describe(error)
     raise CarftError(
         f"{path} is not a readable preflight ({reason}); delete the file, or run carft preflight"
     )

@@ -3,7 +3,7 @@
 The first stage trains every member of the search, and the second stage trains the member with the
 highest mean validation accuracy on other trials. The mean is over the first stage's trials and,
 unless the search chooses by target, over the targets. Validation accuracies come from the first
-declared selection method that does not look at the target. If members are equally good, the last
+declared selection rule that does not look at the target. If members are equally good, the last
 one is chosen, as in DomainBed.
 """
 
@@ -60,14 +60,14 @@ def make_jobs(
     if search is None or not declaration.has_stages:
         return first, [], None
 
-    method = str(declaration.choosing_method)
+    rule = str(declaration.choosing_rule)
     chosen: tuple[ChosenValues, ...] = ()
     is_choosing = not all(JobFolder(job.folder).done for job in first)
     if not is_choosing:
-        chosen = choose(first, method, by_target=search.choose_by == "target")
+        chosen = choose(first, rule, by_target=search.choose_by == "target")
     second = declaration.jobs(data_dir, output, chosen)
     entry = Search(
-        method=method,
+        rule=rule,
         choose_by=search.choose_by,
         choose_on=tuple(declaration.choosing_trials),
         repeat_on=tuple(declaration.trial_seeds),
@@ -78,12 +78,12 @@ def make_jobs(
     return first, manifest.reuse_folders(second, known_jobs), entry
 
 
-def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenValues, ...]:
+def choose(jobs: Sequence[Job], rule: str, by_target: bool) -> tuple[ChosenValues, ...]:
     """Choose values from the finished ``jobs`` of a first stage, in the order of their rows.
 
     Args:
         jobs: the jobs of the first stage.
-        method: name of a selection method that does not look at the target.
+        rule: name of a selection rule that does not look at the target.
         by_target: True to choose separately for each target.
 
     Raises:
@@ -91,7 +91,7 @@ def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenVal
             because all members diverged.
     """
     accuracies_by_row: dict[_Row, dict[Choice, list[float]]] = {}
-    for row, choice, accuracy in _validation_accuracies(_read_runs(jobs), method, by_target):
+    for row, choice, accuracy in _validation_accuracies(_read_runs(jobs), rule, by_target):
         accuracies_by_row.setdefault(row, {}).setdefault(choice, []).append(accuracy)
 
     rows_without_runs = {
@@ -150,7 +150,7 @@ def _read_runs(jobs: Sequence[Job]) -> list[RecordedRun]:
 
 
 def _validation_accuracies(
-    runs: Sequence[RecordedRun], method: str, by_target: bool
+    runs: Sequence[RecordedRun], rule: str, by_target: bool
 ) -> Iterator[tuple[_Row, Choice, float]]:
     """Iterate over the validation accuracies in [0, 1] of runs and targets; nan if missing."""
     runs_by_cell: dict[str, list[RecordedRun]] = {}
@@ -167,7 +167,7 @@ def _validation_accuracies(
             for choice, run in candidates.singles.items():
                 test_envs = tuple(sorted(run.test_envs)) if by_target else None
                 row = (cell, run.dataset, run.algorithm, test_envs)
-                outcome = selection.METHODS[method].outcome(candidates, choice)
+                outcome = selection.METHODS[rule].outcome(candidates, choice)
                 yield row, choice, outcome.validation if outcome else math.nan
 
 

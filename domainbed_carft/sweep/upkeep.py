@@ -15,7 +15,7 @@ from pathlib import Path
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job_folder import (
-    UNKNOWN,
+    UNKNOWN_HOLDER,
     HeldError,
     JobFolder,
     delete_claimed,
@@ -38,7 +38,7 @@ INCOMPLETE = (states.INTERRUPTED, states.FAILED, states.NOT_LAUNCHED)
 
 @dataclass(frozen=True)
 class RetryReport:
-    """The outcome of `retry`.
+    """What `retry` did.
 
     Attributes:
         failed: all failed jobs of the sweep.
@@ -51,7 +51,7 @@ class RetryReport:
 
 @dataclass(frozen=True)
 class CancelReport:
-    """The outcome of `cancel`."""
+    """What `cancel` did."""
 
     slurm_jobs: Sequence[str]  # ids of cancelled jobs
     stopped: Sequence[Path]  # folders of jobs that were running
@@ -105,7 +105,7 @@ def cancel(state: SweepState) -> CancelReport:
 
     stopping = []
     for status in state.in_state(states.RUNNING):
-        holder = status.holder or UNKNOWN
+        holder = status.holder or UNKNOWN_HOLDER
         folder = JobFolder(status.job.folder)
         # A launcher that received the signal stops its jobs.
         is_stopping = holder.slurm in queue.slurm_states or holder.pid in signalled_pids

@@ -1,4 +1,4 @@
-"""Records, selection methods and tables."""
+"""Records, selection rules and tables."""
 
 import json
 import multiprocessing

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.lib.query import Q
-from domainbed_carft.jobs import records as job_records
 from domainbed_carft.jobs.job import Choice, Job
+from domainbed_carft.jobs.records import RecordedRun, collect_accuracies
 from domainbed_carft.results import method_names, selection
 
 # All records passed to a rule belong to one choice of hyperparameters.
@@ -154,17 +154,17 @@ def _outcome(
     return outcome and {"val_acc": outcome.validation, "test_acc": outcome.accuracy}
 
 
-def _run(records: Q) -> job_records.RecordedRun:
+def _run(records: Q) -> RecordedRun:
     """Return the checkpoints in the records of a job, including repeated ones, as a run."""
     first: dict[str, Any] = records[0]
     count = next(i for i in itertools.count() if f"env{i}_out_acc" not in first)
-    return job_records.RecordedRun(
+    return RecordedRun(
         job=Job(first["args"], Path()),
         done=True,
         environments=(),
         n_environments=count,
         steps=array("d", records.select("step")),
-        accuracies=job_records.collect_accuracies(records, count),
+        accuracies=collect_accuracies(records, count),
         drift=array("d"),
         setting={},
         recorded={},

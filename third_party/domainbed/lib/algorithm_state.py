@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils import _pytree as trees
+from torch.utils import _pytree
 
 from domainbed.algorithms import Algorithm
 from domainbed.lib import misc
@@ -123,7 +123,7 @@ def restore(algorithm: Algorithm, state: Mapping[str, Any]) -> None:
         else:
             if path in state["on_gpu"]:
                 to_gpu = operator.methodcaller("to", devices.default_device())
-                stored = trees.tree_map_only(torch.Tensor, to_gpu, stored)
+                stored = _pytree.tree_map_only(torch.Tensor, to_gpu, stored)
             setattr(parts[holder], name, stored)
 
     if state["own"] is not None:
@@ -160,5 +160,5 @@ def _is_plain(value: Any) -> bool:
 def _is_on_gpu(value: Any) -> bool:
     return any(
         isinstance(leaf, torch.Tensor) and devices.is_gpu(leaf.device)
-        for leaf in trees.tree_flatten(value)[0]
+        for leaf in _pytree.tree_flatten(value)[0]
     )

@@ -26,7 +26,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.utils import _pytree as pytree
+from torch.utils import _pytree
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
@@ -259,7 +259,7 @@ def _share_batch(batch: Any) -> Any:
     if get_worker_info() is None or isinstance(batch, TransientError):
         return batch
     try:
-        shared = pytree.tree_map_only(torch.Tensor, _in_shared_memory, batch)
+        shared = _pytree.tree_map_only(torch.Tensor, _in_shared_memory, batch)
         return _SharedBatch(bytes(ForkingPickler.dumps(shared)))
     except (OSError, RuntimeError) as error:
         return _sharing_error(error)

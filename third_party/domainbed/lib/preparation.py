@@ -26,7 +26,7 @@ from domainbed_carft.images.image_lists import get_file_plan
 from domainbed_carft.images.plan import FAST, ImagePlan
 from domainbed_carft.jobs.splits import (
     EnvironmentSplits,
-    NamedSplit,
+    Split,
     select_evaluated,
     split_environments,
 )
@@ -108,7 +108,7 @@ def warn_of_small_environments(
 
 
 def evaluated_names(
-    named_splits: Iterable[NamedSplit],
+    named_splits: Iterable[Split],
     dataset: datasets.MultipleDomainDataset,
     skipped_environments: Collection[int],
 ) -> list[str]:

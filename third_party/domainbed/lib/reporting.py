@@ -15,8 +15,8 @@ from domainbed.lib import checks
 from domainbed.lib.query import Q
 from domainbed_carft import escaping
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import records as job_records
 from domainbed_carft.jobs.job_folder import RECORDS
+from domainbed_carft.jobs.records import read_file
 
 
 def load_records(path: str) -> Q:
@@ -34,7 +34,7 @@ def load_records(path: str) -> Q:
     records: list[dict[str, Any]] = []
     # Sorted: the order changes sums, and the rounding of a mean that ends in an exact half.
     for file in sorted(Path(path).glob(f"*/{RECORDS}")):
-        complete, warnings = job_records.read_file(file)
+        complete, warnings = read_file(file)
         records += complete
         lines = [f"{warning.path}: {warning.text}" for warning in warnings]
         escaping.print_lines(*lines, stream=sys.stderr)

@@ -141,15 +141,14 @@ class _TensorBoard:
     """A log in `JOB/tensorboard/NAME`, so that TensorBoard shows the name for any --logdir."""
 
     def __init__(self, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-        from torch.utils.tensorboard.summary import hparams as compared
+        from torch.utils.tensorboard import SummaryWriter, summary
 
         folder = os.path.join(args["output_dir"], "tensorboard", run_name(args))
         # All records of the job are logged again, and replace the ones of earlier processes.
         self._writer = SummaryWriter(folder, purge_step=0)
         values = {name: args[name] for name in _COMPARED_BY} | dict(hparams)
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
-        self._writer._get_file_writer().add_summary(compared(plain, {})[1])
+        self._writer._get_file_writer().add_summary(summary.hparams(plain, {})[1])
         print(f"TensorBoard: tensorboard --logdir {args['output_dir']}")
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 
-from domainbed import algorithms as algorithms_module
-from domainbed import command_launchers, datasets
+from domainbed import algorithms, command_launchers, datasets
 from domainbed.lib import checks, scalar_logs
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, raise_for
@@ -41,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--algorithms",
         metavar="NAME",
         nargs="+",
-        default=algorithms_module.ALGORITHMS,
+        default=algorithms.ALGORITHMS,
         help="names (default: all algorithms)",
     )
     add(
@@ -154,7 +153,7 @@ def _hparams_problems(args: argparse.Namespace) -> list[str]:
         return [*error.problems]
 
     classes = [
-        algorithms_module.get_algorithm_class(name)
+        algorithms.get_algorithm_class(name)
         for name in args.algorithms
         if not checks.algorithm_problems(name)
     ]

@@ -155,7 +155,7 @@ def _print_means(
 
 
 def print_report(records: Q, latex: bool) -> None:
-    """Print the tables of every selection method, as upstream does."""
+    """Print the tables of every selection rule, as upstream does."""
     if latex:
         print("\\documentclass{article}\n\\usepackage{booktabs}\n\\usepackage{adjustbox}")
         print("\\begin{document}\n\\section{Full DomainBed results}")

@@ -1,4 +1,4 @@
-"""List the hyperparameters that each selection method ranks highest.
+"""List the hyperparameters that each selection rule ranks highest.
 
 Flags and printed layout equal those of upstream file domainbed/scripts/list_top_hparams.py at
 b93c22a.

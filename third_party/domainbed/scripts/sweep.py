@@ -24,8 +24,8 @@ from domainbed.lib.sweep_arguments import DATASETS as DATASETS
 from domainbed.lib.sweep_arguments import build_parser, check
 from domainbed_carft import escaping
 from domainbed_carft.errors import CarftError, TransientError
-from domainbed_carft.jobs import job as job_module
 from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.job import make_job, make_train_command
 from domainbed_carft.jobs.job_folder import HeldError, JobFolder, delete_claimed
 from domainbed_carft.sweep import host
 
@@ -50,10 +50,10 @@ class Job:
     DONE = "Done"
 
     def __init__(self, train_args: dict[str, Any], sweep_output_dir: str) -> None:
-        self.output_dir = os.path.join(sweep_output_dir, job_module.get_folder_name(train_args))
+        self.listed = make_job(train_args, Path(sweep_output_dir))
+        self.output_dir = os.path.join(sweep_output_dir, self.listed.folder.name)
         self.train_args = {**copy.deepcopy(train_args), "output_dir": self.output_dir}
-        self.command_str = shlex.join(job_module.command(self.train_args))
-        self.listed = job_module.Job(train_args, Path(self.output_dir))
+        self.command_str = shlex.join(make_train_command(self.train_args))
         self.state = Job.NOT_LAUNCHED
         if os.path.exists(self.output_dir):
             self.state = Job.DONE if JobFolder(self.output_dir).done else Job.INCOMPLETE
@@ -202,7 +202,7 @@ def _launch(
     facts = {name: host.get_dataset_facts(name) for name in args.datasets}
     sweep = manifest.Sweep(tuple(job.listed for job in jobs), facts)
     with _warn_about_manifest():
-        manifest.add(Path(args.output_dir), sweep, keeps_settings=True)
+        manifest.add(Path(args.output_dir), sweep, keeps_declared=True)
     scalar_logs.set_job_variables(args.log, args.output_dir)
     try:
         failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])

@@ -30,17 +30,17 @@ def train_flags(algorithm, output, **hparams):
     return [*flags, "--output_dir", str(output), "--hparams", values]
 
 
-def test_broken_data_is_refused_unless_unchecked(broken_data, tmp_path, capsys):
+def test_broken_data_is_refused_unless_unverified(broken_data, tmp_path, capsys):
     flags = ["--dataset", str(broken_data), "--workers", "0"]
     hparams = {"clip_backbone": "tiny"}
     assert train.main([*train_flags("CLIPZeroShot", tmp_path / "job", **hparams), *flags]) == 2
     error = capsys.readouterr().err
     assert f"{broken_data} is broken: environment 'a' has the sub-splits 'test'" in error
-    assert "data_edition to 'unchecked'" in error
+    assert "data_edition to 'unverified'" in error
 
-    hparams["data_edition"] = "unchecked"
+    hparams["data_edition"] = "unverified"
     assert train.main([*train_flags("CLIPZeroShot", tmp_path / "job", **hparams), *flags]) == 0
-    assert records(tmp_path / "job")[0]["hparams"]["data_edition"] == "unchecked"
+    assert records(tmp_path / "job")[0]["hparams"]["data_edition"] == "unverified"
 
 
 @pytest.mark.slow
