@@ -51,12 +51,12 @@ def split_environments(
     """Divide each environment at random by the trial seed and its index.
 
     Args:
-        environments: Map-style datasets.
-        targets: Indices of the test environments.
-        trial_seed: Trial of the job.
-        holdout_fraction: Fraction of the items that form the out-split.
-        uda_holdout_fraction: Fraction of a target's in-split that becomes its uda-split.
-        host_functions: The host's `domainbed.lib.misc`.
+        environments: map-style datasets.
+        targets: indices of the test environments.
+        trial_seed: trial of the job.
+        holdout_fraction: fraction of the items that form the out-split.
+        uda_holdout_fraction: fraction of a target's in-split that becomes its uda-split.
+        host_functions: the host's `domainbed.lib.misc`.
     """
     splits = []
     for index, environment in enumerate(environments):

@@ -61,7 +61,7 @@ class Suite:
         """Return the means over the shifted sets, and over each group, by record key.
 
         Args:
-            accuracies: Accuracies by set; a mean is None if an accuracy is missing.
+            accuracies: accuracies by set; a mean is None if an accuracy is missing.
         """
         return {key: _complete_mean(accuracies, names) for key, names in self.names_by_mean.items()}
 
