@@ -147,3 +147,27 @@ def test_against_fails_if_no_row_shares_a_pair(tmp_path, algorithm, message):
     collect_sweeps.write_sweep(tmp_path, ["CARFT", "CLIPFineTune"])
     with pytest.raises(CarftError, match=message):
         collect(tmp_path, against=algorithm)
+
+
+def test_trials_of_several_datasets_are_separate_units():
+    draw = np.random.default_rng(1)
+    pairs = [(name, *pair) for name in ("PACS", "VLCS") for pair in np.ndindex(4, 3)]
+    accuracies = {row: {pair: draw.uniform(50, 90) for pair in pairs} for row in "AB"}
+    (entry,) = comparisons.compare(accuracies, "A", "trial")
+    second, first = (
+        np.reshape([accuracies[row][pair] for pair in pairs], (2, 4, 3)).mean(axis=1).ravel()
+        for row in "BA"
+    )
+    assert entry.n == 6
+    interval = scipy.stats.ttest_rel(second, first).confidence_interval()
+    assert (entry.low, entry.high) == pytest.approx(interval)
+
+
+def test_note_on_the_smallest_p_value_is_about_the_row_with_the_fewest_units():
+    pairs = [("PACS", *pair) for pair in np.ndindex(8, 1)]
+    accuracies = {row: dict.fromkeys(pairs, 50.0 + number) for number, row in enumerate("AB")}
+    accuracies["C"] = dict.fromkeys(pairs[:5], 53.0)
+    entries = comparisons.compare(accuracies, "A", "environment")
+    assert [entry.n for entry in entries] == [8, 5]
+    (note,) = comparisons.grids(entries)[0].notes
+    assert note.startswith("With n = 5 environments no p-value is below 0.062")

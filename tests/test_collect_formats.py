@@ -9,6 +9,7 @@ import shutil
 import subprocess
 
 import collect_sweeps
+import numpy as np
 import pytest
 
 from domainbed_carft import cli
@@ -238,3 +239,41 @@ def test_latex_with_special_names_compiles(tmp_path):
     flags = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in COMPILER else []
     subprocess.run([COMPILER, *flags, "paper.tex"], cwd=tmp_path, check=True)
     assert (tmp_path / "paper.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_latex_marks_corrected_p_values_of_differences_with_equal_weights(tmp_path):
+    """Against ERM on VLCS and PACS; of the six rows that are compared, one is better.
+
+    BETTER is 1 to 4 points better on PACS, and 5.1 to 7.1 on three environments of VLCS.
+    """
+    gains = {"BETTER": {"PACS": 0, "VLCS": 4.1}, "ERM": {}}
+    gains |= {name: {} for name in ("A", "B", "C", "D", "E")}
+    for algorithm, dataset, target in itertools.product(gains, ("PACS", "VLCS"), range(4)):
+        if dataset == "VLCS" and target == 3:
+            continue
+        job = collect_sweeps.write_job(
+            tmp_path,
+            f"{algorithm}-{dataset}-{target}",
+            algorithm=algorithm,
+            dataset=dataset,
+            test_envs=[target],
+        )
+        gain = 0.0
+        if algorithm == "BETTER":
+            gain = (1 + target + gains[algorithm][dataset]) / 100
+        elif algorithm != "ERM":
+            gain = (-1) ** target / 100
+        accuracy = {f"env{target}_in_acc": 0.5 + gain}
+        collect_sweeps.change_records(job, lambda record, new=accuracy: record | new)
+
+    results = collect(tmp_path, methods=["training-domain"], against="ERM")
+    (entry,) = (
+        entry
+        for entry in results.comparisons_against
+        if (entry.algorithm, entry.unit) == ("BETTER", "environment")
+    )
+    # 7 equal signs: p = 2 / 2^7, times 6 rows
+    assert (entry.p, entry.p_holm) == pytest.approx((2 / 128, 12 / 128))
+    rows = {row[0]: row[-1] for row in parse_rows(results.write("latex"))}
+    equal_weights = (np.mean([1, 2, 3, 4]) + np.mean([5.1, 6.1, 7.1])) / 2
+    assert rows["BETTER"] == f"${equal_weights:+.1f}$$^{{\\dagger}}$$^{{*}}$"

@@ -1,5 +1,6 @@
 """Jobs that tables expect, with and without a manifest, and reasons for incomplete cells."""
 
+import math
 import shutil
 
 import evaluated_sweeps
@@ -314,3 +315,14 @@ def test_later_declaration_adds_its_algorithms_in_its_order(tmp_path):
         keys = "name: x\ndatasets: [PACS]\ntrials: 1\nsteps: 11\n"
         write_launched_sweep(tmp_path, f"{keys}algorithms: {algorithms}\n")
     assert manifest.read(tmp_path).algorithms == ("CLIPMIRO", "CLIPood", "ERM", "CARFT")
+
+
+def test_nan_on_an_in_split_is_a_gap_for_the_target_only(tmp_path):
+    """Selection and tables read no other in-splits."""
+    for target, broken_env in ((0, 0), (1, 0)):
+        job = write_job(tmp_path, f"{target}", test_envs=[target])
+        nan = {f"env{broken_env}_in_acc": math.nan}
+        change_records(job, lambda record, new=nan: record | new if record["step"] == 0 else record)
+    missing = cells(tmp_path, "oracle").loc[("", "ERM")]["missing"]
+    reason = "--test_envs 0 has accuracies that are not numbers in [0, 1]: in every trial"
+    assert (missing["A"], missing["C"]) == (reason, "")

@@ -4,16 +4,19 @@ import itertools
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from collect_sweeps import change_records, launch, write_job, write_sweep
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs import records
+from domainbed_carft.jobs.job import Job, Role
 from domainbed_carft.results import collection
 from domainbed_carft.results.collect import collect
 from domainbed_carft.results.labels import environment_labels
+from domainbed_carft.results.recorded_defaults import add_recorded_defaults
 
 
 def collect_settings(folder, **options):
@@ -324,3 +327,41 @@ def test_labels_of_a_manifest_are_used_only_if_they_are_distinct():
     for labels, expected in (("abcd", "abcd"), ("aabc", "ACPS")):
         listed = {"PACS": tuple(labels)}
         assert environment_labels([], planned, listed) == {"PACS": tuple(expected)}
+
+
+def test_total_steps_of_jobs_with_and_without_steps_are_no_different_defaults(tmp_path):
+    """With --steps, total_steps follows the command line."""
+    write_sweep(tmp_path / "a", ["CARFT"], recorded={"total_steps": 5001})
+    write_sweep(tmp_path / "b", ["CARFT"], steps=26, recorded={"total_steps": 26})
+    assert collect_settings(tmp_path) == ["steps 26", "steps default"]
+
+
+@pytest.mark.parametrize(
+    ("searched", "expected"),
+    [("clip_backbone", set()), ("kl_weight", {"default 0.1", "default 0.2"})],
+)
+def test_other_defaults_follow_a_searched_clip_model_but_no_other_searched_value(
+    tmp_path, searched, expected
+):
+    runs = []
+    for lr, value in ((0.1, "a"), (0.2, "b")):
+        hparams = {searched: value}
+        write_job(tmp_path, value, hparams=json.dumps(hparams), recorded={"lr": lr, **hparams})
+        (run,) = records.read([tmp_path / value]).runs
+        runs.append(replace(run, job=replace(run.job, role=Role(values=hparams))))
+    settings = [run.setting for run in add_recorded_defaults(runs)]
+    assert {setting["hparam lr"] for setting in settings if "hparam lr" in setting} == expected
+
+
+def test_value_that_differs_within_a_draw_is_a_default_in_other_draws(tmp_path):
+    """No job has the default hyperparameters; targets 2 and 3 of trial 0 have another default."""
+    for trial, target in itertools.product(range(2), range(4)):
+        weight_decay = 0.5 if trial == 0 and target > 1 else 0.1
+        place = {"test_envs": [target], "trial_seed": trial, "hparams_seed": 1}
+        recorded = {"weight_decay": weight_decay}
+        write_job(tmp_path, f"{trial}-{target}", recorded=recorded, **place)
+    groups = collection.gather([tmp_path]).groups
+    assert [(group.title, len(group.runs)) for group in groups] == [
+        ("hparam weight_decay default 0.1", 6),
+        ("hparam weight_decay default 0.5", 2),
+    ]

@@ -83,7 +83,10 @@ def test_tables_equal_the_harness(tmp_path, capsys, write):
 
 
 def test_jobs_without_targets_are_averaged_over_trials(tmp_path):
-    """In each trial the choice with the highest mean over out-splits at the last step."""
+    """In each trial the choice with the highest mean over out-splits at the last step.
+
+    The record of that step is not the last line.
+    """
     trials = []
     for trial in range(2):
         accuracies = []
@@ -91,7 +94,9 @@ def test_jobs_without_targets_are_averaged_over_trials(tmp_path):
             job = collect_sweeps.write_job(
                 tmp_path, f"{trial}-{choice}", test_envs=[], trial_seed=trial, hparams_seed=choice
             )
-            last_record = json.loads((job / "results.jsonl").read_text().splitlines()[-1])
+            lines = (job / "results.jsonl").read_text().splitlines(keepends=True)
+            last_record = json.loads(lines[-1])
+            (job / "results.jsonl").write_text("".join(reversed(lines)))
             accuracies.append([last_record[f"env{env}_out_acc"] for env in range(4)])
         trials.append(max(accuracies, key=sum))
 
@@ -170,3 +175,22 @@ def test_clipood_selection_refuses_a_choice(tmp_path):
 
 def test_method_names_equal_the_methods():
     assert tuple(selection.METHODS) == METHOD_NAMES
+
+
+@pytest.mark.parametrize("method", ["training-domain", "leave-one-domain-out"])
+def test_last_checkpoint_of_swad_is_selected(tmp_path, method):
+    """The validation accuracy of the first checkpoint is the highest."""
+    facts = {"choices": 1, "trials": 1, "pairs": True, "recorded": {"average": "swad"}}
+    collect_sweeps.write_sweep(tmp_path, ["CARFT"], **facts)
+    for path in tmp_path.iterdir():
+        collect_sweeps.change_records(path, make_first_best)
+    group = collection.gather([tmp_path], [method]).groups[0]
+    selected = group.select(method)
+    assert len(selected) == 4
+    assert {entry.outcome.step for entry in selected} == {200}
+
+
+def make_first_best(record):
+    """Make all accuracies of the first record the highest ones."""
+    best = {name: 1.0 for name in record if name.endswith("_acc")}
+    return record | best if record["step"] == 0 else record

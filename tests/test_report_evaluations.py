@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import report_page
+from matplotlib.axes import Axes
 
 from domainbed_carft.report import evaluation_plots
 from domainbed_carft.report.plots import figure_style, get_styles
@@ -92,3 +93,18 @@ def test_flip_bars_are_shares_of_the_images_of_each_environment(sweep, report):
             assert row[key] == count
             assert f"{100 * count / images:.1f}" in svg
     assert [*rows["environment"]] == [*"ACPS"]
+
+
+def test_histogram_of_a_reliability_diagram_has_shares_of_all_images(sweep, monkeypatch):
+    histograms = []
+    monkeypatch.setattr(
+        Axes, "stairs", lambda axes, values, *args, **options: histograms.append(values)
+    )
+    (group,) = collection.gather([sweep]).groups
+    selected = selection.select(group.runs, "training-domain")
+    metrics = [metrics for _, metrics in evaluation_plots.read_target_metrics(selected)]
+    with figure_style():
+        style = get_styles(["CARFT"])["CARFT"]
+        evaluation_plots.draw_reliability("title", "name", metrics, style)
+    assert len(histograms) == 2
+    assert [values.sum() for values in histograms] == pytest.approx([100, 100])

@@ -141,3 +141,29 @@ def test_argument_repeats_the_best_hyperparameters(tmp_path):
 
     first, second = top(tmp_path, only="Mixup, test environments 2,", methods=["oracle"]).entries
     assert (first.environment, first.algorithm, second.trial_seed) == ("P", "Mixup", 1)
+
+
+@pytest.mark.parametrize("method", ["training-domain", "oracle", "clipood"])
+def test_step_and_accuracies_are_those_of_the_chosen_checkpoint(tmp_path, method):
+    """Validation is best at step 100, and the last record has another one."""
+    accuracies = {  # step -> in-split and out-split of the target, out-splits of the others
+        0: (0.1, 0.2, [0.30, 0.30, 0.36]),
+        100: (0.4, 0.5, [0.80, 0.90, 0.85]),
+        200: (0.6, 0.7, [0.50, 0.40, 0.36]),
+    }
+    job = collect_sweeps.write_job(tmp_path, test_envs=[0])
+
+    def change(record):
+        in_split, out_split, others = accuracies[record["step"]]
+        names = {f"env{env}_out_acc": value for env, value in enumerate(others, 1)}
+        return record | {"env0_in_acc": in_split, "env0_out_acc": out_split} | names
+
+    collect_sweeps.change_records(job, change)
+    (entry,) = top(tmp_path, methods=[method]).entries
+    expected = {
+        "training-domain": (100, 2.55 / 3, 0.4),
+        "oracle": (200, 0.7, 0.6),
+        "clipood": (200, 1.26 / 3, 0.7),
+    }
+    measured = (entry.step, entry.validation_accuracy, entry.accuracy)
+    assert measured == pytest.approx(expected[method])

@@ -10,7 +10,7 @@ from PIL import UnidentifiedImageError
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from domainbed_carft.data import benchmarks, image_files, listing, verification
+from domainbed_carft.data import benchmarks, comparison, image_files, listing, verification
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.image_lists import ListedFolder
 
@@ -219,3 +219,11 @@ def test_postscript_named_png_is_refused(tmp_path):
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\nshowpage\n")
     with pytest.raises(UnidentifiedImageError):
         image_files.open_image(path)
+
+
+def test_digest_of_counts_depends_on_the_images_of_each_class():
+    counts = {"a": {"dog": 3, "cat": 2}, "b": {"dog": 1, "cat": 1}}
+    moved = {"a": {"dog": 2, "cat": 3}, "b": {"dog": 1, "cat": 1}}
+    reordered = {"b": {"cat": 1, "dog": 1}, "a": {"cat": 2, "dog": 3}}
+    assert comparison.counts_digest(counts) != comparison.counts_digest(moved)
+    assert comparison.counts_digest(counts) == comparison.counts_digest(reordered)
