@@ -13,8 +13,8 @@ family are alike. "Seen - never" is the difference of the two means. The second 
 minus CLIPFineTune with 95% intervals over the targets, for these styles alone.
 
 Each variant of a sweep has a row. Jobs of a search's first stage are not part of the tables. The
-weights are the ones that training-domain validation selected, if the job has kept them, otherwise
-the last ones.
+weights are the ones that training-domain validation selected, if they were evaluated, otherwise the
+last ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tabulate import tabulate
 
@@ -31,13 +31,11 @@ from domainbed_carft.data import emoji, emoji_styles
 from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
 from domainbed_carft.jobs import records as job_records
 from domainbed_carft.results.comparisons import student_interval
-from domainbed_carft.suites import records as suite_records
+from domainbed_carft.results.metrics import list_suite_evaluations, load_metrics
 
 ZERO_SHOT = "CLIPZeroShot"
 PAIR = ("CARFT", "CLIPFineTune")
 TRAINED_STYLES = emoji_styles.names(SEEN)
-# Weights in the order of preference
-WEIGHTS = ("model_best.pkl", "model.pkl")
 
 
 class Score(NamedTuple):
@@ -69,20 +67,23 @@ def read_scores(folder: Path) -> Iterator[Score]:
         _, algorithm, (target, *_), trial, _ = run.job.key
         parent = Path(run.folder).parent
         variant = "" if parent.resolve() == folder.resolve() else f" ({parent.name})"
-        for style, scored in read_sets(Path(run.folder)).items():
+        for style, accuracy in read_accuracies(Path(run.folder)).items():
             if style not in TRAINED_STYLES or style == TRAINED_STYLES[target]:
-                accuracy = 100 * scored["accuracy"]
-                yield Score(algorithm + variant, style, target, trial, accuracy)
+                yield Score(algorithm + variant, style, target, trial, 100 * accuracy)
 
 
-def read_sets(job: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Map each style to its scores in the job's record of EmojiUnseen; empty without one."""
-    sets_by_weights = {
-        record["weights"]: record["sets"]
-        for record in suite_records.read(job, warnings=[])
-        if record["suite"] == emoji.UNSEEN and record["wise_ft_alpha"] is None
-    }
-    return next((sets_by_weights[name] for name in WEIGHTS if name in sets_by_weights), {})
+def read_accuracies(job: Path) -> Mapping[str, float]:
+    """Map each style to the accuracy of the job's evaluation on EmojiUnseen; empty without one."""
+    keys = [
+        key
+        for key in list_suite_evaluations(job)
+        if key.suite == emoji.UNSEEN and key.alpha is None
+    ]
+    if not keys:
+        return {}
+    # The selected checkpoint is never after the last one.
+    metrics = load_metrics(job, min(keys, key=lambda key: key.step))
+    return {part.image_set.name: part.accuracy for part in metrics.image_sets}
 
 
 def gains_by_style(scores: Sequence[Score]) -> dict[str, dict[str, float]]:

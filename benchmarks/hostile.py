@@ -134,7 +134,7 @@ def falsify_counts(path: Path, draw: random.Random) -> None:
         members = {name: archive.read(name) for name in archive.namelist()}
     facts = json.loads(members["facts.json"])
     facts["images"] = draw.choice((0, -1, 10**9, 10**18, 10**400, None, [1], "1"))
-    facts["splits"][0] |= {"images": facts["images"], "environment": ESCAPE}
+    facts["image_sets"][0] |= {"images": facts["images"], "environment": ESCAPE}
     members["facts.json"] = json.dumps(facts).encode()
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
@@ -298,7 +298,7 @@ class Attacks:
         victim = self.new_folder().parent / "victim"
         victim.write_text("precious")
 
-        names = ["lock", "attempts.jsonl", "suites.jsonl", "../sweep.json", "../sweep.yaml"]
+        names = ["lock", "attempts.jsonl", "../sweep.json", "../sweep.yaml"]
         paths = [folder / name for name in names] + list(folder.iterdir())
         for path in self.draw.sample(paths, 3):
             path.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ from tabulate import tabulate
 from domainbed_carft.data import emoji, emoji_styles
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.splits import split_environments
-from domainbed_carft.results import collection, comparisons, evaluations
+from domainbed_carft.results import collection, comparisons, metrics
 from domainbed_carft.results.comparisons import PairKey
 from domainbed_carft.results.rule_names import TRAINING_DOMAIN
 from domainbed_carft.results.selection import SelectedRun
@@ -69,7 +69,9 @@ def correct_by_image(selected: SelectedRun) -> tuple[list[str], npt.NDArray[np.b
     Raises CarftError if the predictions are damaged or belong to other images.
     """
     run = selected.outcome.run
-    rows, facts = evaluations.load_rows(Path(run.folder), int(selected.outcome.step))
+    rows, facts = metrics.load_rows(
+        Path(run.folder), metrics.EvaluationKey(int(selected.outcome.step))
+    )
     holdout_fraction = run.job.args["holdout_fraction"]
     images = reported_images(selected.target, selected.trial, holdout_fraction)
 
@@ -88,7 +90,9 @@ def accuracies(folder: Path) -> tuple[Accuracies, int]:
     (group,) = collection.gather([folder], [TRAINING_DOMAIN]).groups
     for selected in group.select(TRAINING_DOMAIN):
         job_folder = Path(selected.outcome.run.folder)
-        if not evaluations.rows_path(job_folder, int(selected.outcome.step)).exists():
+        if not metrics.rows_path(
+            job_folder, metrics.EvaluationKey(int(selected.outcome.step))
+        ).exists():
             missing += 1
             continue
 

@@ -68,13 +68,13 @@ def parse_memory_limit(text: str | None) -> int:
     """Parse a limit of the memory for evaluation images.
 
     Args:
-        text: A size such as "8G" or "500M"; None for the default, a share of the memory.
+        text: a size such as "8G" or "500M"; None for the default, a share of the memory.
 
     Returns:
         The size in bytes.
 
     Raises:
-        CarftError: The text is not a size.
+        CarftError: the text is not a size.
     """
     if text is None:
         return machine.image_memory()

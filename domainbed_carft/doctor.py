@@ -85,9 +85,9 @@ def diagnose(with_training: bool = False, algorithm: str = STEP_JOB["algorithm"]
     """Run all checks; a check that fails becomes a finding.
 
     Args:
-        with_training: Also take two steps by the `train` of the domainbed in use, unless a check
+        with_training: also take two steps by the `train` of the domainbed in use, unless a check
             finds a problem.
-        algorithm: The algorithm of these steps.
+        algorithm: the algorithm of these steps.
 
     Returns:
         The findings. The first one names the domainbed in use. Without problems, those of

@@ -45,8 +45,8 @@ class CarftError(ValueError):
     one line: a line break in a name that it contains is printed as an escape.
 
     Attributes:
-        problems: Sentences, each with what is wrong and what to do about it.
-        details: Lines that follow the problems, such as a list of files.
+        problems: sentences, each with what is wrong and what to do about it.
+        details: lines that follow the problems, such as a list of files.
     """
 
     # Because of this attribute, torch raises the error of a loader process again as

@@ -31,13 +31,13 @@ def progress(
     """Show progress on standard error: tqdm's bar on a terminal, otherwise a line per minute.
 
     Args:
-        items: Items to iterate over; without them the caller updates the bar.
-        description: Name of the task.
-        unit: Noun for one item, in the singular.
-        total: Number of items.
-        done: Number of items finished earlier.
-        delay: Seconds before anything is shown.
-        has_estimate: Show the remaining time and the rate.
+        items: items to iterate over; without them the caller updates the bar.
+        description: name of the task.
+        unit: noun for one item, in the singular.
+        total: number of items.
+        done: number of items finished earlier.
+        delay: seconds before anything is shown.
+        has_estimate: show the remaining time and the rate.
 
     Returns:
         The tqdm object.

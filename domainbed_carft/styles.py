@@ -16,10 +16,10 @@ class Style:
     Each algorithm has its own. Colour is never the only distinction.
 
     Attributes:
-        row: Sort key of the row in tables.
-        colour: Colour of lines, markers and bars, for matplotlib.
-        marker: Marker of points, for matplotlib.
-        dash: Line style, for matplotlib.
+        row: sort key of the row in tables.
+        colour: colour of lines, markers and bars, for matplotlib.
+        marker: marker of points, for matplotlib.
+        dash: line style, for matplotlib.
         hollow: True if the marker is not filled.
     """
 

@@ -5,12 +5,12 @@ import json
 import numpy as np
 
 from domainbed_carft.jobs.job import IDENTITY
-from domainbed_carft.results import evaluations
-from domainbed_carft.results.evaluations import (
-    EvaluatedSplit,
+from domainbed_carft.results import metrics
+from domainbed_carft.results.metrics import (
     EvaluationFacts,
+    ImageSetFacts,
     Temperature,
-    ValidationSplit,
+    ValidationAccuracy,
 )
 
 
@@ -25,13 +25,13 @@ def write_figures(sweep, num_classes=7):
         for record in map(json.loads, path.read_text().splitlines()):
             facts = _facts(record, n_images, num_classes)
             rows = _random_rows(draw, n_images, num_classes)
-            evaluations.save_metrics(path.parent, evaluations.measure_run(rows, facts))
+            metrics.save_metrics(path.parent, metrics.measure_run(rows, facts))
 
 
 def _facts(record, n_images, num_classes):
     (target,) = record["args"]["test_envs"]
     return EvaluationFacts(
-        format=evaluations.FORMAT,
+        format=metrics.FORMAT,
         **{name: record["args"][name] for name in IDENTITY},
         test_envs=[target],
         step=record["step"],
@@ -42,9 +42,9 @@ def _facts(record, n_images, num_classes):
         classes=[f"class {number}" for number in range(num_classes)],
         contexts=["a photo of a {}."],
         images=n_images,
-        splits=[EvaluatedSplit(f"env{target}", target, f"env{target}_in", n_images)],
+        image_sets=[ImageSetFacts(f"env{target}", target, f"env{target}_in", n_images)],
         temperature=Temperature(1.3, 100, False),
-        validation=[ValidationSplit("env9", 9, "env9_out", 100, 80 + target)],
+        validation=[ValidationAccuracy(ImageSetFacts("env9", 9, "env9_out", 100), 80 + target)],
     )
 
 
@@ -52,12 +52,12 @@ def _random_rows(draw, n_images, num_classes):
     classes = draw.integers(0, num_classes, (3, n_images)).astype(np.uint16)
     predicted = np.where(draw.random(n_images) < 0.5, classes[0], classes[1])
 
-    rows = np.empty(n_images, evaluations.EVALUATED_ROW)
+    rows = np.empty(n_images, metrics.EVALUATED_ROW)
     rows["label"] = classes[0]
     rows["predicted"] = predicted
     rows["zero_shot"] = np.where(draw.random(n_images) < 0.4, classes[0], classes[2])
     rows["alignment"] = draw.normal(0.22, 0.04, n_images)
-    for prefix in ("", evaluations.SCALED):
+    for prefix in ("", metrics.SCALED):
         rows[f"{prefix}top"] = draw.uniform(0.2, 1, n_images)
         rows[f"{prefix}log_true"] = np.log(draw.uniform(0.01, 1, n_images))
         rows[f"{prefix}sum_of_squares"] = rows[f"{prefix}top"] ** 2

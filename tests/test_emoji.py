@@ -144,7 +144,7 @@ def test_suite_and_dataset_produce_the_same_input(protocol):
         batches.append(images.clone())
         return [torch.zeros(len(images), 10)]
 
-    test.measure(predict, [Scores(run="", algorithm="", title="", classes=[])])
+    test.measure(predict, [Scores(run="", algorithm="", title="", classes=[*suite.classes])])
     images = {
         path: environment[position][0]
         for environment in dataset

@@ -78,17 +78,17 @@ def test_processes_that_start_ignore_ctrl_c(tmp_path):
 
 
 @JOBS
-def test_unexpected_error_of_a_run_is_its_outcome(jobs, capsys):
+def test_unexpected_error_of_a_run_is_its_problem(jobs, capsys):
     tasks = {
         "a": functools.partial(pool_tasks.raise_unexpected, "a"),
         "b": functools.partial(pool_tasks.leave, "b"),
         "c": pool_tasks.succeed,
     }
     with pytest.warns(CarftWarning) if jobs == 1 else contextlib.nullcontext() as caught:
-        outcomes = pool.run_tasks(tasks, jobs=jobs)
-    assert outcomes["a"].startswith("KeyError: 'a' (pool_tasks.py, line ")
-    assert outcomes["b"].startswith("SystemExit: b (pool_tasks.py, line ")
-    assert outcomes["c"] is True
+        ends = pool.run_tasks(tasks, jobs=jobs)
+    assert ends["a"].problem.startswith("KeyError: 'a' (pool_tasks.py, line ")
+    assert ends["b"].problem.startswith("SystemExit: b (pool_tasks.py, line ")
+    assert ends["c"] == pool.TaskEnd(was_measured=True)
 
     printed = capsys.readouterr().err
     assert "evaluate: a: KeyError: 'a'" in printed
@@ -99,7 +99,7 @@ def test_unexpected_error_of_a_run_is_its_outcome(jobs, capsys):
 @JOBS
 def test_loading_processes_share_the_cores_of_a_slot(jobs, monkeypatch):
     monkeypatch.delenv(machine.CORES, raising=False)
-    outcomes = pool.run_tasks(dict.fromkeys("ab", pool_tasks.report_loaders), jobs=jobs)
+    ends = pool.run_tasks(dict.fromkeys("ab", pool_tasks.report_loaders), jobs=jobs)
     n_cores = machine.cores() if jobs == 1 else max(1, machine.cores() // 2)
     n_loaders = min(MAX_DEFAULT_WORKERS, n_cores)
-    assert set(outcomes.values()) == {f"{n_loaders} loaders"}
+    assert {end.problem for end in ends.values()} == {f"{n_loaders} loaders"}

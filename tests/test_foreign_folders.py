@@ -12,7 +12,6 @@ from domainbed.scripts import train
 
 from domainbed_carft import cli, files
 from domainbed_carft.jobs.job_folder import JobFolder
-from domainbed_carft.suites import records as suite_records
 
 JOB = "0" * 32
 SUMMARY = "evaluation_step0.json"
@@ -76,7 +75,7 @@ PLACES = (
     ("JOB/results.jsonl",),
     (
         *("sweep.yaml", "preflight.json", "launches/a.json", "JOB/lock", "JOB/attempts.jsonl"),
-        *("JOB/out.txt", "JOB/err.txt", f"JOB/{suite_records.FILE}", f"JOB/{SUMMARY}"),
+        *("JOB/out.txt", "JOB/err.txt", "JOB/evaluation_step0_imagenet.json", f"JOB/{SUMMARY}"),
     ),
 )
 COMMANDS = (

@@ -3,25 +3,27 @@
 import dataclasses
 import io
 import json
+import re
 import zipfile
 
 import numpy as np
 import pytest
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.results import evaluations
-from domainbed_carft.results.evaluations import (
-    EvaluatedSplit,
+from domainbed_carft.results import metrics
+from domainbed_carft.results.metrics import (
     EvaluationFacts,
+    ImageSetFacts,
     Temperature,
-    ValidationSplit,
+    ValidationAccuracy,
 )
 
 STEP = 300
+KEY = metrics.EvaluationKey(STEP)
 COUNT = 500
 CLASSES = [f"class {number}" for number in range(7)]
 FACTS = EvaluationFacts(
-    format=evaluations.FORMAT,
+    format=metrics.FORMAT,
     dataset="PACS",
     algorithm="CARFT",
     test_envs=[0],
@@ -35,11 +37,11 @@ FACTS = EvaluationFacts(
     classes=CLASSES,
     contexts=["a photo of a {}."],
     images=COUNT,
-    splits=[EvaluatedSplit("art", 0, "env0_in", COUNT)],
+    image_sets=[ImageSetFacts("art", 0, "env0_in", COUNT)],
     temperature=Temperature(1.3, 100, False),
     validation=[
-        ValidationSplit("photo", 1, "env1_out", 100, 90),
-        ValidationSplit("sketch", 2, "env2_out", 50, 30),
+        ValidationAccuracy(ImageSetFacts("photo", 1, "env1_out", 100, is_target=False), 90),
+        ValidationAccuracy(ImageSetFacts("sketch", 2, "env2_out", 50, is_target=False), 30),
     ],
 )
 
@@ -47,12 +49,12 @@ FACTS = EvaluationFacts(
 def random_rows():
     draw = np.random.default_rng(0)
     label, predicted, zero_shot = draw.integers(0, len(CLASSES), (3, COUNT)).astype(np.uint16)
-    rows = np.empty(COUNT, evaluations.EVALUATED_ROW)
+    rows = np.empty(COUNT, metrics.EVALUATED_ROW)
     rows["label"] = label
     rows["predicted"] = predicted
     rows["zero_shot"] = zero_shot
     rows["alignment"] = draw.normal(0.25, 0.03, COUNT)
-    for prefix, top in zip(("", evaluations.SCALED), draw.uniform(0.2, 1, (2, COUNT))):
+    for prefix, top in zip(("", metrics.SCALED), draw.uniform(0.2, 1, (2, COUNT))):
         rows[f"{prefix}top"] = top
         rows[f"{prefix}log_true"] = np.log(top) - 1
         rows[f"{prefix}sum_of_squares"] = top**2
@@ -61,12 +63,12 @@ def random_rows():
 
 @pytest.fixture
 def saved(tmp_path):
-    evaluations.save_rows(tmp_path, random_rows(), FACTS)
+    metrics.save_rows(tmp_path, random_rows(), FACTS)
     return tmp_path / f"evaluation_step{STEP}.npz"
 
 
 def test_saved_rows_are_read_back_exactly_also_by_numpy(saved):
-    rows, facts = evaluations.load_rows(saved.parent, STEP)
+    rows, facts = metrics.load_rows(saved.parent, KEY)
     assert facts == FACTS
     np.testing.assert_array_equal(rows, random_rows())
     with np.load(saved, allow_pickle=False) as by_numpy:
@@ -111,36 +113,71 @@ def test_damaged_file_is_refused(saved, damage):
     content = saved.read_bytes()
     saved.write_bytes(damage(content))
     with pytest.raises(CarftError, match="is damaged, or was not written by"):
-        evaluations.load_rows(saved.parent, STEP)
+        metrics.load_rows(saved.parent, KEY)
 
     saved.write_bytes(with_member(content, "", b""))
-    np.testing.assert_array_equal(evaluations.load_rows(saved.parent, STEP)[0], random_rows())
+    np.testing.assert_array_equal(metrics.load_rows(saved.parent, KEY)[0], random_rows())
 
 
 def test_saved_summary_is_read_back_and_a_damaged_one_is_reported(tmp_path):
-    figures = evaluations.measure_run(random_rows(), FACTS)
-    evaluations.save_metrics(tmp_path, figures)
-    assert evaluations.find_metrics(tmp_path, STEP, 0) == figures
+    figures = metrics.measure_run(random_rows(), FACTS)
+    metrics.save_metrics(tmp_path, figures)
+    assert metrics.load_metrics(tmp_path, KEY) == figures
 
     path = tmp_path / f"evaluation_step{STEP}.json"
     text = path.read_text()
     document = json.loads(text)
-    document["splits"][0]["calibration"]["reliability"]["correct"] = [1, 2]
+    document["image_sets"][0]["calibration"]["reliability"]["correct"] = [1, 2]
     path.write_text(json.dumps(document))
-    problem = str(evaluations.find_metrics(tmp_path, STEP, 1))
-    assert "splits.0.calibration.reliability.correct" in problem
-    many = (text[:-100], text.replace('"accuracy": 0', '"accuracy": "0'), "[]", "1" * 5000)
-    for number, damaged in enumerate(many, start=2):
+    with pytest.raises(CarftError, match=r"image_sets\.0\.calibration\.reliability\.correct"):
+        metrics.load_metrics(tmp_path, KEY)
+    out_of_range = [re.sub(r'("accuracy": )0\.\d+', rf"\g<1>{x}", text) for x in ("NaN", "1.5")]
+    for damaged in (text[:-100], *out_of_range, "[]", "1" * 5000):
         path.write_text(damaged)
-        assert isinstance(evaluations.find_metrics(tmp_path, STEP, number), str)
+        with pytest.raises(CarftError, match="is damaged, or was not written by"):
+            metrics.load_metrics(tmp_path, KEY)
+
+
+def test_files_of_suites_are_named_by_suite_and_alpha(tmp_path):
+    """Each reads back as its own; the files of the dataset are not among those of suites."""
+    measured = metrics.measure_run(random_rows(), FACTS)
+    keys = [KEY, *(metrics.EvaluationKey(STEP, "DTD", alpha) for alpha in (None, 0.0, 1 / 3))]
+    for key in keys:
+        facts = dataclasses.replace(FACTS, suite=key.suite, wise_ft_alpha=key.alpha)
+        metrics.save_metrics(tmp_path, dataclasses.replace(measured, facts=facts))
+    names = [f"evaluation_step300{part}" for part in ("", "_DTD", "_DTD_alpha0.0")]
+    assert {f"{name}.json" for name in names} < {path.name for path in tmp_path.iterdir()}
+    assert sorted(metrics.list_suite_evaluations(tmp_path), key=str) == sorted(keys[1:], key=str)
+    for key in keys:
+        assert metrics.load_metrics(tmp_path, key).facts.key == key
+
+
+def test_evaluation_covers_equal_test_sets_only():
+    """Further test sets, and a temperature that is not expected, do no harm."""
+    image_sets = [
+        ImageSetFacts("DTD", number, name, 250, digest=digest)
+        for number, (name, digest) in enumerate((("one", "1"), ("two", "2")))
+    ]
+    facts = dataclasses.replace(FACTS, suite="DTD", image_sets=image_sets)
+    assert facts.covers(facts)
+    assert facts.covers(dataclasses.replace(facts, image_sets=image_sets[1:], temperature=None))
+    for changes in (
+        {"weights": "e" * 64},
+        {"prompts_digest": "e" * 16},
+        {"temperature": Temperature(1.4, 100, False)},
+        {"image_sets": [dataclasses.replace(image_sets[0], digest="3")]},
+        {"image_sets": [dataclasses.replace(image_sets[0], is_complete=False)]},
+        {"image_sets": [dataclasses.replace(image_sets[0], name="three")]},
+    ):
+        assert not facts.covers(dataclasses.replace(facts, **changes)), changes
 
 
 def test_in_domain_accuracy_is_the_mean_over_training_environments():
     rows = random_rows()
-    assert evaluations.measure_run(rows, FACTS).in_domain == pytest.approx((0.9 + 0.6) / 2)
+    assert metrics.measure_run(rows, FACTS).in_domain == pytest.approx((0.9 + 0.6) / 2)
 
     unmeasured = dataclasses.replace(FACTS, validation=[])
-    assert evaluations.measure_run(rows, unmeasured).in_domain is None
+    assert metrics.measure_run(rows, unmeasured).in_domain is None
     without_target = dataclasses.replace(unmeasured, test_envs=[])
-    figures = evaluations.measure_run(rows, without_target)
-    assert figures.in_domain == figures.splits[0].accuracy
+    figures = metrics.measure_run(rows, without_target)
+    assert figures.in_domain == figures.image_sets[0].accuracy

@@ -1,10 +1,9 @@
-"""ImageNet: class lists, incomplete copies of its test sets, records, and training."""
+"""ImageNet: class lists, incomplete copies of its test sets, and training."""
 
 import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import shutil
 from collections import Counter
 
@@ -19,10 +18,10 @@ from domainbed_carft import cli
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images.image_lists import Passes
-from domainbed_carft.jobs.records import describe_warnings
 from domainbed_carft.method import prompts
+from domainbed_carft.results import metrics
 from domainbed_carft.runs import saved, splits, suites
-from domainbed_carft.suites import imagenet, records
+from domainbed_carft.suites import imagenet
 
 SETS = {test_set.name: test_set for test_set in imagenet.suite().sets}
 IDS = benchmarks.imagenet_ids()
@@ -60,7 +59,7 @@ def test_group_logits_are_the_maximum_over_each_group(name):
 @pytest.mark.parametrize(("right", "count"), [(0, 7), (8, 10), (34_150, 50_000), (3, 3)])
 def test_wilson_interval_solves_its_equation(right, count):
     quantile = 1.959963984540054  # of a two-sided 95% interval
-    for share in suites.wilson_interval(right, count):
+    for share in metrics.wilson_interval(right, count):
         off = (right / count - share) ** 2 - quantile**2 * share * (1 - share) / count
         assert off == pytest.approx(0, abs=1e-12)
 
@@ -160,34 +159,6 @@ def test_test_set_is_downloaded_unless_its_terms_forbid_it(tmp_path):
     with pytest.raises(CarftError, match="200 images, expected 30,000"):
         imagenet.download("ImageNet-R", tmp_path, lambda url, path: packed(path, names))
     assert not [*tmp_path.rglob("*__MACOSX*")]
-
-
-# Records
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"sets": {"DTD": {"accuracy": "0.5", "complete": True}}},
-        {"sets": {"DTD": {"accuracy": math.nan, "complete": True}}},
-        {"sets": {"DTD": {"accuracy": 0.5}}},
-        {"sets": {"DTD": {"accuracy": 0.5, "complete": True, "mean_per_class": [1]}}},
-        {"sets": [0.5]},
-        {"weights": ["model.pkl"]},
-        {"wise_ft_alpha": "half"},
-    ],
-)
-def test_damaged_suite_record_is_skipped_with_a_warning(tmp_path, changes):
-    record = dict.fromkeys(records.FIELDS) | {"suite": "DTD", "weights": "model.pkl"}
-    record |= {"sets": {"DTD": {"accuracy": 0.5, "complete": True}}, "mean": 0.5}
-    records.append(tmp_path, record | changes)
-    with (tmp_path / records.FILE).open("a") as file:
-        file.write('{"suite": "ima')
-    records.append(tmp_path, record)
-    warnings = []
-    assert records.read(tmp_path, warnings) == [record]
-    first, second = describe_warnings(warnings)
-    assert "line 1 is not a complete record" in first and "line 2 is not" in second
 
 
 # Training

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from domainbed_carft.report import evaluation_plots
 from domainbed_carft.report.plots import figure_style, get_styles
 from domainbed_carft.results import collection, selection
-from domainbed_carft.results.evaluations import Flips
+from domainbed_carft.results.metrics import Flips
 
 PAIR = ("CARFT", "CLIPZeroShot")
 
@@ -46,7 +46,7 @@ def selected_splits(sweep, algorithm):
         step = int(selected.outcome.step)
         path = sweep / selected.outcome.run.folder / f"evaluation_step{step}.json"
         if selected.algorithm == algorithm and path.exists():
-            (split,) = json.loads(path.read_text())["splits"]
+            (split,) = json.loads(path.read_text())["image_sets"]
             yield selected.target, split
 
 
@@ -87,7 +87,7 @@ def test_flip_bars_are_shares_of_the_images_of_each_environment(sweep, report):
         parts = [
             part for number, part in selected_splits(sweep, "CLIPZeroShot") if number == target
         ]
-        images = sum(part["split"]["images"] for part in parts)
+        images = sum(part["image_set"]["images"] for part in parts)
         for key in ("gained", "lost"):
             count = sum(part["flips"][key] for part in parts)
             assert row[key] == count

@@ -58,14 +58,15 @@ def test_scores_of_each_split_equal_a_direct_computation(pets, capsys):
         with torch.no_grad():
             x, labels = next(iter(DataLoader(split.items, 64)))
             logits = run.algorithm.predict(x).double()
-        assert scores["ece"] == pytest.approx(calibration_error(logits, labels), abs=1e-9)
+        ece = scores["calibration"]["ece"]
+        assert ece == pytest.approx(calibration_error(logits, labels), abs=1e-9)
 
         predicted = logits.argmax(dim=1)
-        assert scores["confusion"] == [
+        assert document["confusions"][split.name] == [
             [int(((labels == true) & (predicted == guess)).sum()) for guess in (0, 1)]
             for true in (0, 1)
         ]
-        assert scores["images"] == len(labels)
+        assert scores["image_set"]["images"] == len(labels)
         assert document["classes"][1] == "wild dog"
         assert scores["class_images"][1] == int((labels == 1).sum())
         assert scores["class_correct"][1] == int((predicted[labels == 1] == 1).sum())

@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from domainbed.lib.checks import find_test_envs
 from domainbed.lib.train_arguments import build_parser
 from domainbed.scripts import train
 from runs_jobs import copy_changed
@@ -238,6 +239,7 @@ def test_command_of_the_card_has_the_arguments_of_the_run(files, trained):
     assert f"\n{command}\n" in files.readme.read_text()
 
     arguments = vars(build_parser().parse_args(shlex.split(command)[3:]))
+    arguments["test_envs"] = find_test_envs(arguments["dataset"], arguments["test_envs"])
     recorded = saved.load_run(trained, "last", device="cpu").args
     names = (*export.REPEATED_ARGS, "hparams")
     assert {n: arguments[n] for n in names} == {n: recorded[n] for n in names}

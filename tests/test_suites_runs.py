@@ -1,5 +1,6 @@
 """`carft evaluate`, `wise-ft` and `soup` on a suite of test sets with the classes of the pets."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,14 +8,19 @@ from pathlib import Path
 
 import pytest
 import runs_jobs
+import suite_evaluations
 import torch
 from PIL import Image, ImageOps
 from runs_jobs import CLASSES
 
 from domainbed_carft import cli
 from domainbed_carft.data import image_files
-from domainbed_carft.runs import saved
-from domainbed_carft.suites import catalogue, records
+from domainbed_carft.jobs.job_folder import RECORDS
+from domainbed_carft.results import metrics
+from domainbed_carft.runs import saved, zero_shot
+from domainbed_carft.runs.predictions import LoadingOptions
+from domainbed_carft.runs.suites import make_suite_test
+from domainbed_carft.suites import catalogue
 from domainbed_carft.suites.suite import Folders, Suite, TestSet
 
 GROUPS = {"photo": ((0,), (1,)), "Turned": ((0,), (1,)), "One": ((0, 1),), "Cut": ((0,), (1,))}
@@ -85,15 +91,15 @@ def count_correct(run, test_set, data):
     return correct
 
 
-def test_scores_equal_a_direct_computation_and_are_recorded(suite, job, data, capsys):
+def test_scores_equal_a_direct_computation_and_are_saved(suite, job, data, capsys):
     document = evaluate(capsys, job, "--data_dir", data)
     run = saved.load_run(job, device="cpu")
     for test_set in suite.sets:
         scores = document["sets"][test_set.name]
-        assert (scores["correct"], scores["images"]) == (count_correct(run, test_set, data), 20)
-        low, high = scores["interval"]
-        assert low <= scores["accuracy"] == scores["correct"] / 20 <= high
-        assert scores["is_complete"]
+        assert scores["image_set"]["images"] == 20
+        assert sum(scores["class_correct"]) == count_correct(run, test_set, data)
+        assert scores["accuracy"] == sum(scores["class_correct"]) / 20
+        assert scores["image_set"]["is_complete"]
 
     shares = accuracies(document)
     assert shares["One"] == 1 and 0 < shares["Turned"] != shares["photo"] < 1
@@ -101,21 +107,16 @@ def test_scores_equal_a_direct_computation_and_are_recorded(suite, job, data, ca
     assert means["mean"] == pytest.approx(sum(shares[name] for name in SHIFTED) / 3)
     assert means["mean_without_objectnet"] == pytest.approx((shares["Turned"] + 1) / 2)
 
-    # The second record of the same weights replaces the first.
-    carft(capsys, "evaluate", job, "--data_dir", data)
-    lines = (job / records.FILE).read_text().splitlines()
-    (record,) = records.read(job, [])
-    assert len(lines) == 2 and record == json.loads(lines[1])
-    assert (record["weights"], record["wise_ft_alpha"]) == ("model.pkl", None)
-    assert accuracies(record) == shares
-    assert record["sets"]["photo"] == {
-        "n": 20,
-        "right": document["sets"]["photo"]["correct"],
-        "accuracy": shares["photo"],
-        "interval": document["sets"]["photo"]["interval"],
-        "ece": document["sets"]["photo"]["ece"],
-        "complete": True,
-    }
+    # The files have the metrics that are printed, in the format of evaluations of the dataset.
+    (path,) = job.glob("evaluation_step*.json")
+    step = int(max(record["step"] for record in map(json.loads, (job / RECORDS).open())))
+    assert path.name == f"evaluation_step{step}_pets.json"
+    measured = suite_evaluations.load(job, step)
+    assert {part.image_set.name: part.accuracy for part in measured.image_sets} == shares
+    by_set = {part.image_set.name: part for part in measured.image_sets}
+    assert by_set["photo"].calibration.nll == document["sets"]["photo"]["calibration"]["nll"]
+    assert [by_set["One"].image_set.classes, by_set["photo"].image_set.classes] == [["cat"], []]
+    assert (measured.facts.suite, measured.facts.temperature) == ("pets", None)
 
 
 def test_missing_or_incomplete_test_sets_leave_no_mean(suite, job, data, capsys):
@@ -124,8 +125,10 @@ def test_missing_or_incomplete_test_sets_leave_no_mean(suite, job, data, capsys)
     document = evaluate(capsys, job, "--data_dir", data)
     assert document["problems"]["Turned"] == ["19 images, expected 20"]
     assert "One" in document["problems"] and "One" not in document["sets"]
-    (record,) = records.read(job, [])
-    assert record["mean"] is None and not record["sets"]["Turned"]["complete"]
+    (path,) = job.glob("evaluation_step*_pets.json")
+    splits = {part["name"]: part for part in json.loads(path.read_text())["facts"]["image_sets"]}
+    assert not splits["Turned"]["is_complete"] and splits["Cut"]["is_complete"] is False
+    assert splits["photo"]["is_complete"] and document["means"]["mean"] is None
 
 
 @pytest.mark.parametrize(
@@ -139,7 +142,7 @@ def test_unsuitable_suites_are_errors(suite, job, capsys, monkeypatch, words, me
     monkeypatch.chdir(job)
     runs_jobs.carft("evaluate", job, *words.split(), status=1)
     assert message in capsys.readouterr().err
-    assert not (job / records.FILE).exists()
+    assert not [*job.glob("evaluation_*")]
 
 
 @pytest.mark.parametrize(
@@ -157,13 +160,14 @@ def test_unsuitable_suites_are_errors(suite, job, capsys, monkeypatch, words, me
 )
 def test_unreadable_image_affects_only_its_test_set(suite, job, data, capsys, spoil, name, problem):
     carft(capsys, "evaluate", job, "--data_dir", data)
-    (earlier,) = records.read(job, [])
+    (path,) = job.glob("evaluation_step*_pets.json")
+    earlier = path.read_text()
     spoil(data)
     document = evaluate(capsys, job, "--data_dir", data, status=3)
     assert document["unread"] == [name] and problem in "; ".join(document["problems"][name])
-    assert [*document["sets"]] == [key for key in earlier["sets"] if key != name]
+    assert [*document["sets"]] == [key for key in GROUPS if key != name]
     assert document["means"]["mean"] is None
-    assert records.read(job, []) == [earlier]
+    assert path.read_text() == earlier
 
 
 def test_all_commands_exit_with_3_if_test_sets_are_unreadable(suite, job, data, capsys, tmp_path):
@@ -181,7 +185,7 @@ def test_all_commands_exit_with_3_if_test_sets_are_unreadable(suite, job, data, 
         path.write_bytes(b"no image")
     printed = carft(capsys, "evaluate", job, "--data_dir", data, status=3)
     assert "no test set of the suite pets can be read: photo: an image of " in printed.err
-    assert not (job / records.FILE).exists()
+    assert not [*job.glob("evaluation_*")]
 
 
 @pytest.fixture
@@ -192,14 +196,25 @@ def out(pets, tmp_path):
     return tmp_path / "OUT"
 
 
+def read_evaluations(out, ending="_pets.json"):
+    """Map each algorithm of a sweep to the content of its only evaluation."""
+    return {
+        folder.name: path.read_text()
+        for folder in out.iterdir()
+        for path in folder.glob(f"evaluation_step*{ending}")
+    }
+
+
 def test_sweep_is_measured_once_and_not_on_its_training_environments(suite, out, data, capsys):
     words = ("evaluate", out, "--data_dir", data, "--jobs", 1)
-    carft(capsys, *words)
-    lines = {folder.name: (folder / records.FILE).read_text() for folder in out.iterdir()}
-    for line in lines.values():
-        assert [*json.loads(line)["sets"]] == ["Turned", "One", "Cut"]
-    carft(capsys, *words)
-    assert (out / "CARFT" / records.FILE).read_text() == lines["CARFT"]
+    assert "3 runs measured" in carft(capsys, *words).err
+    evaluations = read_evaluations(out)
+    assert [*evaluations] == [folder.name for folder in out.iterdir()]
+    for content in evaluations.values():
+        splits = json.loads(content)["facts"]["image_sets"]
+        assert [split["name"] for split in splits] == ["Turned", "One", "Cut"]
+    assert "0 runs measured" in carft(capsys, *words).err
+    assert read_evaluations(out) == evaluations
 
     damaged = saved.choose_weights(out / "CARFT", None)
     damaged.write_bytes(b"no weights")
@@ -207,30 +222,90 @@ def test_sweep_is_measured_once_and_not_on_its_training_environments(suite, out,
     assert f"evaluate: {damaged.parent}: {damaged}" in printed.err
     assert "CLIPLinearProbe" in printed.out
 
-    # The earlier records remain in the table, but no run could be evaluated now.
+    # The earlier evaluations remain in the table, but no run could be evaluated now.
     for folder in out.iterdir():
         saved.choose_weights(folder, None).write_bytes(b"no weights")
     assert "CLIPLinearProbe" in carft(capsys, *words, status=1).out
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a run with a record of its weights is skipped, even if the test sets were incomplete; "
-    "test sets become environments of runs",
-)
 def test_sweep_is_measured_again_after_missing_images_were_added(suite, out, data, capsys):
     words = ("evaluate", out, "--data_dir", data, "--jobs", 1)
     path = data / "art/cat/3.png"
-    content = path.read_bytes()
+    content, status = path.read_bytes(), path.stat()
     path.unlink()
-    carft(capsys, *words)
-    (record,) = records.read(out / "CARFT", [])
-    assert not record["sets"]["Turned"]["complete"] and record["mean"] is None
+    incomplete = carft(capsys, *words)
+    assert "3 runs measured" in incomplete.err and "*" in incomplete.out.split("Suites:")[0]
 
     path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    complete = carft(capsys, *words)
+    assert "3 runs measured" in complete.err and "*" not in complete.out.split("Suites:")[0]
+    assert "0 runs measured" in carft(capsys, *words).err
+
+
+def test_sweep_is_measured_again_after_the_groups_of_a_test_set_changed(
+    suite, out, data, capsys, monkeypatch
+):
+    words = ("evaluate", out, "--data_dir", data, "--jobs", 1)
     carft(capsys, *words)
-    (record,) = records.read(out / "CARFT", [])
-    assert record["sets"]["Turned"]["complete"] and record["mean"] is not None
+    turned = dataclasses.replace(suite.sets[1], groups=((1,), (0,)))
+    changed = dataclasses.replace(suite, sets=(suite.sets[0], turned, *suite.sets[2:]))
+    monkeypatch.setitem(catalogue.SUITES, "pets", lambda: changed)
+    assert "3 runs measured" in carft(capsys, *words).err
+
+
+def test_zero_shot_predictions_of_a_sweep_are_made_once_for_each_test_set(
+    suite, out, data, capsys, monkeypatch
+):
+    """The flips of zero-shot CLIP itself are none; a plan of its own needs own predictions."""
+    predicted = []
+    predict = zero_shot.predict_rows
+
+    def count(splits, *words, **options):
+        predicted.extend(split.name for split in splits)
+        return predict(splits, *words, **options)
+
+    monkeypatch.setattr(zero_shot, "predict_rows", count)
+    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(out.parent / "cache"))
+    words = ("evaluate", out, "--data_dir", data, "--jobs", 1)
+    carft(capsys, *words)
+    assert sorted(predicted) == sorted(SHIFTED)
+
+    for part in json.loads(read_evaluations(out)["CLIPZeroShot"])["image_sets"]:
+        assert part["zero_shot_accuracy"] == part["accuracy"]
+        assert part["flips"]["gained"] == part["flips"]["lost"] == 0
+    (probed, *_) = json.loads(read_evaluations(out)["CLIPLinearProbe"])["image_sets"]
+    assert sum(probed["flips"].values()) == 20
+
+    run = saved.load_run(out / "CARFT", device="cpu")
+    options = LoadingOptions(torch.device("cpu"), workers=0, data_dir=str(data))
+    test = make_suite_test("pets", run, options)
+    resized = dataclasses.replace(
+        test, plan=dataclasses.replace(test.plan, interpolation="bicubic")
+    )
+    assert resized.plan != test.plan
+    for tested in (test, resized):
+        digest = tested.hash_images("Turned")
+        image_set = tested.image_sets["Turned"]
+        zero_shot.predict_test_set_zero_shot(run, image_set, digest, options, None)
+    assert predicted[len(SHIFTED) :] == ["Turned"]
+
+
+def test_temperature_of_the_dataset_scales_the_predictions_on_a_suite(suite, out, data, capsys):
+    words = ("evaluate", out, "--data_dir", data, "--jobs", 1)
+    carft(capsys, *words)
+    assert all(part["scaled"] is None for part in read_splits(out, "CARFT"))
+
+    runs_jobs.carft("evaluate", out, "--data_dir", data, "--select", "training-domain")
+    assert "3 runs measured" in carft(capsys, *words).err
+    (turned, *_) = read_splits(out, "CARFT")
+    assert turned["temperature"] not in (None, 1)
+    assert turned["scaled"]["nll"] != turned["calibration"]["nll"]
+    assert "0 runs measured" in carft(capsys, *words).err
+
+
+def read_splits(out, algorithm):
+    return json.loads(read_evaluations(out)[algorithm])["image_sets"]
 
 
 def test_wise_ft_and_soup_have_the_scores_of_their_weights(suite, job, data, capsys, tmp_path):
@@ -240,14 +315,15 @@ def test_wise_ft_and_soup_have_the_scores_of_their_weights(suite, job, data, cap
     carft(capsys, "wise-ft", job, "--data_dir", data, *mixed)
     rows = json.loads((out / "wise_ft.json").read_text())
     assert rows[2]["sets"] == alone["sets"] and rows[2]["means"] == alone["means"]
-    accuracies_by_alpha = {
-        record["wise_ft_alpha"]: accuracies(record) for record in records.read(job, [])
-    }
-    assert accuracies_by_alpha.pop(None) == accuracies(alone)
-    assert accuracies_by_alpha == {row["alpha"]: accuracies(row) for row in rows}
+    keys = metrics.list_suite_evaluations(job)
+    assert [key.alpha for key in keys] == [None, 0, 0.5, 1]
+    for key, document in zip(keys, [alone, *rows]):
+        measured = metrics.load_metrics(job, key)
+        by_set = {part.image_set.name: part.accuracy for part in measured.image_sets}
+        assert by_set == accuracies(document)
 
     half = evaluate(capsys, out / "model_alpha_0.50.pkl", "--data_dir", data)
-    assert half["sets"] == rows[1]["sets"] and not (out / records.FILE).exists()
+    assert half["sets"] == rows[1]["sets"] and not [*out.glob("evaluation_*")]
 
     # The soup of the two ends equals alpha 0.5.
     ends = [out / f"model_alpha_{alpha}.pkl" for alpha in ("0.00", "1.00")]

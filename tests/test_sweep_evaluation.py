@@ -26,7 +26,7 @@ from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import loading, squares
 from domainbed_carft.jobs import records as job_records
-from domainbed_carft.results import evaluations
+from domainbed_carft.results import metrics
 from domainbed_carft.runs import pool, saved, splits, sweep_run, temperature, zero_shot
 from domainbed_carft.runs.predictions import LoadingOptions
 from domainbed_carft.runs.sweep_run import SweepOptions
@@ -146,7 +146,7 @@ def test_figures_equal_a_direct_computation(pets, evaluation):
         assert figures.flips.lost == int((~is_correct & was_correct).sum())
 
         cosines = zero_shot_logits / float(zero_shot.algorithm.logit_scale)
-        rows, _ = evaluations.load_rows(Path(evaluated.folder), evaluated.step)
+        rows, _ = metrics.load_rows(Path(evaluated.folder), metrics.EvaluationKey(evaluated.step))
         alignment = cosines[torch.arange(len(labels)), labels]
         assert rows["alignment"] == pytest.approx(alignment.numpy(), abs=1e-6)
 
@@ -263,7 +263,6 @@ def test_json_equals_the_document_of_the_python_api(copy, capsys):
         ("evaluate . --which last", "--which"),
         ("evaluate .. --which last", "--which"),
         ("evaluate OUT --suite dtd --select oracle", "--select"),
-        ("evaluate OUT --suite dtd --original x", "--original"),
         ("evaluate JOB --select oracle", "--select"),
         ("evaluate JOB --jobs 2", "--jobs"),
         ("evaluate JOB --original x", "--original"),
@@ -323,12 +322,12 @@ def test_failed_task_or_ended_process_does_not_affect_other_tasks(tmp_path, caps
     tasks = {name: functools.partial(write_result, tmp_path, name) for name in "abcdef"}
     tasks["b"] = functools.partial(fail, tmp_path)
     tasks["c"] = functools.partial(end_process, tmp_path)
-    outcomes = pool.run_tasks(tasks, jobs=2)
-    assert list(outcomes) == list(tasks)
-    problems = {name: outcomes.pop(name) for name in "bc"}
+    ends = pool.run_tasks(tasks, jobs=2)
+    assert list(ends) == list(tasks)
+    problems = {name: ends.pop(name).problem for name in "bc"}
     assert problems == {"b": "no weights; no data", "c": "the process ended with status -9"}
-    assert set(outcomes.values()) == {True}
-    assert sorted(os.listdir(tmp_path)) == sorted(outcomes)
+    assert {*ends.values()} == {pool.TaskEnd(was_measured=True)}
+    assert sorted(os.listdir(tmp_path)) == sorted(ends)
     assert "evaluate: c: the process ended" in capsys.readouterr().err
 
 

@@ -29,7 +29,6 @@ from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method import prompts
 from domainbed_carft.runs import saved
-from domainbed_carft.suites import records
 
 # The class names of each task in another project's complete list, in label order.
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "task_classes.json").read_text())
@@ -257,9 +256,9 @@ def test_run_is_evaluated_on_its_test_split_and_as_a_suite(job, planted, tmp_pat
     rows = [re.split("  +", line)[:3] for line in evaluate(capsys, job, planted).out.splitlines()]
     assert ["test (incomplete)", "37", f"{100 * right / 37:.1f}"] in rows
     document = json.loads(evaluate(capsys, job, planted, "--suite", "OxfordIIITPet", "--json").out)
-    assert document["sets"]["test"]["correct"] == right
-    (record,) = records.read(job, warnings=[])  # of two evaluations
-    assert record["suite"] == "OxfordIIITPet" and record["sets"]["test"]["right"] == right
+    assert sum(document["sets"]["test"]["class_correct"]) == right
+    (path,) = job.glob("evaluation_step*_OxfordIIITPet.json")  # of two evaluations
+    assert json.loads(path.read_text())["image_sets"][0]["accuracy"] == right / 37
 
 
 def test_unreadable_test_image_ends_evaluate_with_status_3(job, data, capsys):
@@ -290,5 +289,6 @@ def test_zero_shot_clip_reports_the_mean_accuracy_per_class(data, capsys):
         with torch.no_grad():
             logits = clip.model.visual(transform(image)[None]) @ texts.T
         is_right[label].append(int(logits.argmax()) == label)
-    assert (scores["images"], scores["correct"]) == (38, sum(map(sum, is_right)))
+    assert scores["image_set"]["images"] == 38
+    assert sum(scores["class_correct"]) == sum(map(sum, is_right))
     assert scores["mean_per_class"] == pytest.approx(np.mean([*map(np.mean, is_right)]))

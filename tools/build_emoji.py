@@ -244,7 +244,7 @@ def split_concepts(concepts: list[Concept], complete: set[str]) -> dict[str, str
         complete: keys of the emoji drawn in every style; only these can be held out.
 
     Returns:
-        key -> "held_out", "pretrain", or "unused" (a variant of a held-out thing that has no
+        Key -> "held_out", "pretrain", or "unused" (a variant of a held-out thing that has no
         class or is not drawn in all styles, or a thing that pre-training shows next to another).
     """
     members: dict[str, dict[str, int]] = {cls: defaultdict(int) for cls in CLASS_SUBGROUPS}

@@ -15,7 +15,7 @@ import io
 import tarfile
 from pathlib import Path
 
-PACKED = ("done", "results.jsonl", "suites.jsonl", "sweep.json", "evaluation_step*.json")
+PACKED = ("done", "results.jsonl", "sweep.json", "evaluation_step*.json")
 
 
 def main() -> None:

@@ -43,9 +43,9 @@ def _conclude(problems: int, with_training: bool, training: str | None) -> str:
     """Return the last line of ``doctor``.
 
     Args:
-        problems: The number of problems, of which the two training steps can be one.
+        problems: the number of problems, of which the two training steps can be one.
         with_training: True if the user wants training steps.
-        training: The state of these steps, None if none were taken.
+        training: the state of these steps, None if none were taken.
     """
     from domainbed_carft import doctor
 

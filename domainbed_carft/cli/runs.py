@@ -35,8 +35,8 @@ def add_to(commands: Any) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     """Add the command, whose modes have parsers with only the flags that they use."""
-    path, which, loading, clip, selection, jobs = (
-        argparse.ArgumentParser(add_help=False, allow_abbrev=False) for _ in range(6)
+    path, which, loading, clip, original, selection, jobs = (
+        argparse.ArgumentParser(add_help=False, allow_abbrev=False) for _ in range(7)
     )
     path.add_argument(
         "path",
@@ -58,18 +58,20 @@ def _add_evaluate(commands: Any) -> None:
         help="evaluate this CLIP model zero-shot instead of a run; needs --suite. NAME is a model "
         "of OpenAI such as ViT-B/16, open_clip:MODEL/TAG, or a weights file",
     )
+    _add_original(original.add_argument_group("only for a sweep's output folder, or with --suite"))
     _add_sweep_flags(selection, jobs)
 
     help_line = "measure a saved run, or all chosen runs of a sweep: accuracy by class, calibration"
-    everything = [which, loading, selection, jobs, path, clip]
+    everything = [which, loading, original, selection, jobs, path, clip]
     parser = commands.add_parser("evaluate", help=help_line, parents=everything)
     parser.set_defaults(run=functools.partial(_run, "evaluate-run"))  # reports a missing path
     modes: dict[str, argparse.ArgumentParser] = {}
     for name, title, parents in (
         ("run", "a run", [path, which, loading]),
+        ("run-on-suite", "a run with --suite", [path, which, original, loading]),
         ("clip", "a CLIP model", [clip, loading]),
-        ("sweep", "a sweep's output folder", [path, selection, jobs, loading]),
-        ("sweep-on-suite", "a sweep's output folder with --suite", [path, jobs, loading]),
+        ("sweep", "a sweep's output folder", [path, original, selection, jobs, loading]),
+        ("sweep-on-suite", "a sweep's output folder with --suite", [path, original, jobs, loading]),
     ):
         mode = FlagParser(prog=parser.prog, description=title, parents=parents)
         mode.set_defaults(run=functools.partial(_run, f"evaluate-{name}"))
@@ -83,9 +85,8 @@ def _choose_mode(arguments: argparse.Namespace) -> str:
         return "clip"
     if arguments.path is None or not os.path.exists(arguments.path):
         return ""
-    if not _is_sweep_folder(arguments.path):
-        return "run"
-    return "sweep-on-suite" if arguments.suite else "sweep"
+    kind = "sweep" if _is_sweep_folder(arguments.path) else "run"
+    return f"{kind}-on-suite" if arguments.suite else kind
 
 
 def _is_sweep_folder(path: Path) -> bool:
@@ -100,9 +101,7 @@ def _is_sweep_folder(path: Path) -> bool:
 
 def _add_sweep_flags(selection: argparse.ArgumentParser, jobs: argparse.ArgumentParser) -> None:
     title = "only for the output folder of a sweep"
-    group = selection.add_argument_group(title)
-    _add_original(group)
-    group.add_argument(
+    selection.add_argument_group(title).add_argument(
         "--select",
         type=comma_separated(RULE_NAMES),
         action="extend",

@@ -19,12 +19,11 @@ from domainbed_carft import files
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.escaping import print_lines
-from domainbed_carft.jobs.records import RecordWarning, describe_warnings
 from domainbed_carft.machine.devices import choose_device
 from domainbed_carft.progress_bar import log, progress
 from domainbed_carft.results import cells, collection, columns, formats, suites, tables
 from domainbed_carft.results.collection import Collection
-from domainbed_carft.results.evaluations import ECE_BINS
+from domainbed_carft.results.metrics import ECE_BINS
 from domainbed_carft.runs import SOME_SKIPPED
 from domainbed_carft.runs.evaluate import evaluate, evaluate_on_suite
 from domainbed_carft.runs.export import describe_unknown_transforms, export
@@ -39,8 +38,11 @@ from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import describe_choice, load_run
 from domainbed_carft.runs.scores import Scores
 from domainbed_carft.runs.soup import soup
-from domainbed_carft.runs.suites import append_record
-from domainbed_carft.runs.sweep import SweepScores, measure_sweep, measure_sweep_on_suite
+from domainbed_carft.runs.sweep import (
+    SweepScores,
+    measure_sweep,
+    measure_sweep_on_suite,
+)
 from domainbed_carft.runs.sweep_run import SweepOptions
 from domainbed_carft.runs.wise_ft import format_alphas, sort_alphas, wise_ft
 from domainbed_carft.suites import catalogue
@@ -78,15 +80,18 @@ def evaluate_run_command(arguments: argparse.Namespace) -> int:
         run = load_run(arguments.path, arguments.which, arguments.device)
         files.require_output(arguments.output, [run.path])
         if arguments.suite:
-            scores = evaluate_on_suite(arguments.suite, run, **_get_loading(arguments))
+            scores = evaluate_on_suite(
+                arguments.suite,
+                run,
+                original=arguments.original,
+                record=True,
+                **_get_loading(arguments),
+            )
         else:
-            scores = evaluate(run, **_get_loading(arguments))
+            scores = evaluate(run, record=True, **_get_loading(arguments))
 
     lines = [*_choice_lines(arguments, run), *scores_lines(scores)]
     _print_result(arguments, _as_json(scores), lines)
-    on_suite = scores if arguments.suite else scores.test_set
-    if on_suite and on_suite.sets:
-        append_record(run.path, on_suite)
     return SOME_SKIPPED if scores.has_unread_sets else 0
 
 
@@ -123,27 +128,22 @@ def evaluate_sweep_on_suite_command(arguments: argparse.Namespace) -> int:
     """Evaluate a sweep on a suite, and print or write the suite's table; return the status."""
     files.require_output(arguments.output)
     groups = collection.gather([arguments.path]).groups
-    options = SweepOptions(arguments.device, **_get_loading(arguments))
-    outcomes = measure_sweep_on_suite(groups, arguments.suite, options, arguments.jobs)
+    options = SweepOptions(arguments.device, original=arguments.original, **_get_loading(arguments))
+    ends = measure_sweep_on_suite(groups, arguments.suite, options, arguments.jobs)
 
-    warnings: list[RecordWarning] = []
     suite_tables = [
-        table
-        for group in groups
-        for table in suites.build(group, warnings)
-        if table.suite == arguments.suite
+        table for group in groups for table in suites.build(group) if table.suite == arguments.suite
     ]
     captions = [suites.caption()]
     text = formats.as_text([table.grid() for table in suite_tables], captions)
     document = {"caption": captions, "suites": [table.as_dict() for table in suite_tables]}
     _print_result(arguments, formats.as_json(document), text.splitlines())
-    measured = list(outcomes.values()).count(True)
+    measured = sum(end.was_measured for end in ends.values())
     log(f"evaluate: {quantity(measured, 'run')} measured on {arguments.suite}")
-    print_lines(*describe_warnings(warnings), stream=sys.stderr)
-    is_problem = [isinstance(outcome, str) for outcome in outcomes.values()]
-    if not any(is_problem):
+    has_problem = [bool(end.problem) for end in ends.values()]
+    if not any(has_problem):
         return 0
-    return 1 if all(is_problem) else SOME_SKIPPED
+    return 1 if all(has_problem) else SOME_SKIPPED
 
 
 def _get_loading(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -217,13 +217,10 @@ def wise_ft_command(arguments: argparse.Namespace) -> int:
         save=saved_alphas,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
+        record=True,
     )
 
     print_lines(*_choice_lines(arguments, run), *wise_ft_lines(scores))
-    for part in scores.values():
-        if part.suite:
-            append_record(run.path, part)
-
     if saved_alphas:
         sets_text = quantity(len(saved_alphas), "set of weights", "sets of weights")
         print_lines(f"Saved the results and {sets_text} in {arguments.output}")
@@ -347,19 +344,23 @@ def _weights_remark(scores: Scores) -> str:
 
 
 def _table_by_set(scores: Scores, published: Mapping[str, float]) -> list[str]:
+    reported_per_class: set[str] = set()
+    if scores.suite:
+        sets = catalogue.get(scores.suite).sets
+        reported_per_class = {part.name for part in sets if part.reports_mean_per_class}
     rows = []
     for name, part in scores.sets.items():
-        environment = "" if scores.suite else part.environment
-        low, high = map(percent, part.interval or (None, None))
+        images = part.image_set
+        environment = "" if scores.suite else images.environment
         rows.append(
             [
-                name if part.is_complete else f"{name} (incomplete)",
-                f"{environment} (test)" if environment and part.is_target else environment,
-                f"{part.images:,}",
+                name if images.is_complete else f"{name} (incomplete)",
+                f"{environment} (test)" if environment and images.is_target else environment,
+                f"{images.images:,}",
                 percent(part.accuracy),
-                f"{low} to {high}" if part.interval else "",
-                percent(part.ece),
-                percent(part.mean_per_class),
+                " to ".join(map(percent, part.interval)) if scores.suite else "",
+                percent(part.calibration.ece),
+                percent(part.mean_per_class) if name in reported_per_class else "-",
                 f"{published.get(name, '-')}",
             ]
         )
@@ -393,12 +394,12 @@ def suite_lines(head: str, scores_by_name: Mapping[str, Scores]) -> list[str]:
     (first, *_) = scores_by_name.values()
     mean_titles = catalogue.get(str(first.suite)).mean_titles
     set_titles = [
-        name if test_set.is_complete else f"{name}*" for name, test_set in first.sets.items()
+        name if part.image_set.is_complete else f"{name}*" for name, part in first.sets.items()
     ]
 
     rows = []
     for name, scores in scores_by_name.items():
-        accuracies = [percent(test_set.accuracy) for test_set in scores.sets.values()]
+        accuracies = [percent(part.accuracy) for part in scores.sets.values()]
         means = [percent(scores.means[key]) for key in mean_titles]
         rows.append([name, *accuracies, *means])
     head_row = [head, *set_titles, *mean_titles.values()]
@@ -487,6 +488,7 @@ def sweep_lines(scores: SweepScores, collected: Collection, folder: str) -> list
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "evaluate-run": evaluate_run_command,
+    "evaluate-run-on-suite": evaluate_run_command,
     "evaluate-clip": evaluate_clip_command,
     "evaluate-sweep": evaluate_sweep_command,
     "evaluate-sweep-on-suite": evaluate_sweep_on_suite_command,

@@ -322,14 +322,14 @@ def save(
     """Write a model with its tokenizer into ``folder``, for loading by ``local-dir:``.
 
     Args:
-        folder: An existing folder.
-        state: The state dict of the model.
-        architecture: The model's configuration as JSON.
-        preprocessing: The transform of images, which replaces that of the configuration.
-        tokenizer: The model's tokenizer.
+        folder: an existing folder.
+        state: the state dict of the model.
+        architecture: the model's configuration as JSON.
+        preprocessing: the transform of images, which replaces that of the configuration.
+        tokenizer: the model's tokenizer.
 
     Raises:
-        OSError: The folder cannot be written.
+        OSError: the folder cannot be written.
     """
     config = json.loads(architecture)
     config["preprocess_cfg"] |= {

@@ -61,14 +61,14 @@ def save(
     """Write weights, configuration, preprocessing and tokenizer into ``folder``.
 
     Args:
-        folder: An existing folder.
-        state: The state dict of a CLIP model of clip or open_clip.
-        model_config: The ``model_cfg`` of its open_clip configuration, valid for
+        folder: an existing folder.
+        state: the state dict of a CLIP model of clip or open_clip.
+        model_config: the ``model_cfg`` of its open_clip configuration, valid for
             `require_supported`.
-        preprocessing: The transform of images.
+        preprocessing: the transform of images.
 
     Raises:
-        OSError: The folder cannot be written.
+        OSError: the folder cannot be written.
     """
     weights.save_tensors(folder / WEIGHTS, rename_tensors(state))
     contents = {

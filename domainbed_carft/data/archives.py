@@ -30,8 +30,8 @@ class BadFile(CarftError):
     """A dataset's file is empty, damaged, or not the expected file.
 
     Attributes:
-        name: Name of the file in the dataset's sources.
-        fault: End of a sentence whose subject is the file.
+        name: name of the file in the dataset's sources.
+        fault: end of a sentence whose subject is the file.
     """
 
     def __init__(self, path: Path | str, fault: str) -> None:

@@ -41,8 +41,8 @@ def compare(name: str, counts: Counts, is_list: bool = False) -> Findings:
     """Compare a dataset with the benchmark ``name``, or its environments with each other.
 
     Args:
-        name: Name of the dataset.
-        counts: Its images.
+        name: name of the dataset.
+        counts: its images.
         is_list: True if a list names the environments, so that none is a stray folder.
     """
     findings = Findings()

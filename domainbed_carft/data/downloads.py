@@ -45,11 +45,11 @@ def download(
     """Download, unpack, prepare and verify a benchmark, and then move it to ``data_dir``.
 
     Args:
-        name: Name of the benchmark.
-        data_dir: Folder of the datasets' folders.
-        fetch: Function of a URL and a path that downloads a file, or resumes the download.
-        accept_different: Accept data that differs from the known editions.
-        given_files: Files that need no download, or folders that contain them. They are only read.
+        name: name of the benchmark.
+        data_dir: folder of the datasets' folders.
+        fetch: function of a URL and a path that downloads a file, or resumes the download.
+        accept_different: accept data that differs from the known editions.
+        given_files: files that need no download, or folders that contain them. They are only read.
 
     Returns:
         The report of the verification; its status is "verified", or "differs" if accepted.
@@ -86,14 +86,14 @@ def install(
     """Download and unpack ``sources``, prepare and verify the data, and move it to ``target``.
 
     Args:
-        name: Name of the dataset.
-        target: The dataset's folder.
-        sources: Files to download.
-        prepare: Function of a folder with the unpacked files and a folder to create from them.
-        verify_data: Function of the name and a data folder that returns a report.
-        fetch: See `download`.
-        accept_different: See `download`.
-        given_files: See `download`.
+        name: name of the dataset.
+        target: the dataset's folder.
+        sources: files to download.
+        prepare: function of a folder with the unpacked files and a folder to create from them.
+        verify_data: function of the name and a data folder that returns a report.
+        fetch: see `download`.
+        accept_different: see `download`.
+        given_files: see `download`.
 
     Returns:
         The report of the verification.

@@ -80,11 +80,11 @@ class ImageDataset:
     """A map-style dataset of (image, label), with images in RGB or transformed.
 
     Attributes:
-        samples: Pairs of a file, or pixels (H, W, 3), uint8, and a label.
-        classes: Names of the labels.
-        transform: Function of a Pillow image, or None.
-        unknown_classes: Other classes in the data, whose images are not in ``samples``.
-        root: Name of the split, in place of a folder's.
+        samples: pairs of a file, or pixels (H, W, 3), uint8, and a label.
+        classes: names of the labels.
+        transform: function of a Pillow image, or None.
+        unknown_classes: other classes in the data, whose images are not in ``samples``.
+        root: name of the split, in place of a folder's.
     """
 
     root = "test"

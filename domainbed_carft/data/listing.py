@@ -165,8 +165,8 @@ def _require_distinct_images(file: Path, lines: Mapping[str, int]) -> None:
     """Raise CarftError if two paths lead to one image, such as a relative and an absolute one.
 
     Args:
-        file: The CSV file.
-        lines: Path of each image -> line.
+        file: the CSV file.
+        lines: path of each image -> line.
     """
     resolve_folder = functools.cache(os.path.realpath)  # many images are in one folder
     paths: dict[str, str] = {}  # path without links -> path in the list

@@ -149,9 +149,9 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verificati
     """Compare the counts of a task's two splits with the published counts.
 
     Args:
-        name: Name of the task.
-        data_dir: Folder of the datasets' folders.
-        decode: Decode every image that is a file.
+        name: name of the task.
+        data_dir: folder of the datasets' folders.
+        decode: decode every image that is a file.
 
     Raises:
         CarftError: if torchvision cannot read the data.

@@ -118,8 +118,8 @@ def report_broken_data(report: DataReport | None, hparams: Any) -> Iterator[None
     of the block is explained by the problems. For all other algorithms, they are a warning.
 
     Args:
-        report: The report on the data, None if the data was not verified.
-        hparams: The job's hyperparameters.
+        report: the report on the data, None if the data was not verified.
+        hparams: the job's hyperparameters.
     """
     if report is None or not report.problems:
         yield
@@ -148,10 +148,10 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
     """Verify a benchmark below ``data_dir`` by its name, or any dataset by its path.
 
     Args:
-        name_or_path: Name of a benchmark, folder environment/class/image, or CSV file that lists
+        name_or_path: name of a benchmark, folder environment/class/image, or CSV file that lists
             images.
-        data_dir: Folder of the datasets' folders.
-        decode: Decode every image.
+        data_dir: folder of the datasets' folders.
+        decode: decode every image.
 
     Raises:
         CarftError: if the benchmark is unknown or the folder is missing.

@@ -73,8 +73,8 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     processes.
 
     Args:
-        descriptor: The open file.
-        shared: Share the lock with other readers.
+        descriptor: the open file.
+        shared: share the lock with other readers.
 
     Raises:
         OSError: if the file system does not support locks.

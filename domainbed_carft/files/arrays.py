@@ -23,8 +23,8 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str
     """Write arrays and facts to a file, atomically; equal content makes equal files.
 
     Args:
-        path: The file.
-        arrays: Arrays (N,), by name.
+        path: the file.
+        arrays: arrays (N,), by name.
         facts: JSON values, by name.
 
     Raises:
@@ -49,9 +49,9 @@ def load_arrays(
     """Read the facts and some of the arrays of a file that `save_arrays` wrote.
 
     Args:
-        path: The file.
-        dtypes: Expected types of the arrays to read, by name.
-        length_key: Key of the facts that holds N.
+        path: the file.
+        dtypes: expected types of the arrays to read, by name.
+        length_key: key of the facts that holds N.
 
     Returns:
         The facts, and arrays (N,) by name.

@@ -56,8 +56,8 @@ def parse_yaml(text: str, name: str) -> tuple[Any, YamlSource]:
     folders are made from them.
 
     Args:
-        text: The content of the file.
-        name: The name of the file, for messages.
+        text: the content of the file.
+        name: the name of the file, for messages.
 
     Returns:
         The data, and the positions of the values.

@@ -32,8 +32,8 @@ def second_stage(images: Tensor, operations: BatchOperations) -> Tensor:
     """Apply flip, jitter, grey and normalisation to a batch.
 
     Args:
-        images: Images (N, S, S, 3), uint8, on any device.
-        operations: Arrays in host memory, copied to the device in one transfer.
+        images: images (N, S, S, 3), uint8, on any device.
+        operations: arrays in host memory, copied to the device in one transfer.
 
     Returns:
         Normalised images (N, 3, S, S), float32, on the same device.

@@ -20,10 +20,10 @@ class CLIPInput(nn.Module):
     """Undo the dataset's normalisation, resize, and apply the model's normalisation.
 
     Args:
-        preprocessing: The model's preprocessing, or its resolution in pixels for OpenAI's
+        preprocessing: the model's preprocessing, or its resolution in pixels for OpenAI's
             preprocessing.
-        mean: The dataset's mean per channel, of values in [0, 1].
-        std: The dataset's standard deviation per channel.
+        mean: the dataset's mean per channel, of values in [0, 1].
+        std: the dataset's standard deviation per channel.
     """
 
     # (1, 3, 1, 1) each, in the state dict: both normalisations as one.

@@ -53,12 +53,12 @@ class ListedFolder(ImageFolder):
     """torchvision's ImageFolder of images that are already listed; does not read folders.
 
     Args:
-        root: The folder of the class folders.
-        images: Paths of the images below ``root``, by class.
-        loader: Function from a path to a Pillow image.
+        root: the folder of the class folders.
+        images: paths of the images below ``root``, by class.
+        loader: function from a path to a Pillow image.
 
     Raises:
-        CarftError: There are no classes, or a class has no images.
+        CarftError: there are no classes, or a class has no images.
     """
 
     def __init__(
@@ -109,8 +109,8 @@ class Passes:
     """Sampling without replacement: each pass visits every item once, in a new order.
 
     Args:
-        size: Number of items.
-        seed: Determines all batches, together with their numbers.
+        size: number of items.
+        seed: determines all batches, together with their numbers.
     """
 
     def __init__(self, size: int, seed: int) -> None:

@@ -65,10 +65,10 @@ def plan_for(
     """Return the plan of a preset, or upstream's plan for any other name.
 
     Args:
-        protocol: The value of the hparam.
-        size: Side of the images in pixels.
-        augment: Return the plan for training images instead of test images.
-        preprocessing: The model's preprocessing, by which all presets except ``domainbed`` resize
+        protocol: the value of the hparam.
+        size: side of the images in pixels.
+        augment: return the plan for training images instead of test images.
+        preprocessing: the model's preprocessing, by which all presets except ``domainbed`` resize
             test images; by default OpenAI's.
     """
     if protocol not in CLIP_PRESETS:
@@ -108,10 +108,10 @@ def plan_for_job(
     """Return the plan of a job's training images, augmented by the hparam ``protocol``.
 
     Args:
-        hparams: The job's hyperparameters, with or without ``protocol`` and ``preprocessing``.
-        preprocessing: The preprocessing of the job's model, None for other models.
-        default_size: Side of the images in pixels, without any preprocessing.
-        is_for_model: Normalise the images for the model instead of by the protocol.
+        hparams: the job's hyperparameters, with or without ``protocol`` and ``preprocessing``.
+        preprocessing: the preprocessing of the job's model, None for other models.
+        default_size: side of the images in pixels, without any preprocessing.
+        is_for_model: normalise the images for the model instead of by the protocol.
     """
     requested = preprocessing
     if hparams.get("preprocessing"):
@@ -132,8 +132,8 @@ def read_plan(content: Mapping[str, Any], clip_input: CLIPInput) -> ImagePlan:
     assumed to be squashed.
 
     Args:
-        content: Content of a weights file.
-        clip_input: The input module of the algorithm in the file.
+        content: content of a weights file.
+        clip_input: the input module of the algorithm in the file.
     """
     if content.get("image_plan") is not None:
         return ImagePlan.from_json(content["image_plan"])

@@ -26,8 +26,8 @@ def crop(plan: ImagePlan, image: Tensor) -> Tensor:
     """Crop, at random if the plan does, and resize an image.
 
     Args:
-        plan: The image plan.
-        image: Pixels (H, W, 3), uint8.
+        plan: the image plan.
+        image: pixels (H, W, 3), uint8.
 
     Returns:
         Pixels (S, S, 3), uint8.
@@ -79,8 +79,8 @@ def resize_by_pillow(plan: ImagePlan, image: Tensor) -> Tensor:
     """Resize an image with Pillow, whose rounding differs from torch's in `crop`.
 
     Args:
-        plan: A plan without augmentation.
-        image: Pixels (H, W, 3), uint8.
+        plan: a plan without augmentation.
+        image: pixels (H, W, 3), uint8.
 
     Returns:
         Pixels (S, S, 3), uint8.
@@ -104,10 +104,10 @@ def second_stage(
     The host does not wait for an accelerator.
 
     Args:
-        plan: The image plan.
-        images: Pixels (N, S, S, 3), uint8, on any device.
-        choices: Random choices (N, 10) of `draw_choices`, in host memory.
-        out: Tensor of the result's shape that numba's loops write to: to allocate a large batch
+        plan: the image plan.
+        images: pixels (N, S, S, 3), uint8, on any device.
+        choices: random choices (N, 10) of `draw_choices`, in host memory.
+        out: tensor of the result's shape that numba's loops write to: to allocate a large batch
             takes longer than the second stage.
 
     Returns:

@@ -22,9 +22,9 @@ class Method:
     """Facts of an algorithm that can be read without its class.
 
     Attributes:
-        file: Name of the file with the class: in ``method/``, or the user's.
+        file: name of the file with the class: in ``method/``, or the user's.
         style: None for a user's class that declares none.
-        hparams: Hyperparameters that not every algorithm has, including inherited ones.
+        hparams: hyperparameters that not every algorithm has, including inherited ones.
     """
 
     file: str
@@ -75,7 +75,7 @@ def find_own_methods(
     """Return the user's methods that are described by their records, by name.
 
     Args:
-        recorded_by_algorithm: The hyperparameters and facts of a job of each algorithm.
+        recorded_by_algorithm: the hyperparameters and facts of a job of each algorithm.
     """
     methods: dict[str, Method] = {}
     for name, recorded in recorded_by_algorithm.items():

@@ -31,12 +31,12 @@ class RunDifferences:
     """Settings in which two runs differ, returned by `diff`.
 
     Attributes:
-        first: Folder of the first job.
-        second: Folder of the second job.
-        differences: Setting or fact, such as ``hparam lr``, ``fact prompts_digest`` or ``version of
+        first: folder of the first job.
+        second: folder of the second job.
+        differences: setting or fact, such as ``hparam lr``, ``fact prompts_digest`` or ``version of
             PyTorch``, to its values in the first and the second run.
-        only_in_first: Settings recorded by the first run only. They do not count as differences.
-        only_in_second: Settings recorded by the second run only.
+        only_in_first: settings recorded by the first run only. They do not count as differences.
+        only_in_second: settings recorded by the second run only.
     """
 
     first: str
@@ -59,14 +59,14 @@ def diff(first: AnyPath, second: AnyPath) -> RunDifferences:
     """Compare the settings of two runs, without their accuracies and paths.
 
     Args:
-        first: Folder of a job.
-        second: Folder of the job to compare it with.
+        first: folder of a job.
+        second: folder of the job to compare it with.
 
     Returns:
         The settings that differ, and settings that only one of the runs has recorded.
 
     Raises:
-        CarftError: If a folder does not contain the records of exactly one run.
+        CarftError: if a folder does not contain the records of exactly one run.
     """
     first_settings = _get_settings(_read_run(first))
     second_settings = _get_settings(_read_run(second))

@@ -44,8 +44,8 @@ def get_hparams_and_facts(content: Mapping[str, Any], hparams: Any) -> dict[str,
     A fact replaces the hyperparameter of the same name (see OF_HPARAMS).
 
     Args:
-        content: The content of a record or of a file of weights.
-        hparams: The hyperparameters in it.
+        content: the content of a record or of a file of weights.
+        hparams: the hyperparameters in it.
     """
     hparams = hparams if isinstance(hparams, Mapping) else {}
     added = hparams.get(FOREIGN)

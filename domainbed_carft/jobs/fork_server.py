@@ -63,10 +63,10 @@ class Process:
         """Wait for the end of the process, and return its exit status.
 
         Args:
-            timeout: Maximum number of seconds; None to wait forever.
+            timeout: maximum number of seconds; None to wait forever.
 
         Raises:
-            subprocess.TimeoutExpired: If the process has not ended by then.
+            subprocess.TimeoutExpired: if the process has not ended by then.
         """
         if self.returncode is None:
             poller = select.poll()
@@ -117,9 +117,9 @@ class ForkServer:
         """Start a job, or return None if it has to be started as a new process.
 
         Args:
-            command: The words of its command line.
-            variables: All its process variables.
-            descriptors: The lock and the standard error, for a detached job.
+            command: the words of its command line.
+            variables: all its process variables.
+            descriptors: the lock and the standard error, for a detached job.
         """
         if sys.platform != "linux" or variables.get(SWITCH, "") not in ("", "0"):
             return None
@@ -254,8 +254,8 @@ def _guard(answers: int, *process_descriptors: int) -> bool:
     """Fork the process, and return True in it. Its guard waits for it and reports its exit status.
 
     Args:
-        answers: Descriptor to which the guard writes the process id, and later the exit status.
-        process_descriptors: Descriptors that only the process keeps.
+        answers: descriptor to which the guard writes the process id, and later the exit status.
+        process_descriptors: descriptors that only the process keeps.
     """
     process = -1
     try:
@@ -282,11 +282,11 @@ def _run_request(module: str, request: Any, answers: int, *job_descriptors: int)
     """Run the module as `python -m` does.
 
     Args:
-        module: The module.
-        request: Its ``arguments``, and ``variables`` to add to the server's.
-        answers: The pipe for the answers. It stays open, so that it closes with the process if the
+        module: the module.
+        request: its ``arguments``, and ``variables`` to add to the server's.
+        answers: the pipe for the answers. It stays open, so that it closes with the process if the
             guard is killed.
-        job_descriptors: For a detached job, its lock and its standard error.
+        job_descriptors: for a detached job, its lock and its standard error.
     """
     os.set_inheritable(answers, False)
     os.environ.update(request["variables"])

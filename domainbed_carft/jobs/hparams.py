@@ -30,10 +30,10 @@ class ResolvedHparams:
     """The hyperparameters of a job.
 
     Attributes:
-        values: All hyperparameters, in the order of the records.
-        defaults: Their defaults.
-        problems: What is wrong with the values. If there are any, the job must not start.
-        unread: Names set by the user that do not affect the algorithm.
+        values: all hyperparameters, in the order of the records.
+        defaults: their defaults.
+        problems: what is wrong with the values. If there are any, the job must not start.
+        unread: names set by the user that do not affect the algorithm.
     """
 
     values: dict[str, Any]
@@ -55,7 +55,7 @@ def get_draw_seed(args: Mapping[str, Any]) -> int | None:
     """Return the seed of a job's random hyperparameters, or None if it has the defaults.
 
     Args:
-        args: The arguments of train.
+        args: the arguments of train.
     """
     if not args["hparams_seed"]:
         return None
@@ -74,11 +74,11 @@ def resolve_from_registry(
     The problems are unknown names, and invalid values that train itself reads.
 
     Args:
-        registry: The host's `hparams_registry`.
-        algorithm: Name of the algorithm.
-        dataset: Name of the dataset.
-        given: The values set by the user.
-        random_seed: Seed of the registry's random draws; None for its defaults.
+        registry: the host's `hparams_registry`.
+        algorithm: name of the algorithm.
+        dataset: name of the dataset.
+        given: the values set by the user.
+        random_seed: seed of the registry's random draws; None for its defaults.
     """
     defaults, values = read_registry(registry, algorithm, dataset, random_seed)
     problems = [
@@ -108,11 +108,11 @@ def find_unknown_names(
     """Return a problem for each name set by the user that the algorithm does not have.
 
     Args:
-        registry: The host's `hparams_registry`, which can have names without a default.
-        algorithm: Name of the algorithm.
-        given: The values set by the user.
-        defaults: Names with a default.
-        pins: Names without a default that a user can set, and that messages do not list.
+        registry: the host's `hparams_registry`, which can have names without a default.
+        algorithm: name of the algorithm.
+        given: the values set by the user.
+        defaults: names with a default.
+        pins: names without a default that a user can set, and that messages do not list.
     """
     valid_names = sorted({*defaults, *getattr(registry, "OPTIONAL_HPARAMS", ())})
     kind = f"hyperparameter of {algorithm}"
@@ -131,8 +131,8 @@ def find_invalid(
     """Return a problem for each hyperparameter whose value is invalid.
 
     Args:
-        hparams: Name -> value.
-        valid_values: Name -> (expected value in words, function that checks a value).
+        hparams: name -> value.
+        valid_values: name -> (expected value in words, function that checks a value).
     """
     return [
         HparamProblem(name, hparams[name], expected)

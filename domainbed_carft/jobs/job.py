@@ -208,7 +208,7 @@ def get_data_independent_key(args: Mapping[str, Any]) -> str:
     """Return the arguments that can change the result, except the data folder, as one text.
 
     Args:
-        args: The arguments of a job or of a record.
+        args: the arguments of a job or of a record.
     """
     names = "dataset algorithm holdout_fraction hparams_seed trial_seed seed steps".split()
     relevant: dict[str, Any] = {name: args.get(name) for name in names}

@@ -167,14 +167,14 @@ class JobFolder:
         """Hold the lock inside the block, and remove it at the end.
 
         Args:
-            patience: Seconds to wait for the current holder. Processes that only check the lock
+            patience: seconds to wait for the current holder. Processes that only check the lock
                 hold it for an instant.
-            inherited: Descriptor of a lock that the launcher holds, and removes later. Ignored if
+            inherited: descriptor of a lock that the launcher holds, and removes later. Ignored if
                 it belongs to another file.
 
         Raises:
-            HeldError: If another process runs this job.
-            OSError: If the folder cannot be written.
+            HeldError: if another process runs this job.
+            OSError: if the folder cannot be written.
         """
         if inherited is not None and self.is_lock(inherited):
             yield Lock(self, inherited, launcher=self._read_holder())

@@ -171,8 +171,8 @@ def reuse_folders(jobs: Sequence[Job], known_jobs: Sequence[Job]) -> list[Job]:
     moved data, or another spelling of its path, does not make a different job.
 
     Args:
-        jobs: The jobs.
-        known_jobs: The jobs that `read_jobs` finds in the output folder.
+        jobs: the jobs.
+        known_jobs: the jobs that `read_jobs` finds in the output folder.
     """
     if not known_jobs or all(job.folder.is_dir() for job in jobs):
         return list(jobs)

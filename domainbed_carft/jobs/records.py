@@ -66,8 +66,8 @@ def read_keyed_records(
     """Iterate over the complete records of a file, each with a key that identifies its run.
 
     Args:
-        path: The results.jsonl file.
-        warnings: Problems of the file are appended here.
+        path: the results.jsonl file.
+        warnings: problems of the file are appended here.
     """
     import orjson
 
@@ -298,9 +298,9 @@ def _drop_damaged(
     of a longer run and only steps that the longer run lacks.
 
     Args:
-        runs: Records by step, for each run.
-        folder: The folder of the job.
-        warnings: A warning is appended for each dropped run.
+        runs: records by step, for each run.
+        folder: the folder of the job.
+        warnings: a warning is appended for each dropped run.
     """
     intact_runs: list[dict[float, dict[str, Any]]] = []
     for run in sorted(runs, key=len, reverse=True):

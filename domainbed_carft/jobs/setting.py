@@ -49,9 +49,9 @@ def get_recorded_setting(
     """Return the parts of a run's setting by name, as text.
 
     Args:
-        args: The arguments of the job.
-        record: A record of the run. Without it only parts known from the arguments are returned.
-        versions: Version by package, from `read_printed_versions`.
+        args: the arguments of the job.
+        record: a record of the run. Without it only parts known from the arguments are returned.
+        versions: version by package, from `read_printed_versions`.
     """
     record = record or {}
     hparams = get_hparams_and_facts(record, record.get("hparams"))

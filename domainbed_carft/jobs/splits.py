@@ -27,7 +27,7 @@ class EnvironmentSplits(NamedTuple):
     uda_split: Any  # for domain adaptation; empty unless the environment is a target
 
 
-class NamedSplit(NamedTuple):
+class Split(NamedTuple):
     """A split with its name in the records, such as env0_in."""
 
     name: str
@@ -51,12 +51,12 @@ def split_environments(
     """Divide each environment at random by the trial seed and its index.
 
     Args:
-        environments: Map-style datasets.
-        targets: Indices of the test environments.
-        trial_seed: Trial of the job.
-        holdout_fraction: Fraction of the items that form the out-split.
-        uda_holdout_fraction: Fraction of a target's in-split that becomes its uda-split.
-        host_functions: The host's `domainbed.lib.misc`.
+        environments: map-style datasets.
+        targets: indices of the test environments.
+        trial_seed: trial of the job.
+        holdout_fraction: fraction of the items that form the out-split.
+        uda_holdout_fraction: fraction of a target's in-split that becomes its uda-split.
+        host_functions: the host's `domainbed.lib.misc`.
     """
     splits = []
     for index, environment in enumerate(environments):
@@ -73,31 +73,30 @@ def split_environments(
     return splits
 
 
-def name_splits(environments: Sequence[EnvironmentSplits]) -> list[NamedSplit]:
+def name_splits(environments: Sequence[EnvironmentSplits]) -> list[Split]:
     """Name all splits in the order of the records: in-splits, out-splits, uda-splits.
 
     Like upstream, number the non-empty uda-splits from 0, whichever environment they belong to.
     """
     in_splits = [
-        NamedSplit(f"env{index}_in", index, splits.in_split)
-        for index, splits in enumerate(environments)
+        Split(f"env{index}_in", index, splits.in_split) for index, splits in enumerate(environments)
     ]
     out_splits = [
-        NamedSplit(f"env{index}_out", index, splits.out_split)
+        Split(f"env{index}_out", index, splits.out_split)
         for index, splits in enumerate(environments)
     ]
 
     adapted = [index for index, splits in enumerate(environments) if len(splits.uda_split)]
     uda_splits = [
-        NamedSplit(f"env{number}_uda", index, environments[index].uda_split)
+        Split(f"env{number}_uda", index, environments[index].uda_split)
         for number, index in enumerate(adapted)
     ]
     return [*in_splits, *out_splits, *uda_splits]
 
 
 def select_evaluated(
-    splits: Iterable[NamedSplit], kinds: Collection[str], skipped_environments: Collection[int] = ()
-) -> list[NamedSplit]:
+    splits: Iterable[Split], kinds: Collection[str], skipped_environments: Collection[int] = ()
+) -> list[Split]:
     """Select the splits to evaluate: all ``kinds``, except in-splits of skipped environments."""
     return [
         split

@@ -25,11 +25,11 @@ def make(name: str | Launcher, caller_options: Mapping[str, Any] | None = None) 
     """Make a launcher.
 
     Args:
-        name: A launcher of `OPTIONS`. A function that runs jobs is returned as it is.
-        caller_options: Values or their text by option; None stands for the default.
+        name: a launcher of `OPTIONS`. A function that runs jobs is returned as it is.
+        caller_options: values or their text by option; None stands for the default.
 
     Raises:
-        CarftError: If the name or options are invalid. Lists all problems.
+        CarftError: if the name or options are invalid. Lists all problems.
     """
     if not isinstance(name, str):
         return name

@@ -88,7 +88,7 @@ def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[JobEnd] | 
     T3A and DPLCLIP write ``NAME=value python -m ...`` for a shell. Here no shell is involved.
 
     Raises:
-        CarftError: If a command has no --output_dir.
+        CarftError: if a command has no --output_dir.
     """
     jobs = []
     for command in commands:
@@ -121,10 +121,10 @@ def run(
     """Make one attempt at a job, unless it is done, held, or must not be retried.
 
     Args:
-        job: The job.
-        variables: Environment variables to set for it.
-        children: The running processes of this launcher.
-        patience: Seconds to wait while another process holds the lock.
+        job: the job.
+        variables: environment variables to set for it.
+        children: the running processes of this launcher.
+        patience: seconds to wait while another process holds the lock.
     """
     folder = JobFolder(job.folder)
     try:
@@ -305,8 +305,8 @@ class Children:
         """Send a signal to all children, and to children that are being started.
 
         Args:
-            stopped_by: The signal that stopped this process, if any.
-            signal_number: The signal to send.
+            stopped_by: the signal that stopped this process, if any.
+            signal_number: the signal to send.
         """
         self.stopped_by = stopped_by or self.stopped_by
         for process in list(self._running.values()):
@@ -320,8 +320,8 @@ def stop_on_signals(children: Children, name: str) -> Iterator[None]:
     A second Ctrl-C kills the children that still run.
 
     Raises:
-        KeyboardInterrupt: At the end, after Ctrl-C.
-        SystemExit: At the end, after other signals, with 128 + the signal's number like shells.
+        KeyboardInterrupt: at the end, after Ctrl-C.
+        SystemExit: at the end, after other signals, with 128 + the signal's number like shells.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -60,9 +60,9 @@ def begin(launcher: str, sweep: Path, purpose: str = "") -> Launch:
     """Make a launch by this process, whose file is not written yet.
 
     Args:
-        launcher: Name of the launcher.
-        sweep: Folder that contains the jobs.
-        purpose: Part of the file name, to distinguish several launches of one process.
+        launcher: name of the launcher.
+        sweep: folder that contains the jobs.
+        purpose: part of the file name, to distinguish several launches of one process.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     parts = [stamp, socket.gethostname(), str(os.getpid()), purpose]

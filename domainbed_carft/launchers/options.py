@@ -100,14 +100,14 @@ def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
     """Check the options of a launcher and complete them with defaults.
 
     Args:
-        launcher: Name of the launcher.
-        caller_options: Values or their text by option; None stands for the default.
+        launcher: name of the launcher.
+        caller_options: values or their text by option; None stands for the default.
 
     Returns:
         An object of the class in `OPTIONS`.
 
     Raises:
-        CarftError: If the name or options are invalid. Lists all problems.
+        CarftError: if the name or options are invalid. Lists all problems.
     """
     from pydantic import TypeAdapter, ValidationError
 

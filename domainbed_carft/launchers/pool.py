@@ -45,13 +45,13 @@ class Pool:
         """Run all jobs, one at a time in each slot, and retry failed ones after all others.
 
         Args:
-            jobs: The jobs, whose variables replace variables of their slots.
+            jobs: the jobs, whose variables replace variables of their slots.
 
         Returns:
             The ends of jobs that are not done. They are also printed.
 
         Raises:
-            CarftError: If there are fewer GPUs than a job needs, or if the disk is full, in which
+            CarftError: if there are fewer GPUs than a job needs, or if the disk is full, in which
                 case no other job starts.
         """
         raise_for(self.problems())
@@ -86,7 +86,7 @@ class Pool:
         """Return the variables of each slot, without those that the user has set.
 
         Args:
-            jobs: Total number of jobs.
+            jobs: total number of jobs.
         """
         options = self.options
         gpus = machine.gpus()
@@ -128,11 +128,11 @@ def _run_jobs(
     All slots share the arguments before ``slot``.
 
     Args:
-        waiting: The jobs that no slot has taken yet.
-        interruptions: The number of interrupted attempts by job folder.
-        not_done: Gets the ends of jobs that are not done and are not tried again.
-        children: The running processes of the launcher.
-        slot: The variables of this slot.
+        waiting: the jobs that no slot has taken yet.
+        interruptions: the number of interrupted attempts by job folder.
+        not_done: gets the ends of jobs that are not done and are not tried again.
+        children: the running processes of the launcher.
+        slot: the variables of this slot.
     """
     while children.stopped_by is None and all(end.result != "no space" for end in not_done):
         try:

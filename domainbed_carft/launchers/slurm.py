@@ -83,13 +83,13 @@ def get_states(ids: Iterable[str]) -> dict[str, JobState]:
     """Query SLURM's state of jobs that have not ended.
 
     Args:
-        ids: Ids of jobs or of array elements, such as "123" or "123_4".
+        ids: ids of jobs or of array elements, such as "123" or "123_4".
 
     Returns:
         State by id.
 
     Raises:
-        CarftError: If SLURM does not answer.
+        CarftError: if SLURM does not answer.
     """
     distinct_ids = set(ids)
     if not distinct_ids:
@@ -144,10 +144,10 @@ class Slurm:
         """Submit the jobs that are not done, held or failed.
 
         Args:
-            jobs: The jobs.
+            jobs: the jobs.
 
         Raises:
-            CarftError: If SLURM is missing or refuses a submission.
+            CarftError: if SLURM is missing or refuses a submission.
         """
         n_gpus = self.options.gpus
         # Variables of this process belong to another machine.
@@ -230,16 +230,16 @@ class Slurm:
         """Submit one job that calls a function, with one core and no GPU.
 
         Args:
-            function: The function to call.
-            sweep: Folder whose launches list the job.
-            name: Name of the job in this list.
+            function: the function to call.
+            sweep: folder whose launches list the job.
+            name: name of the job in this list.
             after: SLURM ids of jobs that have to end first.
 
         Returns:
             The SLURM id of the job.
 
         Raises:
-            CarftError: If SLURM refuses the job.
+            CarftError: if SLURM refuses the job.
         """
         launch = launch_file.begin("slurm", sweep, name)
         parameters = self.parameters(":".join(after))
@@ -334,8 +334,8 @@ class _Element:
         """Make attempts at the job until it is done, fails for good or is stopped.
 
         Raises:
-            CarftError: If the job failed, so that SLURM shows it.
-            SystemExit: If the job was stopped.
+            CarftError: if the job failed, so that SLURM shows it.
+            SystemExit: if the job was stopped.
         """
         children = Children()
 

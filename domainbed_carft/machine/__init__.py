@@ -98,7 +98,7 @@ def image_memory(jobs: int = 1) -> int:
     other jobs can run on the other cores, for example on a node of SLURM.
 
     Args:
-        jobs: Number of jobs that run on this machine at a time.
+        jobs: number of jobs that run on this machine at a time.
     """
     available = memory()
     if available == _installed_memory():
@@ -142,10 +142,10 @@ def job_variables(
     """Return the environment variables that a launcher sets for a job.
 
     Args:
-        cores: Number of cores of the job.
+        cores: number of cores of the job.
         on_gpu: True if the job computes on a GPU.
-        user_variables: Variables that are already set. Their settings of threads are kept.
-        processes: Number of processes of the job.
+        user_variables: variables that are already set. Their settings of threads are kept.
+        processes: number of processes of the job.
     """
     user_processes = user_variables.get(PROCESSES, "")
     if processes < 2 and user_processes.isdecimal():

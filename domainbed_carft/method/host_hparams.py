@@ -64,10 +64,10 @@ def get_added_values(
     because the defaults of DomainBed are for a ResNet.
 
     Args:
-        host_values: The defaults or draws of the host.
-        given: The values set by the user, with ``clip_backbone``.
-        dataset: Name of the dataset, "" if it is not known.
-        random_seed: Seed of random draws; None for the defaults.
+        host_values: the defaults or draws of the host.
+        given: the values set by the user, with ``clip_backbone``.
+        dataset: name of the dataset, "" if it is not known.
+        random_seed: seed of random draws; None for the defaults.
     """
     conditions = Conditions(dataset, str(given["clip_backbone"]))
     added = {name: hparam for name, hparam in TABLE.items() if name != "clip_backbone"}
@@ -84,10 +84,10 @@ def get_rates(
     """Return this package's default, or draw, of each learning rate that a host has.
 
     Args:
-        host_values: Names of the host's hyperparameters.
-        clip_backbone: The CLIP model.
-        dataset: Name of the dataset, "" if it is not known.
-        random_seed: Seed of random draws; None for the defaults.
+        host_values: names of the host's hyperparameters.
+        clip_backbone: the CLIP model.
+        dataset: name of the dataset, "" if it is not known.
+        random_seed: seed of random draws; None for the defaults.
     """
     conditions = Conditions(dataset, str(clip_backbone))
     table = {name: replace(learning_rate(), name=name) for name in RATES if name in host_values}
@@ -104,11 +104,11 @@ def resolve(
     """Return the hyperparameters of a job, with all problems of their names and values.
 
     Args:
-        registry: The host's `hparams_registry`.
-        algorithm: Name of the host's algorithm.
-        dataset: Name of the dataset.
-        given: The values set by the user, with ``clip_backbone``.
-        random_seed: Seed of random draws; None for the defaults.
+        registry: the host's `hparams_registry`.
+        algorithm: name of the host's algorithm.
+        dataset: name of the dataset.
+        given: the values set by the user, with ``clip_backbone``.
+        random_seed: seed of random draws; None for the defaults.
     """
     host_defaults, host_values = read_registry(registry, algorithm, dataset, random_seed)
     defaults = {**host_defaults, **get_added_values(host_defaults, given, dataset)}
@@ -131,10 +131,10 @@ def find_unknown(
     to all its algorithms.
 
     Args:
-        registry: The host's `hparams_registry`.
-        algorithm: Name of the host's algorithm.
-        given: The values set by the user.
-        host_names: Names that the host's registry has for the algorithm.
+        registry: the host's `hparams_registry`.
+        algorithm: name of the host's algorithm.
+        given: the values set by the user.
+        host_names: names that the host's registry has for the algorithm.
     """
     pins = {*PINNABLE, *resolution.get_hparams_of_others()}
     return find_unknown_names(registry, algorithm, given, {*host_names, *TABLE}, pins)
@@ -159,8 +159,8 @@ def find_unread(given: Mapping[str, Any], host_names: Collection[str]) -> list[s
     """Return the names set by the user that do not affect an algorithm of the host.
 
     Args:
-        given: The values set by the user.
-        host_names: Names that the host's registry has for the algorithm.
+        given: the values set by the user.
+        host_names: names that the host's registry has for the algorithm.
     """
     has_words = given.get("clip_head") == "zero-shot"
     unread = {*resolution.get_hparams_of_others()} - {*TABLE, *host_names, *READ_BY_TRAIN}

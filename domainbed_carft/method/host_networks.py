@@ -31,9 +31,9 @@ class ZeroShotHead:
     """The text features for the classifier of an algorithm, which has to be built before a step.
 
     Attributes:
-        algorithm: Name of the algorithm, for messages.
+        algorithm: name of the algorithm, for messages.
         weight: (K, D), CLIP's logit scale times the unit text features of the classes.
-        job_error: Error that ends a job of the host.
+        job_error: error that ends a job of the host.
         is_used: True if a classifier starts from the weight.
     """
 

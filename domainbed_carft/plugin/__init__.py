@@ -68,7 +68,7 @@ def register() -> None:
     A second call changes nothing. The variable `DOMAINBED_CARFT_DISABLE` does not apply.
 
     Raises:
-        CarftError: If a loaded module of domainbed cannot be extended.
+        CarftError: if a loaded module of domainbed cannot be extended.
     """
     from domainbed_carft.plugin import additions, hooked_modules
 

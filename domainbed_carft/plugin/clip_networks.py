@@ -169,9 +169,9 @@ def add_hparams(registry_values: Any, dataset: str, random_seed: int | None) -> 
     command line. Without one, the same object is returned.
 
     Args:
-        registry_values: The defaults or draws of the host's registry.
-        dataset: Name of the dataset.
-        random_seed: Seed of random draws; None for the defaults.
+        registry_values: the defaults or draws of the host's registry.
+        dataset: name of the dataset.
+        random_seed: seed of random draws; None for the defaults.
     """
     given = foreign_jobs.parse_user_hparams()
     if not is_set(given):

@@ -108,8 +108,8 @@ def make_foreign_class(algorithm: type[Any], module: str) -> type[Any]:
     """Derive the class of ``algorithm`` for a checkout, with the same name.
 
     Args:
-        algorithm: An algorithm of this package or the user.
-        module: Name of the checkout's module of algorithms.
+        algorithm: an algorithm of this package or the user.
+        module: name of the checkout's module of algorithms.
     """
     namespace = {"__module__": module, "__doc__": algorithm.__doc__, "IS_OF_CHECKOUT": True}
     return type(algorithm.__name__, (ForeignJob, algorithm), namespace)
@@ -123,9 +123,9 @@ def job_problems(
     Problems are unknown and invalid hparams, images not in RGB, and unsupported settings.
 
     Args:
-        algorithm: The class of the algorithm.
-        input_shape: Channels, height and width of the images.
-        hparams: The complete hyperparameters.
+        algorithm: the class of the algorithm.
+        input_shape: channels, height and width of the images.
+        hparams: the complete hyperparameters.
     """
     from domainbed_carft.method import job, resolution
 
@@ -145,8 +145,8 @@ def add_missing_hparams(values: Mapping[str, Any], algorithm: str) -> dict[str, 
     the default.
 
     Args:
-        values: The hyperparameters of the host.
-        algorithm: Name of the algorithm.
+        values: the hyperparameters of the host.
+        algorithm: name of the algorithm.
     """
     from domainbed_carft.method.algorithms import hparam_values
 

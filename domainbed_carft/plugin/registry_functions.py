@@ -38,9 +38,9 @@ def wrap_function(
     other algorithms nothing changes, unless ``--hparams`` names a CLIP model.
 
     Args:
-        original: The function of the host.
+        original: the function of the host.
         draws: True for `random_hparams`.
-        host_names: Names of algorithms and datasets that belong to the host.
+        host_names: names of algorithms and datasets that belong to the host.
     """
     signature = inspect.signature(original)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
 from typing import Any
@@ -9,13 +10,21 @@ from typing import Any
 import numpy as np
 from matplotlib.lines import Line2D
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.escaping import printable
-from domainbed_carft.report.plots import MUTED, Figure, Styles, add_legend, new_canvas, save_figure
-from domainbed_carft.results.columns import find_run_metrics
-from domainbed_carft.results.evaluations import (
+from domainbed_carft.report.plots import (
+    MUTED,
+    Figure,
+    Styles,
+    add_legend,
+    new_canvas,
+    save_figure,
+)
+from domainbed_carft.results.columns import load_run_metrics
+from domainbed_carft.results.metrics import (
     Flips,
+    ImageSetMetrics,
     ReliabilityBins,
-    SplitMetrics,
     expected_calibration_error,
 )
 from domainbed_carft.results.selection import SelectedRun
@@ -28,7 +37,7 @@ AT_TEMPERATURE = "at the fitted temperature"
 MAX_BARS_IN_GROUP = 6
 
 # A selected run and its metrics on its target
-EvaluatedRun = tuple[SelectedRun, SplitMetrics]
+EvaluatedRun = tuple[SelectedRun, ImageSetMetrics]
 
 _BAR_HEIGHT = 0.2  # inches from one bar to the next
 _GROUP_GAP = 1.6  # bars between two groups, for the title of the second
@@ -40,16 +49,15 @@ def read_target_metrics(selected_runs: Sequence[SelectedRun]) -> list[EvaluatedR
     """Return the selected runs that were evaluated, and their metrics on the target, by target."""
     evaluations = []
     for selected in sorted(selected_runs, key=lambda selected: selected.target):
-        run_metrics = find_run_metrics(selected)
-        if not isinstance(run_metrics, str):
-            metrics = run_metrics.get_environment(selected.target)
+        with contextlib.suppress(CarftError):  # not evaluated
+            metrics = load_run_metrics(selected).get_environment(selected.target)
             if metrics:
                 evaluations.append((selected, metrics))
     return evaluations
 
 
 def draw_reliability(
-    title: str, name: str, metrics: Sequence[SplitMetrics], style: Style
+    title: str, name: str, metrics: Sequence[ImageSetMetrics], style: Style
 ) -> Figure:
     """Draw accuracy over confidence, and below it the share of images per bin.
 
@@ -91,9 +99,10 @@ def draw_reliability(
     return save_figure(canvas, title, name, alt, header, rows)
 
 
-def _pool_bins(all_bins: Sequence[ReliabilityBins]) -> ReliabilityBins:
+def _pool_bins(all_bins: Sequence[ReliabilityBins | None]) -> ReliabilityBins:
+    recorded = [bins for bins in all_bins if bins]
     sums = {
-        field.name: np.sum([getattr(bins, field.name) for bins in all_bins], axis=0).tolist()
+        field.name: np.sum([getattr(bins, field.name) for bins in recorded], axis=0).tolist()
         for field in fields(ReliabilityBins)
     }
     return ReliabilityBins(**sums)
@@ -133,8 +142,9 @@ def pool_flips(
     """Add up the flips over trials; return environment -> algorithm -> its flips."""
     counts: dict[str, dict[str, list[Flips]]] = {}
     for selected, metrics in evaluations:
-        by_row = counts.setdefault(environments[selected.target], {})
-        by_row.setdefault(selected.row, []).append(metrics.flips)
+        if metrics.flips:
+            by_row = counts.setdefault(environments[selected.target], {})
+            by_row.setdefault(selected.row, []).append(metrics.flips)
     return {
         environment: {
             row: Flips(*np.sum([astuple(entry) for entry in flips], axis=0).tolist())

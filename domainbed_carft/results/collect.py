@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -342,11 +342,9 @@ def collect(
         build(group, collection.rules, column_names=columns, error=kind)
         for group in collection.groups
     ]
-    suite_warnings: list[RecordWarning] = []
     suite_tables = [
-        table for group in collection.groups for table in suites.build(group, suite_warnings, kind)
+        table for group in collection.groups for table in suites.build(group, kind, columns)
     ]
-    collection = replace(collection, warnings=[*collection.warnings, *suite_warnings])
 
     published_comparisons = None
     if compare_published:

@@ -34,7 +34,7 @@ from domainbed_carft.results.cells import (
 from domainbed_carft.suggestions import unknown
 
 if TYPE_CHECKING:
-    from domainbed_carft.results.evaluations import RunMetrics, SplitMetrics
+    from domainbed_carft.results.metrics import ImageSetMetrics, RunMetrics
     from domainbed_carft.results.selection import SelectedRun
 
 ENVIRONMENTS = "environments"
@@ -263,29 +263,47 @@ def _n_draws(row: RowRuns) -> Cell:
     return Cell(_mean(members), n=len(members), missing=row.lacking_results)
 
 
-def find_run_metrics(selected: SelectedRun) -> RunMetrics | str:
-    """Return what ``carft evaluate`` saved for a selected run, or why there is nothing."""
-    from domainbed_carft.results.evaluations import find_metrics, metrics_path
+def load_run_metrics(
+    selected: SelectedRun, suite: str = "", alpha: float | None = None
+) -> RunMetrics:
+    """Return what ``carft evaluate`` saved for a selected run.
 
-    folder = Path(selected.run.folder)
-    step = int(selected.outcome.step)
-    path = metrics_path(folder, step)
-    metrics = find_metrics(folder, step, path.stat().st_mtime_ns if path.exists() else 0)
-    if isinstance(metrics, str) or metrics.facts.matches(selected.run.job):
-        return metrics
-    return "the evaluation belongs to another job; run carft evaluate on the sweep"
+    Args:
+        selected: the selected run.
+        suite: name of a suite of test sets; empty for the environments of the dataset.
+        alpha: alpha of WiSE-FT; None for the weights of the checkpoint.
+
+    Raises:
+        CarftError: with the reason why there are no metrics.
+    """
+    from domainbed_carft.results.metrics import EvaluationKey, load_metrics
+
+    key = EvaluationKey(int(selected.outcome.step), suite, alpha)
+    metrics = load_metrics(Path(selected.run.folder), key)
+    if not metrics.facts.matches(selected.run.job):
+        raise CarftError("the evaluation belongs to another job; run carft evaluate on the sweep")
+    return metrics
 
 
-def _target_metric(
-    metric: Callable[[SplitMetrics], float | None], scale: float = PERCENT
-) -> Measure:
-    """Measure a metric of each selected run on its held-out environment, times ``scale``."""
+@dataclass(frozen=True)
+class TargetMetric:
+    """A metric of each selected run on its held-out environment, or on a test set.
 
-    def get_run_metric(metrics: RunMetrics, target: int) -> float | None:
+    Attributes:
+        get: returns the metric on one environment, or None if it was not measured.
+        scale: factor from the metric to the unit of its cell.
+    """
+
+    get: Callable[[ImageSetMetrics], float | None]
+    scale: float = PERCENT
+
+    def __call__(self, row: RowRuns) -> Cell:
+        """Measure the metric of each selected run on its held-out environment."""
+        return _run_metric(self._get_on_target, self.scale)(row)
+
+    def _get_on_target(self, metrics: RunMetrics, target: int) -> float | None:
         part = metrics.get_environment(target)
-        return metric(part) if part else None
-
-    return _run_metric(get_run_metric, scale)
+        return self.get(part) if part else None
 
 
 def _run_metric(
@@ -303,10 +321,11 @@ def _run_metric(
         unmeasured: list[str] = []
         places_by_problem: dict[str, list[str]] = {}
         for selected in row.selected:
-            metrics = find_run_metrics(selected)
             place = f"{environments[selected.target]} trial {selected.trial}"
-            if isinstance(metrics, str):
-                places_by_problem.setdefault(metrics, []).append(place)
+            try:
+                metrics = load_run_metrics(selected)
+            except CarftError as error:
+                places_by_problem.setdefault(str(error), []).append(place)
                 continue
             value = metric(metrics, selected.target)
             if value is None:
@@ -315,25 +334,28 @@ def _run_metric(
                 values.append((selected.trial, scale * value))
 
         if places_by_problem:
-            reasons = [
-                f"{problem}: {', '.join(sorted(places))}"
-                for problem, places in places_by_problem.items()
-            ]
-            return Cell(missing=tuple(reasons))
+            return Cell(missing=tuple(describe_problems(places_by_problem)))
         missing = [f"not evaluated for: {', '.join(sorted(unmeasured))}"] if unmeasured else []
         return row.mean_over_targets(values, scale=1, missing=missing)
 
     return measure
 
 
-def _scaled(name: str) -> Callable[[SplitMetrics], float | None]:
+def describe_problems(places_by_problem: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a reason for each problem of evaluations, with the environments and trials."""
+    return [
+        f"{problem}: {', '.join(sorted(places))}" for problem, places in places_by_problem.items()
+    ]
+
+
+def _scaled(name: str) -> Callable[[ImageSetMetrics], float | None]:
     """Return the calibration metric ``name`` at the fitted temperature, or None without one."""
     return lambda part: getattr(part.scaled, name) if part.scaled else None
 
 
-_GAINED = _target_metric(lambda part: part.gained_share)
-_LOST = _target_metric(lambda part: part.lost_share)
-_NET = _target_metric(lambda part: part.gained_share - part.lost_share)
+_GAINED = TargetMetric(lambda part: part.gained_share)
+_LOST = TargetMetric(lambda part: part.lost_share)
+_NET = TargetMetric(lambda part: part.net_gained_share)
 
 
 def _flips(row: RowRuns) -> Cell:
@@ -391,31 +413,32 @@ RECORD_COLUMNS = (
 EVALUATION_COLUMNS = (
     Column("accuracy", "Accuracy", "%",
            "Accuracy: on the held-out environment, of the weights that carft evaluate measured.",
-           _target_metric(lambda part: part.accuracy), is_ranked=True),
+           TargetMetric(lambda part: part.accuracy), is_ranked=True),
     Column("in-domain-unaugmented", "In-domain, unaugmented", "%",
            "In-domain, unaugmented: mean accuracy on the out-splits of the training environments, "
            "through the test transform like all other metrics of carft evaluate.",
            _run_metric(lambda metrics, target: metrics.in_domain), is_ranked=True),
     Column("per-class", "Per class", "%", "Per class: mean of the classes' accuracies.",
-           _target_metric(lambda part: part.mean_per_class), is_ranked=True),
+           TargetMetric(lambda part: part.mean_per_class), is_ranked=True),
     Column("worst-class", "Worst class", "%", "Worst class: accuracy of the worst class.",
-           _target_metric(lambda part: part.worst_class.accuracy), is_ranked=True),
+           TargetMetric(lambda part: part.worst_class.accuracy if part.worst_class else None),
+           is_ranked=True),
     Column("ece", "ECE", "%", "ECE: expected calibration error over 15 bins.",
-           _target_metric(lambda part: part.calibration.ece)),
+           TargetMetric(lambda part: part.calibration.ece)),
     Column("ece-scaled", "ECE/T", "%", f"ECE/T: {_AT_TEMPERATURE}",
-           _target_metric(_scaled("ece"))),
+           TargetMetric(_scaled("ece"))),
     Column("nll", "NLL", "nats", "NLL: mean negative log-likelihood in nats.",
-           _target_metric(lambda part: part.calibration.nll, scale=1), score_text),
+           TargetMetric(lambda part: part.calibration.nll, scale=1), score_text),
     Column("nll-scaled", "NLL/T", "nats", f"NLL/T: {_AT_TEMPERATURE}",
-           _target_metric(_scaled("nll"), scale=1), score_text),
+           TargetMetric(_scaled("nll"), scale=1), score_text),
     Column("brier", "Brier", "", "Brier: Brier score, from 0 to 2.",
-           _target_metric(lambda part: part.calibration.brier, scale=1), score_text),
+           TargetMetric(lambda part: part.calibration.brier, scale=1), score_text),
     Column("brier-scaled", "Brier/T", "", f"Brier/T: {_AT_TEMPERATURE}",
-           _target_metric(_scaled("brier"), scale=1), score_text),
+           TargetMetric(_scaled("brier"), scale=1), score_text),
     Column("temperature", "T", "", "T: the fitted temperature.",
-           _target_metric(lambda part: part.temperature, scale=1), score_text),
+           TargetMetric(lambda part: part.temperature, scale=1), score_text),
     Column("zero-shot", "Zero-shot", "%", "Zero-shot: accuracy of the original CLIP model.",
-           _target_metric(lambda part: part.zero_shot_accuracy)),
+           TargetMetric(lambda part: part.zero_shot_accuracy)),
     Column("flips", "Flips", "%",
            "Flips: images that only the run predicts correctly (gained) minus those that only "
            "zero-shot CLIP does (lost).",
@@ -427,6 +450,13 @@ EVALUATION_COLUMNS = (
 )
 # fmt: on
 COLUMNS = {column.name: column for column in (*RECORD_COLUMNS, *EVALUATION_COLUMNS)}
+
+# Metrics of carft evaluate that tables of suites can show, by the name of their column
+SUITE_METRICS: dict[str, TargetMetric] = {
+    column.name: column.measure
+    for column in EVALUATION_COLUMNS
+    if isinstance(column.measure, TargetMetric)
+} | {"flips": _NET}
 
 # Names for several columns
 ALL = "all"

@@ -17,7 +17,8 @@ from domainbed_carft.runs.predictions import LoadingOptions, check_loading, make
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, as_run
 from domainbed_carft.runs.scores import Scores, describe_run, measure_splits
-from domainbed_carft.runs.suites import measure_clip, measure_on_suite
+from domainbed_carft.runs.suite_files import measure_on_suite
+from domainbed_carft.runs.suites import measure_clip
 from domainbed_carft.runs.sweep import SweepScores, measure_sweep
 from domainbed_carft.runs.sweep_run import SweepOptions
 from domainbed_carft.suites import catalogue
@@ -30,6 +31,7 @@ def evaluate(
     *,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
+    record: bool = False,
 ) -> Scores:
     """Evaluate a run on the splits of its dataset and, if there is one, its official test set.
 
@@ -42,9 +44,11 @@ def evaluate(
         batch_size: images per batch.
         workers: number of processes that load images. Default: one per core if there are many
             images.
+        record: save the evaluation on the official test set in the folder of the run's job, for the
+            tables of `collect`, as ``carft evaluate`` does.
 
     Returns:
-        The scores on each split.
+        The scores on each split that has images.
 
     Raises:
         CarftError: if the data is missing or differs from the run's, or an image of a split cannot
@@ -52,7 +56,7 @@ def evaluate(
 
     Examples:
         >>> scores = evaluate(job, workers=0)
-        >>> list(scores.sets)[0], scores.sets["env0_in"].is_target
+        >>> list(scores.sets)[0], scores.sets["env0_in"].image_set.is_target
         ('env0_in', True)
         >>> 0 <= scores.sets["env0_in"].accuracy <= 1
         True
@@ -68,17 +72,17 @@ def evaluate(
         [describe_run(loaded, options.data_dir)],
         with_confusion=True,
     )
-    return dataclasses.replace(scores, test_set=_measure_official_test_set(loaded, options))
+    return dataclasses.replace(scores, test_set=_measure_official_test_set(loaded, options, record))
 
 
-def _measure_official_test_set(run: Run, options: LoadingOptions) -> Scores | None:
+def _measure_official_test_set(run: Run, options: LoadingOptions, record: bool) -> Scores | None:
     """Return the scores on a task's test set, with a problem if there are none; None otherwise."""
     task = run.args["dataset"]
     if task not in TASKS or tuple(run.classes) != catalogue.get(task).classes:
         return None
 
     try:
-        return measure_on_suite(task, run, options)
+        return measure_on_suite(task, run, options, record=record)
     except CarftError as error:  # the scores on the splits are still worth reporting
         return dataclasses.replace(
             describe_run(run),
@@ -95,12 +99,12 @@ def evaluate_on_suite(
     device: str | None = None,
     *,
     clip: AnyPath | None = None,
+    original: AnyPath | None = None,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
+    record: bool = False,
 ) -> Scores:
     """Evaluate a run, or a CLIP checkpoint zero-shot, on all test sets of a suite.
-
-    Unlike ``carft evaluate --suite``, this function writes no record.
 
     Args:
         suite: name of a suite of test sets, such as "imagenet".
@@ -110,9 +114,13 @@ def evaluate_on_suite(
             there is one.
         clip: instead of a run, a CLIP model: a name of OpenAI such as "ViT-B/16",
             "open_clip:MODEL/TAG", or a weights file.
+        original: the CLIP checkpoint that the run started from, unless it is a published one. With
+            it, a recorded evaluation has the zero-shot predictions.
         batch_size: images per batch.
         workers: number of processes that load images. Default: one per core if there are many
             images.
+        record: save the evaluation in the folder of the run's job, for the tables of `collect`, as
+            ``carft evaluate --suite`` does.
 
     Returns:
         The scores on each test set. Unreadable test sets are listed in ``unread``.
@@ -131,7 +139,7 @@ def evaluate_on_suite(
 
     loaded = as_run(run, device)
     options = LoadingOptions(loaded.device, batch_size, workers, as_text(data_dir))
-    return measure_on_suite(suite, loaded, options)
+    return measure_on_suite(suite, loaded, options, record=record, original=as_text(original))
 
 
 def evaluate_sweep(

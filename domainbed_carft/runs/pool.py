@@ -28,8 +28,18 @@ from domainbed_carft.progress_bar import log, progress
 
 # Return True if the task had to be done, and False if its result existed.
 Task: TypeAlias = Callable[[], bool]
-# The result of a task, or the reason why it has none.
-Outcome: TypeAlias = bool | str
+
+
+class TaskEnd(NamedTuple):
+    """How a task ended.
+
+    Attributes:
+        was_measured: True if the task had to be done, and it was.
+        problem: the reason why it has no result; empty if it has one.
+    """
+
+    was_measured: bool
+    problem: str = ""
 
 
 class _Worker(NamedTuple):
@@ -40,7 +50,7 @@ class _Worker(NamedTuple):
     connection: Connection
 
 
-def run_tasks(tasks: Mapping[str, Task], jobs: int | None) -> dict[str, Outcome]:
+def run_tasks(tasks: Mapping[str, Task], jobs: int | None) -> dict[str, TaskEnd]:
     """Evaluate runs; one that fails, or whose process ends, does not affect the others.
 
     Args:
@@ -49,41 +59,42 @@ def run_tasks(tasks: Mapping[str, Task], jobs: int | None) -> dict[str, Outcome]
             or one per core without a GPU.
 
     Returns:
-        The outcomes, in the order of the tasks.
+        The ends by name, in the order of the tasks.
     """
     pool: Any = launchers.make("pool", {"jobs": jobs})
     raise_for(pool.problems())
     slots = pool.slots(len(tasks)) if tasks else []
-    outcomes: dict[str, Outcome] = {}
+    ends: dict[str, TaskEnd] = {}
     in_this_process = ((name, _run(task)) for name, task in tasks.items())
     try:
         with progress(total=len(tasks), unit="run", description="evaluate", delay=2) as bar:
-            for name, outcome in in_this_process if len(slots) < 2 else _run_in(slots, tasks):
-                outcomes[name] = outcome
-                if isinstance(outcome, str):
-                    log(f"evaluate: {name}: {outcome}")
+            for name, end in in_this_process if len(slots) < 2 else _run_in(slots, tasks):
+                ends[name] = end
+                if end.problem:
+                    log(f"evaluate: {name}: {end.problem}")
                 bar.update()
     finally:
         get_memory.cache_clear()  # the image files can change before the next call
-    return {name: outcomes[name] for name in tasks}
+    return {name: ends[name] for name in tasks}
 
 
-def _run(task: Task) -> Outcome:
-    """Run a task, and return its result, or its problems or another error in one line."""
+def _run(task: Task) -> TaskEnd:
+    """Run a task; its problems, or another error, become one line."""
     try:
-        return task()
+        return TaskEnd(task())
     except CarftError as error:
-        return "; ".join(error.problems)
+        problem = "; ".join(error.problems)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch is out of memory
-        return str(error).partition("\n")[0] or type(error).__name__
+        problem = str(error).partition("\n")[0] or type(error).__name__
     except (Exception, SystemExit) as error:  # a user's own method can raise any type
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{brief(error)} ({os.path.basename(frame.filename)}, line {frame.lineno})"
+        problem = f"{brief(error)} ({os.path.basename(frame.filename)}, line {frame.lineno})"
+    return TaskEnd(was_measured=False, problem=problem)
 
 
 def _run_in(
     slots: Sequence[Mapping[str, str]], tasks: Mapping[str, Task]
-) -> Iterator[tuple[str, Outcome]]:
+) -> Iterator[tuple[str, TaskEnd]]:
     """Run tasks in a process per slot, and replace a process that ends."""
     # Not a ProcessPoolExecutor, nor pebble's pool: their processes share their process variables,
     # outlive a killed command until their runs end, and print a traceback if Ctrl-C comes while
@@ -107,12 +118,13 @@ def _run_in(
             for connection in [each for each in busy if each in ready]:
                 worker, name = busy.pop(connection)
                 try:
-                    outcome, caught = connection.recv()
+                    end, caught = connection.recv()
                     _print_new(caught, shown)
-                    yield name, outcome
+                    yield name, end
                 except (EOFError, ConnectionResetError):  # the latter if the task was not received
                     worker.process.join()
-                    yield name, f"the process ended with status {worker.process.exitcode}"
+                    problem = f"the process ended with status {worker.process.exitcode}"
+                    yield name, TaskEnd(was_measured=False, problem=problem)
                     if not waiting:
                         continue
                     worker = _start_worker(worker.slot)
@@ -164,8 +176,8 @@ def _serve(connection: Connection) -> None:
         while True:
             task = connection.recv()
             with warnings.catch_warnings(record=True) as caught:
-                outcome = _run(task)
-            connection.send((outcome, [_format_warning(warning) for warning in caught]))
+                end = _run(task)
+            connection.send((end, [_format_warning(warning) for warning in caught]))
 
 
 def _end_with_command() -> None:

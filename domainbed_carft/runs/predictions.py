@@ -1,4 +1,4 @@
-"""Predict the images of splits, batch by batch, to one row per image."""
+"""Predict the images of splits and test sets, batch by batch, to one row per image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,10 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.images import stages
 from domainbed_carft.images.squares import ImageMemory, Squares
 from domainbed_carft.progress_bar import progress
-from domainbed_carft.results.evaluations import PROBABILITIES, ROW, ImageRows
+from domainbed_carft.results.metrics import PROBABILITIES, ROW, ImageRows
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs.run import Run, require_finite
-from domainbed_carft.runs.splits import Split
+from domainbed_carft.runs.splits import ImageSet
 
 MIN_IMAGES_FOR_WORKERS = 5000  # for fewer images, starting processes takes longer than it saves
 MAX_DEFAULT_WORKERS = 8
@@ -69,40 +69,39 @@ def worker_count(workers: int | None, has_many_images: bool) -> int:
     return min(MAX_DEFAULT_WORKERS, machine.job_cores()) if has_many_images else 0
 
 
-class SplitBatch(NamedTuple):
-    """A batch of images of one split, on the device of the model."""
+def load_batches(
+    image_sets: Sequence[ImageSet], options: LoadingOptions
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Iterate over all images of all sets, in order, in batches of a single set each.
 
-    position: int  # index of the split in the list of splits
-    images: Tensor  # (N, 3, H, W)
-    labels: Tensor  # (N,)
+    Returns:
+        For each batch the index of its set, the images (N, 3, H, W) and the labels (N,), on the
+        device of the model.
 
-
-def load_batches(splits: Sequence[Split], options: LoadingOptions) -> Iterator[SplitBatch]:
-    """Iterate over all images of all splits, in order, in batches of a single split each.
-
-    Raises CarftError, with the split's name, if an image cannot be read.
+    Raises:
+        CarftError: with the name of the set, if an image cannot be read.
     """
-    total = sum(map(len, splits))
+    total = sum(map(len, image_sets))
     workers = worker_count(options.workers, total >= MIN_IMAGES_FOR_WORKERS)
 
     with progress(total=total, unit="image", description="evaluating", delay=2) as bar:
-        for position, split in enumerate(splits):
+        for position, image_set in enumerate(image_sets):
             batches: Iterable[tuple[Tensor, Tensor]]
-            if split.squares is None:
-                batches = DataLoader(split.items, options.batch_size, num_workers=workers)
+            if image_set.squares is None:
+                batches = DataLoader(image_set.items, options.batch_size, num_workers=workers)
             else:
-                batches = _load_squares(split.squares, options, workers)
+                batches = _load_squares(image_set.squares, options, workers)
             try:
                 for images, labels in batches:
                     device = options.device
-                    yield SplitBatch(position, images.to(device), labels.to(device))
+                    yield position, images.to(device), labels.to(device)
                     bar.update(len(images))
             # From Pillow or the harness; a worker's error contains its traceback.
             except (OSError, CarftError) as error:
                 last_line = str(error).rstrip().rpartition("\n")[2]
                 reason = re.sub(r"^[\w.]+Error: ", "", last_line)
                 raise CarftError(
-                    f"an image of {split.environment} ({split.name}): {reason}"
+                    f"an image of {image_set.environment} ({image_set.name}): {reason}"
                 ) from error
 
 
@@ -134,29 +133,29 @@ def _load_squares(
 
 @torch.no_grad()
 def predict_rows(
-    splits: Sequence[Split],
+    image_sets: Sequence[ImageSet],
     predict: Predictor,
     options: LoadingOptions,
     variants: int = 1,
     make_rows: RowMaker | None = None,
 ) -> list[list[ImageRows]]:
-    """Predict all images of the splits with each variant of the weights, in one pass.
+    """Predict all images of the sets with each variant of the weights, in one pass.
 
     Args:
-        splits: the splits to predict.
+        image_sets: the splits or test sets to predict.
         predict: returns the logits of a batch for each variant.
         options: how to load the images.
         variants: number of variants that ``predict`` returns.
         make_rows: makes the rows of a batch of logits. Default: `make_image_rows`.
 
     Returns:
-        For each variant, the rows of each split.
+        For each variant, the rows of each set.
     """
     make_rows = make_rows or make_image_rows
-    parts: list[list[list[ImageRows]]] = [[[] for _ in splits] for _ in range(variants)]
-    for batch in load_batches(splits, options):
-        for parts_of_variant, logits in zip(parts, predict(batch.images)):
-            parts_of_variant[batch.position].append(make_rows(logits, batch.labels))
+    parts: list[list[list[ImageRows]]] = [[[] for _ in image_sets] for _ in range(variants)]
+    for position, images, labels in load_batches(image_sets, options):
+        for parts_of_variant, logits in zip(parts, predict(images)):
+            parts_of_variant[position].append(make_rows(logits, labels))
     return [
         [np.concatenate(part) if part else np.empty(0, ROW) for part in parts_of_variant]
         for parts_of_variant in parts

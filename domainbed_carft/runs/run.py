@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -209,10 +209,10 @@ class Run:
         require_kind(BATCH, batch_size=batch_size)
         require_kind(WORKERS, workers=workers)
         for batch in self._read_batches(images, batch_size, workers):
-            inputs = [part for _, part in batch if isinstance(part, Tensor)]
+            inputs = [part.input for part in batch if part.input is not None]
             yield PredictedBatch(
-                images=[image for image, _ in batch],
-                errors=[part if isinstance(part, str) else "" for _, part in batch],
+                images=[part.image for part in batch],
+                errors=[part.problem for part in batch],
                 predictions=self._predict_inputs(inputs),
             )
 
@@ -229,17 +229,15 @@ class Run:
             raise CarftError("there are no images; pass at least one")
 
         for batch in self._read_batches(items, batch_size):
-            inputs = []
-            for image, part in batch:
-                if isinstance(part, str):
-                    raise CarftError(f"{os.fspath(image)} cannot be read: {part}")
-                inputs.append(part)
-            yield inputs
+            for part in batch:
+                if part.problem:
+                    raise CarftError(f"{os.fspath(part.image)} cannot be read: {part.problem}")
+            yield [part.input for part in batch if part.input is not None]
 
     def _read_batches(
         self, images: Sequence[ImageInput], batch_size: int, workers: int = 0
-    ) -> Iterable[Sequence[tuple[ImageInput, Tensor | str]]]:
-        """Return batches of images, each with its input or the reason why it cannot be read."""
+    ) -> Iterable[Sequence[_ReadImage]]:
+        """Return batches of images that were read, or could not be."""
         return DataLoader(
             images,  # type: ignore[arg-type]
             batch_size,
@@ -291,14 +289,32 @@ class PredictedBatch:
     predictions: Predictions  # of the images without an error
 
 
+class _ReadImage(NamedTuple):
+    """An image with the model's input (3, S, S), or the reason why its file cannot be read."""
+
+    image: ImageInput
+    input: Tensor | None
+    problem: str = ""
+
+
+class _UnreadableFileError(Exception):
+    """The file of an image cannot be read, for a reason without its path."""
+
+
 def _read_batch(
     transform: Callable[[Any], Tensor], images: Sequence[ImageInput]
-) -> list[tuple[ImageInput, Tensor | str]]:
-    return [(image, _make_input(transform, image)) for image in images]
+) -> list[_ReadImage]:
+    batch = []
+    for image in images:
+        try:
+            batch.append(_ReadImage(image, _make_input(transform, image)))
+        except _UnreadableFileError as error:
+            batch.append(_ReadImage(image, None, str(error)))
+    return batch
 
 
-def _make_input(transform: Callable[[Any], Tensor], image: ImageInput) -> Tensor | str:
-    """Return the model's input (3, S, S) for an image, or why the file cannot be read."""
+def _make_input(transform: Callable[[Any], Tensor], image: ImageInput) -> Tensor:
+    """Return the model's input (3, S, S) for an image; raises as `_read_image` does."""
     if isinstance(image, (str, os.PathLike)):
         return _read_image(transform, os.fspath(image))
     if isinstance(image, Image.Image):
@@ -326,15 +342,20 @@ def _make_input(transform: Callable[[Any], Tensor], image: ImageInput) -> Tensor
     return transform(transforms.functional.to_pil_image(image))
 
 
-def _read_image(transform: Callable[[Any], Tensor], path: str) -> Tensor | str:
-    """Read and transform a file like DomainBed, except that truncated files are errors."""
+def _read_image(transform: Callable[[Any], Tensor], path: str) -> Tensor:
+    """Read and transform a file like DomainBed, except that truncated files are errors.
+
+    Raises:
+        _UnreadableFileError: with the reason.
+    """
     try:
         with image_files.refuse_truncated_files():
             return transform(image_files.open_image(path))
-    except IsADirectoryError:
-        return f"no images in this folder ({', '.join(IMG_EXTENSIONS)})"
-    except UnidentifiedImageError:
-        return "not an image Pillow can read"
+    except IsADirectoryError as error:
+        reason = f"no images in this folder ({', '.join(IMG_EXTENSIONS)})"
+        raise _UnreadableFileError(reason) from error
+    except UnidentifiedImageError as error:
+        raise _UnreadableFileError("not an image Pillow can read") from error
     except Exception as error:  # Pillow's decoders raise half a dozen types
-        reason = getattr(error, "strerror", None) or str(error)
-        return " ".join(reason.split()) or type(error).__name__
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        raise _UnreadableFileError(reason or type(error).__name__) from error

@@ -8,52 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from domainbed_carft.results.evaluations import ImageRows, confusion_matrix, measure
+from domainbed_carft.files import weights
+from domainbed_carft.results.metrics import (
+    FORMAT,
+    EvaluationFacts,
+    ImageSetFacts,
+    ImageSetMetrics,
+    confusion_matrix,
+    measure_image_set,
+)
 from domainbed_carft.runs.predictions import LoadingOptions, Predictor, predict_rows
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.splits import Split, get_step
-
-
-@dataclass(frozen=True)
-class SetScores:
-    """Scores on one split or test set; accuracies and errors are shares of 1.
-
-    Attributes:
-        environment: name of the split's environment; of a test set, the name of its suite.
-        is_target: True if the environment was held out in training, or the test set is shifted.
-        is_complete: True if no image of the test set is missing.
-        images: number of images.
-        correct: number of correctly predicted images.
-        accuracy: accuracy on all images, or None without images.
-        interval: Wilson's 95% confidence interval of the accuracy, only for test sets.
-        ece: expected calibration error, or None without images.
-        mean_per_class: mean accuracy of the classes, only for test sets reported by this metric.
-        class_images: number of images of each class, in the order of the set's labels.
-        class_correct: number of correctly predicted images of each class.
-        confusion: (K, K), number of images by true class (row) and predicted class (column); only
-            for splits that `evaluate` measured.
-    """
-
-    environment: str
-    is_target: bool
-    is_complete: bool
-    images: int
-    correct: int
-    accuracy: float | None
-    interval: tuple[float, float] | None
-    ece: float | None
-    mean_per_class: float | None
-    class_images: list[int]
-    class_correct: list[int]
-    confusion: list[list[int]] | None = None
-
-    @property
-    def class_accuracies(self) -> list[float | None]:
-        """The accuracy (recall) of each class, or None if the class has no image."""
-        return [
-            correct / images if images else None
-            for correct, images in zip(self.class_correct, self.class_images)
-        ]
+from domainbed_carft.runs.splits import ImageSet, get_step
 
 
 @dataclass(frozen=True)
@@ -74,8 +40,11 @@ class Scores:
         soup: description of a soup, or None.
         transform: transform of images of training environments, "as in training" or "test".
         suite: name of the suite, or None for the splits of the run's dataset.
-        sets: scores by name of the split, such as "env0_in", or of the test set. Missing and
-            unreadable test sets are absent.
+        sets: metrics by name of the split, such as "env0_in", or of the test set. Splits without
+            images, and missing and unreadable test sets are absent. Flips and calibration at a
+            fitted temperature are only computed by `evaluate_sweep`.
+        confusions: for splits measured by `evaluate`, the (K, K) numbers of images by true class
+            (row) and predicted class (column), by name of the split.
         means: mean accuracies by key. For splits, "in_domain" is the mean over the out-splits of
             the training environments and "out_of_domain" over the in-splits of the targets. For
             suites, "mean" is over the shifted sets, and other keys over groups of sets; None unless
@@ -97,7 +66,8 @@ class Scores:
     soup: Mapping[str, Any] | None = None
     transform: str = "test"
     suite: str | None = None
-    sets: dict[str, SetScores] = field(default_factory=dict)
+    sets: dict[str, ImageSetMetrics] = field(default_factory=dict)
+    confusions: dict[str, list[list[int]]] = field(default_factory=dict)
     means: dict[str, float | None] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
@@ -140,8 +110,39 @@ def describe_run(run: Run, data_dir: str | None = None) -> Scores:
     )
 
 
+def describe_evaluation(
+    run: Run, step: int, image_sets: Sequence[ImageSetFacts], data: str
+) -> EvaluationFacts:
+    """Return the facts of an evaluation of a run's weights, without temperature and validation.
+
+    Args:
+        run: the run.
+        step: step of its weights.
+        image_sets: the evaluated splits or test sets.
+        data: SHA-256 of the list of images.
+    """
+    return EvaluationFacts(
+        format=FORMAT,
+        dataset=run.args["dataset"],
+        algorithm=run.args["algorithm"],
+        test_envs=list(run.args["test_envs"]),
+        trial_seed=run.args.get("trial_seed") or 0,
+        hparams_seed=run.args.get("hparams_seed") or 0,
+        step=step,
+        weights=weights.cached_sha256(run.path),
+        data=data,
+        prompts_digest=run.hparams["prompts_digest"],
+        clip_digest=run.hparams["clip_digest"],
+        classes=list(run.classes),
+        contexts=list(run.contexts),
+        images=sum(image_set.images for image_set in image_sets),
+        image_sets=list(image_sets),
+        temperature=None,
+    )
+
+
 def measure_splits(
-    splits: Sequence[Split],
+    splits: Sequence[ImageSet],
     predict: Predictor,
     options: LoadingOptions,
     descriptions: Sequence[Scores],
@@ -160,56 +161,35 @@ def measure_splits(
     measured = []
     rows_of_variants = predict_rows(splits, predict, options, len(descriptions))
     for description, rows in zip(descriptions, rows_of_variants):
-        sets = {
-            split.name: score_set(split, part, description.classes, with_confusion=with_confusion)
-            for split, part in zip(splits, rows)
+        rows_by_split = {
+            split.name: (split.facts, part) for split, part in zip(splits, rows) if len(part)
         }
-        targets = sorted({split.environment for split in splits if split.is_target})
-        measured.append(
-            replace(description, targets=targets, sets=sets, means=mean_accuracies(sets))
+        sets = {
+            name: measure_image_set(part, split, description.classes)
+            for name, (split, part) in rows_by_split.items()
+        }
+        confusions = {
+            name: confusion_matrix(part, len(description.classes)).tolist()
+            for name, (_, part) in rows_by_split.items()
+            if with_confusion
+        }
+        scores = replace(
+            description,
+            targets=sorted({split.environment for split in splits if split.is_target}),
+            sets=sets,
+            confusions=confusions,
+            means=mean_accuracies(sets),
         )
+        measured.append(scores)
     return measured
 
 
-def score_set(
-    split: Split,
-    rows: ImageRows,
-    classes: Sequence[str],
-    *,
-    with_confusion: bool = False,
-    by_class: bool = False,
-) -> SetScores:
-    """Return the scores on one split or test set.
-
-    Args:
-        split: the split.
-        rows: the rows of its images.
-        classes: the names of its classes, in label order.
-        with_confusion: count the confusions.
-        by_class: compute the mean accuracy of the classes.
-    """
-    metrics = measure(rows, classes) if len(rows) else None
-    return SetScores(
-        environment=split.environment,
-        is_target=split.is_target,
-        is_complete=True,
-        images=len(rows),
-        correct=sum(metrics.class_correct) if metrics else 0,
-        accuracy=metrics.accuracy if metrics else None,
-        interval=None,
-        ece=metrics.calibration.ece if metrics else None,
-        mean_per_class=metrics.mean_per_class if metrics and by_class else None,
-        class_images=metrics.class_images if metrics else [0] * len(classes),
-        class_correct=metrics.class_correct if metrics else [0] * len(classes),
-        confusion=confusion_matrix(rows, len(classes)).tolist() if with_confusion else None,
-    )
-
-
-def mean_accuracies(sets: Mapping[str, SetScores]) -> dict[str, float | None]:
+def mean_accuracies(sets: Mapping[str, ImageSetMetrics]) -> dict[str, float | None]:
     """Return the two means of `Scores.means` over the splits ``sets``."""
     accuracies: dict[str, list[float]] = {"in_domain": [], "out_of_domain": []}
     for name, scores in sets.items():
-        mean, ending = ("out_of_domain", "_in") if scores.is_target else ("in_domain", "_out")
-        if name.endswith(ending) and scores.accuracy is not None:
+        is_target = scores.image_set.is_target
+        mean, ending = ("out_of_domain", "_in") if is_target else ("in_domain", "_out")
+        if name.endswith(ending):
             accuracies[mean].append(scores.accuracy)
     return {name: float(np.mean(part)) if part else None for name, part in accuracies.items()}

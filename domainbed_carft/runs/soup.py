@@ -34,7 +34,7 @@ from domainbed_carft.runs.soup_members import (
     require_compatible,
     shared_content,
 )
-from domainbed_carft.runs.splits import Split
+from domainbed_carft.runs.splits import ImageSet
 from domainbed_carft.runs.suites import SuiteTest, make_suite_test
 
 SOUP_TABLE = "soup.json"
@@ -175,8 +175,8 @@ class _SoupMeasurement:
     run: Run  # its weights are replaced by each mean
     content: Mapping[str, Any]  # of the weights files, without description and weights
     options: LoadingOptions
-    splits: Sequence[Split]
-    validation_splits: Sequence[Split]  # out-splits of the training environments
+    splits: Sequence[ImageSet]
+    validation_splits: Sequence[ImageSet]  # out-splits of the training environments
     test: SuiteTest | None  # the suite, if there is one
 
     @classmethod
@@ -227,7 +227,7 @@ class _SoupMeasurement:
             soup=description,
         )
 
-    def _measure_splits(self, members: Sequence[Member], splits: Sequence[Split]) -> Scores:
+    def _measure_splits(self, members: Sequence[Member], splits: Sequence[ImageSet]) -> Scores:
         self.run.algorithm.load_state_dict(mean_weights(members))
         predict = make_predictor(self.run, self.options.device)
         (scores,) = measure_splits(splits, predict, self.options, [describe_run(self.run)])

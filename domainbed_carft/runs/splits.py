@@ -27,7 +27,7 @@ from domainbed_carft.images.plan import FAST, ImagePlan
 from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.images.squares import Squares
 from domainbed_carft.jobs.splits import (
-    NamedSplit,
+    Split,
     name_splits,
     select_evaluated,
     split_environments,
@@ -35,6 +35,7 @@ from domainbed_carft.jobs.splits import (
 from domainbed_carft.method import host_lookup, prompts
 from domainbed_carft.method.hparams import UNVERIFIED
 from domainbed_carft.paths import AnyPath, as_text
+from domainbed_carft.results.metrics import ImageSetFacts
 from domainbed_carft.runs.run import Run
 from domainbed_carft.wording import trim_differences
 
@@ -43,18 +44,21 @@ DEFAULT_HOLDOUT_FRACTION = 0.2  # the default of DomainBed's train
 
 
 @dataclass(frozen=True)
-class Split:
-    """A split of an environment.
+class ImageSet:
+    """A split of an environment, or a test set of a suite.
 
     Attributes:
-        name: name in the records, such as "env0_in".
-        environment: name of the environment.
-        is_target: True if the environment is a test environment.
+        name: name in the records, such as "env0_in", or name of the test set.
+        environment: name of the environment; of a test set, the name of its suite.
+        is_target: True if the environment was held out in training, or the test set is shifted.
         items: a map-style torch dataset of (image, label). The augmentation of an item does not
             depend on when and in which process it is read.
-        number: index of the environment, from 0.
+        number: index of the environment, or of the test set in its suite, from 0.
         squares: the images before the second stage of their plan, if it has no random steps and
             reads them from files; otherwise None.
+        classes: names of the test set's classes in label order, if they differ from the run's.
+        groups: labels of the run's classes that count as each class; empty for a split.
+        is_complete: True if no image of the test set is missing.
     """
 
     name: str
@@ -63,6 +67,22 @@ class Split:
     items: Any
     number: int = 0
     squares: Squares | None = None
+    classes: Sequence[str] = ()
+    groups: Sequence[Sequence[int]] = ()
+    is_complete: bool = True
+
+    @property
+    def facts(self) -> ImageSetFacts:
+        """The facts for records, without a digest; the set needs to have images."""
+        return ImageSetFacts(
+            environment=self.environment,
+            number=self.number,
+            name=self.name,
+            images=len(self),
+            is_target=self.is_target,
+            is_complete=self.is_complete,
+            classes=list(self.classes),
+        )
 
     def __len__(self) -> int:
         return len(self.items)
@@ -79,10 +99,10 @@ class JobData:
     """
 
     dataset: Any
-    splits: list[Split]
+    splits: list[ImageSet]
     plan: ImagePlan | None
 
-    def select(self, split: Split, positions: Sequence[int]) -> Split:
+    def select(self, split: ImageSet, positions: Sequence[int]) -> ImageSet:
         """Return a split with the images of its environment at ``positions``."""
         part = Subset(self.dataset[split.number], positions)
         items = _KeyedItems(part, (split.number,), self.plan)
@@ -145,7 +165,7 @@ def read_data(
     for split in select_evaluated(job_splits, kinds):
         items = _KeyedItems(split.items, (*key, numbers[split.name]), plan)
         evaluated_splits.append(
-            Split(
+            ImageSet(
                 name=split.name,
                 environment=names[split.environment],
                 is_target=split.environment in targets,
@@ -198,7 +218,7 @@ def _round_input(model_input: CLIPInput) -> list[list[float]]:
     ]
 
 
-def _split_as_trained(run: Run, dataset: Any) -> list[NamedSplit]:
+def _split_as_trained(run: Run, dataset: Any) -> list[Split]:
     """Return all splits of the run's job; raises ValueError if a target does not exist."""
     targets = run.args["test_envs"]
     unknown_targets = set(targets) - set(range(len(dataset)))
@@ -269,7 +289,7 @@ def _find_dataset_class(run: Run, data_dir: str | None) -> Any:
     return host_lookup.find_dataset_class(name)
 
 
-def get_environment_positions(split: Split) -> list[int]:
+def get_environment_positions(split: ImageSet) -> list[int]:
     """Return the positions in its environment of the images of a split from `read_data`."""
     items = split.items.host_items
     positions = list(range(len(items)))
@@ -319,7 +339,7 @@ class _KeyedItems(Dataset[Any]):
 
     Attributes:
         host_items: the host's dataset: an environment or a part of one.
-        squares: the images before their second stage, see `Split`.
+        squares: the images before their second stage, see `ImageSet`.
 
     Args:
         items: the host's dataset.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import itertools
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,17 +19,35 @@ from torch import Tensor
 from domainbed_carft.clips import backbone
 from domainbed_carft.data.benchmarks import data_dir_problems
 from domainbed_carft.errors import CarftError, UnreadableError
-from domainbed_carft.files import weights
 from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.images.squares import Squares
-from domainbed_carft.jobs.job_folder import RECORDS
 from domainbed_carft.method import objective, prompts
-from domainbed_carft.runs.predictions import LoadingOptions, Predictor, make_predictor, predict_rows
+from domainbed_carft.results.metrics import ImageRows, measure_image_set
+from domainbed_carft.runs.predictions import (
+    LoadingOptions,
+    Predictor,
+    predict_rows,
+)
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.scores import Scores, SetScores, describe_run, score_set
-from domainbed_carft.runs.splits import Split
-from domainbed_carft.suites import catalogue, records
+from domainbed_carft.runs.scores import Scores
+from domainbed_carft.runs.splits import ImageSet
+from domainbed_carft.suites import catalogue
 from domainbed_carft.suites.suite import Suite, TestSet, TestSetCopy
+
+
+@dataclass(frozen=True)
+class SuitePredictions:
+    """Predictions of several variants of a run's weights on the test sets of a suite.
+
+    Attributes:
+        rows: for each test set that could be read, the rows of each variant.
+        problems: sentences by name of the test set.
+        unread: names of the test sets that could not be read.
+    """
+
+    rows: Mapping[str, Sequence[ImageRows]]
+    problems: Mapping[str, list[str]]
+    unread: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -38,75 +60,121 @@ class SuiteTest:
     plan: ImagePlan  # transform of the images
     options: LoadingOptions
 
+    @functools.cached_property
+    def image_sets(self) -> dict[str, ImageSet]:
+        """The test sets that have images, by name."""
+        all_sets = catalogue.get(self.suite.name).sets
+        numbers = {test_set.name: number for number, test_set in enumerate(all_sets)}
+        return {
+            test_set.name: self._make_image_set(test_set, numbers[test_set.name])
+            for test_set in self.suite.sets
+            if self.copies[test_set.name].samples
+        }
+
+    def _make_image_set(self, test_set: TestSet, number: int) -> ImageSet:
+        copy = self.copies[test_set.name]
+        squares = Squares(copy.samples, self.plan, test_set.border, test_set.is_resized_by_pillow)
+        return ImageSet(
+            name=test_set.name,
+            environment=self.suite.name,
+            is_target=test_set.is_shifted,
+            items=squares,
+            number=number,
+            squares=squares,
+            classes=() if test_set.classes == self.suite.classes else test_set.classes,
+            groups=test_set.groups,
+            is_complete=not copy.problems,
+        )
+
+    def hash_images(self, name: str) -> str:
+        """Return a SHA-256 of the images of a test set, their labels, and the groups of classes.
+
+        The digest covers path, size and modification time of image files, and the values of arrays.
+        Raises OSError if a file is missing.
+        """
+        copy = self.copies[name]
+        root = str(copy.root or "")
+        digest = hashlib.sha256(repr(self.image_sets[name].groups).encode())
+        for image, label in copy.samples:
+            if isinstance(image, str):
+                file = os.stat(image)
+                line = f"{image.removeprefix(root)} {file.st_size} {file.st_mtime_ns} {label}"
+            else:
+                line = f"{hashlib.sha256(np.asarray(image).tobytes()).hexdigest()} {label}"
+            digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
+        return digest.hexdigest()
+
+    def predict(self, predict: Predictor, variants: int = 1) -> SuitePredictions:
+        """Predict the images of all test sets, in terms of each set's classes.
+
+        Test sets with an unreadable folder or image have no rows. Raises UnreadableError if no test
+        set has rows.
+
+        Args:
+            predict: returns the logits of a batch for each variant of the weights.
+            variants: number of variants.
+        """
+        problems = get_problems(self.copies)
+        unread = [*self.unread]
+        rows: dict[str, list[ImageRows]] = {}
+        for name, image_set in self.image_sets.items():
+            predict_set = group_predictor(predict, image_set.groups)
+            try:
+                parts = predict_rows([image_set], predict_set, self.options, variants)
+            except CarftError as error:  # the other sets can still be measured
+                problems.setdefault(name, []).append(str(error))
+                unread.append(name)
+            else:
+                rows[name] = [part for (part,) in parts]
+
+        if not rows:
+            raise _make_unreadable_error(self.suite, problems)
+        return SuitePredictions(rows, problems, unread)
+
+    def score(self, predictions: SuitePredictions, variant: int, description: Scores) -> Scores:
+        """Return the scores of a variant, given its description without scores."""
+        sets = {
+            name: measure_image_set(
+                rows[variant],
+                self.image_sets[name].facts,
+                description.classes,
+            )
+            for name, rows in predictions.rows.items()
+        }
+        complete = {
+            name: part.accuracy for name, part in sets.items() if part.image_set.is_complete
+        }
+        return dataclasses.replace(
+            description,
+            suite=self.suite.name,
+            transform="test",
+            sets=sets,
+            means=self.suite.means(complete),
+            problems={name: list(sentences) for name, sentences in predictions.problems.items()},
+            unread=list(predictions.unread),
+        )
+
     def measure(self, predict: Predictor, descriptions: Sequence[Scores]) -> list[Scores]:
         """Return the scores of each variant of the weights that ``predict`` returns.
-
-        Test sets with an unreadable folder or image have no scores. Raises UnreadableError if no
-        test set has scores.
 
         Args:
             predict: returns the logits of a batch for each variant.
             descriptions: the descriptions of the variants, without scores.
         """
-        problems = get_problems(self.copies)
-        unread = [*self.unread]
-        sets_of_variants: list[dict[str, SetScores]] = [{} for _ in descriptions]
-        for test_set in self.suite.sets:
-            copy = self.copies[test_set.name]
-            if not copy.samples:
-                continue
-            try:
-                scores_of_variants = self._measure_set(test_set, copy, predict, len(descriptions))
-            except CarftError as error:  # the other sets can still be measured
-                problems.setdefault(test_set.name, []).append(str(error))
-                unread.append(test_set.name)
-                continue
-            for sets, scores in zip(sets_of_variants, scores_of_variants):
-                sets[test_set.name] = scores
-
-        if not sets_of_variants[0]:
-            raise _make_unreadable_error(self.suite, problems)
+        predictions = self.predict(predict, len(descriptions))
         return [
-            dataclasses.replace(
-                description,
-                suite=self.suite.name,
-                transform="test",
-                sets=sets,
-                means=self.suite.means(
-                    {name: scores.accuracy for name, scores in sets.items() if scores.is_complete}
-                ),
-                problems=problems,
-                unread=unread,
-            )
-            for description, sets in zip(descriptions, sets_of_variants)
+            self.score(predictions, variant, description)
+            for variant, description in enumerate(descriptions)
         ]
 
-    def _measure_set(
-        self, test_set: TestSet, copy: TestSetCopy, predict: Predictor, variants: int
-    ) -> list[SetScores]:
-        """Return the scores on one test set for each variant, in terms of the set's classes."""
 
-        def predict_groups(images: Tensor) -> Iterator[Tensor]:
-            return (group_logits(logits, test_set.groups) for logits in predict(images))
+def group_predictor(predict: Predictor, groups: Sequence[Sequence[int]]) -> Predictor:
+    """Return a predictor of the logits of groups of classes."""
 
-        squares = Squares(copy.samples, self.plan, test_set.border, test_set.is_resized_by_pillow)
-        split = Split(
-            name=test_set.name,
-            environment=self.suite.name,
-            is_target=test_set.is_shifted,
-            items=squares,
-            squares=squares,
-        )
-        measured = []
-        for (rows,) in predict_rows([split], predict_groups, self.options, variants):
-            scores = score_set(
-                split, rows, test_set.classes, by_class=test_set.reports_mean_per_class
-            )
-            interval = wilson_interval(scores.correct, scores.images)
-            measured.append(
-                dataclasses.replace(scores, is_complete=not copy.problems, interval=interval)
-            )
-        return measured
+    def predict_groups(images: Tensor) -> Iterator[Tensor]:
+        return (group_logits(logits, groups) for logits in predict(images))
+
+    return predict_groups
 
 
 def group_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
@@ -128,23 +196,6 @@ def group_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
         padded.append([*group, *padding])
 
     return logits[:, torch.tensor(padded, device=logits.device)].amax(dim=2)
-
-
-def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """Return Wilson's 95% interval (JASA 22, 1927) of the share ``correct / count``."""
-    from scipy import stats  # takes a second to import
-
-    interval = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def measure_on_suite(
-    name: str, run: Run, options: LoadingOptions, skipped: Collection[str] = ()
-) -> Scores:
-    """Measure a run on the suite called ``name``; raises as `make_suite_test` does."""
-    test = make_suite_test(name, run, options, skipped)
-    (scores,) = test.measure(make_predictor(run, options.device), [describe_run(run)])
-    return scores
 
 
 def make_suite_test(
@@ -265,35 +316,3 @@ def make_zero_shot_classifier(
         std=preprocessing.std,
     )
     return plan, predict
-
-
-def append_record(weights_file: Path, scores: Scores) -> None:
-    """Add a line to suites.jsonl in the folder of the weights, if it is a job's folder.
-
-    Scores with unreadable images are not recorded, since an earlier record can be complete.
-    """
-    if not (weights_file.parent / RECORDS).exists() or scores.unread:
-        return
-    sets = {
-        name: {
-            "n": part.images,
-            "right": part.correct,
-            "accuracy": part.accuracy,
-            "interval": part.interval,
-            "ece": part.ece,
-            "complete": part.is_complete,
-            **({} if part.mean_per_class is None else {"mean_per_class": part.mean_per_class}),
-        }
-        for name, part in scores.sets.items()
-    }
-    record = {
-        "suite": scores.suite,
-        "weights": weights_file.name,
-        "weights_digest": weights.cached_sha256(weights_file),
-        "step": scores.step,
-        "wise_ft_alpha": scores.wise_ft_alpha,
-        "algorithm": scores.algorithm,
-        "sets": sets,
-        **scores.means,
-    }
-    records.append(weights_file.parent, record)

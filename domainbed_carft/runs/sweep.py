@@ -13,17 +13,14 @@ from pathlib import Path
 from domainbed_carft.clips import open_clip, openai
 from domainbed_carft.errors import CarftError, invalid
 from domainbed_carft.results.collection import Collection
-from domainbed_carft.results.columns import find_run_metrics
-from domainbed_carft.results.evaluations import SplitMetrics
+from domainbed_carft.results.columns import load_run_metrics
 from domainbed_carft.results.groups import Group
+from domainbed_carft.results.metrics import ImageSetMetrics
 from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.suites import selected_runs
-from domainbed_carft.runs.pool import Outcome, Task, run_tasks
-from domainbed_carft.runs.sweep_run import (
-    SweepOptions,
-    measure_recorded_run,
-    measure_recorded_run_on_suite,
-)
+from domainbed_carft.runs.pool import Task, TaskEnd, run_tasks
+from domainbed_carft.runs.suite_files import measure_recorded_run_on_suite
+from domainbed_carft.runs.sweep_run import SweepOptions, measure_recorded_run
 from domainbed_carft.suites import catalogue
 
 
@@ -57,7 +54,7 @@ class SelectedScores:
     trial: int
     folder: str
     step: int
-    metrics: SplitMetrics | None = None
+    metrics: ImageSetMetrics | None = None
     in_domain: float | None = None
     problem: str | None = None
 
@@ -93,11 +90,11 @@ def measure_sweep(
                 tasks[names[-1]] = partial(measure_recorded_run, chosen.run, step, options)
                 selected.append((group, rule, chosen))
 
-    outcomes = run_tasks(tasks, jobs)
+    ends = run_tasks(tasks, jobs)
     return SweepScores(
-        measured=list(outcomes.values()).count(True),
-        current=list(outcomes.values()).count(False),
-        runs=[_read_scores(*parts, outcomes[name]) for parts, name in zip(selected, names)],
+        measured=sum(end.was_measured for end in ends.values()),
+        current=sum(not (end.was_measured or end.problem) for end in ends.values()),
+        runs=[_read_scores(*parts, ends[name]) for parts, name in zip(selected, names)],
     )
 
 
@@ -110,9 +107,8 @@ def _require_original(name: str | None) -> None:
         )
 
 
-def _read_scores(group: Group, rule: str, chosen: SelectedRun, outcome: Outcome) -> SelectedScores:
+def _read_scores(group: Group, rule: str, chosen: SelectedRun, end: TaskEnd) -> SelectedScores:
     """Return a selected run with the metrics that are saved in its folder."""
-    metrics = outcome if isinstance(outcome, str) else find_run_metrics(chosen)
     scores = SelectedScores(
         setting=group.title,
         selection=rule,
@@ -124,8 +120,12 @@ def _read_scores(group: Group, rule: str, chosen: SelectedRun, outcome: Outcome)
         folder=chosen.run.folder,
         step=int(chosen.outcome.step),
     )
-    if isinstance(metrics, str):
-        return replace(scores, problem=metrics)
+    if end.problem:
+        return replace(scores, problem=end.problem)
+    try:
+        metrics = load_run_metrics(chosen)
+    except CarftError as error:
+        return replace(scores, problem=str(error))
     on_target = metrics.get_environment(chosen.target)
     if on_target is None:
         return replace(scores, problem=f"environment {chosen.target} has no images")
@@ -134,22 +134,28 @@ def _read_scores(group: Group, rule: str, chosen: SelectedRun, outcome: Outcome)
 
 def measure_sweep_on_suite(
     groups: Sequence[Group], suite: str, options: SweepOptions, jobs: int | None = None
-) -> dict[str, Outcome]:
+) -> dict[str, TaskEnd]:
     """Evaluate each run that validation chose on the sets of a suite that it was not trained on.
 
-    Records are added to the jobs' suites.jsonl. Runs with a record of their current weights are
-    skipped. Problems of one run do not affect the others.
+    The evaluations are saved in the jobs' folders. Runs with a current one are skipped. Problems of
+    one run do not affect the others.
 
     Returns:
-        By folder of the run, True if it was evaluated, False if it had a record, or the problem.
+        By folder of the run, the end of its evaluation.
 
     Raises:
-        CarftError: if the suite is unknown.
+        CarftError: if the suite is unknown, or the original CLIP model does not exist.
     """
     catalogue.get(suite)
+    _require_original(options.original)
     tasks = {
         selected.run.folder: partial(
-            measure_recorded_run_on_suite, Path(selected.run.folder), suite, trained_on, options
+            measure_recorded_run_on_suite,
+            selected.run,
+            int(selected.outcome.step),
+            suite,
+            trained_on,
+            options,
         )
         for group in groups
         for selected, trained_on in selected_runs(group)

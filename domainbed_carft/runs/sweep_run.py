@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,31 +14,27 @@ import torch
 from torch import Tensor
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import weights
 from domainbed_carft.images.squares import get_memory
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.machine.devices import choose_device
-from domainbed_carft.results import evaluations
-from domainbed_carft.results.evaluations import (
-    EVALUATED_ROW,
-    PROBABILITIES,
-    SCALED_PROBABILITIES,
-    EvaluatedSplit,
+from domainbed_carft.results import metrics
+from domainbed_carft.results.metrics import (
     EvaluationFacts,
+    EvaluationKey,
     ImageRows,
     Temperature,
-    ValidationSplit,
+    ValidationAccuracy,
     is_correct,
+    join_rows,
 )
 from domainbed_carft.runs import BATCH_SIZE, saved
 from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import LoadingOptions, Predictor, make_predictor, predict_rows
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.splits import JobData, Split
-from domainbed_carft.runs.suites import append_record, measure_on_suite
+from domainbed_carft.runs.scores import describe_evaluation
+from domainbed_carft.runs.splits import ImageSet, JobData
 from domainbed_carft.runs.temperature import fit_temperature, make_logit_rows
 from domainbed_carft.runs.zero_shot import predict_zero_shot
-from domainbed_carft.suites import records as suite_records
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions
     folder = Path(recorded.folder)
     earlier = None
     with contextlib.suppress(CarftError):  # the file is missing or damaged
-        earlier = evaluations.load_rows(folder, step)
+        earlier = metrics.load_rows(folder, EvaluationKey(step))
 
     run = saved.open_step(recorded, step)
     task = prepare(run, step, options.data_dir) if run else None
@@ -102,11 +98,11 @@ def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions
         loading = options.for_loading(recorded.dataset)
         with torch.random.fork_rng(devices=[]):
             rows, facts = predict_task(task, loading, options.original)
-        evaluations.save_rows(folder, rows, facts)
+        metrics.save_rows(folder, rows, facts)
     else:
         raise CarftError(f"weights of step {step} were not kept")
 
-    evaluations.save_metrics(folder, evaluations.measure_run(rows, facts))
+    metrics.save_metrics(folder, metrics.measure_run(rows, facts))
     return not is_current
 
 
@@ -126,8 +122,8 @@ class EvaluationTask:
 
     run: Run
     data: JobData
-    reported: list[Split]
-    validation: list[Split]
+    reported: list[ImageSet]
+    validation: list[ImageSet]
     facts: EvaluationFacts
 
 
@@ -146,30 +142,12 @@ def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
     if not reported:
         raise CarftError(f"{run.path} has no images in the splits that the tables report")
 
-    facts = EvaluationFacts(
-        format=evaluations.FORMAT,
-        dataset=run.args["dataset"],
-        algorithm=run.args["algorithm"],
-        test_envs=list(run.args["test_envs"]),
-        trial_seed=run.args.get("trial_seed") or 0,
-        hparams_seed=run.args.get("hparams_seed") or 0,
-        step=step,
-        weights=weights.sha256(run.path),
-        data=_hash_data(data, [*reported, *validation]),
-        prompts_digest=run.hparams["prompts_digest"],
-        clip_digest=run.hparams["clip_digest"],
-        classes=list(run.classes),
-        contexts=list(run.contexts),
-        images=sum(map(len, reported)),
-        splits=[
-            EvaluatedSplit(part.environment, part.number, part.name, len(part)) for part in reported
-        ],
-        temperature=None,
-    )
+    digest = _hash_data(data, [*reported, *validation])
+    facts = describe_evaluation(run, step, [image_set.facts for image_set in reported], digest)
     return EvaluationTask(run, data, reported, validation, facts)
 
 
-def _hash_data(data: JobData, parts: Sequence[Split]) -> str:
+def _hash_data(data: JobData, parts: Sequence[ImageSet]) -> str:
     """Return a SHA-256 of all images of the splits, split by split."""
     digest = hashlib.sha256()
     for part in parts:
@@ -208,17 +186,13 @@ def predict_task(
     zero_shot = [
         predict_zero_shot(task.run, task.data, split, options, original) for split in task.reported
     ]
-    rows = np.zeros(task.facts.images, EVALUATED_ROW)
-    rows[["label", "predicted", *PROBABILITIES]] = np.concatenate(raw)
-    rows[["zero_shot", "alignment"]] = np.concatenate(zero_shot)
-    for scaled_rows in scaled:
-        rows[[*SCALED_PROBABILITIES]] = np.concatenate(scaled_rows)[[*PROBABILITIES]]
+    rows = join_rows(raw, zero_shot, *scaled)
     return rows, dataclasses.replace(task.facts, temperature=temperature, validation=validation)
 
 
 def _fit_temperature(
     task: EvaluationTask, predict: Predictor, options: LoadingOptions
-) -> tuple[Temperature | None, list[ValidationSplit]]:
+) -> tuple[Temperature | None, list[ValidationAccuracy]]:
     """Fit the temperature on the validation splits, if there are any, and count correct images."""
     if not task.validation:
         return None, []
@@ -229,46 +203,7 @@ def _fit_temperature(
         torch.from_numpy(rows["label"].astype(np.int64)).to(options.device),
     )
     validation = [
-        ValidationSplit(
-            environment=split.environment,
-            number=split.number,
-            name=split.name,
-            images=len(split),
-            correct=int(is_correct(part).sum()),
-        )
+        ValidationAccuracy(split.facts, correct=int(is_correct(part).sum()))
         for split, part in zip(task.validation, parts)
     ]
     return temperature, validation
-
-
-def measure_recorded_run_on_suite(
-    folder: Path, suite: str, skipped: Collection[str], options: SweepOptions
-) -> bool:
-    """Evaluate the reported weights of a job on a suite, and add a record to its suites.jsonl.
-
-    Args:
-        folder: folder of the job.
-        suite: name of the suite.
-        skipped: names of test sets to skip.
-        options: how to load the images.
-
-    Returns:
-        True if it was evaluated, False if there is a record of these weights.
-
-    Raises:
-        CarftError: if the run cannot be opened, or a test set cannot be found or read.
-    """
-    file = saved.choose_weights(folder, None)
-    for record in suite_records.read(folder, warnings=[]):
-        evaluated = (record["suite"], record["weights"], record["wise_ft_alpha"])
-        is_current = record.get("weights_digest") == weights.cached_sha256(file)
-        if evaluated == (suite, file.name, None) and is_current:
-            return False
-
-    loading = options.for_loading(suite)
-    scores = measure_on_suite(suite, saved.load_run(file, device="cpu"), loading, skipped)
-    if scores.unread:
-        reasons = [f"{name}: {'; '.join(scores.problems[name])}" for name in scores.unread]
-        raise CarftError(f"{suite} cannot be read: {'; '.join(reasons)}")
-    append_record(file, scores)
-    return True

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import optimize
 from torch import Tensor
 
-from domainbed_carft.results.evaluations import ImageRows, Temperature
+from domainbed_carft.results.metrics import ImageRows, Temperature
 from domainbed_carft.runs.run import require_finite
 
 MIN_TEMPERATURE = 0.01

@@ -20,6 +20,7 @@ from domainbed_carft.runs.predictions import LoadingOptions, check_loading
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, as_run, check_output_folder, save_weights
 from domainbed_carft.runs.scores import Scores, describe_run, measure_splits
+from domainbed_carft.runs.suite_files import measure_and_record
 from domainbed_carft.runs.suites import make_suite_test
 
 DEFAULT_ALPHAS = tuple(n / 10 for n in range(11))
@@ -39,6 +40,7 @@ def wise_ft(
     save: Sequence[float] = (),
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
+    record: bool = False,
 ) -> dict[float, Scores]:
     """Evaluate weights between the original CLIP (alpha 0) and a run (alpha 1).
 
@@ -60,6 +62,8 @@ def wise_ft(
         batch_size: images per batch.
         workers: number of processes that load images. Default: one per core if there are many
             images.
+        record: save the evaluation on a suite in the folder of the run's job, for the tables of
+            `collect`, as ``carft wise-ft`` does.
 
     Returns:
         The scores at each alpha, in ascending order.
@@ -110,7 +114,11 @@ def wise_ft(
     ]
     try:
         if test:
-            measured = test.measure(predict_by_alphas, descriptions)
+            measured = (
+                measure_and_record(test, run, predict_by_alphas, descriptions, as_text(original))
+                if record
+                else test.measure(predict_by_alphas, descriptions)
+            )
         else:
             measured = measure_splits(splits, predict_by_alphas, options, descriptions)
         scores = dict(zip(alphas, measured))

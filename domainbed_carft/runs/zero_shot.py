@@ -1,8 +1,8 @@
 """Cached zero-shot predictions of the original CLIP for a run's images, with alignment scores.
 
 All runs of a sweep that share the CLIP checkpoint, the prompts and the images need the same
-predictions. So they are computed for all images of an environment, independently of a run's split,
-trial and weights, and stored in the cache folder.
+predictions. So they are computed for all images of an environment or of a test set, independently
+of a run's split, trial and weights, and stored in the cache folder.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +25,17 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import arrays
 from domainbed_carft.method import objective, prompts
-from domainbed_carft.results.evaluations import ZERO_SHOT_ROW, ImageRows
+from domainbed_carft.results.metrics import ZERO_SHOT_ROW, ImageRows
 from domainbed_carft.runs import saved
 from domainbed_carft.runs.predictions import LoadingOptions, Predictor, predict_rows
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.splits import JobData, Split, get_environment_positions, hash_images
+from domainbed_carft.runs.splits import (
+    ImageSet,
+    JobData,
+    get_environment_positions,
+    hash_images,
+)
+from domainbed_carft.runs.suites import group_predictor
 
 FORMAT = 1
 # A split with at least this share of its environment has the complete environment predicted,
@@ -37,7 +44,7 @@ MIN_SHARE = 0.5
 
 
 def predict_zero_shot(
-    run: Run, data: JobData, split: Split, options: LoadingOptions, original: str | None
+    run: Run, data: JobData, split: ImageSet, options: LoadingOptions, original: str | None
 ) -> ImageRows:
     """Return the original CLIP's predictions for the images of a split, from the cache if possible.
 
@@ -58,37 +65,93 @@ def predict_zero_shot(
     if len(positions) >= MIN_SHARE * len(environment):
         scored_positions = range(len(environment))
 
-    key = _make_cache_key(run, data, split, scored_positions)
-    path = files.cache_folder() / "zero_shot" / f"{key}.npz"
-    rows = _load_cached(path, len(scored_positions))
-    if rows is None:
-        predict = _make_predictor(run, options.device, original)
-        part = data.select(split, scored_positions)
-        ((rows,),) = predict_rows([part], predict, options, make_rows=_make_rows)
-        with contextlib.suppress(CarftError):  # without space for the cache, later runs predict
-            arrays.save_arrays(path, {"rows": rows}, {"format": FORMAT, "images": len(rows)})
-
+    environment_key = {
+        "folder": os.path.realpath(getattr(environment, "root", "")),
+        "images": hash_images(environment, scored_positions),
+        "transform": repr(getattr(environment, "transform", None)),
+        "plan": data.plan.as_json() if data.plan else None,
+    }
+    rows = _predict_cached(
+        _make_cache_key(run, environment_key),
+        len(scored_positions),
+        lambda: data.select(split, scored_positions),
+        lambda: _make_predictor(run, options.device, original),
+        options,
+    )
     row_of_position = {position: row for row, position in enumerate(scored_positions)}
     return rows[[row_of_position[position] for position in positions]]
 
 
-def _make_cache_key(run: Run, data: JobData, split: Split, positions: Sequence[int]) -> str:
-    """Return a digest of everything that the predictions depend on."""
-    environment = data.dataset[split.number]
+def predict_test_set_zero_shot(
+    run: Run, image_set: ImageSet, digest: str, options: LoadingOptions, original: str | None
+) -> ImageRows:
+    """Return the original CLIP's predictions for a test set, from the cache if possible.
+
+    Args:
+        run: the run, whose prompts are used.
+        image_set: the test set; the largest cosine of a group is the one of its class.
+        digest: SHA-256 of its images and groups.
+        options: how to load the images.
+        original: the CLIP checkpoint that the run started from, see `saved.load_original_clip`.
+
+    Returns:
+        Rows with the fields of ZERO_SHOT_ROW.
+    """
+    squares = image_set.squares
+    assert squares is not None  # of every test set
+    test_set_key = {
+        "images": digest,
+        "plan": squares.plan.as_json(),
+        "border": squares.border,
+        "is_resized_by_pillow": squares.is_resized_by_pillow,
+    }
+    return _predict_cached(
+        _make_cache_key(run, test_set_key),
+        len(squares),
+        lambda: image_set,
+        lambda: group_predictor(_make_predictor(run, options.device, original), image_set.groups),
+        options,
+    )
+
+
+def _predict_cached(
+    key: str,
+    length: int,
+    select: Callable[[], ImageSet],
+    make_predictor: Callable[[], Predictor],
+    options: LoadingOptions,
+) -> ImageRows:
+    """Return the cached predictions with a key, or predict and cache them.
+
+    Args:
+        key: digest of everything that the predictions depend on.
+        length: number of images.
+        select: returns the images.
+        make_predictor: returns the predictor of their cosines.
+        options: how to load the images.
+    """
+    path = files.cache_folder() / "zero_shot" / f"{key}.npz"
+    rows = _load_cached(path, length)
+    if rows is None:
+        ((rows,),) = predict_rows([select()], make_predictor(), options, make_rows=_make_rows)
+        with contextlib.suppress(CarftError):  # without space for the cache, later runs predict
+            arrays.save_arrays(path, {"rows": rows}, {"format": FORMAT, "images": len(rows)})
+    return rows
+
+
+def _make_cache_key(run: Run, images: Mapping[str, Any]) -> str:
+    """Return a digest of everything that the predictions of some ``images`` depend on."""
     parts = {
         "format": FORMAT,
         "clip": run.hparams["clip_digest"],
         "architecture": saved.get_architecture(run),
         "prompts": prompts.as_json(run.contexts, run.classes),
-        "folder": os.path.realpath(getattr(environment, "root", "")),
-        "images": hash_images(environment, positions),
-        "transform": repr(getattr(environment, "transform", None)),
         "size": list(run.content["model_input_shape"]),
         "input": [buffer.flatten().tolist() for buffer in run.algorithm.input.buffers()],
         "preprocessing": run.hparams["preprocessing"],
-        "plan": data.plan.as_json() if data.plan else None,
         "device": run.algorithm.context_weights.device.type,
         "torch": torch.__version__,
+        **images,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Suites of test sets for trained models: definitions, completeness of copies, and records.
+"""Suites of test sets for trained models: definitions, and completeness of copies.
 
 `domainbed_carft.runs.suites` evaluates runs on them.
 """

@@ -135,9 +135,9 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verificati
     """Verify the test set ``name``; for ImageNet, also the training set if it is there.
 
     Args:
-        name: Name of the test set.
-        data_dir: Folder of the datasets' folders.
-        decode: Decode every image.
+        name: name of the test set.
+        data_dir: folder of the datasets' folders.
+        decode: decode every image.
 
     Raises:
         CarftError: if the folder is missing.

@@ -33,9 +33,9 @@ def verify_data(
     """Verify a known dataset below ``data_dir``, or a folder environment/class/image.
 
     Args:
-        name_or_path: Name of a dataset, or the folder.
-        data_dir: Folder of the datasets' folders.
-        decode: Decode every image.
+        name_or_path: name of a dataset, or the folder.
+        data_dir: folder of the datasets' folders.
+        decode: decode every image.
 
     Raises:
         CarftError: if the name is unknown or the data is missing.
@@ -54,10 +54,10 @@ def download_data(
     """Download a known dataset to ``data_dir`` and verify it.
 
     Args:
-        name: Name of the dataset.
-        data_dir: Folder of the datasets' folders.
-        accept_different: Install a benchmark even if it differs from the known editions.
-        given_files: Files that need no download, or folders that contain them. They are only read.
+        name: name of the dataset.
+        data_dir: folder of the datasets' folders.
+        accept_different: install a benchmark even if it differs from the known editions.
+        given_files: files that need no download, or folders that contain them. They are only read.
 
     Raises:
         CarftError: if the name is unknown, the download fails, or the data is not as expected.

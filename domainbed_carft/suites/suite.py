@@ -61,8 +61,13 @@ class Suite:
         """Return the means over the shifted sets, and over each group, by record key.
 
         Args:
-            accuracies: Accuracies by set; a mean is None if an accuracy is missing.
+            accuracies: accuracies by set; a mean is None if an accuracy is missing.
         """
+        return {key: _complete_mean(accuracies, names) for key, names in self.names_by_mean.items()}
+
+    @property
+    def names_by_mean(self) -> dict[str, list[str]]:
+        """Names of the sets that each of the `means` covers, by record key."""
         shifted = self._shifted_names
         remaining = []
         if self.excluded:
@@ -70,7 +75,7 @@ class Suite:
         names_by_key = {"mean": shifted, "mean_without_objectnet": remaining}
         for group in self.groups:
             names_by_key[_mean_key(group)] = [s.name for s in self.sets if s.group == group]
-        return {key: _complete_mean(accuracies, names) for key, names in names_by_key.items()}
+        return names_by_key
 
     def without(self, names: Collection[str]) -> Suite:
         """Return the suite without some sets, which its means then exclude."""

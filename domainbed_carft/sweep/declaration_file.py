@@ -122,9 +122,9 @@ def _check_job_count(shape: Shape, source: YamlSource, targets: Mapping[str, int
     """Raise CarftError for more than MAX_JOBS, before a list of jobs fills the memory.
 
     Args:
-        shape: The sweep.
-        source: Its text.
-        targets: The number of targets of each dataset, by name.
+        shape: the sweep.
+        source: its text.
+        targets: the number of targets of each dataset, by name.
     """
     n_jobs = 0
     for cell in shape.cells():

@@ -47,7 +47,7 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
     """Return the class that this module's globals hold under `algorithm_name`.
 
     Raises:
-        UnknownNameError: There is no such algorithm; the message lists the valid names.
+        UnknownNameError: there is no such algorithm; the message lists the valid names.
     """
     value = globals().get(algorithm_name)
     # Imported helpers share the globals, so a class must have the methods that `train` calls.
@@ -72,17 +72,17 @@ class Algorithm(torch.nn.Module):
 
     Args:
         input_shape: (channels, height, width) of the images.
-        num_classes: Number of classes.
-        num_domains: Number of training environments.
-        hparams: Hyperparameters.
-        dataset_facts: Facts of the dataset, of which the plugin needs the normalisation if the
+        num_classes: number of classes.
+        num_domains: number of training environments.
+        hparams: hyperparameters.
+        dataset_facts: facts of the dataset, of which the plugin needs the normalisation if the
             hyperparameter `clip_backbone` replaces the network by a CLIP model.
 
     Attributes:
-        hparams: The hyperparameters that the dataset was built with and that every record holds.
+        hparams: the hyperparameters that the dataset was built with and that every record holds.
         is_constant: True if `update` never changes the predictions, so that one evaluation per job
             is enough.
-        process_group: The processes that train the job together, each on its slice of every batch
+        process_group: the processes that train the job together, each on its slice of every batch
             (`lib.process_group`); None if there is one.
         uses_validation_loss: True if a validation loss decides which weights predict. `train` then
             evaluates the out-splits once more, through the test transform, and calls
@@ -117,10 +117,10 @@ class Algorithm(torch.nn.Module):
         The default asks `hparams_registry`, as upstream does.
 
         Args:
-            dataset: Name of the dataset.
-            given: Values of `--hparams`.
-            random_seed: Seed of random draws; None for the defaults.
-            steps: Number of training steps; None for the dataset's default.
+            dataset: name of the dataset.
+            given: values of `--hparams`.
+            random_seed: seed of random draws; None for the defaults.
+            steps: number of training steps; None for the dataset's default.
 
         Returns:
             The hyperparameters. If they have problems, `train` and `sweep` refuse the job.
@@ -148,7 +148,7 @@ class Algorithm(torch.nn.Module):
         """Return the images that the model expects, for an algorithm that takes `dataset_facts`.
 
         Args:
-            hparams: The job's hyperparameters.
+            hparams: the job's hyperparameters.
 
         Returns:
             Size, resizing and normalisation of the images; None for the dataset's own.
@@ -170,8 +170,8 @@ class Algorithm(torch.nn.Module):
         """Take one optimization step.
 
         Args:
-            minibatches: An (inputs, labels) pair of each training domain.
-            unlabeled: Inputs of upstream's domain adaptation.
+            minibatches: an (inputs, labels) pair of each training domain.
+            unlabeled: inputs of upstream's domain adaptation.
 
         Returns:
             Numbers to record by name; the caller averages them over a checkpoint interval.
@@ -185,7 +185,7 @@ class Algorithm(torch.nn.Module):
         float64 tensors on the CPU.
 
         Args:
-            minibatches: An (inputs, labels) pair of each training domain.
+            minibatches: an (inputs, labels) pair of each training domain.
 
         Returns:
             Numbers to record by name, as tensors of shape (). They can stay on the device and must
@@ -208,7 +208,7 @@ class Algorithm(torch.nn.Module):
         as an average.
 
         Args:
-            x: Inputs of shape (batch, *input_shape).
+            x: inputs of shape (batch, *input_shape).
 
         Returns:
             Logits of shape (batch, num_classes).
@@ -222,7 +222,7 @@ class Algorithm(torch.nn.Module):
         checkpoint calls it once more for this checkpoint.
 
         Args:
-            validation_loss: Cross-entropy of `trained_logits` in nats, averaged over the out-split
+            validation_loss: cross-entropy of `trained_logits` in nats, averaged over the out-split
                 of each training environment, then over these environments. The images go through
                 the test transform.
         """
@@ -242,7 +242,7 @@ class Algorithm(torch.nn.Module):
         """Restore the state that `training_state` returned in the interrupted run.
 
         Args:
-            stored: The state; this method is not called if it is None.
+            stored: the state; this method is not called if it is None.
         """
         raise NotImplementedError
 
@@ -265,7 +265,7 @@ class ERM(Algorithm):
     `clip_backbone` names a CLIP model.
 
     Raises:
-        CarftError: There is no network for these hyperparameters or this input shape, or the
+        CarftError: there is no network for these hyperparameters or this input shape, or the
             pretrained weights are missing.
     """
 
@@ -280,10 +280,10 @@ class ERM(Algorithm):
         """Return a job's hyperparameters, of which subclasses do not check ERM's own.
 
         Args:
-            dataset: Name of the dataset.
-            given: Values of `--hparams`.
-            random_seed: Seed of random draws; None for the defaults.
-            steps: Number of training steps; None for the dataset's default.
+            dataset: name of the dataset.
+            given: values of `--hparams`.
+            random_seed: seed of random draws; None for the defaults.
+            steps: number of training steps; None for the dataset's default.
         """
         resolved = super().resolve_hparams(dataset, given, random_seed, steps)
         if cls is not ERM:
@@ -318,8 +318,8 @@ class ERM(Algorithm):
         """Take one step on all batches together and return the loss before the step.
 
         Args:
-            minibatches: An (inputs, labels) pair of each training domain.
-            unlabeled: Not used.
+            minibatches: an (inputs, labels) pair of each training domain.
+            unlabeled: not used.
         """
         inputs, labels = (torch.cat(parts) for parts in zip(*minibatches, strict=True))
         loss = torch.nn.functional.cross_entropy(self.predict(inputs), labels)

@@ -30,7 +30,7 @@ def local_launcher(commands: list[str]) -> list[str]:
     """Run the commands one after another; continue after failures and report them at the end.
 
     Args:
-        commands: Command lines, quoted for a shell.
+        commands: command lines, quoted for a shell.
 
     Returns:
         A description of each failed command.

@@ -50,12 +50,12 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
     its hooks.
 
     Args:
-        dataset_name: Name of a dataset, or path of a folder environment/class/image or of a CSV
+        dataset_name: name of a dataset, or path of a folder environment/class/image or of a CSV
             file that lists images.
 
     Raises:
-        UnknownNameError: There is no such dataset; the message lists the valid names.
-        CarftError: The folder or file is missing or has no environments.
+        UnknownNameError: there is no such dataset; the message lists the valid names.
+        CarftError: the folder or file is missing or has no environments.
     """
     dataset_class: Any = globals().get(dataset_name)
     is_public_class = isinstance(dataset_class, type) and not dataset_name.startswith("_")
@@ -85,7 +85,7 @@ def num_environments(dataset_name: str) -> int:
     """Return the number of environments of a dataset.
 
     Raises:
-        CarftError: The dataset is unknown, or its class does not list its environments.
+        CarftError: the dataset is unknown, or its class does not list its environments.
     """
     labels = get_dataset_class(dataset_name).ENVIRONMENTS
     if labels is None:
@@ -103,19 +103,19 @@ class MultipleDomainDataset:
     attributes and `data_problems` are hooks.
 
     Attributes:
-        N_STEPS: Default number of training steps.
-        CHECKPOINT_FREQ: Default number of steps between checkpoints.
-        N_WORKERS: Default number of loader processes.
-        ENVIRONMENTS: Names of the environments.
-        INPUT_SHAPE: Shape of the inputs, by upstream's name.
-        datasets: The environments, each a torch dataset of (input, label) pairs.
-        input_shape: Shape of an input, (C, H, W).
-        num_classes: Number of classes.
-        model_input: The images that a job's model expects; None for upstream's.
-        dataset_facts: Facts for algorithms that take them; None for a dataset without facts.
-        EVALUATED_SPLITS: The kinds of splits, "in" and "out", whose accuracies are recorded.
-        data_edition: The copy of the data, for the records; "" is not recorded.
-        protocol: The protocol of the transforms, for the records; "" is not recorded.
+        N_STEPS: default number of training steps.
+        CHECKPOINT_FREQ: default number of steps between checkpoints.
+        N_WORKERS: default number of loader processes.
+        ENVIRONMENTS: names of the environments.
+        INPUT_SHAPE: shape of the inputs, by upstream's name.
+        datasets: the environments, each a torch dataset of (input, label) pairs.
+        input_shape: shape of an input, (C, H, W).
+        num_classes: number of classes.
+        model_input: the images that a job's model expects; None for upstream's.
+        dataset_facts: facts for algorithms that take them; None for a dataset without facts.
+        EVALUATED_SPLITS: the kinds of splits, "in" and "out", whose accuracies are recorded.
+        data_edition: the copy of the data, for the records; "" is not recorded.
+        protocol: the protocol of the transforms, for the records; "" is not recorded.
     """
 
     N_STEPS = 5001
@@ -139,7 +139,7 @@ class MultipleDomainDataset:
         """Return the problems of the data, before anything is loaded.
 
         Args:
-            root: A user's `--data_dir`.
+            root: a user's `--data_dir`.
 
         Returns:
             The problems. If there are any, `train` and `sweep` refuse the job.
@@ -157,10 +157,10 @@ class MultipleDomainDataset:
         """Build the dataset for a job's model, which upstream's constructor does not know.
 
         Args:
-            root: The folder that contains the dataset's folder.
-            test_envs: Numbers of the test environments.
-            hparams: The job's hyperparameters.
-            model_input: The images that the model expects; None for upstream's.
+            root: the folder that contains the dataset's folder.
+            test_envs: numbers of the test environments.
+            hparams: the job's hyperparameters.
+            model_input: the images that the model expects; None for upstream's.
         """
         dataset = cls.__new__(cls)
         dataset.model_input = model_input
@@ -208,14 +208,14 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
     """Images under root/environment/class/, with environments and classes in sorted order.
 
     Args:
-        root: The folder.
-        test_envs: Numbers of the test environments.
-        augment: If True, all environments except the test environments are augmented.
-        hparams: The job's hyperparameters, of which `protocol` and `preprocessing` choose the
+        root: the folder.
+        test_envs: numbers of the test environments.
+        augment: if True, all environments except the test environments are augmented.
+        hparams: the job's hyperparameters, of which `protocol` and `preprocessing` choose the
             transforms.
 
     Raises:
-        CarftError: There are no images, or the environments have different classes, which would
+        CarftError: there are no images, or the environments have different classes, which would
             make the labels ambiguous.
     """
 

@@ -35,7 +35,7 @@ class SelectionMethod:
     accuracy.
 
     Attributes:
-        name: Name of the rule in tables.
+        name: name of the rule in tables.
     """
 
     name: str
@@ -48,7 +48,7 @@ class SelectionMethod:
         """Return the outcome of one choice of hyperparameters.
 
         Args:
-            run_records: Records of jobs with these hyperparameters.
+            run_records: records of jobs with these hyperparameters.
 
         Returns:
             The outcome, or None if records are missing.
@@ -133,9 +133,9 @@ def _outcome(
     """Return the outcome of a rule in `selection`, or None if it has none.
 
     Args:
-        rule: Name of the rule.
-        singles: Records of jobs with one test environment.
-        pairs: Two test environments -> records of jobs with both.
+        rule: name of the rule.
+        singles: records of jobs with one test environment.
+        pairs: two test environments -> records of jobs with both.
     """
     if not singles:
         return None

@@ -40,10 +40,10 @@ def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN
 
     Args:
         input_shape: (channels, 28, 28) or (channels, 224, 224).
-        hparams: Hyperparameters.
+        hparams: hyperparameters.
 
     Raises:
-        CarftError: There is no network for the shape, or the hyperparameters need a part that is
+        CarftError: there is no network for the shape, or the hyperparameters need a part that is
             not included.
     """
     raise_for(map(str, find_missing_parts(hparams)))
@@ -74,9 +74,9 @@ def Classifier(in_features: int, out_features: int, is_nonlinear: bool = False) 
     """Build the layers from features to logits.
 
     Args:
-        in_features: Width of the features.
-        out_features: Number of classes.
-        is_nonlinear: If True, three linear layers with ReLU, each half as wide as the one before,
+        in_features: width of the features.
+        out_features: number of classes.
+        is_nonlinear: if True, three linear layers with ReLU, each half as wide as the one before,
             instead of one.
     """
     if not is_nonlinear:
@@ -124,8 +124,8 @@ class ResNet(nn.Module):
     there are not 3 channels, the weights of the first layer are repeated.
 
     Raises:
-        TransientError: The pretrained weights cannot be downloaded.
-        CarftError: The file of the pretrained weights cannot be read, or does not fit.
+        TransientError: the pretrained weights cannot be downloaded.
+        CarftError: the file of the pretrained weights cannot be read, or does not fit.
     """
 
     def __init__(self, input_shape: Sequence[int], hparams: dict[str, Any]) -> None:
@@ -200,11 +200,11 @@ def pretrained(url: str) -> dict[str, torch.Tensor]:
     """Load a state dict from torch hub's cache, and download it first if it is missing.
 
     Args:
-        url: Address of the file, whose name ends with the first digits of its SHA-256.
+        url: address of the file, whose name ends with the first digits of its SHA-256.
 
     Raises:
-        TransientError: The download fails.
-        CarftError: The file cannot be read.
+        TransientError: the download fails.
+        CarftError: the file cannot be read.
     """
     path = _cached_file(url)
     if not os.path.exists(path):

@@ -51,12 +51,12 @@ def capture(algorithm: Algorithm, initial_structure: Mapping[str, str]) -> dict[
     """Return the algorithm's state, in types that torch loads without executing code.
 
     Args:
-        algorithm: The algorithm, whose tensors are not copied.
-        initial_structure: The algorithm's `structure` before the first step, which is also the
+        algorithm: the algorithm, whose tensors are not copied.
+        initial_structure: the algorithm's `structure` before the first step, which is also the
             structure of the algorithm to restore.
 
     Raises:
-        StateError: Attributes cannot be stored or restored; the message names them.
+        StateError: attributes cannot be stored or restored; the message names them.
     """
     overrides_hook = type(algorithm).training_state is not Algorithm.training_state
     changed = set(dict(structure(algorithm).items() ^ initial_structure.items()))

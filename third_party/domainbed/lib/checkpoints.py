@@ -30,15 +30,15 @@ class Files:
     """The files of one job.
 
     Args:
-        args: The job's arguments.
-        selected_by: Names of the accuracies whose mean selects the best weights (training-domain
+        args: the job's arguments.
+        selected_by: names of the accuracies whose mean selects the best weights (training-domain
             validation).
-        contents: Function that returns the contents of a weights file.
-        newest_is_best: If True, the newest weights are the best, because the algorithm itself
+        contents: function that returns the contents of a weights file.
+        newest_is_best: if True, the newest weights are the best, because the algorithm itself
             chooses which weights predict.
 
     Attributes:
-        diverged_at: The step of the first loss that was not finite, or None.
+        diverged_at: the step of the first loss that was not finite, or None.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class Evaluator:
         """Return the accuracy on each split by its name in the records, such as env0_in_acc.
 
         Raises:
-            Stopped: A signal was received; the random generators are then as before the call.
+            Stopped: a signal was received; the random generators are then as before the call.
         """
         if self.is_constant and self._accuracies:
             return self._accuracies
@@ -71,7 +71,7 @@ class Evaluator:
         It is computed with the weights being trained, on images without augmentation.
 
         Raises:
-            Stopped: A signal was received; the random generators are then as before the call.
+            Stopped: a signal was received; the random generators are then as before the call.
         """
         with _restore_generators_if_stopped():
             losses = [self._mean_loss(split) for split in self.batches.validated.values()]

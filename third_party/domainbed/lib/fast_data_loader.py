@@ -79,12 +79,12 @@ def training_requests(
     step and place in the batch.
 
     Args:
-        seed: The seed of the job's training.
-        sizes: Number of items of each dataset.
-        weights: Weights of each dataset's items, or None for equal weights.
-        batch_size: Number of items of a batch.
-        step: The step's number.
-        passes: The passes of each dataset, which replace the draws; empty for none.
+        seed: the seed of the job's training.
+        sizes: number of items of each dataset.
+        weights: weights of each dataset's items, or None for equal weights.
+        batch_size: number of items of a batch.
+        step: the step's number.
+        passes: the passes of each dataset, which replace the draws; empty for none.
     """
     for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
         key = (seed, number, step)
@@ -105,11 +105,11 @@ def evaluation_requests(
     """Yield requests for every item of every dataset, in order, in batches of one dataset.
 
     Args:
-        sizes: Number of items of each dataset.
-        batch_size: Largest number of items of a batch.
-        key: Key that seeds the random numbers together with the dataset's place and the item:
+        sizes: number of items of each dataset.
+        batch_size: largest number of items of a batch.
+        key: key that seeds the random numbers together with the dataset's place and the item:
             upstream augments in evaluation as well.
-        first: Number of the first dataset.
+        first: number of the first dataset.
     """
     for place, size in enumerate(sizes):
         for begin in range(0, size, batch_size):
@@ -151,7 +151,7 @@ class ImageSource:
         """Read a batch.
 
         Raises:
-            TransientError: An image cannot be read.
+            TransientError: an image cannot be read.
         """
         squares = []
         choices = []
@@ -339,20 +339,20 @@ def load_batches(
     have to read all images.
 
     Args:
-        datasets: The datasets, which requests refer to by number.
-        requests: Requests of a batch each, all of one dataset.
-        workers: Number of worker processes; 0 loads in this process.
-        by_plan: Read image files by their plan, instead of by the dataset's transforms.
-        on_gpu: Leave the second stage to a GPU, and return batches of the pool in pinned memory.
-        evaluated: Numbers of the datasets that are read in order.
-        memory_limit: Largest size in bytes of the images of evaluated datasets that are kept in
+        datasets: the datasets, which requests refer to by number.
+        requests: requests of a batch each, all of one dataset.
+        workers: number of worker processes; 0 loads in this process.
+        by_plan: read image files by their plan, instead of by the dataset's transforms.
+        on_gpu: leave the second stage to a GPU, and return batches of the pool in pinned memory.
+        evaluated: numbers of the datasets that are read in order.
+        memory_limit: largest size in bytes of the images of evaluated datasets that are kept in
             memory, if they never change; images beyond it are read each time.
 
     Yields:
         (inputs, labels), or an UnfinishedBatch for images whose second stage is pending.
 
     Raises:
-        TransientError: Data cannot be read, or processes cannot share memory.
+        TransientError: data cannot be read, or processes cannot share memory.
     """
     sources = [find_source(dataset) if by_plan else None for dataset in datasets]
     constant_sources = {
@@ -381,11 +381,11 @@ class _Memory:
     """As many batches of images that never change as fit into memory, as bytes.
 
     Args:
-        sources: The sources of such images, by the number of their dataset.
-        limit: Largest size of all images, in bytes.
+        sources: the sources of such images, by the number of their dataset.
+        limit: largest size of all images, in bytes.
 
     Attributes:
-        batches: The batch, or None before it is loaded, by its dataset and first position there.
+        batches: the batch, or None before it is loaded, by its dataset and first position there.
     """
 
     def __init__(self, sources: Mapping[int, ImageSource], limit: int) -> None:
@@ -472,7 +472,7 @@ def copy_to_device(loaded: Iterator[Any], device: torch.device) -> Iterator[Batc
 
     Args:
         loaded: (images, labels) pairs, or UnfinishedBatch objects.
-        device: The CPU or a GPU.
+        device: the CPU or a GPU.
     """
     for batch in _copy_ahead(loaded, device) if devices.is_gpu(device) else loaded:
         if isinstance(batch, UnfinishedBatch):
@@ -553,10 +553,10 @@ class JobBatches:
         """Start loading; `close` ends it.
 
         Args:
-            step: The first step.
-            pending: If True, begin with the evaluation after the previous step.
-            once: If True, evaluate only once, for algorithms that training does not change.
-            workers: Number of loader processes.
+            step: the first step.
+            pending: if True, begin with the evaluation after the previous step.
+            once: if True, evaluate only once, for algorithms that training does not change.
+            workers: number of loader processes.
         """
         data = [*self.in_splits, *self.evaluated.values(), *self.validated.values()]
         full_batches = self._requests(step, pending, once)
@@ -581,7 +581,7 @@ class JobBatches:
         """Return the batches of the next step, one of each in-split.
 
         Raises:
-            Stopped: A signal was received while waiting for a batch.
+            Stopped: a signal was received while waiting for a batch.
         """
         with self._stop_while_waiting():
             return list(itertools.islice(self._batches, len(self.in_splits)))
@@ -592,7 +592,7 @@ class JobBatches:
         Splits must be requested in their order.
 
         Raises:
-            Stopped: A process of the job received a signal.
+            Stopped: a process of the job received a signal.
         """
         for begin in range(0, len(split), self._evaluation_batch_size):
             size = min(self._evaluation_batch_size, len(split) - begin)

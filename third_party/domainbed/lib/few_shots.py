@@ -23,13 +23,13 @@ def training_splits(
     a subset of more. Records still have the accuracy on the complete in-split.
 
     Args:
-        dataset: The dataset.
-        environments: The splits of each environment.
-        training_envs: Numbers of the training environments.
-        hparams: The job's hyperparameters.
+        dataset: the dataset.
+        environments: the splits of each environment.
+        training_envs: numbers of the training environments.
+        hparams: the job's hyperparameters.
 
     Raises:
-        CarftError: Classes have fewer images; the message names them.
+        CarftError: classes have fewer images; the message names them.
     """
     in_splits = [environments[index].in_split for index in training_envs]
     shots = hparams.get("shots")

@@ -18,11 +18,11 @@ def subfolder_names(root: str, kind: str = "environment") -> list[str]:
     """Return the sorted names of the folders in `root`, or of the environments in a list.
 
     Args:
-        root: The folder, or a CSV file that lists images.
+        root: the folder, or a CSV file that lists images.
         kind: "environment" or "class", for messages.
 
     Raises:
-        CarftError: There are no sub-folders, or `root` cannot be read.
+        CarftError: there are no sub-folders, or `root` cannot be read.
     """
     if is_list(root):
         return [*read_list(Path(root))]
@@ -43,11 +43,11 @@ def environment_names(root: str, kind: str = "environment") -> list[str]:
     """Return the sorted names of the folders in a user's own folder.
 
     Args:
-        root: The folder.
+        root: the folder.
         kind: "environment" or "class", for messages.
 
     Raises:
-        CarftError: There are no sub-folders, `root` cannot be read, or it contains folders that
+        CarftError: there are no sub-folders, `root` cannot be read, or it contains folders that
             unpackers and notebooks leave behind, such as __MACOSX.
     """
     names = subfolder_names(root, kind)

@@ -90,11 +90,11 @@ def accuracy(
     """Return the share of items that `network.predict` classifies correctly.
 
     Args:
-        network: Object whose `predict` returns logits; a single logit is a binary decision at 0.
-        loader: Batches of inputs and labels.
-        weights: Weight of each item, or None for equal weights.
-        device: The network's device.
-        all_reduce: Function that sums tensors over the job's processes, in place.
+        network: object whose `predict` returns logits; a single logit is a binary decision at 0.
+        loader: batches of inputs and labels.
+        weights: weight of each item, or None for equal weights.
+        device: the network's device.
+        all_reduce: function that sums tensors over the job's processes, in place.
     """
     correct = torch.zeros((), dtype=torch.float64)
     total = torch.zeros((), dtype=torch.float64)

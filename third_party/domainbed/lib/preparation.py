@@ -26,7 +26,7 @@ from domainbed_carft.images.image_lists import get_file_plan
 from domainbed_carft.images.plan import FAST, ImagePlan
 from domainbed_carft.jobs.splits import (
     EnvironmentSplits,
-    NamedSplit,
+    Split,
     select_evaluated,
     split_environments,
 )
@@ -72,10 +72,10 @@ def share_cores(requested: int | None, dataset: Any, on_gpu: bool, processes: in
     """Divide the cores between loader processes and torch's threads.
 
     Args:
-        requested: The value of --workers, or None.
-        dataset: The dataset, with its default number of workers.
+        requested: the value of --workers, or None.
+        dataset: the dataset, with its default number of workers.
         on_gpu: True if the job trains on a GPU.
-        processes: Number of the job's processes on this machine.
+        processes: number of the job's processes on this machine.
 
     Returns:
         Number of loader processes of each of the job's processes.
@@ -108,7 +108,7 @@ def warn_of_small_environments(
 
 
 def evaluated_names(
-    named_splits: Iterable[NamedSplit],
+    named_splits: Iterable[Split],
     dataset: datasets.MultipleDomainDataset,
     skipped_environments: Collection[int],
 ) -> list[str]:
@@ -161,7 +161,7 @@ def load_environments(
     """Build the dataset and split its environments.
 
     Raises:
-        CarftError: The data does not have the declared environments, or a split is empty.
+        CarftError: the data does not have the declared environments, or a split is empty.
     """
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
     model_input = None
@@ -199,12 +199,12 @@ def prepare(args: argparse.Namespace, hparams: dict[str, Any], memory_limit: int
     """Seed all random numbers, load the data and choose the way to read its images.
 
     Args:
-        args: Arguments of the job.
-        hparams: All hyperparameters of the job.
-        memory_limit: Largest size of evaluation images in memory, in bytes.
+        args: arguments of the job.
+        hparams: all hyperparameters of the job.
+        memory_limit: largest size of evaluation images in memory, in bytes.
 
     Raises:
-        CarftError: The data does not have the declared environments, or a split is empty.
+        CarftError: the data does not have the declared environments, or a split is empty.
     """
     seed_everything(args.seed)
     dataset, environments = load_environments(args, hparams)

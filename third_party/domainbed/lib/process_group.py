@@ -157,8 +157,8 @@ class ProcessGroup:
         signal killed the child, this is stored as the error message for all other processes.
 
         Args:
-            rank: Number of the child process.
-            is_over: Event that keeps this process running if it is set within GRACE_SECONDS.
+            rank: number of the child process.
+            is_over: event that keeps this process running if it is set within GRACE_SECONDS.
         """
         status = self.children[rank - 1].wait()
         if status in (0, STOPPED):
@@ -189,7 +189,7 @@ def attach_process_group(algorithm: Any, process_group: ProcessGroup, batch_size
     """Set an algorithm's process group, so that it trains on slices of batches.
 
     Raises:
-        CarftError: A batch has fewer images than there are processes, or the algorithm cannot sum
+        CarftError: a batch has fewer images than there are processes, or the algorithm cannot sum
             its gradients over the processes.
     """
     problem = f"cannot be trained by {process_group.size} processes"

@@ -55,11 +55,11 @@ def join_process_group(processes: int, arguments: Sequence[str]) -> Iterator[Pro
     processes that it has started end with it.
 
     Args:
-        processes: Number of processes to start without torchrun.
-        arguments: The command line of `train`, for the started processes.
+        processes: number of processes to start without torchrun.
+        arguments: the command line of `train`, for the started processes.
 
     Raises:
-        CarftError: The number is below 1, there are too few GPUs, or the processes cannot join.
+        CarftError: the number is below 1, there are too few GPUs, or the processes cannot join.
     """
     raise_for(checks.range_problems(f"--processes (or {machine.PROCESSES})", processes, 1))
     size = _int_variable("WORLD_SIZE", processes, minimum=1)

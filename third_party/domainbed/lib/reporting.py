@@ -26,7 +26,7 @@ def load_records(path: str) -> Q:
     last one counts.
 
     Raises:
-        CarftError: The folder is missing.
+        CarftError: the folder is missing.
     """
     if not Path(path).is_dir():
         raise CarftError(f"--input_dir: no such folder: {path}")
@@ -47,7 +47,7 @@ def get_environment_labels(records: Sequence[Mapping[str, Any]]) -> dict[str, li
     Datasets in DATASETS come first. Users' own datasets follow, whose names are in the records.
 
     Raises:
-        CarftError: Jobs of one dataset have different environments, which need separate tables.
+        CarftError: jobs of one dataset have different environments, which need separate tables.
     """
     recorded = {record["args"]["dataset"] for record in records}
     result = {

@@ -54,7 +54,7 @@ def load(folder: str) -> dict[str, Any] | None:
     """Return the state of the job in a folder, or None if there is no state.
 
     Raises:
-        CarftError: The state is damaged.
+        CarftError: the state is damaged.
     """
     delete_partial_files(Path(folder))
     path = JobFolder(folder).state_path
@@ -85,7 +85,7 @@ def save_atomically(contents: Any, path: Path) -> None:
     """Write a file with torch.save, atomically.
 
     Raises:
-        ResumeError: Writing fails.
+        ResumeError: writing fails.
     """
     with (
         explain_failed_writes(path),
@@ -122,13 +122,13 @@ def require_same(path: Path, kind: str, stored: dict[str, Any], current: dict[st
     """Compare the values stored in a state with a job's values.
 
     Args:
-        path: The state's file, for the message.
-        kind: What the values are, for the message: arguments, hyperparameters, facts or data.
-        stored: The values in the state.
-        current: The job's values.
+        path: the state's file, for the message.
+        kind: what the values are, for the message: arguments, hyperparameters, facts or data.
+        stored: the values in the state.
+        current: the job's values.
 
     Raises:
-        CarftError: Values differ; the message names each of them.
+        CarftError: values differ; the message names each of them.
     """
     differing = []
     for name in sorted({*stored, *current}):

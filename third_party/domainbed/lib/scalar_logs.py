@@ -90,12 +90,12 @@ class Logs:
     """The logs of one job, closed at the end of a `with` block; later failures are warnings.
 
     Args:
-        kinds: Names among KINDS.
-        args: The job's arguments.
-        hparams: The job's hyperparameters.
+        kinds: names among KINDS.
+        args: the job's arguments.
+        hparams: the job's hyperparameters.
 
     Raises:
-        TransientError: A log cannot be opened.
+        TransientError: a log cannot be opened.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Logs:
         """Log the new records.
 
         Args:
-            records: All records of this job so far, as JSON lines.
+            records: all records of this job so far, as JSON lines.
         """
         new_records = [json.loads(line) for line in records[self._read :].splitlines()]
         self._read = len(records)

@@ -38,7 +38,7 @@ class Interval:
     Values on a GPU remain there until `read`, since fetching a value makes CPU and GPU wait.
 
     Args:
-        watch: Function that is called with the step, name and value of each value read.
+        watch: function that is called with the step, name and value of each value read.
     """
 
     def __init__(self, watch: Callable[[int, str, float], None]) -> None:
@@ -50,9 +50,9 @@ class Interval:
         """Add the values of a step.
 
         Args:
-            step: The step's number.
-            seconds: Duration of the step.
-            values: Name -> number, or tensor with one element that is not changed later.
+            step: the step's number.
+            seconds: duration of the step.
+            values: name -> number, or tensor with one element that is not changed later.
         """
         self._values["step_time"].append(seconds)
         for name, value in values.items():

@@ -169,14 +169,14 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> ResolvedHparam
     """Check a command line.
 
     Args:
-        args: Values of the recorded flags.
-        flags: Values of UNRECORDED_FLAGS.
+        args: values of the recorded flags.
+        flags: values of UNRECORDED_FLAGS.
 
     Returns:
         The job's hyperparameters.
 
     Raises:
-        CarftError: The command line has mistakes; the message lists all of them.
+        CarftError: the command line has mistakes; the message lists all of them.
     """
     unknown_algorithm = checks.algorithm_problems(args.algorithm)
     unknown_dataset = checks.dataset_problems(args.dataset)

@@ -47,7 +47,7 @@ class Trainer:
     Creating an object draws the loaders' seed and then builds the algorithm.
 
     Raises:
-        CarftError: The state does not belong to this job, or several processes cannot train its
+        CarftError: the state does not belong to this job, or several processes cannot train its
             algorithm.
     """
 
@@ -163,8 +163,8 @@ class Trainer:
         """Take the remaining steps, record each checkpoint, save the model, and write `done`.
 
         Raises:
-            Stopped: A signal was received; the state is saved.
-            ResumeError: A file cannot be written; earlier files are intact.
+            Stopped: a signal was received; the state is saved.
+            ResumeError: a file cannot be written; earlier files are intact.
         """
         self.batches.begin(
             step=self.steps_done,
@@ -281,7 +281,7 @@ class Trainer:
         """Save the state; return False if the algorithm cannot be stored.
 
         Raises:
-            TransientError: The folder has been moved or removed.
+            TransientError: the folder has been moved or removed.
         """
         if not self.process_group.is_leader:
             return True

@@ -26,8 +26,8 @@ def format_mean(data: Iterable[float], latex: bool) -> tuple[Any, Any, str]:
     """Format a cell of a table.
 
     Args:
-        data: Accuracies of the trials, as fractions.
-        latex: If True, the text is LaTeX.
+        data: accuracies of the trials, as fractions.
+        latex: if True, the text is LaTeX.
 
     Returns:
         Mean and standard error (ddof 0) in percent, and the text; (None, None, "X") without data.
@@ -56,12 +56,12 @@ def print_table(
     """Print a table.
 
     Args:
-        table: Rows of cells.
-        header_text: Title; not printed in LaTeX.
-        row_labels: Label of each row.
-        col_labels: Label of each column, beginning with the column of row labels.
-        colwidth: Width of a cell in characters.
-        latex: If True, print LaTeX instead of text.
+        table: rows of cells.
+        header_text: title; not printed in LaTeX.
+        row_labels: label of each row.
+        col_labels: label of each column, beginning with the column of row labels.
+        colwidth: width of a cell in characters.
+        latex: if True, print LaTeX instead of text.
     """
     rows = [[label, *cells] for label, cells in zip(row_labels, table, strict=True)]
     print()

@@ -34,15 +34,15 @@ class Job:
     """A job: one call of `train`, in a folder whose name is a digest of its arguments.
 
     Args:
-        train_args: Arguments of `train`, except output_dir, as JSON values.
-        sweep_output_dir: The sweep's folder.
+        train_args: arguments of `train`, except output_dir, as JSON values.
+        sweep_output_dir: the sweep's folder.
 
     Attributes:
-        output_dir: The job's folder.
-        train_args: Arguments of `train`.
-        command_str: The command line, quoted for a shell.
-        listed: The job's entry in the manifest.
-        state: The state when this object was created: NOT_LAUNCHED, INCOMPLETE or DONE.
+        output_dir: the job's folder.
+        train_args: arguments of `train`.
+        command_str: the command line, quoted for a shell.
+        listed: the job's entry in the manifest.
+        state: the state when this object was created: NOT_LAUNCHED, INCOMPLETE or DONE.
     """
 
     NOT_LAUNCHED = "Not launched"
@@ -68,8 +68,8 @@ class Job:
         """Make the jobs' folders and run the launcher.
 
         Args:
-            jobs: The jobs to launch.
-            launcher_fn: A launcher of `command_launchers.REGISTRY`.
+            jobs: the jobs to launch.
+            launcher_fn: a launcher of `command_launchers.REGISTRY`.
 
         Returns:
             The failures that the launcher reports.

@@ -136,9 +136,9 @@ def _open_folder(args: argparse.Namespace) -> Iterator[Lock | None]:
     Only the first process of a job locks and prints; the others print nothing.
 
     Raises:
-        HeldError: Another process holds the lock.
-        CarftError: The lock cannot be used.
-        OSError: The folder cannot be used.
+        HeldError: another process holds the lock.
+        CarftError: the lock cannot be used.
+        OSError: the folder cannot be used.
     """
     folder = JobFolder(args.output_dir)
     folder.path.mkdir(parents=True, exist_ok=True)

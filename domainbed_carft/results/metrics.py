@@ -1,8 +1,9 @@
 """Predictions on test images, a row for each image, and the metrics computed from the rows.
 
 For runs of a sweep both are saved next to the records, in two files for each selected step, so that
-selection rules that choose the same step share them. Tables need only the metrics. The files can
-be untrusted: they contain no path, and loading them runs no code.
+selection rules that choose the same step share them. A suite of test sets has two files of the
+same format, and so has each alpha of WiSE-FT. Tables need only the metrics. The files can be
+untrusted: they contain no path, and loading them runs no code.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from annotated_types import Gt, Len
+from annotated_types import Ge, Gt, Le, Len, Predicate
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
@@ -34,6 +38,7 @@ ECE_BINS = 15  # of equal width, for the expected calibration error
 _CACHED_METRICS = 4096  # runs whose metrics stay in memory
 
 T = TypeVar("T")
+Share = Annotated[float, Ge(0), Le(1), Predicate(math.isfinite)]
 
 # Predictions on images, a row for each. Probabilities: of the predicted class; of the label, as its
 # logarithm in nats; and the sum over all classes of the squared probability.
@@ -51,6 +56,27 @@ EVALUATED_ROW = np.dtype(
 
 # Rows (N,) with the fields of one of these types.
 ImageRows = npt.NDArray[Any]
+
+
+def join_rows(
+    raw: Sequence[ImageRows],
+    zero_shot: Sequence[ImageRows] = (),
+    scaled: Sequence[ImageRows] = (),
+) -> ImageRows:
+    """Return the rows of an evaluated run, one set of images after the other.
+
+    Args:
+        raw: rows of each set of images, with the fields of ROW.
+        zero_shot: rows of each set with the fields of ZERO_SHOT_ROW, if they were predicted.
+        scaled: rows of each set at the fitted temperature, if there is one.
+    """
+    rows = np.zeros(sum(map(len, raw)), EVALUATED_ROW)
+    rows[["label", "predicted", *PROBABILITIES]] = np.concatenate(raw)
+    if zero_shot:
+        rows[["zero_shot", "alignment"]] = np.concatenate(zero_shot)
+    if scaled:
+        rows[[*SCALED_PROBABILITIES]] = np.concatenate(scaled)[[*PROBABILITIES]]
+    return rows
 
 
 def is_correct(rows: ImageRows) -> npt.NDArray[np.bool_]:
@@ -86,12 +112,14 @@ class Calibration:
             in
             [0, 2] (Brier 1950).
         reliability: the bins from which ``ece`` is computed.
+
+    All but ``ece`` are None if only the expected calibration error was recorded.
     """
 
     ece: float
-    nll: float
-    brier: float
-    reliability: ReliabilityBins
+    nll: float | None
+    brier: float | None
+    reliability: ReliabilityBins | None
 
 
 @dataclass(frozen=True)
@@ -115,14 +143,24 @@ class Metrics:
         calibration: of the predicted probabilities.
         class_images: number of images of each class, in label order.
         class_correct: number of correctly predicted images of each class, in label order.
+
+    The metrics by class are None if only the accuracy was recorded.
     """
 
-    accuracy: float
-    mean_per_class: float
-    worst_class: WorstClass
+    accuracy: Share
+    mean_per_class: Share | None
+    worst_class: WorstClass | None
     calibration: Calibration
-    class_images: list[int]
-    class_correct: list[int]
+    class_images: list[int] | None
+    class_correct: list[int] | None
+
+    @property
+    def class_accuracies(self) -> list[float | None]:
+        """The accuracy (recall) of each class, or None if the class has no image."""
+        return [
+            correct / images if images else None
+            for correct, images in zip(self.class_correct or (), self.class_images or ())
+        ]
 
 
 def measure(rows: ImageRows, classes: Sequence[str]) -> Metrics:
@@ -207,32 +245,42 @@ class Flips:
 
 
 @dataclass(frozen=True)
-class EvaluatedSplit:
-    """A split on which a run was evaluated.
+class ImageSetFacts:
+    """The facts of a set of images on which a run was evaluated: a split, or a suite's test set.
 
     Attributes:
-        environment: name of the environment.
-        number: number of the environment.
-        name: name of the split in the records.
+        environment: name of the environment; of a test set, the name of its suite.
+        number: number of the environment, or of the test set in its suite.
+        name: name of the split in the records, or of the test set.
         images: number of images.
+        is_target: True if the environment was held out in training, or the test set is shifted.
+        is_complete: True if no image of the test set is missing.
+        classes: names of the test set's classes in label order, if they differ from the run's.
+        digest: SHA-256 of the list of the test set's images; empty for a split.
     """
 
     environment: str
     number: int
     name: str
     images: Annotated[int, Gt(0)]
+    is_target: bool = True
+    is_complete: bool = True
+    classes: list[str] = dataclasses.field(default_factory=list)
+    digest: str = ""
 
 
 @dataclass(frozen=True)
-class ValidationSplit(EvaluatedSplit):
-    """The out-split of a training environment, evaluated through the test transform.
+class ValidationAccuracy:
+    """The accuracy on the out-split of a training environment, through the test transform.
 
     The records measure the same split on augmented images.
 
     Attributes:
+        image_set: the split.
         correct: number of correctly predicted images.
     """
 
+    image_set: ImageSetFacts
     correct: int
 
 
@@ -251,6 +299,29 @@ class Temperature:
     is_at_limit: bool
 
 
+class EvaluationKey(NamedTuple):
+    """The weights and images of an evaluation, which name its files in the folder of the job.
+
+    Attributes:
+        step: step of the evaluated checkpoint.
+        suite: name of the suite of test sets; empty for the environments of the job's dataset.
+        alpha: alpha of WiSE-FT; None for the weights of the checkpoint.
+    """
+
+    step: int
+    suite: str = ""
+    alpha: float | None = None
+
+    @property
+    def stem(self) -> str:
+        """Name of the files without the ending, such as "evaluation_step300_imagenet_alpha0.5"."""
+        alpha = "" if self.alpha is None else f"alpha{self.alpha!r}"
+        return "_".join(filter(None, [f"evaluation_step{self.step}", self.suite, alpha]))
+
+
+_SUITE_FILE = re.compile(r"evaluation_step(\d+)_(.+?)(?:_alpha([\d.e+-]+))?\.json")
+
+
 @dataclass(frozen=True)
 class EvaluationFacts:
     """Settings and digests of an evaluation, by which a later one checks if the file is current.
@@ -264,10 +335,14 @@ class EvaluationFacts:
         prompts_digest, clip_digest: digests of prompts and CLIP model, as in the records.
         classes: names of the classes in label order.
         contexts: context prompts of the run.
-        images: number of images over all splits.
-        splits: the evaluated splits, in the order of the rows.
-        temperature: None if no training environment has an out-split of its own.
+        images: number of images over all sets.
+        image_sets: the evaluated splits or test sets, in the order of the rows.
+        temperature: None if no training environment has an out-split of its own, or if it was not
+            fitted before the evaluation on a suite.
         validation: out-splits of the training environments; empty if the job held nothing out.
+        suite: name of the suite of test sets; empty for the environments of the dataset.
+        wise_ft_alpha: alpha of WiSE-FT; None for the weights of the checkpoint.
+        unmeasured: reason why metrics of the file are None; empty if all were measured.
     """
 
     format: Literal[1]
@@ -284,9 +359,35 @@ class EvaluationFacts:
     classes: Annotated[list[str], Len(1)]
     contexts: list[str]
     images: Annotated[int, Gt(0)]
-    splits: Annotated[list[EvaluatedSplit], Len(1)]
+    image_sets: Annotated[list[ImageSetFacts], Len(1)]
     temperature: Temperature | None
-    validation: list[ValidationSplit] = dataclasses.field(default_factory=list)
+    validation: list[ValidationAccuracy] = dataclasses.field(default_factory=list)
+    suite: str = ""
+    wise_ft_alpha: float | None = None
+    unmeasured: str = ""
+
+    @property
+    def key(self) -> EvaluationKey:
+        """The part of the facts that names the files."""
+        return EvaluationKey(self.step, self.suite, self.wise_ft_alpha)
+
+    def covers(self, expected: EvaluationFacts) -> bool:
+        """Return True if the file has the ``expected`` test sets of the same weights and images.
+
+        The temperature counts only if one is expected.
+        """
+        image_sets = {image_set.name: image_set for image_set in self.image_sets}
+        as_expected = dataclasses.replace(
+            expected,
+            data=self.data,
+            images=self.images,
+            image_sets=self.image_sets,
+            temperature=expected.temperature or self.temperature,
+            unmeasured=self.unmeasured,
+        )
+        return self == as_expected and all(
+            image_sets.get(image_set.name) == image_set for image_set in expected.image_sets
+        )
 
     def matches(self, job: Job) -> bool:
         """Return True if the facts describe an evaluation of this job."""
@@ -297,44 +398,73 @@ class EvaluationFacts:
 
 
 @dataclass(frozen=True)
-class SplitMetrics(Metrics):
-    """Metrics of an evaluated run on one split.
+class ImageSetMetrics(Metrics):
+    """Metrics of an evaluated run on one split or test set.
 
     Attributes:
-        split: the evaluated split.
-        zero_shot_accuracy: accuracy of zero-shot CLIP in [0, 1].
-        flips: images gained and lost against zero-shot CLIP.
+        image_set: the split or test set.
+        zero_shot_accuracy: accuracy of zero-shot CLIP in [0, 1], or None if it was not measured.
+        flips: images gained and lost against zero-shot CLIP, or None if they were not counted.
         scaled: calibration at the fitted temperature, or None without one.
         temperature: the fitted temperature, or None.
     """
 
-    split: EvaluatedSplit
-    zero_shot_accuracy: float
-    flips: Flips
+    image_set: ImageSetFacts
+    zero_shot_accuracy: float | None
+    flips: Flips | None
     scaled: Calibration | None
     temperature: float | None
 
     @property
-    def gained_share(self) -> float:
-        """Share of the images that only the run predicts correctly."""
-        return self.flips.gained / self.split.images
+    def correct(self) -> int:
+        """Number of correctly predicted images."""
+        return round(self.accuracy * self.image_set.images)
 
     @property
-    def lost_share(self) -> float:
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95% confidence interval of the accuracy."""
+        return wilson_interval(self.correct, self.image_set.images)
+
+    @property
+    def gained_share(self) -> float | None:
+        """Share of the images that only the run predicts correctly."""
+        return self.flips.gained / self.image_set.images if self.flips else None
+
+    @property
+    def lost_share(self) -> float | None:
         """Share of the images that only zero-shot CLIP predicts correctly."""
-        return self.flips.lost / self.split.images
+        return self.flips.lost / self.image_set.images if self.flips else None
+
+    @property
+    def net_gained_share(self) -> float | None:
+        """Share of the images gained minus share of the images lost."""
+        if self.gained_share is None or self.lost_share is None:
+            return None
+        return self.gained_share - self.lost_share
+
+
+def wilson_interval(correct: int, count: int) -> tuple[float, float]:
+    """Return Wilson's 95% interval (JASA 22, 1927) of the share ``correct / count``."""
+    from scipy import stats  # takes a second to import
+
+    interval = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """Metrics of a run at one step, in the order of its splits."""
+    """Metrics of a run at one step, in the order of its sets of images."""
 
     facts: EvaluationFacts
-    splits: Annotated[list[SplitMetrics], Len(1)]
+    image_sets: Annotated[list[ImageSetMetrics], Len(1)]
 
-    def get_environment(self, number: int) -> SplitMetrics | None:
+    def get_environment(self, number: int) -> ImageSetMetrics | None:
         """Return the metrics on an environment, or None if it was not evaluated."""
-        return next((part for part in self.splits if part.split.number == number), None)
+        return next((part for part in self.image_sets if part.image_set.number == number), None)
+
+    def get_image_set(self, name: str) -> ImageSetMetrics | None:
+        """Return the metrics on a split or test set, or None if it was not evaluated."""
+        return next((part for part in self.image_sets if part.image_set.name == name), None)
 
     @property
     def in_domain(self) -> float | None:
@@ -343,104 +473,154 @@ class RunMetrics:
         The images are not augmented, unlike those of the tables' in-domain accuracy. None if the
         validation splits were not evaluated.
         """
-        accuracies = [split.correct / split.images for split in self.facts.validation]
+        accuracies = [part.correct / part.image_set.images for part in self.facts.validation]
         if not self.facts.test_envs:
-            accuracies = [split.accuracy for split in self.splits]
+            accuracies = [part.accuracy for part in self.image_sets]
         return fmean(accuracies) if accuracies else None
 
 
 def measure_run(rows: ImageRows, facts: EvaluationFacts) -> RunMetrics:
-    """Compute the metrics of all splits from rows with the fields of EVALUATED_ROW."""
-    temperature = facts.temperature
-    splits = []
-    ends = np.cumsum([split.images for split in facts.splits])
-    for split, part in zip(facts.splits, np.split(rows, ends[:-1])):
-        run_is_correct = is_correct(part)
-        zero_shot_is_correct = part["zero_shot"] == part["label"]
+    """Compute the metrics of all sets of images from rows with the fields of EVALUATED_ROW."""
+    ends = np.cumsum([image_set.images for image_set in facts.image_sets])
+    image_sets = [
+        measure_image_set(
+            part,
+            image_set,
+            facts.classes,
+            temperature=facts.temperature,
+            has_zero_shot=not facts.unmeasured,
+        )
+        for image_set, part in zip(facts.image_sets, np.split(rows, ends[:-1]))
+    ]
+    return RunMetrics(facts, image_sets)
+
+
+def measure_image_set(
+    rows: ImageRows,
+    image_set: ImageSetFacts,
+    classes: Sequence[str],
+    *,
+    temperature: Temperature | None = None,
+    has_zero_shot: bool = False,
+) -> ImageSetMetrics:
+    """Compute the metrics of a split or test set.
+
+    Args:
+        rows: the rows of its images.
+        image_set: the split or test set.
+        classes: the names of the run's classes in label order.
+        temperature: the fitted temperature, if the rows have the fields SCALED_PROBABILITIES.
+        has_zero_shot: True if the rows have the fields of ZERO_SHOT_ROW.
+    """
+    zero_shot_accuracy = flips = None
+    if has_zero_shot:
+        run_is_correct = is_correct(rows)
+        zero_shot_is_correct = rows["zero_shot"] == rows["label"]
+        zero_shot_accuracy = float(zero_shot_is_correct.mean())
         flips = Flips(
             gained=int((run_is_correct & ~zero_shot_is_correct).sum()),
             lost=int((~run_is_correct & zero_shot_is_correct).sum()),
             both_right=int((run_is_correct & zero_shot_is_correct).sum()),
             both_wrong=int((~run_is_correct & ~zero_shot_is_correct).sum()),
         )
-        splits.append(
-            SplitMetrics(
-                **vars(measure(part, facts.classes)),
-                split=split,
-                zero_shot_accuracy=float(zero_shot_is_correct.mean()),
-                flips=flips,
-                scaled=measure_calibration(part, SCALED) if temperature else None,
-                temperature=temperature.value if temperature else None,
-            )
-        )
-    return RunMetrics(facts, splits)
+    return ImageSetMetrics(
+        **vars(measure(rows, image_set.classes or classes)),
+        image_set=image_set,
+        zero_shot_accuracy=zero_shot_accuracy,
+        flips=flips,
+        scaled=measure_calibration(rows, SCALED) if temperature else None,
+        temperature=temperature.value if temperature else None,
+    )
 
 
-def rows_path(folder: Path, step: int) -> Path:
+def rows_path(folder: Path, key: EvaluationKey) -> Path:
     """Return the path of the rows in a job's folder."""
-    return folder / f"evaluation_step{step}.npz"
+    return folder / f"{key.stem}.npz"
 
 
-def metrics_path(folder: Path, step: int) -> Path:
+def metrics_path(folder: Path, key: EvaluationKey) -> Path:
     """Return the path of the metrics in a job's folder."""
-    return folder / f"evaluation_step{step}.json"
+    return folder / f"{key.stem}.json"
+
+
+def list_suite_evaluations(folder: Path) -> list[EvaluationKey]:
+    """Return the evaluations on suites that have metrics in a job's folder, in order."""
+    with contextlib.suppress(OSError):
+        matches = filter(None, map(_SUITE_FILE.fullmatch, sorted(os.listdir(folder))))
+        return [
+            EvaluationKey(int(step), suite, float(alpha) if alpha else None)
+            for step, suite, alpha in (match.groups() for match in matches)
+        ]
+    return []
 
 
 def save_rows(folder: Path, rows: ImageRows, facts: EvaluationFacts) -> None:
     """Write the file of rows atomically, or raise CarftError."""
-    arrays.save_arrays(rows_path(folder, facts.step), {"rows": rows}, dataclasses.asdict(facts))
+    arrays.save_arrays(rows_path(folder, facts.key), {"rows": rows}, dataclasses.asdict(facts))
 
 
-def load_rows(folder: Path, step: int) -> tuple[ImageRows, EvaluationFacts]:
+def load_rows(folder: Path, key: EvaluationKey) -> tuple[ImageRows, EvaluationFacts]:
     """Load the rows and their facts; raise CarftError if the file is missing or damaged.
 
     Returns:
-        The rows of all splits, one split after the other, with the fields of EVALUATED_ROW, and the
-        facts.
+        The rows of all sets of images, one set after the other, with the fields of EVALUATED_ROW,
+        and the facts.
     """
-    path = rows_path(folder, step)
+    path = rows_path(folder, key)
     content, columns = arrays.load_arrays(path, {"rows": EVALUATED_ROW}, "images")
     facts = _validate(EvaluationFacts, content, path)
     rows = columns["rows"]
-    largest_label = max(int(rows[name].max()) for name in ("label", "predicted", "zero_shot"))
-    if largest_label >= len(facts.classes) or sum(s.images for s in facts.splits) != facts.images:
+    if sum(image_set.images for image_set in facts.image_sets) != facts.images:
         raise _damaged(path, "rows")
+    ends = np.cumsum([image_set.images for image_set in facts.image_sets])
+    for image_set, part in zip(facts.image_sets, np.split(rows, ends[:-1])):
+        largest_label = max(int(part[name].max()) for name in ("label", "predicted", "zero_shot"))
+        if largest_label >= len(image_set.classes or facts.classes):
+            raise _damaged(path, "rows")
     return rows, facts
 
 
 def save_metrics(folder: Path, metrics: RunMetrics) -> None:
     """Write the file of metrics atomically unless it is up to date, or raise CarftError."""
     text = json.dumps(dataclasses.asdict(metrics), indent=1, sort_keys=True) + "\n"
-    path = metrics_path(folder, metrics.facts.step)
+    path = metrics_path(folder, metrics.facts.key)
     with contextlib.suppress(OSError):
         if files.read_regular(path) == text.encode():
             return
     files.save_text(path, text)
 
 
-@functools.lru_cache(maxsize=_CACHED_METRICS)
-def find_metrics(folder: Path, step: int, modified_ns: int) -> RunMetrics | str:
-    """Return the metrics of a job's run at a step, or the reason why there are none.
+def load_metrics(folder: Path, key: EvaluationKey) -> RunMetrics:
+    """Return the metrics of a job's run; raise CarftError with the reason if there are none.
 
-    All columns of a table share one reading of the file, until ``modified_ns``, the time of its
-    last change, differs.
+    All columns of a table share one reading of the file, until it changes.
     """
-    path = metrics_path(folder, step)
-    try:
-        return _validate(RunMetrics, json.loads(files.read_regular(path)), path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
-    except CarftError as error:
-        return str(error)
-    except ValueError:  # invalid JSON
-        return str(_damaged(path, "content"))
+    path = metrics_path(folder, key)
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            status = os.stat(path)
+            return _read_metrics(path, (status.st_mtime_ns, status.st_size))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise CarftError(f"{path} cannot be read: {error.strerror}") from error
 
-    names = (*WEIGHTS.values(), f"model_step{step}.pkl")
+    names = (*WEIGHTS.values(), f"model_step{key.step}.pkl")
     if not any((folder / name).exists() for name in names):
-        return f"the weights of step {step} were not kept"
-    return "not evaluated; run carft evaluate on the sweep"
+        raise CarftError(f"the weights of step {key.step} were not kept")
+    command = f"carft evaluate --suite {key.suite}" if key.suite else "carft evaluate"
+    raise CarftError(f"not evaluated; run {command} on the sweep")
+
+
+@functools.lru_cache(maxsize=_CACHED_METRICS)
+def _read_metrics(path: Path, state: tuple[int, int]) -> RunMetrics:
+    """Read a file of metrics in a ``state``: the time of its last change, and its size."""
+    content = files.read_regular(path)
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise _damaged(path, "content") from error
+    return _validate(RunMetrics, document, path)
 
 
 def _validate(kind: Callable[..., T], content: Any, path: Path) -> T:
