@@ -29,7 +29,7 @@ from tabulate import tabulate
 
 from domainbed_carft.data import emoji, emoji_styles
 from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
-from domainbed_carft.jobs import records as job_records
+from domainbed_carft.jobs import records
 from domainbed_carft.results.comparisons import student_interval
 from domainbed_carft.results.metrics import list_suite_evaluations, load_metrics
 
@@ -62,7 +62,7 @@ class GroupMean(NamedTuple):
 
 def read_scores(folder: Path) -> Iterator[Score]:
     """Yield the scores of all jobs that were evaluated on the suite EmojiUnseen."""
-    runs, _ = job_records.read([folder])
+    runs, _ = records.read([folder])
     for run in runs:
         _, algorithm, (target, *_), trial, _ = run.job.key
         parent = Path(run.folder).parent

@@ -129,7 +129,7 @@ def mutate(content: bytes, draw: random.Random) -> bytes:
 
 
 def falsify_counts(path: Path, draw: random.Random) -> None:
-    """Write a wrong number of rows and a terminal escape into a file of predictions."""
+    """Write a wrong number of images and a terminal escape into a file of predictions."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     facts = json.loads(members["facts.json"])
@@ -268,9 +268,9 @@ class Attacks:
         words = ["evaluate", str(folder.parent), "--device", "cpu", "--jobs", "1"]
         status, output = carft(*words)
         require(status == 0, f"the sweep is not evaluated: {output[-2000:]}")
-        rows = self.draw.choice(sorted(folder.glob("evaluation_step*.npz")))
-        figures = rows.with_suffix(".json")
-        measured = (rows.read_bytes(), figures.read_bytes())
+        predictions = self.draw.choice(sorted(folder.glob("evaluation_step*.npz")))
+        figures = predictions.with_suffix(".json")
+        measured = (predictions.read_bytes(), figures.read_bytes())
 
         kind = self.draw.choice(("flip", "cut", "lie", "summary"))
         content = bytearray(measured[0])
@@ -278,9 +278,9 @@ class Attacks:
             content[self.draw.randrange(len(content))] ^= 1 << self.draw.randrange(8)
         elif kind == "cut":
             content = content[: self.draw.randrange(len(content))]
-        rows.write_bytes(content)
+        predictions.write_bytes(content)
         if kind == "lie":
-            falsify_counts(rows, self.draw)
+            falsify_counts(predictions, self.draw)
         elif kind == "summary":
             figures.write_bytes(mutate(measured[1], self.draw))
 

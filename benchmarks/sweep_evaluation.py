@@ -56,8 +56,10 @@ def predict(recorded: RecordedRun, step: int, options: SweepOptions) -> bool:
     task = sweep_run.prepare(run, step)
     loading = options.for_loading(recorded.dataset)
     predictor = predictions.make_predictor(run, loading.device)
-    (rows,) = predictions.predict_rows([*task.reported, *task.validation], predictor, loading)
-    return all(map(len, rows))
+    (predicted,) = predictions.predict_image_sets(
+        [*task.reported, *task.validation], predictor, loading
+    )
+    return all(map(len, predicted))
 
 
 def measure(way: str, output: Path, device: str) -> float:

@@ -57,7 +57,7 @@ def list_images(style: str) -> list[str]:
 
 
 def reported_images(target: int, trial: int, holdout_fraction: float) -> list[str]:
-    """Return the images of the target's in-split, in the order of the rows."""
+    """Return the images of the target's in-split, in the order of the predictions."""
     environments = [list_images(style) for style in emoji_styles.names(emoji_styles.SEEN)]
     splits = split_environments(environments, [target], trial, holdout_fraction, 0, misc)
     return [str(image) for image in splits[target].in_split]
@@ -69,16 +69,16 @@ def correct_by_image(selected: SelectedRun) -> tuple[list[str], npt.NDArray[np.b
     Raises CarftError if the predictions are damaged or belong to other images.
     """
     run = selected.outcome.run
-    rows, facts = metrics.load_rows(
+    predictions, facts = metrics.load_predictions(
         Path(run.folder), metrics.EvaluationKey(int(selected.outcome.step))
     )
     holdout_fraction = run.job.args["holdout_fraction"]
     images = reported_images(selected.target, selected.trial, holdout_fraction)
 
     labels = [facts.classes.index(image.split("/")[1]) for image in images]
-    if labels != rows.raw.label.tolist():
-        raise CarftError(f"{run.folder}: the rows do not belong to the target's in-split")
-    return images, rows.raw.is_correct
+    if labels != predictions["label"].tolist():
+        raise CarftError(f"{run.folder}: the predictions do not belong to the target's in-split")
+    return images, metrics.is_correct(predictions)
 
 
 def accuracies(folder: Path) -> tuple[Accuracies, int]:
@@ -90,7 +90,7 @@ def accuracies(folder: Path) -> tuple[Accuracies, int]:
     (group,) = collection.gather([folder], [TRAINING_DOMAIN]).groups
     for selected in group.select(TRAINING_DOMAIN):
         job_folder = Path(selected.outcome.run.folder)
-        if not metrics.rows_path(
+        if not metrics.predictions_path(
             job_folder, metrics.EvaluationKey(int(selected.outcome.step))
         ).exists():
             missing += 1

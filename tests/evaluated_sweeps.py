@@ -24,8 +24,8 @@ def write_figures(sweep, num_classes=7):
         n_images = int(draw.integers(40, 160))
         for record in map(json.loads, path.read_text().splitlines()):
             facts = _facts(record, n_images, num_classes)
-            rows = _random_rows(draw, n_images, num_classes)
-            metrics.save_metrics(path.parent, metrics.measure_run(rows, facts))
+            predictions = _random_predictions(draw, n_images, num_classes)
+            metrics.save_metrics(path.parent, metrics.measure_run(predictions, facts))
 
 
 def _facts(record, n_images, num_classes):
@@ -48,17 +48,17 @@ def _facts(record, n_images, num_classes):
     )
 
 
-def _random_rows(draw, n_images, num_classes):
+def _random_predictions(draw, n_images, num_classes):
     classes = draw.integers(0, num_classes, (3, n_images)).astype(np.uint16)
     predicted = np.where(draw.random(n_images) < 0.5, classes[0], classes[1])
 
-    rows = np.empty(n_images, metrics.EVALUATED_ROW)
-    rows["label"] = classes[0]
-    rows["predicted"] = predicted
-    rows["zero_shot"] = np.where(draw.random(n_images) < 0.4, classes[0], classes[2])
-    rows["alignment"] = draw.normal(0.22, 0.04, n_images)
+    predictions = np.empty(n_images, metrics.RECORDED_PREDICTION)
+    predictions["label"] = classes[0]
+    predictions["predicted"] = predicted
+    predictions["zero_shot"] = np.where(draw.random(n_images) < 0.4, classes[0], classes[2])
+    predictions["alignment"] = draw.normal(0.22, 0.04, n_images)
     for prefix in ("", metrics.SCALED):
-        rows[f"{prefix}top"] = draw.uniform(0.2, 1, n_images)
-        rows[f"{prefix}log_true"] = np.log(draw.uniform(0.01, 1, n_images))
-        rows[f"{prefix}sum_of_squares"] = rows[f"{prefix}top"] ** 2
-    return rows
+        predictions[f"{prefix}top"] = draw.uniform(0.2, 1, n_images)
+        predictions[f"{prefix}log_true"] = np.log(draw.uniform(0.01, 1, n_images))
+        predictions[f"{prefix}sum_of_squares"] = predictions[f"{prefix}top"] ** 2
+    return predictions

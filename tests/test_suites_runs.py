@@ -259,13 +259,13 @@ def test_zero_shot_predictions_of_a_sweep_are_made_once_for_each_test_set(
 ):
     """The flips of zero-shot CLIP itself are none; a plan of its own needs own predictions."""
     predicted = []
-    predict = zero_shot.predict_rows
+    predict = zero_shot.predict_image_sets
 
     def count(splits, *words, **options):
         predicted.extend(split.name for split in splits)
         return predict(splits, *words, **options)
 
-    monkeypatch.setattr(zero_shot, "predict_rows", count)
+    monkeypatch.setattr(zero_shot, "predict_image_sets", count)
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(out.parent / "cache"))
     words = ("evaluate", out, "--data_dir", data, "--jobs", 1)
     carft(capsys, *words)

@@ -25,7 +25,7 @@ import domainbed_carft
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.images import loading, squares
-from domainbed_carft.jobs import records as job_records
+from domainbed_carft.jobs.records import read
 from domainbed_carft.results import metrics
 from domainbed_carft.runs import pool, saved, splits, sweep_run, temperature, zero_shot
 from domainbed_carft.runs.predictions import LoadingOptions
@@ -75,7 +75,7 @@ def copy(job, output):
 
 def evaluate_again(job, data_dir=None):
     """Evaluate a job at its last step; return True if its images were predicted again."""
-    ((recorded,), _) = job_records.read([job])
+    ((recorded,), _) = read([job])
     options = SweepOptions("cpu", workers=0, data_dir=data_dir)
     return sweep_run.measure_recorded_run(recorded, LAST_STEP, options)
 
@@ -146,9 +146,11 @@ def test_figures_equal_a_direct_computation(pets, evaluation):
         assert figures.flips.lost == int((~is_correct & was_correct).sum())
 
         cosines = zero_shot_logits / float(zero_shot.algorithm.logit_scale)
-        rows, _ = metrics.load_rows(Path(evaluated.folder), metrics.EvaluationKey(evaluated.step))
+        predictions, _ = metrics.load_predictions(
+            Path(evaluated.folder), metrics.EvaluationKey(evaluated.step)
+        )
         alignment = cosines[torch.arange(len(labels)), labels]
-        assert rows["alignment"] == pytest.approx(alignment.numpy(), abs=1e-6)
+        assert predictions["alignment"] == pytest.approx(alignment.numpy(), abs=1e-6)
 
 
 def test_runs_are_in_the_order_of_the_tables(evaluation):
@@ -157,7 +159,7 @@ def test_runs_are_in_the_order_of_the_tables(evaluation):
     assert runs == [(method, *run) for method in ("training-domain", "oracle") for run in expected]
 
 
-def test_damaged_rows_are_measured_again_with_equal_bytes(job):
+def test_damaged_predictions_are_measured_again_with_equal_bytes(job):
     assert not evaluate_again(job)
     damaged = job / f"evaluation_step{LAST_STEP}.npz"
     content = damaged.read_bytes()
@@ -218,7 +220,7 @@ def test_changed_weights_or_images_are_measured_again(job, pets, tmp_path, chang
     assert evaluate_again(job, str(data))
 
 
-def test_missing_figures_are_computed_from_the_rows_without_weights(job):
+def test_missing_figures_are_computed_from_the_predictions_without_weights(job):
     path = job / f"evaluation_step{LAST_STEP}.json"
     expected = path.read_bytes()
     path.unlink()
@@ -337,7 +339,7 @@ def test_runs_on_the_same_images_decode_them_once(output, tmp_path, monkeypatch)
     decode = loading.decode
     monkeypatch.setattr(loading, "decode", lambda path: decoded.append(path) or decode(path))
     counts = []
-    rows = []
+    files = []
     for number, limit in enumerate(("1G", "50K", "0")):
         monkeypatch.setenv("DOMAINBED_IMAGE_MEMORY", limit)
         monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / f"cache{number}"))
@@ -348,6 +350,6 @@ def test_runs_on_the_same_images_decode_them_once(output, tmp_path, monkeypatch)
         decoded.clear()
         domainbed_carft.evaluate_sweep(copied, device="cpu", workers=0, jobs=1)
         counts.append(len(decoded))
-        rows.append([path.read_bytes() for path in sorted(copied.glob("*/evaluation*.npz"))])
+        files.append([path.read_bytes() for path in sorted(copied.glob("*/evaluation*.npz"))])
     assert counts[0] == len({*decoded}) < counts[1] < counts[2]
-    assert rows[0] == rows[1] == rows[2]
+    assert files[0] == files[1] == files[2]

@@ -1,4 +1,4 @@
-"""Predictions on test images, a row for each image, and the metrics computed from the rows.
+"""Predictions on test images, and the metrics computed from them.
 
 For runs of a sweep both are saved next to the records, in two files for each selected step, so that
 selection rules that choose the same step share them. A suite of test sets has two files of the
@@ -31,7 +31,7 @@ from domainbed_carft.files import arrays
 from domainbed_carft.jobs.job import IDENTITY, Job
 from domainbed_carft.jobs.job_folder import WEIGHTS
 
-FORMAT: Literal[1] = 1  # of the files of rows and of metrics
+FORMAT: Literal[1] = 1  # of the files of predictions and of metrics
 
 ECE_BINS = 15  # of equal width, for the expected calibration error
 
@@ -40,48 +40,55 @@ _CACHED_METRICS = 4096  # runs whose metrics stay in memory
 T = TypeVar("T")
 Share = Annotated[float, Ge(0), Le(1), Predicate(math.isfinite)]
 
-# Predictions on images, a row for each. Probabilities: of the predicted class; of the label, as its
+# The prediction of an image. Probabilities: of the predicted class; of the label, as its
 # logarithm in nats; and the sum over all classes of the squared probability.
 PROBABILITIES = ("top", "log_true", "sum_of_squares")
-ROW = np.dtype([("label", "<u2"), ("predicted", "<u2"), *((name, "<f8") for name in PROBABILITIES)])
+PREDICTION = np.dtype(
+    [("label", "<u2"), ("predicted", "<u2"), *((name, "<f8") for name in PROBABILITIES)]
+)
 # The class that the original CLIP model predicts, and the cosine of its image feature and its
 # zero-shot weight of the label, as in arXiv 2412.02856.
-ZERO_SHOT_ROW = np.dtype([("zero_shot", "<u2"), ("alignment", "<f4")])
-# A row of an evaluated run, also with the probabilities at the fitted temperature; 0 without one.
+ZERO_SHOT_PREDICTION = np.dtype([("zero_shot", "<u2"), ("alignment", "<f4")])
+# All that is saved of an image: also the probabilities at the fitted temperature; 0 without one.
 SCALED = "scaled_"
 SCALED_PROBABILITIES = tuple(f"{SCALED}{name}" for name in PROBABILITIES)
-EVALUATED_ROW = np.dtype(
-    [*ROW.descr, *ZERO_SHOT_ROW.descr, *((name, "<f8") for name in SCALED_PROBABILITIES)]
+RECORDED_PREDICTION = np.dtype(
+    [
+        *PREDICTION.descr,
+        *ZERO_SHOT_PREDICTION.descr,
+        *((name, "<f8") for name in SCALED_PROBABILITIES),
+    ]
 )
 
-# Rows (N,) with the fields of one of these types.
-ImageRows = npt.NDArray[Any]
+# Predictions (N,) with the fields of one of these types.
+PredictionArray = npt.NDArray[Any]
 
 
-def join_rows(
-    raw: Sequence[ImageRows],
-    zero_shot: Sequence[ImageRows] = (),
-    scaled: Sequence[ImageRows] = (),
-) -> ImageRows:
-    """Return the rows of an evaluated run, one set of images after the other.
+def join_predictions(
+    raw: Sequence[PredictionArray],
+    zero_shot: Sequence[PredictionArray] = (),
+    scaled: Sequence[PredictionArray] = (),
+) -> PredictionArray:
+    """Return the predictions of an evaluated run, one set of images after the other.
 
     Args:
-        raw: rows of each set of images, with the fields of ROW.
-        zero_shot: rows of each set with the fields of ZERO_SHOT_ROW, if they were predicted.
-        scaled: rows of each set at the fitted temperature, if there is one.
+        raw: predictions of each set of images, with the fields of PREDICTION.
+        zero_shot: predictions of each set with the fields of ZERO_SHOT_PREDICTION, if there are
+            any.
+        scaled: predictions of each set at the fitted temperature, if there is one.
     """
-    rows = np.zeros(sum(map(len, raw)), EVALUATED_ROW)
-    rows[["label", "predicted", *PROBABILITIES]] = np.concatenate(raw)
+    predictions = np.zeros(sum(map(len, raw)), RECORDED_PREDICTION)
+    predictions[["label", "predicted", *PROBABILITIES]] = np.concatenate(raw)
     if zero_shot:
-        rows[["zero_shot", "alignment"]] = np.concatenate(zero_shot)
+        predictions[["zero_shot", "alignment"]] = np.concatenate(zero_shot)
     if scaled:
-        rows[[*SCALED_PROBABILITIES]] = np.concatenate(scaled)[[*PROBABILITIES]]
-    return rows
+        predictions[[*SCALED_PROBABILITIES]] = np.concatenate(scaled)[[*PROBABILITIES]]
+    return predictions
 
 
-def is_correct(rows: ImageRows) -> npt.NDArray[np.bool_]:
+def is_correct(predictions: PredictionArray) -> npt.NDArray[np.bool_]:
     """Return True for each image that is predicted correctly, (N,)."""
-    return rows["predicted"] == rows["label"]
+    return predictions["predicted"] == predictions["label"]
 
 
 @dataclass(frozen=True)
@@ -163,16 +170,18 @@ class Metrics:
         ]
 
 
-def measure(rows: ImageRows, classes: Sequence[str]) -> Metrics:
+def measure(predictions: PredictionArray, classes: Sequence[str]) -> Metrics:
     """Compute the metrics of N > 0 images; ``classes`` has the names in label order."""
-    class_images = np.bincount(rows["label"], minlength=len(classes))
-    class_correct = np.bincount(rows["label"][is_correct(rows)], minlength=len(classes))
+    class_images = np.bincount(predictions["label"], minlength=len(classes))
+    class_correct = np.bincount(
+        predictions["label"][is_correct(predictions)], minlength=len(classes)
+    )
     present = np.flatnonzero(class_images)
     accuracies = class_correct[present] / class_images[present]
     worst = int(present[accuracies.argmin()])
 
     return Metrics(
-        accuracy=float(is_correct(rows).mean()),
+        accuracy=float(is_correct(predictions).mean()),
         mean_per_class=float(accuracies.mean()),
         worst_class=WorstClass(
             name=classes[worst],
@@ -180,26 +189,28 @@ def measure(rows: ImageRows, classes: Sequence[str]) -> Metrics:
             images=int(class_images[worst]),
             accuracy=float(accuracies.min()),
         ),
-        calibration=measure_calibration(rows),
+        calibration=measure_calibration(predictions),
         class_images=class_images.tolist(),
         class_correct=class_correct.tolist(),
     )
 
 
-def measure_calibration(rows: ImageRows, prefix: str = "") -> Calibration:
+def measure_calibration(predictions: PredictionArray, prefix: str = "") -> Calibration:
     """Compute the calibration on N > 0 images.
 
     Args:
-        rows: the rows.
+        predictions: the predictions.
         prefix: SCALED for the probabilities at the fitted temperature.
     """
-    # Copies, because numpy rounds exp of a field of the rows differently.
-    top, log_true, sum_of_squares = (rows[f"{prefix}{name}"].copy() for name in PROBABILITIES)
+    # Copies, because numpy rounds exp of a field of the predictions differently.
+    top, log_true, sum_of_squares = (
+        predictions[f"{prefix}{name}"].copy() for name in PROBABILITIES
+    )
     bins = np.ceil(top * ECE_BINS).astype(np.int64) - 1
     bins = np.clip(bins, 0, ECE_BINS - 1)
     reliability = ReliabilityBins(
         images=np.bincount(bins, minlength=ECE_BINS).tolist(),
-        correct=np.bincount(bins[is_correct(rows)], minlength=ECE_BINS).tolist(),
+        correct=np.bincount(bins[is_correct(predictions)], minlength=ECE_BINS).tolist(),
         confidence=np.bincount(bins, top, minlength=ECE_BINS).tolist(),
     )
 
@@ -220,9 +231,9 @@ def expected_calibration_error(reliability: ReliabilityBins) -> float:
     return float(gaps.sum() / sum(reliability.images))
 
 
-def confusion_matrix(rows: ImageRows, num_classes: int) -> npt.NDArray[np.int64]:
+def confusion_matrix(predictions: PredictionArray, num_classes: int) -> npt.NDArray[np.int64]:
     """Number of images by true class (row) and predicted class (column), (K, K)."""
-    cells = rows["label"].astype(np.int64) * num_classes + rows["predicted"]
+    cells = predictions["label"].astype(np.int64) * num_classes + predictions["predicted"]
     counts = np.bincount(cells, minlength=num_classes * num_classes)
     return counts.reshape(num_classes, num_classes)
 
@@ -336,7 +347,7 @@ class EvaluationFacts:
         classes: names of the classes in label order.
         contexts: context prompts of the run.
         images: number of images over all sets.
-        image_sets: the evaluated splits or test sets, in the order of the rows.
+        image_sets: the evaluated splits or test sets, in the order of the predictions.
         temperature: None if no training environment has an out-split of its own, or if it was not
             fitted before the evaluation on a suite.
         validation: out-splits of the training environments; empty if the job held nothing out.
@@ -479,8 +490,8 @@ class RunMetrics:
         return fmean(accuracies) if accuracies else None
 
 
-def measure_run(rows: ImageRows, facts: EvaluationFacts) -> RunMetrics:
-    """Compute the metrics of all sets of images from rows with the fields of EVALUATED_ROW."""
+def measure_run(predictions: PredictionArray, facts: EvaluationFacts) -> RunMetrics:
+    """Compute the metrics of all sets of images from RECORDED_PREDICTION of each image."""
     ends = np.cumsum([image_set.images for image_set in facts.image_sets])
     image_sets = [
         measure_image_set(
@@ -490,13 +501,13 @@ def measure_run(rows: ImageRows, facts: EvaluationFacts) -> RunMetrics:
             temperature=facts.temperature,
             has_zero_shot=not facts.unmeasured,
         )
-        for image_set, part in zip(facts.image_sets, np.split(rows, ends[:-1]))
+        for image_set, part in zip(facts.image_sets, np.split(predictions, ends[:-1]))
     ]
     return RunMetrics(facts, image_sets)
 
 
 def measure_image_set(
-    rows: ImageRows,
+    predictions: PredictionArray,
     image_set: ImageSetFacts,
     classes: Sequence[str],
     *,
@@ -506,16 +517,17 @@ def measure_image_set(
     """Compute the metrics of a split or test set.
 
     Args:
-        rows: the rows of its images.
+        predictions: the predictions of its images.
         image_set: the split or test set.
         classes: the names of the run's classes in label order.
-        temperature: the fitted temperature, if the rows have the fields SCALED_PROBABILITIES.
-        has_zero_shot: True if the rows have the fields of ZERO_SHOT_ROW.
+        temperature: the fitted temperature, if the predictions have the fields
+            SCALED_PROBABILITIES.
+        has_zero_shot: True if the predictions have the fields of ZERO_SHOT_PREDICTION.
     """
     zero_shot_accuracy = flips = None
     if has_zero_shot:
-        run_is_correct = is_correct(rows)
-        zero_shot_is_correct = rows["zero_shot"] == rows["label"]
+        run_is_correct = is_correct(predictions)
+        zero_shot_is_correct = predictions["zero_shot"] == predictions["label"]
         zero_shot_accuracy = float(zero_shot_is_correct.mean())
         flips = Flips(
             gained=int((run_is_correct & ~zero_shot_is_correct).sum()),
@@ -524,17 +536,17 @@ def measure_image_set(
             both_wrong=int((~run_is_correct & ~zero_shot_is_correct).sum()),
         )
     return ImageSetMetrics(
-        **vars(measure(rows, image_set.classes or classes)),
+        **vars(measure(predictions, image_set.classes or classes)),
         image_set=image_set,
         zero_shot_accuracy=zero_shot_accuracy,
         flips=flips,
-        scaled=measure_calibration(rows, SCALED) if temperature else None,
+        scaled=measure_calibration(predictions, SCALED) if temperature else None,
         temperature=temperature.value if temperature else None,
     )
 
 
-def rows_path(folder: Path, key: EvaluationKey) -> Path:
-    """Return the path of the rows in a job's folder."""
+def predictions_path(folder: Path, key: EvaluationKey) -> Path:
+    """Return the path of the predictions in a job's folder."""
     return folder / f"{key.stem}.npz"
 
 
@@ -554,30 +566,32 @@ def list_suite_evaluations(folder: Path) -> list[EvaluationKey]:
     return []
 
 
-def save_rows(folder: Path, rows: ImageRows, facts: EvaluationFacts) -> None:
-    """Write the file of rows atomically, or raise CarftError."""
-    arrays.save_arrays(rows_path(folder, facts.key), {"rows": rows}, dataclasses.asdict(facts))
+def save_predictions(folder: Path, predictions: PredictionArray, facts: EvaluationFacts) -> None:
+    """Write the file of predictions atomically, or raise CarftError."""
+    arrays.save_arrays(
+        predictions_path(folder, facts.key), {"predictions": predictions}, dataclasses.asdict(facts)
+    )
 
 
-def load_rows(folder: Path, key: EvaluationKey) -> tuple[ImageRows, EvaluationFacts]:
-    """Load the rows and their facts; raise CarftError if the file is missing or damaged.
+def load_predictions(folder: Path, key: EvaluationKey) -> tuple[PredictionArray, EvaluationFacts]:
+    """Load the predictions and their facts; raise CarftError if the file is missing or damaged.
 
     Returns:
-        The rows of all sets of images, one set after the other, with the fields of EVALUATED_ROW,
-        and the facts.
+        The predictions of all sets of images, one set after the other, with the fields of
+        RECORDED_PREDICTION, and the facts.
     """
-    path = rows_path(folder, key)
-    content, columns = arrays.load_arrays(path, {"rows": EVALUATED_ROW}, "images")
+    path = predictions_path(folder, key)
+    content, columns = arrays.load_arrays(path, {"predictions": RECORDED_PREDICTION}, "images")
     facts = _validate(EvaluationFacts, content, path)
-    rows = columns["rows"]
+    predictions = columns["predictions"]
     if sum(image_set.images for image_set in facts.image_sets) != facts.images:
-        raise _damaged(path, "rows")
+        raise _damaged(path, "predictions")
     ends = np.cumsum([image_set.images for image_set in facts.image_sets])
-    for image_set, part in zip(facts.image_sets, np.split(rows, ends[:-1])):
+    for image_set, part in zip(facts.image_sets, np.split(predictions, ends[:-1])):
         largest_label = max(int(part[name].max()) for name in ("label", "predicted", "zero_shot"))
         if largest_label >= len(image_set.classes or facts.classes):
-            raise _damaged(path, "rows")
-    return rows, facts
+            raise _damaged(path, "predictions")
+    return predictions, facts
 
 
 def save_metrics(folder: Path, metrics: RunMetrics) -> None:

@@ -12,11 +12,11 @@ from domainbed_carft.machine.devices import choose_device
 from domainbed_carft.paths import AnyPath, as_path, as_text
 from domainbed_carft.results import collection
 from domainbed_carft.runs import BATCH_SIZE
-from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import LoadingOptions, check_loading, make_predictor
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, as_run
 from domainbed_carft.runs.scores import Scores, describe_run, measure_splits
+from domainbed_carft.runs.splits import read_data
 from domainbed_carft.runs.suite_files import measure_on_suite
 from domainbed_carft.runs.suites import measure_clip
 from domainbed_carft.runs.sweep import SweepScores, measure_sweep
@@ -64,7 +64,7 @@ def evaluate(
     check_loading(batch_size, workers)
     loaded = as_run(run, device)
     options = LoadingOptions(loaded.device, batch_size, workers, as_text(data_dir))
-    splits = splitting.read_data(loaded, options.data_dir).splits
+    splits = read_data(loaded, options.data_dir).splits
     (scores,) = measure_splits(
         splits,
         make_predictor(loaded, options.device),
@@ -155,8 +155,8 @@ def evaluate_sweep(
 ) -> SweepScores:
     """Evaluate every run of a sweep that a selection rule chose, unless it is up to date.
 
-    The metrics and a row for each image are saved in the folders of the runs, so that a further
-    call continues an interrupted one.
+    The metrics and the prediction of each image are saved in the folders of the runs, so that a
+    further call continues an interrupted one.
 
     Args:
         folder: output folder of the sweep.

@@ -1,4 +1,4 @@
-"""Predict the images of splits and test sets, batch by batch, to one row per image."""
+"""Predict the images of splits and test sets, batch by batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.images import stages
 from domainbed_carft.images.squares import ImageMemory, Squares
 from domainbed_carft.progress_bar import progress
-from domainbed_carft.results.metrics import PROBABILITIES, ROW, ImageRows
+from domainbed_carft.results.metrics import PREDICTION, PROBABILITIES, PredictionArray
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs.run import Run, require_finite
 from domainbed_carft.runs.splits import ImageSet
@@ -29,8 +29,8 @@ MAX_DEFAULT_WORKERS = 8
 
 # From images (N, 3, R, R) to logits (N, K), once for each variant of the weights.
 Predictor = Callable[[Tensor], Iterable[Tensor]]
-# From logits (N, K) and labels (N,) to rows (N,).
-RowMaker = Callable[[Tensor, Tensor], ImageRows]
+# From logits (N, K) and labels (N,) to predictions (N,).
+PredictionMaker = Callable[[Tensor, Tensor], PredictionArray]
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,13 @@ def _load_squares(
 
 
 @torch.no_grad()
-def predict_rows(
+def predict_image_sets(
     image_sets: Sequence[ImageSet],
     predict: Predictor,
     options: LoadingOptions,
     variants: int = 1,
-    make_rows: RowMaker | None = None,
-) -> list[list[ImageRows]]:
+    make_predictions: PredictionMaker | None = None,
+) -> list[list[PredictionArray]]:
     """Predict all images of the sets with each variant of the weights, in one pass.
 
     Args:
@@ -146,24 +146,25 @@ def predict_rows(
         predict: returns the logits of a batch for each variant.
         options: how to load the images.
         variants: number of variants that ``predict`` returns.
-        make_rows: makes the rows of a batch of logits. Default: `make_image_rows`.
+        make_predictions: makes the predictions of a batch from its logits and labels. Default:
+            `make_image_predictions`.
 
     Returns:
-        For each variant, the rows of each set.
+        For each variant, the predictions of each set.
     """
-    make_rows = make_rows or make_image_rows
-    parts: list[list[list[ImageRows]]] = [[[] for _ in image_sets] for _ in range(variants)]
+    make_predictions = make_predictions or make_image_predictions
+    parts: list[list[list[PredictionArray]]] = [[[] for _ in image_sets] for _ in range(variants)]
     for position, images, labels in load_batches(image_sets, options):
         for parts_of_variant, logits in zip(parts, predict(images)):
-            parts_of_variant[position].append(make_rows(logits, labels))
+            parts_of_variant[position].append(make_predictions(logits, labels))
     return [
-        [np.concatenate(part) if part else np.empty(0, ROW) for part in parts_of_variant]
+        [np.concatenate(part) if part else np.empty(0, PREDICTION) for part in parts_of_variant]
         for parts_of_variant in parts
     ]
 
 
-def make_image_rows(logits: Tensor, labels: Tensor) -> ImageRows:
-    """Return the rows of a batch from its logits (N, K) and labels (N,)."""
+def make_image_predictions(logits: Tensor, labels: Tensor) -> PredictionArray:
+    """Return the predictions of a batch from its logits (N, K) and labels (N,)."""
     log_probabilities = logits.double().log_softmax(dim=1)
     probabilities = log_probabilities.exp()
     columns = torch.stack(
@@ -176,12 +177,12 @@ def make_image_rows(logits: Tensor, labels: Tensor) -> ImageRows:
     columns = columns.cpu()
     require_finite(columns[0])
 
-    rows = np.empty(len(labels), ROW)
-    rows["label"] = labels.cpu().numpy()
-    rows["predicted"] = logits.argmax(dim=1).cpu().numpy()
+    predictions = np.empty(len(labels), PREDICTION)
+    predictions["label"] = labels.cpu().numpy()
+    predictions["predicted"] = logits.argmax(dim=1).cpu().numpy()
     for name, column in zip(PROBABILITIES, columns.numpy()):
-        rows[name] = column
-    return rows
+        predictions[name] = column
+    return predictions
 
 
 def make_predictor(run: Run, device: torch.device) -> Predictor:

@@ -17,7 +17,7 @@ from domainbed_carft.results.metrics import (
     confusion_matrix,
     measure_image_set,
 )
-from domainbed_carft.runs.predictions import LoadingOptions, Predictor, predict_rows
+from domainbed_carft.runs.predictions import LoadingOptions, Predictor, predict_image_sets
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.splits import ImageSet, get_step
 
@@ -159,18 +159,18 @@ def measure_splits(
         with_confusion: also count the confusions.
     """
     measured = []
-    rows_of_variants = predict_rows(splits, predict, options, len(descriptions))
-    for description, rows in zip(descriptions, rows_of_variants):
-        rows_by_split = {
-            split.name: (split.facts, part) for split, part in zip(splits, rows) if len(part)
+    predictions_of_variants = predict_image_sets(splits, predict, options, len(descriptions))
+    for description, predictions in zip(descriptions, predictions_of_variants):
+        predictions_by_split = {
+            split.name: (split.facts, part) for split, part in zip(splits, predictions) if len(part)
         }
         sets = {
             name: measure_image_set(part, split, description.classes)
-            for name, (split, part) in rows_by_split.items()
+            for name, (split, part) in predictions_by_split.items()
         }
         confusions = {
             name: confusion_matrix(part, len(description.classes)).tolist()
-            for name, (_, part) in rows_by_split.items()
+            for name, (_, part) in predictions_by_split.items()
             if with_confusion
         }
         scores = replace(

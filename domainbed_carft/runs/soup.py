@@ -22,7 +22,6 @@ from domainbed_carft.images.squares import ImageMemory
 from domainbed_carft.machine.devices import choose_device
 from domainbed_carft.paths import AnyPath, as_list, as_text
 from domainbed_carft.runs import BATCH_SIZE, saved
-from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import LoadingOptions, check_loading, make_predictor
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, check_output_folder, load_run, save_weights
@@ -34,7 +33,7 @@ from domainbed_carft.runs.soup_members import (
     require_compatible,
     shared_content,
 )
-from domainbed_carft.runs.splits import ImageSet
+from domainbed_carft.runs.splits import ImageSet, read_data
 from domainbed_carft.runs.suites import SuiteTest, make_suite_test
 
 SOUP_TABLE = "soup.json"
@@ -189,7 +188,7 @@ class _SoupMeasurement:
         run = saved.build_run(described, members[0].run.path)
 
         test = make_suite_test(suite, run, options) if suite else None
-        splits = splitting.read_data(run, options.data_dir).splits
+        splits = read_data(run, options.data_dir).splits
         validation_splits = [
             split for split in splits if not split.is_target and split.name.endswith("_out")
         ]

@@ -22,9 +22,9 @@ from domainbed_carft.results import metrics
 from domainbed_carft.results.metrics import (
     EvaluationFacts,
     EvaluationKey,
-    ImageRows,
+    PredictionArray,
     Temperature,
-    join_rows,
+    join_predictions,
 )
 from domainbed_carft.runs import saved
 from domainbed_carft.runs.predictions import LoadingOptions, Predictor, make_predictor
@@ -168,23 +168,23 @@ def _save(
     test: SuiteTest,
     run: Run,
     facts: EvaluationFacts,
-    predictions: SuitePredictions,
+    predicted: SuitePredictions,
     descriptions: Sequence[Scores],
     original: str | None,
 ) -> None:
-    """Save rows and metrics of each variant."""
+    """Save predictions and metrics of each variant."""
     names = [image_set.name for image_set in facts.image_sets]
-    zero_shot: list[ImageRows] = []
+    zero_shot: list[PredictionArray] = []
     try:
         for facts_of_set in facts.image_sets:
-            rows = predict_test_set_zero_shot(
+            predictions = predict_test_set_zero_shot(
                 run,
                 test.image_sets[facts_of_set.name],
                 facts_of_set.digest,
                 test.options,
                 original,
             )
-            zero_shot.append(rows)
+            zero_shot.append(predictions)
     except CarftError:
         if original is not None:
             raise
@@ -192,14 +192,14 @@ def _save(
         facts = dataclasses.replace(facts, unmeasured=NO_ZERO_SHOT)
 
     for variant, description in enumerate(descriptions):
-        rows = join_rows(
-            raw=[predictions.rows[name][variant] for name in names],
+        predictions = join_predictions(
+            raw=[predicted.by_set[name][variant] for name in names],
             zero_shot=zero_shot,
-            scaled=[predictions.rows[name][variant + 1] for name in names if facts.temperature],
+            scaled=[predicted.by_set[name][variant + 1] for name in names if facts.temperature],
         )
         variant_facts = dataclasses.replace(facts, wise_ft_alpha=description.wise_ft_alpha)
-        metrics.save_rows(run.path.parent, rows, variant_facts)
-        metrics.save_metrics(run.path.parent, metrics.measure_run(rows, variant_facts))
+        metrics.save_predictions(run.path.parent, predictions, variant_facts)
+        metrics.save_metrics(run.path.parent, metrics.measure_run(predictions, variant_facts))
 
 
 def measure_recorded_run_on_suite(
@@ -209,9 +209,10 @@ def measure_recorded_run_on_suite(
     skipped: Collection[str],
     options: SweepOptions,
 ) -> bool:
-    """Evaluate a run at a step on a suite, and save its rows and metrics in its folder.
+    """Evaluate a run at a step on a suite, and save its predictions and metrics in its folder.
 
-    If the folder has rows of the same weights, images and prompts, only the metrics are computed.
+    If the folder has predictions of the same weights, images and prompts, only the metrics are
+    computed.
 
     Args:
         recorded: the run.
@@ -229,10 +230,10 @@ def measure_recorded_run_on_suite(
     folder = Path(recorded.folder)
     earlier = None
     with contextlib.suppress(CarftError):  # the file is missing or damaged
-        earlier = metrics.load_rows(folder, EvaluationKey(step, suite))
+        earlier = metrics.load_predictions(folder, EvaluationKey(step, suite))
 
     run = saved.open_step(recorded, step)
-    if run is None:  # if the weights were deleted after an evaluation, its rows are still valid
+    if run is None:  # weights deleted after an evaluation: its predictions are still valid
         if earlier is None or not earlier[1].matches(recorded.job):
             raise CarftError(f"weights of step {step} were not kept")
     else:

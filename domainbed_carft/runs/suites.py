@@ -22,11 +22,11 @@ from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.images.squares import Squares
 from domainbed_carft.method import objective, prompts
-from domainbed_carft.results.metrics import ImageRows, measure_image_set
+from domainbed_carft.results.metrics import PredictionArray, measure_image_set
 from domainbed_carft.runs.predictions import (
     LoadingOptions,
     Predictor,
-    predict_rows,
+    predict_image_sets,
 )
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.scores import Scores
@@ -40,12 +40,12 @@ class SuitePredictions:
     """Predictions of several variants of a run's weights on the test sets of a suite.
 
     Attributes:
-        rows: for each test set that could be read, the rows of each variant.
+        by_set: for each test set that could be read, the predictions of each variant.
         problems: sentences by name of the test set.
         unread: names of the test sets that could not be read.
     """
 
-    rows: Mapping[str, Sequence[ImageRows]]
+    by_set: Mapping[str, Sequence[PredictionArray]]
     problems: Mapping[str, list[str]]
     unread: Sequence[str]
 
@@ -107,8 +107,8 @@ class SuiteTest:
     def predict(self, predict: Predictor, variants: int = 1) -> SuitePredictions:
         """Predict the images of all test sets, in terms of each set's classes.
 
-        Test sets with an unreadable folder or image have no rows. Raises UnreadableError if no test
-        set has rows.
+        Test sets with an unreadable folder or image have no predictions. Raises UnreadableError if
+        no test set has predictions.
 
         Args:
             predict: returns the logits of a batch for each variant of the weights.
@@ -116,30 +116,30 @@ class SuiteTest:
         """
         problems = get_problems(self.copies)
         unread = [*self.unread]
-        rows: dict[str, list[ImageRows]] = {}
+        by_set: dict[str, list[PredictionArray]] = {}
         for name, image_set in self.image_sets.items():
             predict_set = group_predictor(predict, image_set.groups)
             try:
-                parts = predict_rows([image_set], predict_set, self.options, variants)
+                parts = predict_image_sets([image_set], predict_set, self.options, variants)
             except CarftError as error:  # the other sets can still be measured
                 problems.setdefault(name, []).append(str(error))
                 unread.append(name)
             else:
-                rows[name] = [part for (part,) in parts]
+                by_set[name] = [part for (part,) in parts]
 
-        if not rows:
+        if not by_set:
             raise _make_unreadable_error(self.suite, problems)
-        return SuitePredictions(rows, problems, unread)
+        return SuitePredictions(by_set, problems, unread)
 
     def score(self, predictions: SuitePredictions, variant: int, description: Scores) -> Scores:
         """Return the scores of a variant, given its description without scores."""
         sets = {
             name: measure_image_set(
-                rows[variant],
+                of_variants[variant],
                 self.image_sets[name].facts,
                 description.classes,
             )
-            for name, rows in predictions.rows.items()
+            for name, of_variants in predictions.by_set.items()
         }
         complete = {
             name: part.accuracy for name, part in sets.items() if part.image_set.is_complete

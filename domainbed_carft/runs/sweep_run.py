@@ -1,4 +1,4 @@
-"""Evaluate one selected run of a sweep, and save its rows and metrics in its folder."""
+"""Evaluate one selected run of a sweep, and save its predictions and metrics in its folder."""
 
 from __future__ import annotations
 
@@ -21,19 +21,29 @@ from domainbed_carft.results import metrics
 from domainbed_carft.results.metrics import (
     EvaluationFacts,
     EvaluationKey,
-    ImageRows,
+    PredictionArray,
     Temperature,
     ValidationAccuracy,
     is_correct,
-    join_rows,
+    join_predictions,
 )
 from domainbed_carft.runs import BATCH_SIZE, saved
-from domainbed_carft.runs import splits as splitting
-from domainbed_carft.runs.predictions import LoadingOptions, Predictor, make_predictor, predict_rows
+from domainbed_carft.runs.predictions import (
+    LoadingOptions,
+    Predictor,
+    make_predictor,
+    predict_image_sets,
+)
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.scores import describe_evaluation
-from domainbed_carft.runs.splits import ImageSet, JobData
-from domainbed_carft.runs.temperature import fit_temperature, make_logit_rows
+from domainbed_carft.runs.splits import (
+    ImageSet,
+    JobData,
+    get_environment_positions,
+    hash_images,
+    read_data,
+)
+from domainbed_carft.runs.temperature import fit_temperature, make_logit_predictions
 from domainbed_carft.runs.zero_shot import predict_zero_shot
 
 
@@ -69,9 +79,10 @@ class SweepOptions:
 
 
 def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions) -> bool:
-    """Evaluate a run at a step, and save its rows and metrics in its folder.
+    """Evaluate a run at a step, and save its predictions and metrics in its folder.
 
-    If the folder has rows of the same weights, images and prompts, only the metrics are computed.
+    If the folder has predictions of the same weights, images and prompts, only the metrics are
+    computed.
 
     Returns:
         True if the images had to be predicted.
@@ -82,7 +93,7 @@ def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions
     folder = Path(recorded.folder)
     earlier = None
     with contextlib.suppress(CarftError):  # the file is missing or damaged
-        earlier = metrics.load_rows(folder, EvaluationKey(step))
+        earlier = metrics.load_predictions(folder, EvaluationKey(step))
 
     run = saved.open_step(recorded, step)
     task = prepare(run, step, options.data_dir) if run else None
@@ -90,19 +101,19 @@ def measure_recorded_run(recorded: RecordedRun, step: int, options: SweepOptions
         is_current = earlier is not None and task.facts == dataclasses.replace(
             earlier[1], temperature=None, validation=[]
         )
-    else:  # if the weights were deleted after an evaluation, its rows are still valid
+    else:  # if the weights were deleted after an evaluation, its predictions are still valid
         is_current = earlier is not None and earlier[1].matches(recorded.job)
     if earlier and is_current:
-        rows, facts = earlier
+        predictions, facts = earlier
     elif task:
         loading = options.for_loading(recorded.dataset)
         with torch.random.fork_rng(devices=[]):
-            rows, facts = predict_task(task, loading, options.original)
-        metrics.save_rows(folder, rows, facts)
+            predictions, facts = predict_task(task, loading, options.original)
+        metrics.save_predictions(folder, predictions, facts)
     else:
         raise CarftError(f"weights of step {step} were not kept")
 
-    metrics.save_metrics(folder, metrics.measure_run(rows, facts))
+    metrics.save_metrics(folder, metrics.measure_run(predictions, facts))
     return not is_current
 
 
@@ -132,7 +143,7 @@ def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
 
     Raises CarftError as `splits.read_data` does, and if the targets have no in-split.
     """
-    data = splitting.read_data(run, data_dir, is_augmented=False)
+    data = read_data(run, data_dir, is_augmented=False)
     reported = [part for part in data.splits if part.name.endswith("_out") and len(part)]
     validation = []
     if run.args["test_envs"]:
@@ -152,15 +163,15 @@ def _hash_data(data: JobData, parts: Sequence[ImageSet]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         environment = data.dataset[part.number]
-        positions = splitting.get_environment_positions(part)
-        images = splitting.hash_images(environment, positions)
+        positions = get_environment_positions(part)
+        images = hash_images(environment, positions)
         digest.update(f"{part.name} {part.environment} {images}\n".encode())
     return digest.hexdigest()
 
 
 def predict_task(
     task: EvaluationTask, options: LoadingOptions, original: str | None
-) -> tuple[ImageRows, EvaluationFacts]:
+) -> tuple[PredictionArray, EvaluationFacts]:
     """Predict the images of a task.
 
     Args:
@@ -169,7 +180,8 @@ def predict_task(
         original: the CLIP checkpoint that the run started from, see `saved.load_original_clip`.
 
     Returns:
-        The rows of the reported splits, and the facts with temperature and validation splits.
+        The predictions of the reported splits, and the facts with temperature and validation
+        splits.
     """
     predict = make_predictor(task.run, options.device)
     temperature, validation = _fit_temperature(task, predict, options)
@@ -180,14 +192,16 @@ def predict_task(
         if temperature:
             yield logits.double() / temperature.value
 
-    raw, *scaled = predict_rows(
+    raw, *scaled = predict_image_sets(
         task.reported, predict_at_temperatures, options, variants=2 if temperature else 1
     )
     zero_shot = [
         predict_zero_shot(task.run, task.data, split, options, original) for split in task.reported
     ]
-    rows = join_rows(raw, zero_shot, *scaled)
-    return rows, dataclasses.replace(task.facts, temperature=temperature, validation=validation)
+    predictions = join_predictions(raw, zero_shot, *scaled)
+    return predictions, dataclasses.replace(
+        task.facts, temperature=temperature, validation=validation
+    )
 
 
 def _fit_temperature(
@@ -196,11 +210,13 @@ def _fit_temperature(
     """Fit the temperature on the validation splits, if there are any, and count correct images."""
     if not task.validation:
         return None, []
-    (parts,) = predict_rows(task.validation, predict, options, make_rows=make_logit_rows)
-    rows = np.concatenate(parts)
+    (parts,) = predict_image_sets(
+        task.validation, predict, options, make_predictions=make_logit_predictions
+    )
+    predictions = np.concatenate(parts)
     temperature = fit_temperature(
-        torch.from_numpy(rows["logits"].copy()).to(options.device),
-        torch.from_numpy(rows["label"].astype(np.int64)).to(options.device),
+        torch.from_numpy(predictions["logits"].copy()).to(options.device),
+        torch.from_numpy(predictions["label"].astype(np.int64)).to(options.device),
     )
     validation = [
         ValidationAccuracy(split.facts, correct=int(is_correct(part).sum()))

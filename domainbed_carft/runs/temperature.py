@@ -8,7 +8,7 @@ import numpy as np
 from scipy import optimize
 from torch import Tensor
 
-from domainbed_carft.results.metrics import ImageRows, Temperature
+from domainbed_carft.results.metrics import PredictionArray, Temperature
 from domainbed_carft.runs.run import require_finite
 
 MIN_TEMPERATURE = 0.01
@@ -16,15 +16,15 @@ MAX_TEMPERATURE = 100.0
 _PRECISION = 1e-15  # of the logarithm of the temperature
 
 
-def make_logit_rows(logits: Tensor, labels: Tensor) -> ImageRows:
-    """Return rows with "label", "predicted" and "logits", from logits (N, K) and labels (N,)."""
+def make_logit_predictions(logits: Tensor, labels: Tensor) -> PredictionArray:
+    """Return "label", "predicted" and "logits" of images, from logits (N, K) and labels (N,)."""
     require_finite(logits.amax(dim=1))
     logits_field = ("logits", "<f4", (logits.shape[1],))
-    rows = np.empty(len(labels), [("label", "<u2"), ("predicted", "<u2"), logits_field])
-    rows["label"] = labels.cpu().numpy()
-    rows["predicted"] = logits.argmax(dim=1).cpu().numpy()
-    rows["logits"] = logits.float().cpu().numpy()
-    return rows
+    predictions = np.empty(len(labels), [("label", "<u2"), ("predicted", "<u2"), logits_field])
+    predictions["label"] = labels.cpu().numpy()
+    predictions["predicted"] = logits.argmax(dim=1).cpu().numpy()
+    predictions["logits"] = logits.float().cpu().numpy()
+    return predictions
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:

@@ -15,11 +15,11 @@ from domainbed_carft.arguments import NUMBERS, TEXT, require_kind
 from domainbed_carft.errors import CarftError
 from domainbed_carft.paths import AnyPath, as_list, as_text
 from domainbed_carft.runs import BATCH_SIZE, merge_weights, saved
-from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import LoadingOptions, check_loading
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, as_run, check_output_folder, save_weights
 from domainbed_carft.runs.scores import Scores, describe_run, measure_splits
+from domainbed_carft.runs.splits import read_data
 from domainbed_carft.runs.suite_files import measure_and_record
 from domainbed_carft.runs.suites import make_suite_test
 
@@ -97,7 +97,7 @@ def wise_ft(
     folder = check_output_folder(output, [WISE_FT_TABLE, *weights_names.values()])
 
     test = make_suite_test(suite, run, options) if suite else None
-    splits = [] if suite else splitting.read_data(run, options.data_dir).splits
+    splits = [] if suite else read_data(run, options.data_dir).splits
     set_alpha = make_alpha_setter(run, as_text(original))
     if folder:
         folder.mkdir(parents=True, exist_ok=True)

@@ -25,9 +25,9 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import arrays
 from domainbed_carft.method import objective, prompts
-from domainbed_carft.results.metrics import ZERO_SHOT_ROW, ImageRows
+from domainbed_carft.results.metrics import ZERO_SHOT_PREDICTION, PredictionArray
 from domainbed_carft.runs import saved
-from domainbed_carft.runs.predictions import LoadingOptions, Predictor, predict_rows
+from domainbed_carft.runs.predictions import LoadingOptions, Predictor, predict_image_sets
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.splits import (
     ImageSet,
@@ -45,7 +45,7 @@ MIN_SHARE = 0.5
 
 def predict_zero_shot(
     run: Run, data: JobData, split: ImageSet, options: LoadingOptions, original: str | None
-) -> ImageRows:
+) -> PredictionArray:
     """Return the original CLIP's predictions for the images of a split, from the cache if possible.
 
     Args:
@@ -57,7 +57,7 @@ def predict_zero_shot(
             loaded only if the predictions are not cached.
 
     Returns:
-        Rows with the fields of ZERO_SHOT_ROW.
+        Predictions with the fields of ZERO_SHOT_PREDICTION.
     """
     environment = data.dataset[split.number]
     positions = get_environment_positions(split)
@@ -71,20 +71,20 @@ def predict_zero_shot(
         "transform": repr(getattr(environment, "transform", None)),
         "plan": data.plan.as_json() if data.plan else None,
     }
-    rows = _predict_cached(
+    predictions = _predict_cached(
         _make_cache_key(run, environment_key),
         len(scored_positions),
         lambda: data.select(split, scored_positions),
         lambda: _make_predictor(run, options.device, original),
         options,
     )
-    row_of_position = {position: row for row, position in enumerate(scored_positions)}
-    return rows[[row_of_position[position] for position in positions]]
+    index_of = {position: index for index, position in enumerate(scored_positions)}
+    return predictions[[index_of[position] for position in positions]]
 
 
 def predict_test_set_zero_shot(
     run: Run, image_set: ImageSet, digest: str, options: LoadingOptions, original: str | None
-) -> ImageRows:
+) -> PredictionArray:
     """Return the original CLIP's predictions for a test set, from the cache if possible.
 
     Args:
@@ -95,7 +95,7 @@ def predict_test_set_zero_shot(
         original: the CLIP checkpoint that the run started from, see `saved.load_original_clip`.
 
     Returns:
-        Rows with the fields of ZERO_SHOT_ROW.
+        Predictions with the fields of ZERO_SHOT_PREDICTION.
     """
     squares = image_set.squares
     assert squares is not None  # of every test set
@@ -120,7 +120,7 @@ def _predict_cached(
     select: Callable[[], ImageSet],
     make_predictor: Callable[[], Predictor],
     options: LoadingOptions,
-) -> ImageRows:
+) -> PredictionArray:
     """Return the cached predictions with a key, or predict and cache them.
 
     Args:
@@ -131,12 +131,16 @@ def _predict_cached(
         options: how to load the images.
     """
     path = files.cache_folder() / "zero_shot" / f"{key}.npz"
-    rows = _load_cached(path, length)
-    if rows is None:
-        ((rows,),) = predict_rows([select()], make_predictor(), options, make_rows=_make_rows)
+    predictions = _load_cached(path, length)
+    if predictions is None:
+        ((predictions,),) = predict_image_sets(
+            [select()], make_predictor(), options, make_predictions=_make_predictions
+        )
         with contextlib.suppress(CarftError):  # without space for the cache, later runs predict
-            arrays.save_arrays(path, {"rows": rows}, {"format": FORMAT, "images": len(rows)})
-    return rows
+            arrays.save_arrays(
+                path, {"predictions": predictions}, {"format": FORMAT, "images": len(predictions)}
+            )
+    return predictions
 
 
 def _make_cache_key(run: Run, images: Mapping[str, Any]) -> str:
@@ -156,12 +160,12 @@ def _make_cache_key(run: Run, images: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _load_cached(path: Path, length: int) -> ImageRows | None:
+def _load_cached(path: Path, length: int) -> PredictionArray | None:
     """Return the cached predictions for ``length`` images, or None if missing or damaged."""
     with contextlib.suppress(CarftError):
-        facts, columns = arrays.load_arrays(path, {"rows": ZERO_SHOT_ROW}, "images")
+        facts, columns = arrays.load_arrays(path, {"predictions": ZERO_SHOT_PREDICTION}, "images")
         if facts.get("format") == FORMAT and facts["images"] == length:
-            return columns["rows"]
+            return columns["predictions"]
     return None
 
 
@@ -180,8 +184,8 @@ def _make_predictor(run: Run, device: torch.device, original: str | None) -> Pre
     return predict
 
 
-def _make_rows(cosines: Tensor, labels: Tensor) -> ImageRows:
-    rows = np.empty(len(labels), ZERO_SHOT_ROW)
-    rows["zero_shot"] = cosines.argmax(dim=1).cpu().numpy()
-    rows["alignment"] = cosines.gather(1, labels[:, None]).squeeze(1).cpu().numpy()
-    return rows
+def _make_predictions(cosines: Tensor, labels: Tensor) -> PredictionArray:
+    predictions = np.empty(len(labels), ZERO_SHOT_PREDICTION)
+    predictions["zero_shot"] = cosines.argmax(dim=1).cpu().numpy()
+    predictions["alignment"] = cosines.gather(1, labels[:, None]).squeeze(1).cpu().numpy()
+    return predictions

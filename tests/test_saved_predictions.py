@@ -1,4 +1,4 @@
-"""The file of an evaluation's per-image rows, and its summary."""
+"""The file of an evaluation's per-image predictions, and its summary."""
 
 import dataclasses
 import io
@@ -46,33 +46,33 @@ FACTS = EvaluationFacts(
 )
 
 
-def random_rows():
+def random_predictions():
     draw = np.random.default_rng(0)
     label, predicted, zero_shot = draw.integers(0, len(CLASSES), (3, COUNT)).astype(np.uint16)
-    rows = np.empty(COUNT, metrics.EVALUATED_ROW)
-    rows["label"] = label
-    rows["predicted"] = predicted
-    rows["zero_shot"] = zero_shot
-    rows["alignment"] = draw.normal(0.25, 0.03, COUNT)
+    predictions = np.empty(COUNT, metrics.RECORDED_PREDICTION)
+    predictions["label"] = label
+    predictions["predicted"] = predicted
+    predictions["zero_shot"] = zero_shot
+    predictions["alignment"] = draw.normal(0.25, 0.03, COUNT)
     for prefix, top in zip(("", metrics.SCALED), draw.uniform(0.2, 1, (2, COUNT))):
-        rows[f"{prefix}top"] = top
-        rows[f"{prefix}log_true"] = np.log(top) - 1
-        rows[f"{prefix}sum_of_squares"] = top**2
-    return rows
+        predictions[f"{prefix}top"] = top
+        predictions[f"{prefix}log_true"] = np.log(top) - 1
+        predictions[f"{prefix}sum_of_squares"] = top**2
+    return predictions
 
 
 @pytest.fixture
 def saved(tmp_path):
-    metrics.save_rows(tmp_path, random_rows(), FACTS)
+    metrics.save_predictions(tmp_path, random_predictions(), FACTS)
     return tmp_path / f"evaluation_step{STEP}.npz"
 
 
 def test_saved_rows_are_read_back_exactly_also_by_numpy(saved):
-    rows, facts = metrics.load_rows(saved.parent, KEY)
+    predictions, facts = metrics.load_predictions(saved.parent, KEY)
     assert facts == FACTS
-    np.testing.assert_array_equal(rows, random_rows())
+    np.testing.assert_array_equal(predictions, random_predictions())
     with np.load(saved, allow_pickle=False) as by_numpy:
-        assert np.array_equal(by_numpy["rows"], rows)
+        assert np.array_equal(by_numpy["predictions"], predictions)
 
 
 def with_member(content, name, data):
@@ -86,9 +86,9 @@ def with_member(content, name, data):
     return file.getvalue()
 
 
-def with_unknown_class(rows):
-    rows["label"] = len(CLASSES)
-    return rows
+def with_unknown_class(predictions):
+    predictions["label"] = len(CLASSES)
+    return predictions
 
 
 def npy(array):
@@ -104,8 +104,12 @@ def npy(array):
         lambda content: content[:-10],
         lambda content: content[:1000] + bytes([content[1000] ^ 1]) + content[1001:],
         lambda content: with_member(content, "facts.json", b'{"images": 10000000}'),
-        lambda content: with_member(content, "rows.npy", npy(with_unknown_class(random_rows()))),
-        lambda content: with_member(content, "rows.npy", npy(np.array([{}] * COUNT, object))),
+        lambda content: with_member(
+            content, "predictions.npy", npy(with_unknown_class(random_predictions()))
+        ),
+        lambda content: with_member(
+            content, "predictions.npy", npy(np.array([{}] * COUNT, object))
+        ),
     ],
     ids=["empty", "cut off", "flipped bit", "other facts", "unknown class", "pickle"],
 )
@@ -113,14 +117,16 @@ def test_damaged_file_is_refused(saved, damage):
     content = saved.read_bytes()
     saved.write_bytes(damage(content))
     with pytest.raises(CarftError, match="is damaged, or was not written by"):
-        metrics.load_rows(saved.parent, KEY)
+        metrics.load_predictions(saved.parent, KEY)
 
     saved.write_bytes(with_member(content, "", b""))
-    np.testing.assert_array_equal(metrics.load_rows(saved.parent, KEY)[0], random_rows())
+    np.testing.assert_array_equal(
+        metrics.load_predictions(saved.parent, KEY)[0], random_predictions()
+    )
 
 
 def test_saved_summary_is_read_back_and_a_damaged_one_is_reported(tmp_path):
-    figures = metrics.measure_run(random_rows(), FACTS)
+    figures = metrics.measure_run(random_predictions(), FACTS)
     metrics.save_metrics(tmp_path, figures)
     assert metrics.load_metrics(tmp_path, KEY) == figures
 
@@ -140,7 +146,7 @@ def test_saved_summary_is_read_back_and_a_damaged_one_is_reported(tmp_path):
 
 def test_files_of_suites_are_named_by_suite_and_alpha(tmp_path):
     """Each reads back as its own; the files of the dataset are not among those of suites."""
-    measured = metrics.measure_run(random_rows(), FACTS)
+    measured = metrics.measure_run(random_predictions(), FACTS)
     keys = [KEY, *(metrics.EvaluationKey(STEP, "DTD", alpha) for alpha in (None, 0.0, 1 / 3))]
     for key in keys:
         facts = dataclasses.replace(FACTS, suite=key.suite, wise_ft_alpha=key.alpha)
@@ -173,11 +179,11 @@ def test_evaluation_covers_equal_test_sets_only():
 
 
 def test_in_domain_accuracy_is_the_mean_over_training_environments():
-    rows = random_rows()
-    assert metrics.measure_run(rows, FACTS).in_domain == pytest.approx((0.9 + 0.6) / 2)
+    predictions = random_predictions()
+    assert metrics.measure_run(predictions, FACTS).in_domain == pytest.approx((0.9 + 0.6) / 2)
 
     unmeasured = dataclasses.replace(FACTS, validation=[])
-    assert metrics.measure_run(rows, unmeasured).in_domain is None
+    assert metrics.measure_run(predictions, unmeasured).in_domain is None
     without_target = dataclasses.replace(unmeasured, test_envs=[])
-    figures = metrics.measure_run(rows, without_target)
+    figures = metrics.measure_run(predictions, without_target)
     assert figures.in_domain == figures.image_sets[0].accuracy
