@@ -65,8 +65,8 @@ def selected_runs(group: Group) -> list[tuple[SelectedRun, frozenset[str]]]:
     labels = group.environments
     selected_of_folder = {
         selected.run.folder: selected
-        for method in (selection.IN_DOMAIN, selection.TRAINING_DOMAIN)
-        for selected in group.select(method)
+        for rule in (selection.IN_DOMAIN, selection.TRAINING_DOMAIN)
+        for selected in group.select(rule)
     }
     runs = []
     for selected in selected_of_folder.values():
