@@ -21,8 +21,10 @@ STEP = 200  # the last step of `write_job`
 CURVE = (None, 0.0, 0.5, 1.0, "zero-shot")  # alphas of CARFT, and CLIPZeroShot
 
 
-def write_run(folder, algorithm, trial, evaluations, suite="imagenet"):
-    """Write a job without targets and its ``evaluations``: (accuracies of sets, alpha).
+def write_run(
+    folder, algorithm, trial, evaluations, suite="imagenet", test_envs=(), environments=("train",)
+):
+    """Write a job and its ``evaluations``: (accuracies of sets, alpha).
 
     A set with an accuracy below 0.1 is incomplete.
     """
@@ -32,8 +34,8 @@ def write_run(folder, algorithm, trial, evaluations, suite="imagenet"):
         dataset={"imagenet": "ImageNet"}.get(suite, suite),
         algorithm=algorithm,
         trial_seed=trial,
-        test_envs=[],
-        environments=["train"],
+        test_envs=[*test_envs],
+        environments=[*environments],
         recorded={"clip_backbone": "ViT-B/16"},
     )
     args = json.loads((job / RECORDS).read_text().splitlines()[0])["args"]
@@ -45,13 +47,13 @@ def write_run(folder, algorithm, trial, evaluations, suite="imagenet"):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """CARFT with a WiSE-FT curve, and CLIPZeroShot, whose second trial has an incomplete set."""
+    """CARFT with a WiSE-FT curve, and CLIPZeroShot, whose first trial has an incomplete set."""
     folder = tmp_path_factory.mktemp("sweep")
     draw = np.random.RandomState(0)
     accuracies = {}
     for trial, alpha in itertools.product(range(2), CURVE):
         accuracies[alpha, trial] = dict(zip(SETS, draw.uniform(0.2, 1, 6).tolist()))
-    accuracies["zero-shot", 1]["ObjectNet"] = 0.05
+    accuracies["zero-shot", 0]["ObjectNet"] = 0.05
     for trial in range(2):
         *curve, zero_shot = ((accuracies[a, trial], a) for a in CURVE)
         write_run(folder, "CARFT", trial, curve)
@@ -82,7 +84,7 @@ def test_suite_rows_are_means_over_trials_next_to_published_figures(sweep):
         expected.append(format_cell([np.mean(trial[1:5]) for trial in trials]))
         assert rows[label] == expected
 
-    # The second trial has no mean of the shifts, because one of its sets is incomplete.
+    # The first trial has no mean of the shifts, because one of its sets is incomplete.
     zero_shot = [100 * accuracies["zero-shot", trial]["ObjectNet"] for trial in (0, 1)]
     assert rows["CLIPZeroShot"][5] == f"{format_cell(zero_shot)}*"
     assert rows["CLIPZeroShot"][6].endswith(" (1) [1]") and rows["CLIPZeroShot"][7].endswith(" (2)")
@@ -150,6 +152,22 @@ def test_test_set_that_no_run_has_is_no_gap(tmp_path):
     }
     assert gaps == {"CARFT": [], "ERM": [SETS[1], "mean", "mean_without_objectnet"]}
     assert table.rows["CARFT"][table.printed[0]] == Cell()
+
+
+@pytest.mark.parametrize(("targets", "skipped"), [([], []), ([0], SETS[2:4])])
+def test_run_with_a_target_is_not_scored_on_its_training_environments(tmp_path, targets, skipped):
+    accuracies = dict(zip(SETS, (0.9, 0.8, 0.6, 0.5, 0.3, 0.2)))
+    environments = SETS[1:4]
+    for trial in range(2):
+        evaluations = [(accuracies, None)]
+        more = {"test_envs": targets, "environments": environments}
+        write_run(tmp_path, "CARFT", trial, evaluations, "imagenet", **more)
+    (table,) = collect(tmp_path).suite_tables
+    cells = {column.name: cell for column, cell in table.rows["CARFT"].items()}
+    shifted = [name for name in SETS[1:] if name not in skipped]
+    for name, value in accuracies.items():
+        assert cells[name] == Cell() if name in skipped else cells[name].mean == 100 * value, name
+    assert cells["mean"].mean == pytest.approx(np.mean([100 * accuracies[n] for n in shifted]))
 
 
 def test_metrics_have_their_own_unit_and_the_requested_error(tmp_path):
