@@ -22,7 +22,14 @@ CURVE = (None, 0.0, 0.5, 1.0, "zero-shot")  # alphas of CARFT, and CLIPZeroShot
 
 
 def write_run(
-    folder, algorithm, trial, evaluations, suite="imagenet", test_envs=(), environments=("train",)
+    folder,
+    algorithm,
+    trial,
+    evaluations,
+    suite="imagenet",
+    test_envs=(),
+    environments=("train",),
+    nll=None,
 ):
     """Write a job and its ``evaluations``: (accuracies of sets, alpha).
 
@@ -41,7 +48,8 @@ def write_run(
     args = json.loads((job / RECORDS).read_text().splitlines()[0])["args"]
     for accuracies, alpha in evaluations:
         per_class = 0.25 + trial / 2 if suite == "OxfordIIITPet" else None
-        suite_evaluations.save(job, args, STEP, suite, accuracies, alpha=alpha, per_class=per_class)
+        figures = {"alpha": alpha, "per_class": per_class, "nll": nll}
+        suite_evaluations.save(job, args, STEP, suite, accuracies, **figures)
     return job
 
 
@@ -154,6 +162,14 @@ def test_test_set_that_no_run_has_is_no_gap(tmp_path):
     assert table.rows["CARFT"][table.printed[0]] == Cell()
 
 
+def test_mean_over_a_test_set_that_no_run_has_is_no_gap(tmp_path):
+    write_run(tmp_path, "CARFT", 0, [(dict.fromkeys([SETS[0], *SETS[2:]], 0.5), None)])
+    (table,) = collect(tmp_path).suite_tables
+    cells = {column.name: cell for column, cell in table.rows["CARFT"].items()}
+    assert cells["mean"] == cells["mean_without_objectnet"] == cells[SETS[1]] == Cell()
+    assert cells[SETS[2]].mean == 50 and not cells["mean"].lacks_results
+
+
 @pytest.mark.parametrize(("targets", "skipped"), [([], []), ([0], SETS[2:4])])
 def test_run_with_a_target_is_not_scored_on_its_training_environments(tmp_path, targets, skipped):
     accuracies = dict(zip(SETS, (0.9, 0.8, 0.6, 0.5, 0.3, 0.2)))
@@ -174,6 +190,7 @@ def test_metrics_have_their_own_unit_and_the_requested_error(tmp_path):
     """What an evaluation does not have is a gap with its reason."""
     for trial in range(2):
         write_run(tmp_path, "CARFT", trial, [(dict.fromkeys(SETS, 0.5 + trial / 10), None)])
+        write_run(tmp_path, "ERM", trial, [(dict.fromkeys(SETS, 0.5), None)], nll=1.5)
     results = collect(tmp_path, columns=["average", "ece", "nll", "ece-scaled"], error="std")
     accuracy, ece, nll, scaled = results.suite_tables
     assert [table.name.split(", ")[-1] for table in (ece, nll, scaled)] == ["ECE", "NLL", "ECE/T"]
@@ -181,6 +198,7 @@ def test_metrics_have_their_own_unit_and_the_requested_error(tmp_path):
     assert cells[0][-1].standard_error == pytest.approx(100 * np.std([0.5, 0.6], ddof=1))
     assert (cells[1][0].mean, cells[1][-1].mean) == pytest.approx((10, 10))
     assert [column.unit for column in nll.printed] == ["nats"] * len(nll.printed)
+    assert [cell.mean for cell in nll.rows["ERM"].values()] == [1.5] * len(nll.printed)
     assert cells[2][0].mean is None and cells[2][0].missing == ("not recorded: trial 0, trial 1",)
     assert "no temperature" in cells[3][0].missing[0]
     assert all(cell.lacks_results for cell in (*cells[2], *cells[3]))
