@@ -210,8 +210,12 @@ def test_metrics_have_their_own_unit_and_the_requested_error(tmp_path):
 def test_evaluation_of_another_step_or_job_is_not_shown(tmp_path):
     job = write_run(tmp_path, "CARFT", 0, [(dict.fromkeys(SETS, 0.5), None)])
     args = json.loads((job / RECORDS).read_text().splitlines()[0])["args"]
-    suite_evaluations.save(job, args, STEP - 100, "imagenet", dict.fromkeys(SETS, 0.9))
+    other = write_run(tmp_path, "ERM", 0, [])
+    for folder, algorithm in ((job, "CARFT"), (other, "ERM")):
+        described = {**args, "algorithm": algorithm}
+        suite_evaluations.save(folder, described, STEP - 100, "imagenet", dict.fromkeys(SETS, 0.9))
     (table,) = collect(tmp_path).suite_tables
+    assert [*table.rows] == ["CARFT"]
     assert [cell.mean for cell in table.rows["CARFT"].values()] == [50] * len(table.printed)
 
     suite_evaluations.save(job, {**args, "trial_seed": 1}, STEP, "imagenet", {"ImageNet": 0.9})

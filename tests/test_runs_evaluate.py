@@ -1,5 +1,6 @@
 """`carft evaluate` of a run equals its records and a direct computation."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -17,7 +18,9 @@ from runs_jobs import (
 )
 from torch.utils.data import DataLoader
 
+import domainbed_carft
 from domainbed_carft import cli
+from domainbed_carft.cli.runs_output import scores_lines
 from domainbed_carft.runs import saved, splits
 
 
@@ -70,6 +73,16 @@ def test_scores_of_each_split_equal_a_direct_computation(pets, capsys):
         assert document["classes"][1] == "wild dog"
         assert scores["class_images"][1] == int((labels == 1).sum())
         assert scores["class_correct"][1] == int((predicted[labels == 1] == 1).sum())
+
+
+def test_table_by_class_is_in_the_order_of_the_labels(pets):
+    scores = domainbed_carft.evaluate(pets / "CARFT", device="cpu", workers=0)
+    names = ["zebra", "ant"]
+    lines = scores_lines(dataclasses.replace(scores, classes=names))
+    rows = [re.split("  +", line) for line in lines[-2:]]
+    for label, (name, row) in enumerate(zip(names, rows)):
+        shares = [part.class_accuracies[label] for part in scores.sets.values()]
+        assert row == [name, *("-" if s is None else f"{100 * s:.1f}" for s in shares)]
 
 
 def test_means_take_the_in_splits_of_the_target_and_the_out_splits_of_the_others(

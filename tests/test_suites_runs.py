@@ -126,8 +126,11 @@ def test_scores_equal_a_direct_computation_and_are_saved(suite, job, data, capsy
     assert (measured.facts.suite, measured.facts.temperature) == ("pets", None)
 
 
-def test_missing_or_incomplete_test_sets_leave_no_mean(suite, job, data, capsys):
+def test_missing_or_incomplete_test_sets_leave_no_mean(suite, job, data, capsys, tmp_path):
     (data / "art/cat/3.png").unlink()
+    printed = carft(capsys, "wise-ft", job, "--data_dir", data, "-o", tmp_path / "mix").out
+    (header,) = (line.split() for line in printed.splitlines() if line.startswith("alpha"))
+    assert header[1:5] == ["photo", "Turned*", "One", "Cut*"]
     assert {*evaluate(capsys, job, "--data_dir", data)["means"].values()} == {None}
     shutil.rmtree(data / "sketch")
     document = evaluate(capsys, job, "--data_dir", data)

@@ -242,6 +242,7 @@ def test_weights_of_another_step_are_never_used(copy, job, capsys):
     carft("evaluate", copy, "--jobs", 1, "--select", "training-domain", status=3)
     printed = capsys.readouterr().out
     assert "weights of step 1 were not kept" in printed
+    assert "0 runs evaluated, 1 were evaluated before" in printed
 
     rows = {line.split(",")[0]: line.split() for line in printed.splitlines() if ", art " in line}
     assert rows["CARFT"][2] == "X" != rows["CLIPZeroShot"][2]

@@ -274,8 +274,8 @@ def test_zero_shot_clip_reports_the_mean_accuracy_per_class(data, capsys):
     paint(root / "images" / "Abyssinian_4.jpg", 1)
     with (root / "annotations" / "test.txt").open("a") as file:
         file.write("\nAbyssinian_4 1 1 1")
-    words = ["--clip", "tiny", "--suite", "OxfordIIITPet", "--data_dir", str(data), "--json"]
-    assert cli.main(["evaluate", *words, "--workers", "0"]) == 0
+    flags = ["--clip", "tiny", "--suite", "OxfordIIITPet", "--data_dir", str(data)]
+    assert cli.main(["evaluate", *flags, "--json", "--workers", "0"]) == 0
     scores = json.loads(capsys.readouterr().out)["sets"]["test"]
 
     clip = backbone.load("tiny")
@@ -292,3 +292,8 @@ def test_zero_shot_clip_reports_the_mean_accuracy_per_class(data, capsys):
     assert scores["image_set"]["images"] == 38
     assert sum(scores["class_correct"]) == sum(map(sum, is_right))
     assert scores["mean_per_class"] == pytest.approx(np.mean([*map(np.mean, is_right)]))
+
+    assert cli.main(["evaluate", *flags, "--workers", "0"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    (row,) = (re.split("  +", line) for line in printed if line.startswith("test ("))
+    assert row[5] == f"{100 * scores['mean_per_class']:.1f}" != row[2]
