@@ -17,8 +17,8 @@ OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
   checkouts dataset_facts devices plugin prompts step training weights))
 
 # Tests of floating-point computations, for `make test-cpus`.
-NUMERICAL_TESTS := $(addprefix tests/test_,$(addsuffix .py,algorithms backbone check lora \
-  method_formulas own_methods peers step swad))
+NUMERICAL_TESTS := $(addprefix tests/test_,$(addsuffix .py,algorithms backbone check \
+  every_method lora method_formulas own_methods peers step swad))
 # For torch, MKL and oneDNN alike: with torch's variable alone, oneDNN would still use the matrix
 # instructions of a CPU with AMX, for which torch then has no kernel in bf16.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2

@@ -89,12 +89,12 @@ def print_host_table(registry: Any) -> None:
     counts: dict[str, Counter[str]] = {head: Counter() for head in HEADS}
     for name in names:
         for head in HEADS:
-            outcome, detail = try_host_algorithm(name, head, registry, dataset, batches)
-            counts[head][outcome] += 1
-            print(f"{name:14} {head:9} {outcome:7} {detail}", flush=True)
+            end, detail = try_host_algorithm(name, head, registry, dataset, batches)
+            counts[head][end] += 1
+            print(f"{name:14} {head:9} {end:7} {detail}", flush=True)
 
     for head in HEADS:
-        parts = [f"{count} {outcome}" for outcome, count in counts[head].items()]
+        parts = [f"{count} {end}" for end, count in counts[head].items()]
         print(f"{head}: {len(names)} algorithms, {', '.join(parts)}")
 
 

@@ -389,7 +389,7 @@ def train_two_steps(algorithm: str = STEP_JOB["algorithm"]) -> list[Finding]:
 
 @dataclass(frozen=True)
 class _Steps:
-    """The outcome of `train` for a job of two steps."""
+    """How `train` ended for a job of two steps."""
 
     job: Mapping[str, Any]
     status: int | None  # None: stopped at the time limit
@@ -403,13 +403,13 @@ class _Steps:
 
     def as_finding(self, name: str, state: str) -> Finding:
         """Return the finding for steps that failed or were stopped."""
-        outcome = f"ended with status {self.status}:"
+        end = f"ended with status {self.status}:"
         if self.status is None:
             limit = quantity(TIME_LIMIT, "second")
-            outcome = f"stopped, because {_describe_job(self.job)} took longer than {limit}:"
+            end = f"stopped, because {_describe_job(self.job)} took longer than {limit}:"
         words = make_train_command({**self.job, "output_dir": "OUT"})
         hint = f"to see more, run {shlex.join(words)}"
-        return Finding(name, state, "\n".join([outcome, *self.lines]), hint)
+        return Finding(name, state, "\n".join([end, *self.lines]), hint)
 
 
 def _take_steps(job: Mapping[str, Any]) -> _Steps:

@@ -277,7 +277,7 @@ def test_leave_one_domain_out_needs_pairs_of_declared_targets(tmp_path, capsys, 
     assert (reason in capsys.readouterr().out) == bool(status)
 
 
-def test_selection_methods_come_from_the_manifest(tmp_path):
+def test_selection_rules_come_from_the_manifest(tmp_path):
     for name, methods in (("one", ("oracle",)), ("none", ())):
         launch(tmp_path / name, [name], selection=methods)
     assert collection.gather([tmp_path / "one"]).rules == ["oracle"]

@@ -173,19 +173,19 @@ def test_clipood_selection_refuses_a_choice(tmp_path):
         collect(tmp_path, select=["clipood"])
 
 
-def test_method_names_equal_the_methods():
+def test_rule_names_equal_the_rules():
     assert tuple(selection.RULES) == RULE_NAMES
 
 
-@pytest.mark.parametrize("method", ["training-domain", "leave-one-domain-out"])
-def test_last_checkpoint_of_swad_is_selected(tmp_path, method):
+@pytest.mark.parametrize("rule", ["training-domain", "leave-one-domain-out"])
+def test_last_checkpoint_of_swad_is_selected(tmp_path, rule):
     """The validation accuracy of the first checkpoint is the highest."""
     facts = {"choices": 1, "trials": 1, "pairs": True, "recorded": {"average": "swad"}}
     collect_sweeps.write_sweep(tmp_path, ["CARFT"], **facts)
     for path in tmp_path.iterdir():
         collect_sweeps.change_records(path, make_first_best)
-    group = collection.gather([tmp_path], [method]).groups[0]
-    selected = group.select(method)
+    group = collection.gather([tmp_path], [rule]).groups[0]
+    selected = group.select(rule)
     assert len(selected) == 4
     assert {entry.outcome.step for entry in selected} == {200}
 

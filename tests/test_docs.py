@@ -275,7 +275,7 @@ FORMER_WORDS = {
     "data set": "dataset",
     "data_set": "dataset",
     "processor": "CPU",
-    "verdict": "status, or check",
+    "verdict": "status, or comparison",
     "remed": "hint",
     "rehears": "preflight",
     "stranger": "untrusted",

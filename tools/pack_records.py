@@ -3,7 +3,7 @@
     python tools/pack_records.py OUT benchmarks/records/NAME.tar.xz
 
 The archive contains the records of finished jobs, their metrics by `carft evaluate`, and the
-manifest, but no weights, rows of images, logs, locks or states. The output folder's path is
+manifest, but no weights, predictions of images, logs, locks or states. The output folder's path is
 replaced by its name. Unpack the archive and continue with
 `carft sweep launch NAME --output_dir NAME`.
 """

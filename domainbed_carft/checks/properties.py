@@ -236,15 +236,15 @@ def micro_batches(subject: Subject) -> None:
     problem = subject.algorithm_class.conflicts(divided).get("micro_batch", "")
     skip_if(problem and f"micro_batch is {MICRO_BATCH}, expected {problem}")
 
-    outcomes = []
+    results = []
     for size in (0, MICRO_BATCH):
         algorithm = subject.get_trained(exact=True)
         algorithm.hparams["micro_batch"] = size
         with float64():
             measured = take_step(algorithm, 7, minibatches(7, torch.float64))
         draw = {"a random number after the step": torch.rand(())}
-        outcomes.append({**measured, **get_gradients(algorithm), **draw})
-    require_same(f"in micro-batches of {MICRO_BATCH}", outcomes[1], outcomes[0])
+        results.append({**measured, **get_gradients(algorithm), **draw})
+    require_same(f"in micro-batches of {MICRO_BATCH}", results[1], results[0])
 
 
 def records(subject: Subject) -> None:
@@ -422,8 +422,8 @@ def zero_weight(subject: Subject) -> None:
         Subject(base, subject.hparams).build_exact(**weights),
     )
     title = "plain fine-tuning" if base is CLIPAlgorithm else base.__name__
-    settings = ", ".join(f"{weight} = 0" for weight in weights)
-    name = f"with {settings} compared with {title}: loss"
+    zeros = ", ".join(f"{weight} = 0" for weight in weights)
+    name = f"with {zeros} compared with {title}: loss"
     for seed in range(algorithms[0].lp_steps + 3):
         batches = minibatches(seed, torch.float64)
         with float64():
@@ -447,7 +447,7 @@ class _Untouchable(Tensor):
 
 def target(subject: Subject) -> None:
     """Neither images nor labels of the target influence training."""
-    outcomes = []
+    results = []
     for is_evaluated in (False, True):
         algorithm = subject.get_trained()
         unlabeled = [target_images().as_subclass(_Untouchable) for _ in range(DOMAINS)]
@@ -457,8 +457,8 @@ def target(subject: Subject) -> None:
             require_same("a logit of a repeated prediction", repeated, logits, 0.0)
         measured = algorithm.update(minibatches(7), unlabeled)
         draw = {"a random number after the step": torch.rand(())}
-        outcomes.append({**measured, **algorithm.state_dict(), **draw})
-    require_same("after predicting images of the target", outcomes[1], outcomes[0], 0.0)
+        results.append({**measured, **algorithm.state_dict(), **draw})
+    require_same("after predicting images of the target", results[1], results[0], 0.0)
 
 
 # Hyperparameters

@@ -108,7 +108,7 @@ class Subject:
         algorithm_class: class of the method.
         name: name of the class.
         given_hparams: hyperparameters set by the user.
-        hparams: complete hyperparameters: the defaults for ``DATASET``, overridden by settings for
+        hparams: complete hyperparameters: the defaults for ``DATASET``, overridden by values for
             a few steps on noise, overridden by the user's.
     """
 
@@ -120,8 +120,8 @@ class Subject:
         self.given_hparams = dict(hparams)
         defaults = complete(algorithm_class, {"class_names": f"dataset:{DATASET}"})
         defaults["lp_steps"] = min(LP_STEPS, defaults.get("lp_steps", 0))
-        settings = {"class_names": CLASS_NAMES, "contexts": CONTEXTS, "amp": "off"}
-        self.hparams: dict[str, Any] = {**defaults, **settings, **hparams}
+        on_noise = {"class_names": CLASS_NAMES, "contexts": CONTEXTS, "amp": "off"}
+        self.hparams: dict[str, Any] = {**defaults, **on_noise, **hparams}
         self._start: dict[bool, CLIPAlgorithm] = {}
         self._trained: dict[bool, CLIPAlgorithm] = {}
 

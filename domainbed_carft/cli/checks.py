@@ -89,8 +89,8 @@ def _add_verify(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
         run=_run,
-        help="check the layout and the image counts of a dataset",
-        description="Check the layout and the image counts of a dataset. The exit status is 0 if "
+        help="verify the layout and the image counts of a dataset",
+        description="Verify the layout and the image counts of a dataset. The exit status is 0 if "
         "the data can be used, 1 if it is broken, and 2 if there is no data. The key status of "
         "--json has more detail.",
     )

@@ -135,7 +135,7 @@ def _compare_with_imagenet(counts: Counts, findings: Findings) -> None:
             findings.differences.append(
                 f"environment {name!r} does not have ImageNet's 1,000 classes: missing "
                 f"{quote_names(missing) or 'none'}, extra {quote_names(extra) or 'none'}. To "
-                f"check ImageNet, use {command}"
+                f"verify ImageNet, use {command}"
             )
 
 

@@ -104,7 +104,7 @@ def install(
     data_dir = target.parent
     if target.exists():
         raise CarftError(
-            f"{target} already exists; check the data with `carft data verify {name} --data_dir "
+            f"{target} already exists; verify the data with `carft data verify {name} --data_dir "
             f"{shlex.quote(str(data_dir))}`, or move the folder away to download again"
         )
 

@@ -131,7 +131,7 @@ def report_broken_data(report: DataReport | None, hparams: Any) -> Iterator[None
         escaping.print_lines(
             f"domainbed-carft: Warning: {report.error_text}. The job continues, "
             "but its results could be wrong; fix the data and rerun the job "
-            f"({process_variables.DISABLE.name}=1 disables this check).",
+            f"({process_variables.DISABLE.name}=1 disables this verification).",
             stream=sys.stderr,
         )
 

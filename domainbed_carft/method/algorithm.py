@@ -362,8 +362,8 @@ class CLIPAlgorithm(HostedAlgorithm):
         The scale is the hparam ``context_scale``: a number, or "logit_scale" for CLIP's.
         """
         rows = self.context_weights if rows is None else rows
-        setting = self.hparams["context_scale"]
-        scale = self.logit_scale if isinstance(setting, str) else setting
+        given = self.hparams["context_scale"]
+        scale = self.logit_scale if isinstance(given, str) else given
         return objective.context_logits(features, rows, scale)
 
     # Training

@@ -76,7 +76,7 @@ def _verify(name: str, root: Any) -> verification.DataReport | None:
         if isinstance(root, (str, os.PathLike)) and os.path.isdir(root):
             return verification.verify_folder(name, Path(root))
     except Exception as error:
-        warn_once(f"the check of {name}", error)
+        warn_once(f"the verification of {name}", error)
     return None
 
 

@@ -145,7 +145,7 @@ class _Run:
 
         for name, jobs in jobs_by_dataset.items():
             if failed & {"", name, *clips[name]}:
-                reason = "a check of its data or its CLIP model failed above"
+                reason = "its data or its CLIP model failed above"
                 self.add(PreflightRow(zero_shot_gate.SECTION, name, "skipped", reason))
             else:
                 with self.guard(zero_shot_gate.SECTION, name):
@@ -156,7 +156,7 @@ class _Run:
                 with self.guard(ONE_STEP, recipe.label):
                     self.test_steps(recipe)
             else:
-                reason = f"a check of {recipe.job.key.dataset} failed above"
+                reason = f"{recipe.job.key.dataset} failed above"
                 self.add(PreflightRow(ONE_STEP, recipe.label, "skipped", reason))
         self.add_hours()
 

@@ -273,7 +273,7 @@ def compare(
         error: kind of error of our averages.
     """
     requested = {table.selection for table in group_tables}
-    further_tables = build(group, _further_methods(group, requested), error=error)
+    further_tables = build(group, _further_rules(group, requested), error=error)
     tables = [table for table in (*group_tables, *further_tables) if table.averages]
     selections = {table.selection for table in tables}
     published_by_place = _find_counterparts(group.runs)
@@ -330,19 +330,19 @@ def _find_counterparts(
     return counterparts
 
 
-def _further_methods(group: Group, methods: Collection[str]) -> list[str]:
-    """Return CLIPOOD unless it is among ``methods``, is not needed, or cannot select.
+def _further_rules(group: Group, requested: Collection[str]) -> list[str]:
+    """Return CLIPOOD unless it is among the ``requested`` rules, is not needed, or cannot select.
 
     It is needed for rows whose numbers were published by CLIPood's protocol.
     """
     published_methods = {entry.method for entry in read_accuracies() if entry.selection == CLIPOOD}
     is_needed = any(counterpart(run) in published_methods for run in group.runs)
     has_choices = any(len(each.singles) > 1 for each in candidates_by_target(group.runs))
-    return [CLIPOOD] if is_needed and not has_choices and CLIPOOD not in methods else []
+    return [CLIPOOD] if is_needed and not has_choices and CLIPOOD not in requested else []
 
 
 def _reason_against(
-    cell: Cell, method: str, runs: Sequence[RecordedRun], published: PublishedAccuracy
+    cell: Cell, rule: str, runs: Sequence[RecordedRun], published: PublishedAccuracy
 ) -> str:
     """Return all reasons why our ``runs`` cannot be compared; empty if they can."""
     deviations = dict.fromkeys(
@@ -358,7 +358,7 @@ def _reason_against(
         reasons.append("a single trial has no interval")
 
     our_settings = {
-        "selection": {method},
+        "selection": {rule},
         "steps": {str(int(run.steps[-1]) + 1) for run in runs},
         "protocol": {run.recorded.get("protocol", NOT_RECORDED) for run in runs},
         "edition": {run.recorded.get("data_edition", NOT_RECORDED) for run in runs},
@@ -461,7 +461,7 @@ def _comparison_row(comparison: PublishedComparison, note_number: int | None) ->
     if low is not None:
         interval = f"{low:+.1f} to {high:+.1f}"
         interval = f"at least {interval}" if published.squared_error is None else interval
-    outcome = comparison.comparison
+    result = comparison.comparison
     return [
         comparison.algorithm,
         comparison.selection,
@@ -470,7 +470,7 @@ def _comparison_row(comparison: PublishedComparison, note_number: int | None) ->
         accuracy_text(published.cell),
         f"{comparison.difference:+.1f}",
         interval,
-        f"{outcome} [{note_number}]" if note_number else outcome,
+        f"{result} [{note_number}]" if note_number else result,
         published.method,
         published.selection,
     ]
@@ -480,7 +480,7 @@ def build_overview(methods: Sequence[str] = ()) -> Table:
     """Build the table of published accuracies: a row per method, a column per dataset."""
     accuracies = read_accuracies(methods)
     columns = [Column(name, name, "%") for name in dict.fromkeys(a.dataset for a in accuracies)]
-    facts = {
+    details = {
         entry.method: {
             "Selected on": entry.selection,
             "Error": entry.error_kind,
@@ -494,8 +494,8 @@ def build_overview(methods: Sequence[str] = ()) -> Table:
         accuracies=columns,
         printed=columns,
         notes=list_sources(accuracies),
-        facts=facts,
-        printed_facts=("Selected on", "Error", "Read in"),
+        details=details,
+        printed_details=("Selected on", "Error", "Read in"),
     )
 
 

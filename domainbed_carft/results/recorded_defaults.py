@@ -17,9 +17,8 @@ from domainbed_carft.jobs.setting import DEFAULT, HPARAM, NOT_RECORDED, format_h
 
 DRAWN = "drawn"  # the value of an hparam with different defaults, in runs that drew it
 
-# Facts of a job that replace the hparam of the same name
-_FACTS_OF_HPARAMS = {"amp"}
-_FACTS = {*NAMES} - _FACTS_OF_HPARAMS
+# Facts that have no default. For amp, the fact is the value of the hparam.
+_FACTS = {*NAMES} - {"amp"}
 _ABSENT = object()
 
 

@@ -117,7 +117,7 @@ def build(
 ) -> list[Table]:
     """Build the group's tables of suites, for each suite and training dataset one of accuracies.
 
-    The facts of a row are the suite, the dataset, the algorithm, the alpha of WiSE-FT, the metric,
+    The details of a row are the suite, the dataset, the algorithm, the alpha of WiSE-FT, the metric,
     and the ``backbone``, the name of the CLIP model.
 
     Args:
@@ -224,7 +224,7 @@ def _build_table(
         }
         for row in rows
     }
-    facts = {
+    details = {
         row.label: {
             "suite": suite_name,
             "dataset": dataset,
@@ -251,7 +251,7 @@ def _build_table(
         setting=setting,
         error=error,
         notes=[_NOTE_ON_ALPHA] if any(row.alpha is not None for row in rows) else [],
-        facts=facts,
+        details=details,
     )
 
 
@@ -402,9 +402,13 @@ def build_published(tables: Sequence[Table]) -> list[Table]:
 
         rows = {}
         for table in tables:
-            for row, facts in table.facts.items():
-                if table.suite == name and facts["metric"] == _ACCURACY and facts["alpha"] is None:
-                    label = f"{row}, {facts['backbone']}, yours"
+            for row, details in table.details.items():
+                if (
+                    table.suite == name
+                    and details["metric"] == _ACCURACY
+                    and details["alpha"] is None
+                ):
+                    label = f"{row}, {details['backbone']}, yours"
                     rows["; ".join(filter(None, [label, table.setting]))] = table.rows[row]
         table = Table(
             name=f"Suite {name}, with published numbers",
@@ -440,9 +444,9 @@ def curve_points(table: Table) -> list[tuple[str, float | None, float, float]]:
         return []
 
     points = []
-    for row, facts in table.facts.items():
+    for row, details in table.details.items():
         x = table.rows[row][in_distribution].mean
         y = table.rows[row][mean_of_shifts].mean
         if x is not None and y is not None:
-            points.append((facts["algorithm"], facts["alpha"], x, y))
+            points.append((details["algorithm"], details["alpha"], x, y))
     return points

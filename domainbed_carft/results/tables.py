@@ -62,8 +62,8 @@ class Table:
         error: kind of the errors.
         notes: remarks below the table.
         row_runs: row -> the runs from which its cells were computed; only of datasets.
-        facts: row -> further values, by title or key; only of suites and published accuracies.
-        printed_facts: the facts that are printed before the cells.
+        details: row -> further values, by title or key; only of suites and published accuracies.
+        printed_details: the details that are printed before the cells.
     """
 
     name: str
@@ -77,8 +77,8 @@ class Table:
     error: ErrorKind = DOMAINBED
     notes: Sequence[str] = ()
     row_runs: Mapping[str, RowRuns] = field(default_factory=dict)
-    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    printed_facts: Sequence[str] = ()
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    printed_details: Sequence[str] = ()
 
     @property
     def title(self) -> str:
@@ -201,7 +201,7 @@ class Table:
         note_numbers: dict[tuple[str, ...], int] = {}
         rows = []
         for row, cells in self.rows.items():
-            texts = [row, *(str(self.facts[row][name]) for name in self.printed_facts)]
+            texts = [row, *(str(self.details[row][name]) for name in self.printed_details)]
             for column in self.printed:
                 cell = cells[column]
                 if is_short or means_only:
@@ -220,7 +220,7 @@ class Table:
 
         notes = [f"[{number}] {'. '.join(missing)}." for missing, number in note_numbers.items()]
         notes += [*self.notes, *([_NOTE_ON_ONE_TRIAL] if is_short else [])]
-        header = ["Algorithm", *self.printed_facts, *(column.title for column in self.printed)]
+        header = ["Algorithm", *self.printed_details, *(column.title for column in self.printed)]
         return Grid(self.title, header, rows, notes)
 
     def choices_grid(self) -> Grid | None:
@@ -272,8 +272,8 @@ class Table:
                 for selected in self.get_choices(row, column)
             ]
             entry: dict[str, Any] = {"algorithm": row}
-            if row in self.facts:
-                entry["facts"] = dict(self.facts[row])
+            if row in self.details:
+                entry["details"] = dict(self.details[row])
             entry["cells"] = [{**column.key, **cell._asdict()} for column, cell in cells.items()]
             if chosen:
                 entry["chosen"] = chosen

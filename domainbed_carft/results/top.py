@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.facts import NAMES
+from domainbed_carft.jobs.facts import NAMES, is_fact
 from domainbed_carft.jobs.job import parse_overrides
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import selection
@@ -18,18 +18,6 @@ from domainbed_carft.results.cells import PERCENT, format_accuracy
 from domainbed_carft.results.collection import Collection, Sweeps, as_collection
 from domainbed_carft.results.selection import SelectedRun
 
-# Values that a run adds to its record. Passed to another run, they would reject any other dataset.
-RECORDED_FACTS = (
-    "prompts_digest",
-    "clip_digest",
-    "clip_revision",
-    "preprocessing",
-    "data_edition",
-    "method_digest",
-    "method_file",
-    "method_declarations",
-    "changed_hparams",
-)
 _MAX_VALUE_LENGTH = 40  # characters of a hyperparameter's value, such as a list of contexts
 
 
@@ -140,7 +128,7 @@ def list_chosen_runs(
 ) -> Iterator[ChosenRun]:
     """Yield the chosen run of each group, rule, dataset, algorithm, target and trial.
 
-    ``select`` are those of the collection by default. ``only`` is as in `top`.
+    ``rules`` are those of the collection by default. ``only`` is as in `top`.
     """
     drawn = drawn_hparams(collection.runs)
     for group, rule in itertools.product(collection.groups, rules or collection.rules):
@@ -223,9 +211,11 @@ def _entry(
     if outcome.hparams_seed != 0:
         drawn_names = drawn[selected.dataset, run.job.args["algorithm"]]
 
-    added_facts = {*RECORDED_FACTS} - hparams_set.keys()
+    # The facts of a job would reject any other dataset.
     repeated_hparams = {
-        name: value for name, value in run.recorded.items() if name not in added_facts
+        name: value
+        for name, value in run.recorded.items()
+        if name in hparams_set or not is_fact(name)
     }
     return ChosenRun(
         setting=setting,
@@ -246,7 +236,7 @@ def _entry(
         hparams_chosen={
             name: run.recorded[name]
             for name in dict.fromkeys([*hparams_set, *drawn_names])
-            if name in run.recorded and name not in RECORDED_FACTS
+            if name in run.recorded and not is_fact(name)
         },
         values=dict(outcome.values),
         members=outcome.members,

@@ -49,17 +49,17 @@ def predict_files(
     """
     for batch in run.predict_batches(paths, batch_size, workers):
         predictions = batch.predictions
-        rows = zip(
+        probabilities = zip(
             predictions.class_probabilities.tolist(), predictions.context_probabilities.tolist()
         )
         predicted = []
         for path, error in zip(batch.images, batch.errors):
-            class_row, context_row = ([], []) if error else next(rows)
+            of_classes, of_contexts = ([], []) if error else next(probabilities)
             predicted.append(
                 ImagePrediction(
                     path=path,
-                    classes=dict(zip(predictions.classes, class_row)),
-                    contexts=dict(zip(predictions.contexts, context_row)),
+                    classes=dict(zip(predictions.classes, of_classes)),
+                    contexts=dict(zip(predictions.contexts, of_contexts)),
                     error=error,
                 )
             )

@@ -178,7 +178,7 @@ class Run:
             batch_size: images per batch.
 
         Returns:
-            Features (N, D) in float32 on the CPU, a row for each image.
+            Features (N, D) in float32 on the CPU, in the order of the images.
 
         Raises:
             CarftError: if an image cannot be read or is not finite, or there are no images.

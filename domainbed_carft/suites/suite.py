@@ -69,10 +69,10 @@ class Suite:
     def names_by_mean(self) -> dict[str, list[str]]:
         """Names of the sets that each of the `means` covers, by record key."""
         shifted = self._shifted_names
-        remaining = []
+        names_by_key = {"mean": shifted}
         if self.excluded:
             remaining = [name for name in shifted if name != self.excluded]
-        names_by_key = {"mean": shifted, "mean_without_objectnet": remaining}
+            names_by_key["mean_without_objectnet"] = remaining
         for group in self.groups:
             names_by_key[_mean_key(group)] = [s.name for s in self.sets if s.group == group]
         return names_by_key
