@@ -20,8 +20,8 @@ def load(folder, step=0, suite="pets", alpha=None):
     return metrics.load_metrics(folder, EvaluationKey(step, suite, alpha))
 
 
-def save(job, args, step, suite, accuracies, *, alpha=None, per_class=None, **facts):
-    """Save metrics with only the ``accuracies`` of sets, and the mean over the classes if given.
+def save(job, args, step, suite, accuracies, *, alpha=None, per_class=None, nll=None, **facts):
+    """Save metrics with the ``accuracies`` of sets, and mean over the classes and NLL if given.
 
     A set with an accuracy below 0.1 is incomplete, like every set without calibration and flips.
     """
@@ -35,7 +35,7 @@ def save(job, args, step, suite, accuracies, *, alpha=None, per_class=None, **fa
             accuracy=accuracies[image_set.name],
             mean_per_class=per_class,
             worst_class=None,
-            calibration=Calibration(ece=0.1, nll=None, brier=None, reliability=None),
+            calibration=Calibration(ece=0.1, nll=nll, brier=None, reliability=None),
             class_images=None,
             class_correct=None,
             image_set=image_set,

@@ -163,7 +163,7 @@ def test_dataset_class_of_its_page_trains_with_given_names(installations, tmp_pa
     words += ["--test_envs", "1", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "j")]
     words += ["--hparams", json.dumps({**hparams, "warmup_steps": 0})]
     printed = run(installations["wheel"].run, root, *words)
-    assert "Data: not checked" in printed and "images are resized from 224 to 48" in printed
+    assert "Data: not verified" in printed and "images are resized from 224 to 48" in printed
 
     record = json.loads((tmp_path / "j" / "results.jsonl").read_text().splitlines()[-1])
     facts = record["hparams"]["facts"]

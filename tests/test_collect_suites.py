@@ -21,8 +21,17 @@ STEP = 200  # the last step of `write_job`
 CURVE = (None, 0.0, 0.5, 1.0, "zero-shot")  # alphas of CARFT, and CLIPZeroShot
 
 
-def write_run(folder, algorithm, trial, evaluations, suite="imagenet"):
-    """Write a job without targets and its ``evaluations``: (accuracies of sets, alpha).
+def write_run(
+    folder,
+    algorithm,
+    trial,
+    evaluations,
+    suite="imagenet",
+    test_envs=(),
+    environments=("train",),
+    nll=None,
+):
+    """Write a job and its ``evaluations``: (accuracies of sets, alpha).
 
     A set with an accuracy below 0.1 is incomplete.
     """
@@ -32,26 +41,27 @@ def write_run(folder, algorithm, trial, evaluations, suite="imagenet"):
         dataset={"imagenet": "ImageNet"}.get(suite, suite),
         algorithm=algorithm,
         trial_seed=trial,
-        test_envs=[],
-        environments=["train"],
+        test_envs=[*test_envs],
+        environments=[*environments],
         recorded={"clip_backbone": "ViT-B/16"},
     )
     args = json.loads((job / RECORDS).read_text().splitlines()[0])["args"]
     for accuracies, alpha in evaluations:
         per_class = 0.25 + trial / 2 if suite == "OxfordIIITPet" else None
-        suite_evaluations.save(job, args, STEP, suite, accuracies, alpha=alpha, per_class=per_class)
+        figures = {"alpha": alpha, "per_class": per_class, "nll": nll}
+        suite_evaluations.save(job, args, STEP, suite, accuracies, **figures)
     return job
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """CARFT with a WiSE-FT curve, and CLIPZeroShot, whose second trial has an incomplete set."""
+    """CARFT with a WiSE-FT curve, and CLIPZeroShot, whose first trial has an incomplete set."""
     folder = tmp_path_factory.mktemp("sweep")
     draw = np.random.RandomState(0)
     accuracies = {}
     for trial, alpha in itertools.product(range(2), CURVE):
         accuracies[alpha, trial] = dict(zip(SETS, draw.uniform(0.2, 1, 6).tolist()))
-    accuracies["zero-shot", 1]["ObjectNet"] = 0.05
+    accuracies["zero-shot", 0]["ObjectNet"] = 0.05
     for trial in range(2):
         *curve, zero_shot = ((accuracies[a, trial], a) for a in CURVE)
         write_run(folder, "CARFT", trial, curve)
@@ -66,7 +76,7 @@ def format_cell(values):
 
 def test_suite_rows_are_means_over_trials_next_to_published_figures(sweep):
     folder, accuracies = sweep
-    results = collect(folder, compare_published=True)
+    results = collect(folder, columns=["average", "ece"], compare_published=True)
     grids = {grid.title: grid for grid in results.grids}
     grid = grids["Suite imagenet, trained on ImageNet"]
     means = ["Mean of the shifts", "Mean without ObjectNet"]
@@ -82,7 +92,7 @@ def test_suite_rows_are_means_over_trials_next_to_published_figures(sweep):
         expected.append(format_cell([np.mean(trial[1:5]) for trial in trials]))
         assert rows[label] == expected
 
-    # The second trial has no mean of the shifts, because one of its sets is incomplete.
+    # The first trial has no mean of the shifts, because one of its sets is incomplete.
     zero_shot = [100 * accuracies["zero-shot", trial]["ObjectNet"] for trial in (0, 1)]
     assert rows["CLIPZeroShot"][5] == f"{format_cell(zero_shot)}*"
     assert rows["CLIPZeroShot"][6].endswith(" (1) [1]") and rows["CLIPZeroShot"][7].endswith(" (2)")
@@ -90,7 +100,10 @@ def test_suite_rows_are_means_over_trials_next_to_published_figures(sweep):
     assert note == "[1] incomplete: ObjectNet."
 
     published = grids["Suite imagenet, with published numbers"]
-    assert published.rows[0] == ["CARFT, ViT-B/16, yours", *rows["CARFT"]]
+    own_rows = [row for row in published.rows if row[0].endswith("yours")]
+    assert own_rows == [
+        [f"{name}, ViT-B/16, yours", *rows[name]] for name in ("CARFT", "CLIPZeroShot")
+    ]
     published_rows = {row[0]: row[1:] for row in published.rows}
     values = [82.72, 72.76, 71.32, 48.49, 49.87, 54.83]  # FLYP by TRACER's table 1
     values += [np.mean(values[1:]), np.mean(values[1:5])]
@@ -111,7 +124,7 @@ def test_curve_of_wise_ft_has_the_run_and_its_alphas(tmp_path):
     alphas = {None: 0.6, 0.0: 0.4, 0.5: 0.5}
     evaluations = []
     for alpha, accuracy in alphas.items():
-        shifted = dict.fromkeys(SETS[1:], accuracy)
+        shifted = dict.fromkeys(SETS[1:], accuracy - 0.01) | {"ObjectNet": accuracy + 0.04}
         evaluations.append(({"ImageNet": accuracy + 0.1, **shifted}, alpha))
     write_run(tmp_path, "CARFT", 0, evaluations)
     (group,) = collection.gather([tmp_path]).groups
@@ -152,10 +165,35 @@ def test_test_set_that_no_run_has_is_no_gap(tmp_path):
     assert table.rows["CARFT"][table.printed[0]] == Cell()
 
 
+def test_mean_over_a_test_set_that_no_run_has_is_no_gap(tmp_path):
+    write_run(tmp_path, "CARFT", 0, [(dict.fromkeys([SETS[0], *SETS[2:]], 0.5), None)])
+    (table,) = collect(tmp_path).suite_tables
+    cells = {column.name: cell for column, cell in table.rows["CARFT"].items()}
+    assert cells["mean"] == cells["mean_without_objectnet"] == cells[SETS[1]] == Cell()
+    assert cells[SETS[2]].mean == 50 and not cells["mean"].lacks_results
+
+
+@pytest.mark.parametrize(("targets", "skipped"), [([], []), ([0], SETS[2:4])])
+def test_run_with_a_target_is_not_scored_on_its_training_environments(tmp_path, targets, skipped):
+    accuracies = dict(zip(SETS, (0.9, 0.8, 0.6, 0.5, 0.3, 0.2)))
+    environments = SETS[1:4]
+    for trial in range(2):
+        evaluations = [(accuracies, None)]
+        more = {"test_envs": targets, "environments": environments}
+        write_run(tmp_path, "CARFT", trial, evaluations, "imagenet", **more)
+    (table,) = collect(tmp_path).suite_tables
+    cells = {column.name: cell for column, cell in table.rows["CARFT"].items()}
+    shifted = [name for name in SETS[1:] if name not in skipped]
+    for name, value in accuracies.items():
+        assert cells[name] == Cell() if name in skipped else cells[name].mean == 100 * value, name
+    assert cells["mean"].mean == pytest.approx(np.mean([100 * accuracies[n] for n in shifted]))
+
+
 def test_metrics_have_their_own_unit_and_the_requested_error(tmp_path):
     """What an evaluation does not have is a gap with its reason."""
     for trial in range(2):
         write_run(tmp_path, "CARFT", trial, [(dict.fromkeys(SETS, 0.5 + trial / 10), None)])
+        write_run(tmp_path, "ERM", trial, [(dict.fromkeys(SETS, 0.5), None)], nll=1.5)
     results = collect(tmp_path, columns=["average", "ece", "nll", "ece-scaled"], error="std")
     accuracy, ece, nll, scaled = results.suite_tables
     assert [table.name.split(", ")[-1] for table in (ece, nll, scaled)] == ["ECE", "NLL", "ECE/T"]
@@ -163,6 +201,7 @@ def test_metrics_have_their_own_unit_and_the_requested_error(tmp_path):
     assert cells[0][-1].standard_error == pytest.approx(100 * np.std([0.5, 0.6], ddof=1))
     assert (cells[1][0].mean, cells[1][-1].mean) == pytest.approx((10, 10))
     assert [column.unit for column in nll.printed] == ["nats"] * len(nll.printed)
+    assert [cell.mean for cell in nll.rows["ERM"].values()] == [1.5] * len(nll.printed)
     assert cells[2][0].mean is None and cells[2][0].missing == ("not recorded: trial 0, trial 1",)
     assert "no temperature" in cells[3][0].missing[0]
     assert all(cell.lacks_results for cell in (*cells[2], *cells[3]))

@@ -6,16 +6,22 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import runs_jobs
 import suite_evaluations
 import torch
+from clip.clip import _transform as openai_transform
 from PIL import Image, ImageOps
 from runs_jobs import CLASSES
+from torch.nn.functional import cross_entropy, normalize
 
 from domainbed_carft import cli
+from domainbed_carft.clips import backbone
 from domainbed_carft.data import image_files
+from domainbed_carft.files.weights import sha256
 from domainbed_carft.jobs.job_folder import RECORDS
+from domainbed_carft.method import prompts
 from domainbed_carft.results import metrics
 from domainbed_carft.runs import saved, zero_shot
 from domainbed_carft.runs.predictions import LoadingOptions
@@ -116,11 +122,13 @@ def test_scores_equal_a_direct_computation_and_are_saved(suite, job, data, capsy
     by_set = {part.image_set.name: part for part in measured.image_sets}
     assert by_set["photo"].calibration.nll == document["sets"]["photo"]["calibration"]["nll"]
     assert [by_set["One"].image_set.classes, by_set["photo"].image_set.classes] == [["cat"], []]
+    assert [name for name, part in by_set.items() if part.image_set.is_target] == [*SHIFTED]
     assert (measured.facts.suite, measured.facts.temperature) == ("pets", None)
 
 
 def test_missing_or_incomplete_test_sets_leave_no_mean(suite, job, data, capsys):
     (data / "art/cat/3.png").unlink()
+    assert {*evaluate(capsys, job, "--data_dir", data)["means"].values()} == {None}
     shutil.rmtree(data / "sketch")
     document = evaluate(capsys, job, "--data_dir", data)
     assert document["problems"]["Turned"] == ["19 images, expected 20"]
@@ -212,7 +220,8 @@ def test_sweep_is_measured_once_and_not_on_its_training_environments(suite, out,
     assert [*evaluations] == [folder.name for folder in out.iterdir()]
     for content in evaluations.values():
         splits = json.loads(content)["facts"]["image_sets"]
-        assert [split["name"] for split in splits] == ["Turned", "One", "Cut"]
+        numbers = {split["name"]: split["number"] for split in splits}
+        assert numbers == {"Turned": 1, "One": 2, "Cut": 3}
     assert "0 runs measured" in carft(capsys, *words).err
     assert read_evaluations(out) == evaluations
 
@@ -284,11 +293,15 @@ def test_zero_shot_predictions_of_a_sweep_are_made_once_for_each_test_set(
         test, plan=dataclasses.replace(test.plan, interpolation="bicubic")
     )
     assert resized.plan != test.plan
-    for tested in (test, resized):
+    cut = dataclasses.replace(suite.sets[1], border=3)
+    cropped = dataclasses.replace(test, suite=dataclasses.replace(suite, sets=(cut,)))
+    for tested, needed in ((test, []), (resized, ["Turned"]), (cropped, ["Turned"])):
+        predicted.clear()
         digest = tested.hash_images("Turned")
+        assert digest == test.hash_images("Turned")
         image_set = tested.image_sets["Turned"]
         zero_shot.predict_test_set_zero_shot(run, image_set, digest, options, None)
-    assert predicted[len(SHIFTED) :] == ["Turned"]
+        assert predicted == needed
 
 
 def test_temperature_of_the_dataset_scales_the_predictions_on_a_suite(suite, out, data, capsys):
@@ -306,6 +319,101 @@ def test_temperature_of_the_dataset_scales_the_predictions_on_a_suite(suite, out
 
 def read_splits(out, algorithm):
     return json.loads(read_evaluations(out)[algorithm])["image_sets"]
+
+
+def test_predictions_on_a_suite_equal_the_probabilities_of_the_groups(suite, out, data, capsys):
+    runs_jobs.carft("evaluate", out, "--data_dir", data, "--select", "training-domain")
+    carft(capsys, "evaluate", out, "--data_dir", data, "--jobs", 1)
+    (path,) = (out / "CARFT").glob("evaluation_step*_pets.npz")
+    with np.load(path) as arrays:
+        predictions = arrays["predictions"]
+    facts = json.loads(read_evaluations(out)["CARFT"])["facts"]
+
+    run = saved.load_run(out / "CARFT", "best", device="cpu")
+    assert facts["weights"] == sha256(run.path)
+    original = saved.load_run(out / "CLIPZeroShot", "last", device="cpu").algorithm
+    scores, labels, alignments = [], [], []
+    for test_set in suite.sets[1:]:
+        for image_path, label in test_set.find(data).samples:
+            image = ImageOps.crop(image_files.open_image(image_path), test_set.border)
+            with torch.no_grad():
+                pixels = run.transform()(image)[None]
+                (logits,) = run.algorithm.predict(pixels).double()
+                (cosines,) = original.predict(pixels) / original.logit_scale
+            alignments.append(float(max(cosines[place] for place in test_set.groups[label])))
+            scores.append(torch.stack([logits[list(group)].max() for group in test_set.groups]))
+            labels.append(label)
+    for prefix, temperature in (("", 1), (metrics.SCALED, facts["temperature"]["value"])):
+        shares = [(image_scores / temperature).softmax(dim=0).numpy() for image_scores in scores]
+        expected = {
+            "top": [share.max() for share in shares],
+            "log_true": [np.log(share[label]) for share, label in zip(shares, labels)],
+            "sum_of_squares": [(share**2).sum() for share in shares],
+        }
+        for name, values in expected.items():
+            measured = predictions[f"{prefix}{name}"]
+            np.testing.assert_allclose(measured, values, rtol=1e-5, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(predictions["alignment"], alignments, atol=1e-6)
+
+
+def test_wise_ft_on_a_suite_has_no_temperature(suite, out, data, capsys, tmp_path):
+    runs_jobs.carft("evaluate", out, "--data_dir", data, "--select", "training-domain")
+    mixed = ("--alphas", 0, 0.5, 1, "-o", tmp_path / "mix")
+    carft(capsys, "wise-ft", out / "CARFT", "--data_dir", data, *mixed)
+    rows = json.loads((tmp_path / "mix/wise_ft.json").read_text())
+    for key, row in zip(metrics.list_suite_evaluations(out / "CARFT"), rows, strict=True):
+        measured = metrics.load_metrics(out / "CARFT", key)
+        assert measured.facts.temperature is None
+        by_set = {part.image_set.name: part for part in measured.image_sets}
+        assert {name: part.accuracy for name, part in by_set.items()} == accuracies(row)
+        assert {part.scaled for part in by_set.values()} == {None}
+
+
+def test_temperature_of_other_weights_is_not_used_on_a_suite(suite, out, data, capsys):
+    runs_jobs.carft("evaluate", out, "--data_dir", data, "--select", "training-domain")
+    (path,) = (out / "CARFT").glob("evaluation_step*.json")
+    content = json.loads(path.read_text())
+    content["facts"]["weights"] = "0" * 64
+    path.write_text(json.dumps(content))
+    carft(capsys, "evaluate", out, "--data_dir", data, "--jobs", 1)
+    temperatures = {
+        name: json.loads(text)["facts"]["temperature"]
+        for name, text in read_evaluations(out).items()
+    }
+    assert temperatures["CARFT"] is None and temperatures["CLIPLinearProbe"] is not None
+
+
+def test_clip_model_has_the_likelihoods_of_openais_preprocessing(suite, data, capsys):
+    pixels = np.random.default_rng(0)
+    for path in data.glob("photo/*/*.png"):  # neither square nor of the model's size
+        Image.fromarray(pixels.integers(0, 256, (60, 90, 3), np.uint8)).save(path)
+    words = ("--clip", "tiny", "--data_dir", data, "--json", "--workers", 0)
+    measured = json.loads(carft(capsys, "evaluate", *words).out)["sets"]["photo"]
+
+    clip = backbone.load("tiny")
+    contexts = prompts.parse_contexts(suite.contexts, 1)
+    texts = [[context.format(name) for name in CLASSES] for context in contexts]
+    weights = normalize(normalize(backbone.encode_prompts(clip, texts), dim=-1).mean(0), dim=-1)
+    transform = openai_transform(clip.preprocessing.resolution)
+    samples = suite.sets[0].find(data).samples
+    images = torch.stack([transform(image_files.open_image(path)) for path, _ in samples])
+    with torch.no_grad():
+        features = normalize(clip.model.visual(images), dim=-1)
+        logits = clip.model.logit_scale.exp() * features @ weights.T
+    expected = cross_entropy(logits, torch.tensor([label for _, label in samples]))
+    assert measured["calibration"]["nll"] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_alphas_of_weights_made_by_wise_ft_are_those_of_the_run(suite, job, data, capsys, tmp_path):
+    mixed = ("--alphas", 0.5, "--save", "all", "-o", tmp_path / "half")
+    carft(capsys, "wise-ft", job, "--data_dir", data, *mixed)
+    half = shutil.copy(tmp_path / "half/model_alpha_0.50.pkl", job)
+    for path in job.glob("evaluation_*"):
+        path.unlink()
+    carft(capsys, "wise-ft", half, "--data_dir", data, "--alphas", 0.5, 1, "-o", tmp_path / "mix")
+    rows = json.loads((tmp_path / "mix/wise_ft.json").read_text())
+    assert [row["wise_ft_alpha"] for row in rows] == [0.25, 0.5]
+    assert [key.alpha for key in metrics.list_suite_evaluations(job)] == [0.25, 0.5]
 
 
 def test_wise_ft_and_soup_have_the_scores_of_their_weights(suite, job, data, capsys, tmp_path):

@@ -30,7 +30,7 @@ def set_up(
 
     Args:
         dataset: the dataset, with its environments in ``datasets``.
-        report: the report of the data check; None if the data was not checked.
+        report: the report of the verification; None if the data was not verified.
         plan: the plan of training images; None keeps the transforms.
         protocol: the preset of the transforms.
         test_envs: numbers of the test environments; None if unknown.
