@@ -117,8 +117,8 @@ def build(
 ) -> list[Table]:
     """Build the group's tables of suites, for each suite and training dataset one of accuracies.
 
-    The details of a row are the suite, the dataset, the algorithm, the alpha of WiSE-FT, the metric,
-    and the ``backbone``, the name of the CLIP model.
+    The details of a row are the suite, the dataset, the algorithm, the alpha of WiSE-FT, the
+    metric, and the ``backbone``, the name of the CLIP model.
 
     Args:
         group: the runs.
@@ -403,11 +403,8 @@ def build_published(tables: Sequence[Table]) -> list[Table]:
         rows = {}
         for table in tables:
             for row, details in table.details.items():
-                if (
-                    table.suite == name
-                    and details["metric"] == _ACCURACY
-                    and details["alpha"] is None
-                ):
+                is_of_runs = details["metric"] == _ACCURACY and details["alpha"] is None
+                if table.suite == name and is_of_runs:
                     label = f"{row}, {details['backbone']}, yours"
                     rows["; ".join(filter(None, [label, table.setting]))] = table.rows[row]
         table = Table(
