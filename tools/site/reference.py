@@ -48,7 +48,7 @@ _SHARED_GROUPS = {
     "The head": "head_init",
     "Optimizer and schedule": "lr",
     "Precision, memory and measurements": "amp",
-    "Weights that predict": "average",
+    "Weights used for prediction": "average",
     "LoRA": "lora_rank",
     "Penalties": "sp_weight",
 }
