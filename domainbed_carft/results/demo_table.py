@@ -126,5 +126,5 @@ def _describe_recorded_difference(recorded: Accuracies) -> str:
         f"{by_pair.interval_text(digits=1)} over {quantity(by_pair.n, 'pair')} of style and trial. "
         "The last two are optimistic, because all trials share their test images. The recorded "
         "sweep compares CARFT with six methods, and none of these intervals is corrected for that: "
-        "docs/peers.md has the corrected p-values"
+        "the page Methods compared of the documentation has the corrected p-values"
     )

@@ -71,7 +71,10 @@ def on_page_markdown(markdown: str, page: Any, **arguments: Any) -> str:
 _INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
 _BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.DOTALL)
 _TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
-_DRAWING = re.compile(r'<p>((?:<picture>|<img)(?:(?!</p>).)*?\.svg"(?:(?!</p>).)*)</p>', re.DOTALL)
+_DRAWING = re.compile(
+    r'<p>((?:<a [^>]*>)?(?:<picture>|<img)(?:(?!</p>).)*?\.(?:svg|png)"(?:(?!</p>).)*)</p>',
+    re.DOTALL,
+)
 
 
 def on_page_content(content: str, page: Any, **arguments: Any) -> str:
