@@ -57,7 +57,7 @@ def check(
 ) -> list[CheckResult]:
     """Check the properties that every method must have, on the small CLIP model with noise images.
 
-    The checks run in this process and take a few seconds. They need neither a GPU nor a network;
+    The checks run in this process and take less than a minute. They need neither a GPU nor a network;
     without a GPU, only the check called device is skipped.
 
     Args:
