@@ -57,8 +57,8 @@ def check(
 ) -> list[CheckResult]:
     """Check the properties that every method must have, on the small CLIP model with noise images.
 
-    The checks run in this process and take less than a minute. They need neither a GPU nor a network;
-    without a GPU, only the check called device is skipped.
+    The checks run in this process and take less than a minute. They need neither a GPU nor a
+    network; without a GPU, only the check called device is skipped.
 
     Args:
         method: name of an algorithm, path of the Python file of your own method, or its class.
