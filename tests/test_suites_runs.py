@@ -307,6 +307,25 @@ def test_zero_shot_predictions_of_a_sweep_are_made_once_for_each_test_set(
         assert predicted == needed
 
 
+def test_zero_shot_clip_predicts_groups_of_classes(suite, out, data, monkeypatch, tmp_path):
+    """The first class of the test set is the second one of the run, and the other way round."""
+    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
+    swapped = dataclasses.replace(suite.sets[0], groups=((1,), (0,)))
+    run = saved.load_run(out / "CLIPZeroShot", "last", device="cpu")
+    options = LoadingOptions(torch.device("cpu"), workers=0, data_dir=str(data))
+    test = make_suite_test("pets", run, options)
+    test = dataclasses.replace(test, suite=dataclasses.replace(suite, sets=(swapped,)))
+    image_set, digest = test.image_sets["photo"], test.hash_images("photo")
+    predictions = zero_shot.predict_test_set_zero_shot(run, image_set, digest, options, None)
+
+    for prediction, (path, label) in zip(predictions, swapped.find(data).samples, strict=True):
+        pixels = run.transform()(image_files.open_image(path))[None]
+        with torch.no_grad():
+            (cosines,) = run.algorithm.predict(pixels) / run.algorithm.logit_scale
+        assert prediction["zero_shot"] == 1 - int(cosines.argmax())
+        assert prediction["alignment"] == pytest.approx(float(cosines[1 - label]), abs=1e-6)
+
+
 def test_temperature_of_the_dataset_scales_the_predictions_on_a_suite(suite, out, data, capsys):
     words = ("evaluate", out, "--data_dir", data, "--jobs", 1)
     carft(capsys, *words)
