@@ -181,6 +181,24 @@ def test_unreadable_image_affects_only_its_test_set(suite, job, data, capsys, sp
     assert path.read_text() == earlier
 
 
+def test_results_are_printed_if_they_cannot_be_saved(suite, job, data, capsys, tmp_path):
+    """A folder stands in the place of the file of predictions."""
+    step = int(max(record["step"] for record in map(json.loads, (job / RECORDS).open())))
+    for name in (f"evaluation_step{step}_pets.npz", f"evaluation_step{step}_pets_alpha1.0.npz"):
+        (job / name).mkdir()
+    words = ("evaluate", job, "--data_dir", data, "--json", "--workers", 0)
+    printed = carft(capsys, *words, status=1)
+    document = json.loads(printed.out)
+    assert [*document["sets"]] == [*GROUPS] and document["unsaved"] in printed.err
+    assert "the results were not saved next to the records: " in printed.err
+
+    mixed = ("--alphas", 1, "--save", "all", "-o", tmp_path / "mix")
+    printed = carft(capsys, "wise-ft", job, "--data_dir", data, *mixed, status=1)
+    assert "pets_alpha1.0.npz" in printed.err
+    (row,) = json.loads((tmp_path / "mix/wise_ft.json").read_text())
+    assert row["sets"] == document["sets"] and (tmp_path / "mix/model_alpha_1.00.pkl").is_file()
+
+
 def test_all_commands_exit_with_3_if_test_sets_are_unreadable(suite, job, data, capsys, tmp_path):
     """First an image of the test environment, which no soup is chosen by, then one of every set."""
     (data / "art/cat/3.png").write_bytes(b"no image")
@@ -238,6 +256,18 @@ def test_sweep_is_measured_once_and_not_on_its_training_environments(suite, out,
     for folder in out.iterdir():
         saved.choose_weights(folder, None).write_bytes(b"no weights")
     assert "CLIPLinearProbe" in carft(capsys, *words, status=1).out
+
+
+def test_run_of_a_sweep_whose_evaluation_cannot_be_saved_is_a_problem(suite, out, data, capsys):
+    words = ("evaluate", out, "--data_dir", data, "--jobs", 1)
+    carft(capsys, *words)
+    (path,) = (out / "CARFT").glob("evaluation_step*_pets.npz")
+    path.unlink()
+    path.with_suffix(".json").unlink()
+    path.mkdir()
+    printed = carft(capsys, *words, status=3)
+    assert f"evaluate: {out / 'CARFT'}: " in printed.err and path.name in printed.err
+    assert "0 runs measured" in printed.err and "CARFT" not in read_evaluations(out)
 
 
 def test_sweep_is_measured_again_after_missing_images_were_added(suite, out, data, capsys):

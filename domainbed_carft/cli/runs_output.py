@@ -92,7 +92,17 @@ def evaluate_run_command(arguments: argparse.Namespace) -> int:
 
     lines = [*_choice_lines(arguments, run), *scores_lines(scores)]
     _print_result(arguments, _as_json(scores), lines)
-    return SOME_SKIPPED if scores.has_unread_sets else 0
+    return _get_status([scores])
+
+
+def _get_status(scores: Sequence[Scores]) -> int:
+    """Print why evaluations could not be saved, if so, and return the exit status."""
+    reasons = dict.fromkeys(part.reason_unsaved for part in scores if part.reason_unsaved)
+    for reason in reasons:
+        log(f"the results were not saved next to the records: {reason}")
+    if reasons:
+        return 1
+    return SOME_SKIPPED if any(part.has_unread_sets for part in scores) else 0
 
 
 def evaluate_clip_command(arguments: argparse.Namespace) -> int:
@@ -227,7 +237,7 @@ def wise_ft_command(arguments: argparse.Namespace) -> int:
     else:
         hint = "to save weights, add --save all or some of --alphas"
         print_lines(f"Results: {arguments.output}; {hint}")
-    return SOME_SKIPPED if any(part.has_unread_sets for part in scores.values()) else 0
+    return _get_status(list(scores.values()))
 
 
 def _parse_saved_alphas(words: Sequence[str], alphas: Sequence[float]) -> list[float]:

@@ -330,7 +330,9 @@ class EvaluationKey(NamedTuple):
         return "_".join(filter(None, [f"evaluation_step{self.step}", self.suite, alpha]))
 
 
-_SUITE_FILE = re.compile(r"evaluation_step(\d+)_(.+?)(?:_alpha([\d.e+-]+))?\.json")
+_SUITE_FILE = re.compile(
+    r"evaluation_step(\d+)_(.+?)(?:_alpha(\d+(?:\.\d+)?(?:e[+-]?\d+)?))?\.json"
+)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class Scores:
             all of its sets are complete.
         problems: sentences by name of the test set.
         unread: names of the test sets that could not be read.
+        unsaved: the reason why the evaluation could not be saved next to the run's records; empty
+            if it was saved, or was not meant to be.
         test_set: scores on the dataset's official test set; only for the tasks of CLIP's paper.
     """
 
@@ -71,6 +73,7 @@ class Scores:
     means: dict[str, float | None] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
+    unsaved: str = ""
     test_set: Scores | None = None
 
     @property
@@ -87,6 +90,11 @@ class Scores:
     def has_unread_sets(self) -> bool:
         """True if a test set was found but could not be read."""
         return bool(self.unread or (self.test_set and self.test_set.has_unread_sets))
+
+    @property
+    def reason_unsaved(self) -> str:
+        """The reason why this evaluation, or the one on the official test set, was not saved."""
+        return self.unsaved or (self.test_set.unsaved if self.test_set else "")
 
 
 def describe_run(run: Run, data_dir: str | None = None) -> Scores:

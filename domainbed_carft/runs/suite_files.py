@@ -74,7 +74,8 @@ def measure_and_record(
 ) -> list[Scores]:
     """Measure variants of a run's weights on a suite, and save them if the run has a job's folder.
 
-    Nothing is saved if a test set cannot be read, since an earlier evaluation can be complete.
+    Nothing is saved if a test set cannot be read, since an earlier evaluation can be complete. If
+    the files cannot be written, the scores have the reason.
 
     Args:
         test: the test sets.
@@ -95,10 +96,14 @@ def measure_and_record(
         _add_temperature(predict, facts.temperature),
         variants=2 if facts.temperature else len(descriptions),
     )
+    unsaved = ""
     if not predictions.unread:
-        _save(test, run, facts, predictions, descriptions, original)
+        try:
+            _save(test, run, facts, predictions, descriptions, original)
+        except CarftError as error:  # the scores are still worth reporting
+            unsaved = str(error)
     return [
-        test.score(predictions, variant, description)
+        dataclasses.replace(test.score(predictions, variant, description), unsaved=unsaved)
         for variant, description in enumerate(descriptions)
     ]
 
@@ -246,15 +251,17 @@ def measure_recorded_run_on_suite(
             (scores,) = measure_and_record(
                 test, run, predict, [describe_run(run)], options.original
             )
-            _require_read(scores)
+            _require_saved(scores)
             return True
 
     metrics.save_metrics(folder, metrics.measure_run(*earlier))
     return False
 
 
-def _require_read(scores: Scores) -> None:
-    """Raise CarftError if a test set could not be read, so that nothing was saved."""
+def _require_saved(scores: Scores) -> None:
+    """Raise CarftError if a test set could not be read, or the files could not be written."""
     if scores.unread:
         reasons = [f"{name}: {'; '.join(scores.problems[name])}" for name in scores.unread]
         raise CarftError(f"{scores.suite} cannot be read: {'; '.join(reasons)}")
+    if scores.unsaved:
+        raise CarftError(scores.unsaved)
