@@ -122,11 +122,10 @@ _KINDS = {
     ),
     "suite": _Kind(
         title="In distribution against shifted test sets",
-        caption="Each mark is the mean over trials, with the last weights of a run if its best "
-        "weights were tested as well. Dashed: zero-shot CLIP, if it was tested. Dotted: the "
-        "straight line from zero-shot CLIP to the run. Solid with points: the weights that "
-        "WiSE-FT interpolates between the two. If two weights have equal accuracy in "
-        "distribution, the higher ones are more robust.",
+        caption="Each mark is the mean over trials of the runs that validation chose. Dashed: "
+        "zero-shot CLIP, if it was tested. Dotted: the straight line from zero-shot CLIP to the "
+        "run. Solid with points: the weights that WiSE-FT interpolates between the two. If two "
+        "weights have equal accuracy in distribution, the higher ones are more robust.",
     ),
     "evaluation": _Kind(
         title="Calibration and flips",
